@@ -1,0 +1,3 @@
+"""SliceFine for PyTorch Lightning."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,74 @@
+"""Which part of a network is its output head.
+
+Reads the conventions of transformers, timm, torchvision and pytorchvideo without importing any of them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Head:
+    """An output head.
+
+    Attributes:
+        name: Of the module, within the network that was searched.
+        module: The head itself.
+        pretrained: Whether it came with the backbone, as a language model's head does, rather than being new.
+    """
+
+    name: str
+    module: nn.Module
+    pretrained: bool
+
+
+def find_heads(net: nn.Module) -> list[Head]:
+    """Find the output heads of every model of a known library inside ``net``.
+
+    Whether a classifier's head is new cannot be seen from outside; it counts as new, a language model's does not.
+    """
+    heads = {id(head): (head, pretrained) for model in net.modules() for head, pretrained in _heads_of(model)}
+    names = ((name, heads.get(id(module))) for name, module in net.named_modules())
+    return [Head(name, *found) for name, found in names if found is not None]
+
+
+def _heads_of(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
+    """The heads of one model, each with whether it is pretrained; nothing for a module that is no model of a known kind."""
+    origins = {(base.__module__.split(".")[0], base.__name__) for base in type(model).__mro__}
+    if ("transformers", "PreTrainedModel") in origins:
+        yield from _transformers_heads(model)
+    elif hasattr(model, "pretrained_cfg") and callable(getattr(model, "get_classifier", None)):  # timm
+        classifiers = model.get_classifier()
+        for head in classifiers if isinstance(classifiers, tuple) else (classifiers,):
+            if _has_parameters(head):
+                yield head, False
+    elif type(model).__module__.startswith("torchvision.models"):
+        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        if linears and _is_classifier(model):
+            yield linears[-1], False
+    elif type(model).__module__ == "pytorchvideo.models.head" and _has_parameters(getattr(model, "proj", None)):
+        yield model.get_submodule("proj"), False
+
+
+def _transformers_heads(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
+    base = getattr(model, "base_model", model)
+    children = dict(model.named_children())
+    if base is model:  # a bare backbone, or a vision tower whose class keeps its classifier beside it
+        candidates = [children[name] for name in ("classifier",) if name in children]
+    else:
+        candidates = [child for child in children.values() if child is not base]
+    language_model = model.get_output_embeddings() is not None  # type: ignore[operator]
+    for head in candidates:
+        if _has_parameters(head):
+            yield head, language_model
+
+
+def _is_classifier(model: nn.Module) -> bool:
+    """Whether a torchvision module is a whole model: its blocks come from the same files, but have no head by name."""
+    return any(hasattr(model, name) for name in ("fc", "classifier", "head", "heads"))
+
+
+def _has_parameters(module: object) -> bool:
+    return isinstance(module, nn.Module) and next(module.parameters(), None) is not None

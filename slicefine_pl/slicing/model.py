@@ -1,0 +1,254 @@
+"""Open slices in a network, move them, close them: all that a training loop needs.
+
+    handle = slice_model(net, rank=8)
+    optimizer = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), lr=3e-3)
+    for step, (x, y) in enumerate(batches, start=1):
+        optimizer.zero_grad()
+        loss(net(x), y).backward()
+        optimizer.step()
+        if step % 100 == 0:
+            for moved in handle.move():
+                optimizer.state.pop(moved.parameter, None)
+    handle.close()
+
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slicefine_pl.slicing.layer import close_slice
+from slicefine_pl.slicing.positions import Axis, Line, Order
+from slicefine_pl.slicing.targets import Patterns, Targets, find_targets
+from slicefine_pl.slicing.track import SliceSettings, SliceTrack, line_counts
+
+
+@dataclass(frozen=True)
+class LiveSlice:
+    """One slice that is being trained.
+
+    Attributes:
+        name: Of its module.
+        line: Whether the slice is made of columns or of rows.
+        indices: Which ones, shape ``(R,)``.
+        parameter: The trainable values, shape ``(R, L)``, one line of the weight below the other.
+    """
+
+    name: str
+    line: Line
+    indices: Tensor
+    parameter: nn.Parameter
+
+
+@dataclass(frozen=True)
+class SliceCounts:
+    """How many numbers are, and were, trained.
+
+    Attributes:
+        live: In the slices that are open now.
+        whole: In the parameters that are trained whole, such as a new head.
+        visited: Entries of the sliced weights that have been live at least once.
+        target: Entries of all sliced weights.
+        total: Entries of all parameters of the network.
+    """
+
+    live: int
+    whole: int
+    visited: int
+    target: int
+    total: int
+
+    @property
+    def trained(self) -> int:
+        """Numbers that the optimizer updates now."""
+        return self.live + self.whole
+
+    @property
+    def coverage(self) -> float:
+        """Share of the sliced weights that have been live at least once, in [0, 1]."""
+        return self.visited / self.target
+
+
+class SliceHandle:
+    """The open slices of a network; made by :func:`slice_model`.
+
+    Iterating yields the :class:`LiveSlice` of every sliced layer, in the order of ``net.named_modules()``.
+
+    Attributes:
+        trained: Parameters trained whole, by name.
+        skipped: Modules with a weight that is not sliced, by name, and the reason.
+        closed: Whether :meth:`close` was called.
+    """
+
+    def __init__(self, net: nn.Module, found: Targets, settings: SliceSettings) -> None:
+        self.trained = found.trained
+        self.skipped = found.skipped
+        self.closed = False
+        self._net = net
+        self._settings = settings
+        self._required_grad = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
+        net.requires_grad_(False)
+        for parameter in found.trained.values():
+            parameter.requires_grad_(True)
+        self._tracks = {
+            name: SliceTrack(name, dense, kind, settings) for name, (dense, kind) in found.layers.items()
+        }
+
+    def __iter__(self) -> Iterator[LiveSlice]:
+        return (self._live(name) for name in self._tracks)
+
+    def __len__(self) -> int:
+        return len(self._tracks)
+
+    def _live(self, name: str) -> LiveSlice:
+        layer = self._tracks[name].layer
+        return LiveSlice(name, layer.line, layer.index, layer.live)
+
+    def move(self, names: Iterable[str] | None = None) -> list[LiveSlice]:
+        """Move slices on; what they learned stays in the weights, and their gradients are dropped.
+
+        Args:
+            names: Modules whose slice moves; ``None`` moves all.
+
+        Returns:
+            The slices at their new places.  Their parameters are the same objects, so that the optimizer still knows
+            them; whoever wants fresh optimizer state clears it.
+        """
+        moved = list(self._tracks if names is None else names)
+        for name in moved:
+            self._tracks[name].move()
+            self._tracks[name].layer.live.grad = None
+        return [self._live(name) for name in moved]
+
+    def write(self) -> None:
+        """Copy all live values to their places in the stored weights."""
+        for track in self._tracks.values():
+            track.layer.write()
+
+    def write_in_forward(self, enabled: bool) -> None:
+        """Choose who keeps the weights in step: every forward pass (the default), or the caller through :meth:`write`."""
+        for track in self._tracks.values():
+            track.layer.writes_in_forward = enabled
+
+    @property
+    def moves(self) -> int:
+        """How often the slices have moved; the largest number, should they move apart."""
+        return max(track.moves for track in self._tracks.values())
+
+    def counts(self) -> SliceCounts:
+        """Count what is, and was, trained."""
+        live = sum(track.layer.live.numel() for track in self._tracks.values())
+        return SliceCounts(
+            live=live,
+            whole=sum(parameter.numel() for parameter in self.trained.values()),
+            visited=sum(track.visited_entries() for track in self._tracks.values()),
+            target=sum(track.layer.weight.numel() for track in self._tracks.values()),
+            total=sum(parameter.numel() for parameter in self._net.parameters()) - live,
+        )
+
+    def without_gradient(self, names: Iterable[str] | None = None) -> list[str]:
+        """Names of the sliced modules whose slice holds no gradient: after a backward pass there should be none."""
+        return [name for name in names or self._tracks if self._tracks[name].layer.live.grad is None]
+
+    def close(self) -> None:
+        """Fold the slices: every layer is of its original class again and holds what was learned.
+
+        Also gives every parameter the ``requires_grad`` it had before.  Closing twice does nothing.
+        """
+        if self.closed:
+            return
+        for track in self._tracks.values():
+            close_slice(track.layer)
+        for name, parameter in self._net.named_parameters():
+            parameter.requires_grad_(self._required_grad[name])
+        self.closed = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Positions, visits and scores of all slices, as plain numbers, strings and tensors."""
+        return {
+            "shapes": {live.name: list(live.parameter.shape) for live in self},
+            "trained": sorted(self.trained),
+            "slices": {name: track.state_dict() for name, track in self._tracks.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put all slices where saved ones stood.  The weights must have been restored before.
+
+        Raises:
+            ValueError: If the saved slices lie in other layers, in another order, or have other shapes, or if other
+                parameters were trained whole; the network is not changed then.
+        """
+        here = {"shapes": {live.name: list(live.parameter.shape) for live in self}, "trained": sorted(self.trained)}
+        for what in ("shapes", "trained"):
+            saved, present = state[what], here[what]
+            # As lists: the same layers in another order would hand each slice another's optimizer state.
+            if list(saved) != list(present) or saved != present:
+                raise ValueError(
+                    f"The saved slices do not fit this network: {what} differ in {_difference(saved, present)}."
+                    " Use the targets, also_train and rank of the run that was saved."
+                )
+        for name, track in self._tracks.items():
+            track.load_state_dict(state["slices"][name])
+
+
+def slice_model(
+    net: nn.Module,
+    rank: int = 8,
+    axis: Axis = "column",
+    order: Order = "sweep",
+    targets: Patterns | None = None,
+    also_train: Patterns | None = None,
+    seed: int = 0,
+    slice_dtype: torch.dtype | None = None,
+) -> SliceHandle:
+    r"""Freeze a network and open one trainable slice in each chosen layer, in place.
+
+    Call it before the optimizer is built.  The defaults are ours: the paper's text does not give its own.
+
+    Args:
+        net: Any network; its layers are changed in place, and changed back by ``handle.close()``.
+        rank: Rows or columns per slice (R).
+        axis: ``"column"`` sweeps inputs, ``"row"`` sweeps outputs, ``"alternate"`` takes them by turns.
+        order: ``"sweep"`` goes along the axis from a random line, ``"random"`` through a random permutation of it,
+            ``"importance"`` to the lines with the largest score since the last move.
+        targets: Regular expressions searched in module names, e.g. ``r"layer\.\d+\.attention"``.  ``None`` takes every
+            supported layer but output heads and tied weights.
+        also_train: Regular expressions searched in parameter names, for what is trained whole.  ``None`` takes the new
+            output head of a transformers, timm, torchvision or pytorchvideo model; patterns replace it.
+        seed: Chooses where slices start and how they are permuted; equal seeds give equal places on every process.
+        slice_dtype: Of the live slices, e.g. ``torch.float32`` beside a bfloat16 network, whose own precision would
+            round small updates away.  ``None`` takes the weight's.
+
+    Returns:
+        The handle that moves and closes the slices.
+
+    Raises:
+        ValueError: If a setting is out of range, or a pattern matches nothing or a layer that cannot be sliced.  The
+            network is not changed then.
+    """
+    settings = SliceSettings(rank, axis, order, seed, slice_dtype)
+    found = find_targets(net, targets, also_train)
+    for name, (dense, kind) in found.layers.items():
+        sizes = line_counts(dense, kind)
+        narrow = [f"{sizes[line]} {line}s" for line in settings.lines if rank > sizes[line]]
+        if narrow:
+            raise ValueError(
+                f"rank={rank} does not fit {name!r}, which has {narrow[0]}; choose a smaller rank,"
+                " or targets that leave this layer out."
+            )
+    if found.notice:
+        warnings.warn(found.notice, stacklevel=2)
+    return SliceHandle(net, found, settings)
+
+
+def _difference(saved: Iterable[str], present: Iterable[str]) -> str:
+    """Where two collections of names part, for a message."""
+    only_saved, only_present = sorted(set(saved) - set(present)), sorted(set(present) - set(saved))
+    if only_saved or only_present:
+        return f"names (only saved: {only_saved[:3]}, only here: {only_present[:3]})"
+    return "order or size"

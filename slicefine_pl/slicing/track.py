@@ -1,0 +1,132 @@
+"""The road of one layer's slice: where it stands, where it goes next, what it has visited.
+
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513, for the movement; the choice by importance is ours.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slicefine_pl.slicing.layer import SlicedLayer, open_slice
+from slicefine_pl.slicing.positions import (
+    Axis,
+    Line,
+    Order,
+    check_choice,
+    check_rank,
+    line_at,
+    slice_lines,
+    visiting_order,
+    visits_before,
+)
+
+
+@dataclass(frozen=True)
+class SliceSettings:
+    """What all slices of a network have in common; the arguments of ``slice_model``."""
+
+    rank: int
+    axis: Axis
+    order: Order
+    seed: int
+    slice_dtype: torch.dtype | None
+
+    def __post_init__(self) -> None:
+        check_rank(self.rank)
+        check_choice("axis", self.axis, Axis)
+        check_choice("order", self.order, Order)
+        if self.slice_dtype is not None and not self.slice_dtype.is_floating_point:
+            raise ValueError(f"slice_dtype={self.slice_dtype} cannot be trained; choose a floating-point type or None.")
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """The kinds of line that become live."""
+        return ("column", "row") if self.axis == "alternate" else (self.axis,)
+
+
+class SliceTrack:
+    """One layer's slice on its way over the weight.
+
+    Attributes:
+        layer: The sliced layer.
+        moves: How often the slice has moved.
+        visited: For each kind of line, which lines have been live, shape ``(size,)``, bool.
+    """
+
+    def __init__(self, name: str, dense: nn.Module, kind: type[SlicedLayer], settings: SliceSettings) -> None:
+        sizes = line_counts(dense, kind)
+        self.settings = settings
+        self.moves = 0
+        self.orders = {
+            line: visiting_order(sizes[line], settings.order, key=f"{settings.seed}/{name}/{line}")
+            for line in settings.lines
+        }
+        self.visited = {line: torch.zeros(sizes[line], dtype=torch.bool) for line in settings.lines}
+        entries = dense.get_parameter("weight").numel()
+        length = max(entries // sizes[line] for line in settings.lines)
+        self.layer = open_slice(dense, kind, *self._scheduled(), length, settings.slice_dtype)
+        self._arrived()
+
+    def move(self) -> None:
+        """Go on to the next position; what the slice learned stays behind in the weight."""
+        self.layer.write()
+        self.moves += 1
+        line, indices = self._scheduled()
+        if self.layer.score is not None:
+            indices = sorted(self.layer.score.topk(self.settings.rank).indices.tolist())
+        self.layer.place(line, indices)
+        self._arrived()
+
+    def _scheduled(self) -> tuple[Line, list[int]]:
+        """Where the sweep stands after ``moves`` moves."""
+        line = line_at(self.moves, self.settings.axis)
+        visits = visits_before(self.moves, self.settings.axis)
+        return line, slice_lines(visits, self.settings.rank, self.orders[line])
+
+    def _arrived(self) -> None:
+        self.visited[self.layer.line][self.layer.index.cpu()] = True
+        if self.settings.order == "importance":
+            self.layer.listen(line_at(self.moves + 1, self.settings.axis))
+
+    def visited_entries(self) -> int:
+        """Distinct entries of the weight that have been live: c columns and r rows cross at c·r places."""
+        matrix = self.layer.matrix()
+        outputs, inputs = matrix.shape[0], matrix.shape[1]
+        columns, rows = (int(self.visited[line].sum()) if line in self.visited else 0 for line in ("column", "row"))
+        return (columns * outputs + rows * inputs - columns * rows) * (matrix.numel() // (outputs * inputs))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as plain numbers, strings and tensors.
+
+        The live values themselves stand in the weight, unless the slice is kept in a finer type than the weight.
+        """
+        layer = self.layer
+        finer = layer.live.dtype != layer.weight.dtype
+        return {
+            "moves": self.moves,
+            "line": layer.line,
+            "index": layer.index.cpu().clone(),
+            "visited": {line: lines.clone() for line, lines in self.visited.items()},
+            "score": None if layer.score is None else layer.score.cpu().clone(),
+            "live": layer.live.detach().cpu().clone() if finer else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Stand where a saved slice stood; the weight must have been restored before."""
+        self.moves = state["moves"]
+        self.visited = {line: lines.clone() for line, lines in state["visited"].items()}
+        self.layer.place(state["line"], state["index"].tolist())
+        self._arrived()
+        if self.layer.score is not None:
+            self.layer.score.copy_(state["score"])
+        if state["live"] is not None:
+            self.layer.live.data.copy_(state["live"])
+
+
+def line_counts(dense: nn.Module, kind: type[SlicedLayer]) -> dict[Line, int]:
+    """How many columns and rows a dense layer will have once it is sliced."""
+    # The kind's view of the weight, asked of a module that is not of the kind yet.
+    outputs, inputs = kind.matrix(dense).shape[:2]  # type: ignore[arg-type]
+    return {"column": inputs, "row": outputs}
