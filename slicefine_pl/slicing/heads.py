@@ -39,8 +39,8 @@ def _heads_of(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
     origins = {(base.__module__.split(".")[0], base.__name__) for base in type(model).__mro__}
     if ("transformers", "PreTrainedModel") in origins:
         yield from _transformers_heads(model)
-    elif hasattr(model, "pretrained_cfg") and callable(getattr(model, "get_classifier", None)):  # timm
-        classifiers = model.get_classifier()
+    elif hasattr(model, "pretrained_cfg") and hasattr(model, "get_classifier"):  # timm
+        classifiers = model.get_classifier()  # type: ignore[operator]
         for head in classifiers if isinstance(classifiers, tuple) else (classifiers,):
             if _has_parameters(head):
                 yield head, False

@@ -7,8 +7,7 @@ Shapes:  O outputs · I inputs · R rank of the slice · a *line* is a column (O
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,8 @@ class SlicedLayer(nn.Module):
         line: Whether ``index`` counts columns or rows.
         writes_in_forward: Whether each forward pass copies ``live`` into ``weight``.  Whoever switches it off calls
             :meth:`write` after every change of ``live``.
-        score: Importance of every line that could be live next, shape ``(size,)``; ``None`` when nobody asks for it.
+        score: Importance of every line that could be live next, shape ``(size,)``, float32; ``None`` unless asked for.
+        score_line: Whether ``score`` ranks columns or rows.
     """
 
     weight: nn.Parameter
@@ -40,6 +40,7 @@ class SlicedLayer(nn.Module):
     line: Line
     writes_in_forward: bool
     score: Tensor | None
+    score_line: Line
     kind: type["SlicedLayer"]
     dense_class: type[nn.Module]
 
@@ -77,6 +78,11 @@ class SlicedLayer(nn.Module):
         self.index.copy_(torch.tensor(indices))
         self.gather()
 
+    def listen(self, line: Line) -> None:
+        """Start to collect the importance of every column or row, from nothing."""
+        self.score_line = line
+        self.score = torch.zeros(self.size(line), device=self.weight.device)
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, live={self.live.shape[0]} {self.line}s"
 
@@ -87,7 +93,7 @@ class SlicedLayer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         weight_dtype, live = self.weight.dtype, self.live.data
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if live.dtype != weight_dtype:  # kept apart on purpose: a cast of the model leaves the slice's precision alone
             self.live.data = live.to(self.live.device)
         self.index = fn(self.index)
@@ -121,11 +127,16 @@ class SlicedLayer(nn.Module):
         return _blank, (self.kind, self.dense_class), self.__dict__.copy()
 
 
-@cache
+_SLICED_CLASSES: dict[tuple[type[SlicedLayer], type[nn.Module]], type[SlicedLayer]] = {}
+
+
 def _sliced_class(kind: type[SlicedLayer], dense_class: type[nn.Module]) -> type[SlicedLayer]:
     """The class of a sliced ``dense_class``; also an instance of the dense class, for code that asks."""
-    namespace = {"kind": kind, "dense_class": dense_class, "__module__": kind.__module__}
-    return type(f"Sliced{dense_class.__name__}", (kind, dense_class), namespace)
+    key = (kind, dense_class)
+    if key not in _SLICED_CLASSES:
+        namespace = {"kind": kind, "dense_class": dense_class, "__module__": kind.__module__}
+        _SLICED_CLASSES[key] = type(f"Sliced{dense_class.__name__}", key, namespace)
+    return _SLICED_CLASSES[key]
 
 
 def _blank(kind: type[SlicedLayer], dense_class: type[nn.Module]) -> SlicedLayer:
@@ -157,6 +168,7 @@ def open_slice(
     module.index = torch.zeros(len(indices), dtype=torch.int64, device=weight.device)
     module.writes_in_forward = True
     module.score = None
+    module.score_line = line
     module.place(line, indices)
     return module
 
@@ -165,6 +177,6 @@ def close_slice(layer: SlicedLayer) -> None:
     """Turn a sliced layer, in place, back into the dense layer it was; what its slices learned stays in the weight."""
     if layer.writes_in_forward:
         layer.write()
-    for name in ("live", "index", "line", "writes_in_forward", "score"):
+    for name in ("live", "index", "line", "writes_in_forward", "score", "score_line"):
         delattr(layer, name)
-    layer.__class__ = layer.dense_class
+    layer.__class__ = cast("type[SlicedLayer]", layer.dense_class)

@@ -7,6 +7,7 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513; saving only the live colum
 (arXiv:2503.01905).
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,24 +19,53 @@ from slicefine_pl.slicing.layer import SlicedLayer
 from slicefine_pl.slicing.positions import Line
 
 
+SCORE_TOKENS = 64  # gradients of so many tokens rank the lines; more cost more and rank no better
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What :func:`sliced_linear` must know of the slice, and what it reports.
+
+    Attributes:
+        index: Which lines are live, shape ``(R,)``, int64.
+        line: Whether they are columns (inputs) or rows (outputs).
+        score: Where the importance of every line is added up, shape ``(I,)`` or ``(O,)``, or ``None``.
+        score_line: Whether ``score`` ranks columns or rows.
+    """
+
+    index: Tensor
+    line: Line
+    score: Tensor | None = None
+    score_line: Line = "column"
+
+
 class _SlicedLinear(torch.autograd.Function):
     """``F.linear`` whose weight gradient exists for the live lines only; see :func:`sliced_linear`."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, live: Tensor, index: Tensor, line: Line
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        live: Tensor,
+        index: Tensor,
+        line: Line,
+        score: Tensor | None,
+        score_line: Line,
     ) -> Tensor:
         y = F.linear(x, weight, bias)
         # index_select copies: a view would keep all of x alive until backward.
         kept = x.index_select(-1, index) if line == "column" else x
-        ctx.save_for_backward(kept.to(y.dtype), weight, live, index)
-        ctx.line = line
+        sample = None if score is None else _sample(x).to(y.dtype)
+        ctx.save_for_backward(kept.to(y.dtype), weight, live, index, sample)
+        ctx.line, ctx.score, ctx.score_line = line, score, score_line
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight, live, index = ctx.saved_tensors
+        kept, weight, live, index, sample = ctx.saved_tensors
         needs_x, _, needs_bias, needs_live, *_ = ctx.needs_input_grad
         outputs = grad_y.reshape(-1, grad_y.shape[-1])  # (T, O)
         inputs = kept.reshape(-1, kept.shape[-1])  # (T, R) for columns, (T, I) for rows
@@ -43,13 +73,34 @@ class _SlicedLinear(torch.autograd.Function):
         grad_bias = outputs.sum(0) if needs_bias else None
         grad_live = None
         if needs_live:
-            # R first: several times faster than the (O, R) product on CPU for R << O.
+            # R first: on CPU several times faster than the (O, R) product.
             grad_live = inputs.t() @ outputs if ctx.line == "column" else outputs.index_select(1, index).t() @ inputs
             grad_live = F.pad(grad_live, (0, live.shape[1] - grad_live.shape[1])).to(live.dtype)
-        return grad_x, None, grad_bias, grad_live, None, None
+        if ctx.score is not None:
+            ctx.score += _line_norms(sample.float(), _sample(outputs).float(), ctx.score_line)
+        return grad_x, None, grad_bias, grad_live, *[None] * 4
 
 
-def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, live: Tensor, index: Tensor, line: Line) -> Tensor:
+def _sample(x: Tensor) -> Tensor:
+    """At most about ``SCORE_TOKENS`` of the tokens, evenly spread, shape ``(., I)``.
+
+    An odd stride, so that it does not meet the same place of every sequence when lengths are even.
+    """
+    tokens = x.reshape(-1, x.shape[-1])
+    return tokens[:: tokens.shape[0] // SCORE_TOKENS | 1]
+
+
+def _line_norms(inputs: Tensor, outputs: Tensor, line: Line) -> Tensor:
+    """Norm of every column or row of the weight gradient ``outputsᵀ @ inputs``, without forming it.
+
+    With X (t, I) and G (t, O), column j of GᵀX has the squared norm ``x_jᵀ (G Gᵀ) x_j``, and row i ``g_iᵀ (X Xᵀ) g_i``:
+    for few tokens t that is cheap.
+    """
+    lines, others = (inputs, outputs) if line == "column" else (outputs, inputs)
+    return (lines * (others @ others.t() @ lines)).sum(0).clamp_min(0).sqrt()
+
+
+def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, live: Tensor, piece: Slice) -> Tensor:
     """Apply a linear map of which only some lines of the weight are trainable.
 
     The value is ``F.linear(x, weight, bias)``: ``weight`` must already hold the live values.  Saves the live columns of
@@ -60,13 +111,14 @@ def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, live: Tensor, 
         weight: Shape ``(O, I)``; receives no gradient.
         bias: Shape ``(O,)``, or ``None``; receives a gradient if it requires one.
         live: The lines that receive a gradient, shape ``(R, L)``, ``L`` at least the length of a line.
-        index: Which lines they are, shape ``(R,)``, int64.
-        line: Whether ``index`` counts columns (inputs) or rows (outputs).
+        piece: Where these lines stand in the weight.
 
     Returns:
         Output, shape ``(..., O)``.
     """
-    result: Tensor = _SlicedLinear.apply(x, weight, bias, live, index, line)
+    result: Tensor = _SlicedLinear.apply(
+        x, weight, bias, live, piece.index, piece.line, piece.score, piece.score_line
+    )
     return result
 
 
@@ -81,7 +133,8 @@ class SlicedLinear(SlicedLayer):
     def forward(self, x: Tensor) -> Tensor:
         if self.writes_in_forward:
             self.write()
-        return sliced_linear(x, self.matrix(), self.bias, self.live, self.index, self.line)
+        piece = Slice(self.index, self.line, self.score, self.score_line)
+        return sliced_linear(x, self.matrix(), self.bias, self.live, piece)
 
 
 class SlicedConv1D(SlicedLinear):

@@ -125,10 +125,10 @@ class SliceHandle:
             self._tracks[name].layer.live.grad = None
         return [self._live(name) for name in moved]
 
-    def write(self) -> None:
-        """Copy all live values to their places in the stored weights."""
-        for track in self._tracks.values():
-            track.layer.write()
+    def write(self, names: Iterable[str] | None = None) -> None:
+        """Copy live values to their places in the stored weights: of the named modules, or of all."""
+        for name in self._tracks if names is None else names:
+            self._tracks[name].layer.write()
 
     def write_in_forward(self, enabled: bool) -> None:
         """Choose who keeps the weights in step: every forward pass (the default), or the caller through :meth:`write`."""
@@ -153,7 +153,7 @@ class SliceHandle:
 
     def without_gradient(self, names: Iterable[str] | None = None) -> list[str]:
         """Names of the sliced modules whose slice holds no gradient: after a backward pass there should be none."""
-        return [name for name in names or self._tracks if self._tracks[name].layer.live.grad is None]
+        return [name for name in (self._tracks if names is None else names) if self._tracks[name].layer.live.grad is None]
 
     def close(self) -> None:
         """Fold the slices: every layer is of its original class again and holds what was learned.

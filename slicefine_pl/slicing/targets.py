@@ -82,7 +82,7 @@ def find_targets(net: nn.Module, targets: Patterns | None, also_train: Patterns 
     if not found.layers:
         raise ValueError(
             f"targets={targets!r} meets no layer that can be sliced; supported are {SUPPORTED}."
-            f" This network has {_some(_explained(found.skipped))}."
+            f" This network has {some(_explained(found.skipped))}."
         )
     found.notice = _head_notice(net, found, also_train, frozen_heads=[head.name for head in heads])
     return found
@@ -115,7 +115,7 @@ def _refuse_unsupported(targets: Patterns, chosen: list[str], reasons: dict[str,
     refused = {name: reasons[name] for name in chosen if reasons[name] not in (None, OUTPUT_HEAD)}
     if refused:
         raise ValueError(
-            f"targets={targets!r} matches {_some(_explained(refused))};"
+            f"targets={targets!r} matches {some(_explained(refused))};"
             f" supported are {SUPPORTED}. Narrow the pattern so that it leaves these out."
         )
 
@@ -130,7 +130,7 @@ def _matching(argument: str, patterns: Patterns, named: Mapping[str, T], noun: s
             raise ValueError(f"{argument}={pattern!r} is no regular expression: {error}.") from error
         if not hits:
             raise ValueError(
-                f"{argument}={pattern!r} matches no {noun} name; this network has {_some(filter(None, named))}."
+                f"{argument}={pattern!r} matches no {noun} name; this network has {some(filter(None, named))}."
             )
         matches.update(hits)
     return matches
@@ -140,13 +140,13 @@ def _head_notice(net: nn.Module, found: Targets, also_train: Patterns | None, fr
     if also_train is not None:
         trained = tuple(found.trained)
         frozen = [head for head in frozen_heads if not any(name.startswith(head + ".") for name in trained)]
-        return f"also_train={also_train!r} leaves the output head {_some(frozen)} frozen." if frozen else None
+        return f"also_train={also_train!r} leaves the output head {some(frozen)} frozen." if frozen else None
     if frozen_heads:
         return None
     last = list(found.layers)[-3:]
     return (
         "No new output head was found, so only slices are trained. If the network has one, name it:"
-        f" also_train={last[-1]!r}, for instance (the last layers are {_some(last)})."
+        f" also_train={last[-1]!r}, for instance (the last layers are {some(last)})."
     )
 
 
@@ -158,7 +158,7 @@ def _explained(reasons: Mapping[str, str | None]) -> list[str]:
     return [f"{name} ({reason})" for name, reason in reasons.items()]
 
 
-def _some(names: Iterable[str], most: int = 3) -> str:
+def some(names: Iterable[str], most: int = 3) -> str:
     """The first few names of many, for a message."""
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""

@@ -57,12 +57,12 @@ class SliceTrack:
 
     def __init__(self, name: str, dense: nn.Module, kind: type[SlicedLayer], settings: SliceSettings) -> None:
         sizes = line_counts(dense, kind)
-        self.settings = settings
-        self.moves = 0
-        self.orders = {
+        self._settings = settings
+        self._orders = {
             line: visiting_order(sizes[line], settings.order, key=f"{settings.seed}/{name}/{line}")
             for line in settings.lines
         }
+        self.moves = 0
         self.visited = {line: torch.zeros(sizes[line], dtype=torch.bool) for line in settings.lines}
         entries = dense.get_parameter("weight").numel()
         length = max(entries // sizes[line] for line in settings.lines)
@@ -75,20 +75,20 @@ class SliceTrack:
         self.moves += 1
         line, indices = self._scheduled()
         if self.layer.score is not None:
-            indices = sorted(self.layer.score.topk(self.settings.rank).indices.tolist())
+            indices = sorted(self.layer.score.topk(self._settings.rank).indices.tolist())
         self.layer.place(line, indices)
         self._arrived()
 
     def _scheduled(self) -> tuple[Line, list[int]]:
         """Where the sweep stands after ``moves`` moves."""
-        line = line_at(self.moves, self.settings.axis)
-        visits = visits_before(self.moves, self.settings.axis)
-        return line, slice_lines(visits, self.settings.rank, self.orders[line])
+        line = line_at(self.moves, self._settings.axis)
+        visits = visits_before(self.moves, self._settings.axis)
+        return line, slice_lines(visits, self._settings.rank, self._orders[line])
 
     def _arrived(self) -> None:
         self.visited[self.layer.line][self.layer.index.cpu()] = True
-        if self.settings.order == "importance":
-            self.layer.listen(line_at(self.moves + 1, self.settings.axis))
+        if self._settings.order == "importance":
+            self.layer.listen(line_at(self.moves + 1, self._settings.axis))
 
     def visited_entries(self) -> int:
         """Distinct entries of the weight that have been live: c columns and r rows cross at c·r places."""

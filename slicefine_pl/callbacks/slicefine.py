@@ -1,0 +1,386 @@
+"""When slices open, move and close in a Lightning run.  How they do it is told in ``slicefine_pl.slicing``.
+
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
+"""
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from slicefine_pl.callbacks.optimizer_state import FreshState
+from slicefine_pl.callbacks.random_state import TrainingRandomState
+from slicefine_pl.slicing import Axis, LiveSlice, Order, SliceHandle, slice_model
+from slicefine_pl.slicing.positions import check_choice, check_rank
+from slicefine_pl.slicing.targets import some
+
+OptimizerState = Literal["reset", "keep"]
+NonFinite = Literal["raise", "skip"]
+SliceDtype = Literal["float32", "bfloat16", "float16"]
+
+
+class _Share:
+    """The slices that one optimizer updates, and how many steps it has made."""
+
+    def __init__(self, optimizer: Optimizer, slices: list[LiveSlice]) -> None:
+        self.optimizer = optimizer
+        self.names = [live.name for live in slices]
+        self.fresh = FreshState(optimizer, (live.parameter for live in slices))
+        self.steps = 0
+        self.checked = False  # that every slice receives a gradient
+        self.counts = False  # whether the step about to be made has gradients to apply
+
+
+class SliceFineCallback(Callback):
+    r"""Train one narrow slice of each chosen weight, and move it every ``interval`` optimizer steps.
+
+    Works on any LightningModule whose optimizer takes ``self.parameters()``, those that require a gradient, or groups of
+    them.  No parameter is added to the result: after ``fit`` the module is the plain dense model it was, retrained.
+
+    **When.** ``setup("fit")`` freezes the model and opens the first slices, before the optimizer is built; a model that
+    the module builds in its own ``setup`` or ``configure_model`` is sliced right after.  ``on_before_optimizer_step``
+    examines the gradients and decides whether the step completes an interval; if so the slices move as soon as the
+    optimizer has made it, so that no gradient is lost.  Steps are *optimizer* steps, of each optimizer by itself: not
+    batches, not steps that a loss scaler skipped.  ``on_fit_end``, and any exception, closes the slices.
+
+    **Checkpoint.** The module's own keys and shapes, at any time.  The callback's state holds positions, visits, scores
+    and the random generators' state: a run that stops at any step and resumes equals one uninterrupted run, given data
+    that resume as well.  Resuming with other settings, or a checkpoint written without this callback, is an error.
+
+    **Limits.** Comes before weight averaging in the list of callbacks.  A slice without a gradient at the first step is
+    an error that names the layers: nothing stays untrained silently.  Running statistics of normalization layers
+    are no weights and still follow the data in train mode.
+
+    Args:
+        rank: Rows or columns per slice (R).
+        axis: ``"column"`` sweeps inputs, ``"row"`` sweeps outputs, ``"alternate"`` takes them by turns.  Column slices
+            also save the memory of the activations, of which only R columns are kept for the backward pass.
+        interval: Optimizer steps for which a slice stays live; ``None`` never moves it.
+        order: ``"sweep"``, ``"random"`` or ``"importance"``, see :func:`slicefine_pl.slicing.slice_model`.
+        targets: Regular expressions searched in module names; ``None`` takes every supported layer but output heads and
+            tied weights.  A pattern that matches nothing raises.
+        also_train: Regular expressions searched in parameter names, trained whole; ``None`` takes the new output head.
+        optimizer_state: What the optimizer knows of a slice when it moves: ``"reset"`` starts afresh, ``"keep"`` leaves
+            the moments of the old place.
+        seed: Chooses where slices start; equal on all processes.
+        slice_dtype: Of the live slices, e.g. ``"float32"`` beside a bfloat16 model; ``None`` takes the weight's.
+        nonfinite: A loss or gradient that is not finite stops the run (``"raise"``), or drops the step (``"skip"``).
+            Under a loss scaler (``precision="16-mixed"``) infinite gradients are the scaler's business.
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[SliceFineCallback(rank=8, interval=100)], logger=False)
+    """
+
+    def __init__(
+        self,
+        rank: int = 8,
+        axis: Axis = "column",
+        interval: int | None = 100,
+        order: Order = "sweep",
+        targets: str | list[str] | None = None,
+        also_train: str | list[str] | None = None,
+        optimizer_state: OptimizerState = "reset",
+        seed: int = 0,
+        slice_dtype: SliceDtype | None = None,
+        nonfinite: NonFinite = "raise",
+    ) -> None:
+        check_rank(rank)
+        check_choice("axis", axis, Axis)
+        check_choice("order", order, Order)
+        check_choice("optimizer_state", optimizer_state, OptimizerState)
+        check_choice("nonfinite", nonfinite, NonFinite)
+        if slice_dtype is not None:
+            check_choice("slice_dtype", slice_dtype, SliceDtype)
+        if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
+            raise ValueError(f"interval={interval!r} is no number of optimizer steps; choose at least 1, or None.")
+        if axis == "alternate" and optimizer_state == "keep":
+            raise ValueError(
+                "optimizer_state='keep' cannot go with axis='alternate': the moments of a column mean nothing to a row;"
+                " choose optimizer_state='reset'."
+            )
+        self._interval = interval
+        self._keep_state = optimizer_state == "keep"
+        self._skip_nonfinite = nonfinite == "skip"
+        self._slicing: dict[str, Any] = {
+            "rank": rank,
+            "axis": axis,
+            "order": order,
+            "targets": targets,
+            "also_train": also_train,
+            "seed": seed,
+            "slice_dtype": slice_dtype,
+        }
+        self._handle: SliceHandle | None = None
+        self._shares: list[_Share] = []
+        self._hooks: list[RemovableHandle] = []
+        self._random = TrainingRandomState()
+        self._closed_state: dict[str, Any] = {}
+        self._steps_before: dict[int, int] = {}
+        self._loss: Tensor | None = None
+        self._moved = False
+        self._skipped = 0
+        self._seconds = 0.0
+        self._batch_started = 0.0
+
+    # Opening and closing
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or self._handle is not None:
+            return
+        _check_order(self, trainer)
+        if is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module):
+            _run_after_configure_model(pl_module, lambda: self._open(trainer, pl_module))
+        else:
+            self._open(trainer, pl_module)
+
+    def _open(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._handle is not None:
+            return
+        slicing = dict(self._slicing)
+        dtype = slicing.pop("slice_dtype")
+        self._handle = slice_model(pl_module, **slicing, slice_dtype=dtype and getattr(torch, dtype))
+        self._handle.write_in_forward(False)  # _after_step writes, so that the weights are right for everybody else too
+        self._shares, self._skipped, self._seconds = [], 0, 0.0
+        if trainer.global_step > 0 and self._closed_state:  # the same trainer goes on with another fit
+            self._handle.load_state_dict(self._closed_state["slices"])
+            self._steps_before = self._closed_state["steps"]
+        else:
+            self._steps_before, self._random = {}, TrainingRandomState()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        handle = self._opened()
+        owners = {
+            id(parameter): optimizer
+            for optimizer in trainer.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        orphans = [live.name for live in handle if id(live.parameter) not in owners]
+        if orphans:
+            raise MisconfigurationException(
+                f"The slices of {some(orphans)} are in no optimizer; build it in configure_optimizers from"
+                " self.parameters(), or from those that require a gradient."
+            )
+        expected = {id(live.parameter) for live in handle} | {id(parameter) for parameter in handle.trained.values()}
+        strays = [
+            name for name, parameter in pl_module.named_parameters()
+            if parameter.requires_grad and id(parameter) not in expected
+        ]  # fmt: skip
+        if strays:
+            raise MisconfigurationException(
+                f"{some(strays)} require a gradient but are neither slices nor in also_train: something made or unfroze"
+                " them after the slices were opened. Build the model in __init__, setup or configure_model, and do not"
+                " combine SliceFineCallback with callbacks that unfreeze parameters."
+            )
+        for position, optimizer in enumerate(trainer.optimizers):
+            slices = [live for live in handle if owners[id(live.parameter)] is optimizer]
+            share = _Share(optimizer, slices)
+            share.steps = self._steps_before.get(position, 0)
+            self._shares.append(share)
+            self._hooks.append(optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(share)))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        counts, steps = self._opened().counts(), sum(share.steps for share in self._shares)
+        if trainer.is_global_zero:
+            rank_zero_info(
+                f"SliceFine: {self._opened().moves} moves visited {counts.coverage:.1%} of {counts.target:,} sliced"
+                f" weights; {counts.trained:,} of {counts.total:,} parameters were trained at a time;"
+                f" {1e3 * self._seconds / max(steps, 1):.0f} ms per optimizer step."
+            )
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._handle is not None:
+            self._close()
+
+    def _close(self) -> None:
+        self._closed_state = self.state_dict()
+        for hook in self._hooks:
+            hook.remove()
+        self._opened().close()
+        self._hooks, self._handle = [], None
+
+    def _opened(self) -> SliceHandle:
+        if self._handle is None:
+            raise RuntimeError("The slices are not open; SliceFineCallback opens them in setup('fit').")
+        return self._handle
+
+    # Training
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._random.restore()
+        self._random.expect_detour()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._random.before_batch()
+        self._batch_started = time.perf_counter()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._loss = loss.detach()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        share = next(share for share in self._shares if share.optimizer is optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        share.counts = any(parameter.grad is not None for parameter in parameters)
+        if not share.counts:
+            return  # training_step returned None: nothing to learn from this batch
+        if not share.checked:
+            self._check_reached(share)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is None and not self._all_finite(parameters):
+            self._meet_nonfinite(trainer, pl_module, share)
+
+    def _check_reached(self, share: _Share) -> None:
+        unreached = self._opened().without_gradient(share.names)
+        if unreached:
+            raise MisconfigurationException(
+                f"The slices of {some(unreached)} received no gradient at the first step: the network reads these"
+                " weights without calling the layer, or does not use the layer at all. Leave them out, for instance"
+                " with targets that name the others."
+            )
+        share.checked = True
+
+    def _all_finite(self, parameters: list[torch.nn.Parameter]) -> bool:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        largest = torch.nn.utils.get_total_norm(gradients, norm_type=float("inf"))
+        loss = largest if self._loss is None else self._loss
+        return bool(torch.isfinite(largest) & torch.isfinite(loss).all().to(largest.device))
+
+    def _meet_nonfinite(self, trainer: Trainer, pl_module: LightningModule, share: _Share) -> None:
+        guilty = [
+            name
+            for name, parameter in pl_module.named_parameters()
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        ]
+        loss = "unknown" if self._loss is None else f"{self._loss.float().mean().item():g}"
+        message = (
+            f"Step {trainer.global_step}: the loss is {loss} and the gradient is not finite in {some(guilty)};"
+            " the weights are still those of the step before."
+        )
+        if not self._skip_nonfinite:
+            raise FloatingPointError(message + " Lower the learning rate, or pass nonfinite='skip' to drop such steps.")
+        share.optimizer.zero_grad(set_to_none=True)
+        share.counts = False
+        self._skipped += 1
+        warnings.warn(f"{message} This step is dropped, {self._skipped} so far.", stacklevel=2)
+
+    def _after_step(self, share: _Share) -> None:
+        """After the optimizer has changed the slices: put them into the weights, and move them if their time is up."""
+        if not share.counts:
+            return
+        share.counts = False
+        share.steps += 1
+        handle = self._opened()
+        handle.write(share.names)
+        if self._interval is not None and share.steps % self._interval == 0:
+            moved = handle.move(share.names)
+            if not self._keep_state:
+                share.fresh.reset(live.parameter for live in moved)
+            self._moved = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._seconds += time.perf_counter() - self._batch_started
+        self._random.remember()
+        if self._moved:
+            self._log(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._random.expect_detour()
+
+    def _log(self, trainer: Trainer) -> None:
+        """Log when something has changed: at the start and after a move."""
+        self._moved = False
+        counts = self._opened().counts()
+        metrics = {
+            "slicefine/trained": counts.trained,
+            "slicefine/coverage": counts.coverage,
+            "slicefine/moves": self._opened().moves,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._handle is None:
+            return self._closed_state
+        return {
+            "settings": self._settings(),
+            "steps": {position: share.steps for position, share in enumerate(self._shares)},
+            "slices": self._handle.state_dict(),
+            "random": self._random.state_dict(),
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            **self._slicing,
+            "interval": self._interval,
+            "optimizer_state": "keep" if self._keep_state else "reset",
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Not load_state_dict: this hook comes after the weights too, and sees a checkpoint that holds nothing for us.
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        state = checkpoint["callbacks"].get(self.state_key)
+        if state is None:
+            raise MisconfigurationException(
+                "The checkpoint was written without SliceFineCallback, so its optimizer knows no slices. Resume without"
+                " this callback, or start a new run from its weights: load them into the module and give no ckpt_path."
+            )
+        present = self._settings()
+        changed = [f"{name}: saved {state['settings'].get(name)!r}, now {value!r}" for name, value in present.items()
+                   if state["settings"].get(name) != value]  # fmt: skip
+        if changed:
+            raise MisconfigurationException(
+                f"The checkpoint was written with other settings ({'; '.join(changed)}). Resume with those, or start a"
+                " new run from its weights: load them into the module and give no ckpt_path."
+            )
+        self._opened().load_state_dict(state["slices"])
+        self._random.load_state_dict(state["random"])
+        self._steps_before = state["steps"]
+
+
+def _check_order(callback: SliceFineCallback, trainer: Trainer) -> None:
+    """Weight averaging copies the module in ``setup``; it must copy the one that has slices."""
+    averaging = (WeightAveraging, StochasticWeightAveraging)
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for earlier in callbacks[: callbacks.index(callback)]:
+        if isinstance(earlier, averaging):
+            raise MisconfigurationException(
+                f"{type(earlier).__name__} stands before SliceFineCallback and would average a module without slices;"
+                " put SliceFineCallback first in the list of callbacks."
+            )
+
+
+def _run_after_configure_model(pl_module: LightningModule, action: Callable[[], None]) -> None:
+    """Have ``action`` run once, right after the module's next ``configure_model``: the model exists from then on."""
+    configure_model = pl_module.configure_model
+
+    def configure_then_act() -> None:
+        configure_model()
+        del pl_module.__dict__["configure_model"]
+        action()
+
+    # Not a wrapper in Lightning's eyes (no functools.wraps): it then calls the hook even if the class has none.
+    pl_module.__dict__["configure_model"] = configure_then_act
