@@ -1,0 +1,172 @@
+"""What does a linear head on the frozen network achieve?  The number that fine-tuning has to beat.
+
+Knows Lightning and where a network's head is; knows neither modules nor data of ours.
+
+Shapes:  N examples · D inputs of the head · C classes
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
+
+from slicefine_pl.slicing.heads import find_heads
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the L2 penalty on standardised inputs; validation chooses
+
+
+class LinearProbe(Callback):
+    """Fit a linear head on the inputs of the network's own head, before training starts.
+
+    **When.** At the start of ``fit``: collects the head's inputs over the data module's train, validation and, where
+    there is one, test loader, in eval mode, without gradients; then solves a logistic (integer labels) or a ridge
+    regression (labels with a fraction). Model, random generators and training mode stay exactly as they were.
+    **Result.** ``scores``: per split the accuracy, or the Pearson correlation; ``seconds``: what it took.
+    **Checkpoint.** Holds the result: a resumed run keeps that of its beginning.
+    **Limits.** Needs a data module, batches that are mappings with ``"labels"`` or ``(inputs, labels)`` pairs, a
+    ``predict_step`` (or ``forward``) that takes such a batch, and a single process; otherwise it does nothing and says so.
+
+    Args:
+        head: Name of the head's linear layer; ``None`` takes the last linear layer of the head.
+    """
+
+    def __init__(self, head: str | None = None) -> None:
+        self.head = head
+        self.scores: dict[str, float] = {}
+        self.metric = "accuracy"
+        self.seconds = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure, unless the checkpoint that is being resumed already brought a result."""
+        if self.scores:
+            return
+        data: Any = getattr(trainer, "datamodule", None)
+        if data is None or trainer.world_size > 1 or trainer.ckpt_path is not None:
+            rank_zero_info("LinearProbe: not measured; it needs a data module, one process, and a run from the start.")
+            return
+        began = time.perf_counter()
+        rank_zero_info("LinearProbe: measuring a linear head on the frozen network ...")
+        loaders = {"train": data.train_dataloader, "val": data.val_dataloader}
+        if is_overridden("test_dataloader", data):
+            data.setup("test")
+            loaders["test"] = data.test_dataloader
+        with _untouched(pl_module):
+            splits = {name: self._collect(trainer, pl_module, loader()) for name, loader in loaders.items()}
+            labels = splits["train"][1]
+            self.metric = "pearson" if labels.is_floating_point() else "accuracy"
+            self.scores = ridge(splits) if labels.is_floating_point() else logistic(splits)
+        self.seconds = time.perf_counter() - began
+        shown = ", ".join(f"{name} {score:.4f}" for name, score in self.scores.items())
+        rank_zero_info(f"LinearProbe: {self.metric} {shown} ({self.seconds:.1f} s).")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the result."""
+        return {"scores": dict(self.scores), "metric": self.metric, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the result of the run that is being resumed."""
+        self.scores = dict(state_dict["scores"])
+        self.metric, self.seconds = state_dict["metric"], state_dict["seconds"]
+
+    def _collect(self, trainer: Trainer, module: LightningModule, loader: Any) -> tuple[Tensor, Tensor]:
+        """Inputs of the head, shape ``(N, D)``, float32, and labels, shape ``(N,)``, of one loader."""
+        inputs: list[Tensor] = []
+        labels: list[Tensor] = []
+        layer = self._layer(module)
+        hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().float().cpu()))
+        try:
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                for index, batch in enumerate(loader):
+                    moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+                    module.predict_step(moved, index)
+                    labels.append((batch["labels"] if isinstance(batch, Mapping) else batch[1]).cpu())
+        finally:
+            hook.remove()
+        return torch.cat(inputs), torch.cat(labels)
+
+    def _layer(self, module: LightningModule) -> nn.Module:
+        if self.head is not None:
+            return module.get_submodule(self.head)
+        heads = [head.module for head in find_heads(module)] or [module]
+        linears = [layer for layer in heads[-1].modules() if isinstance(layer, nn.Linear)]
+        if not linears:
+            raise ValueError("LinearProbe finds no nn.Linear to take as the head; name it with head=...")
+        return linears[-1]
+
+
+def logistic(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Accuracy per split of the L2-penalised logistic regression that is best on ``"val"``.
+
+    Args:
+        splits: Inputs, shape ``(N, D)``, and class indices, shape ``(N,)``, of ``"train"``, ``"val"`` and others.
+    """
+    features, labels = _standardised(splits), splits["train"][1]
+    classes = int(max(target.max() for _, target in splits.values())) + 1
+    weight = torch.zeros(features["train"].shape[1], classes, requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+
+    def score(split: str) -> float:
+        return ((features[split] @ weight + bias).argmax(-1) == splits[split][1]).double().mean().item()
+
+    best: dict[str, float] = {"val": -1.0}
+    for strength in sorted(STRENGTHS, reverse=True):  # from strong to weak, each from the last solution
+        _minimise(weight, bias, features["train"], labels, strength)
+        scores = {split: score(split) for split in splits}
+        best = max(best, scores, key=lambda found: found["val"])
+    return best
+
+
+def ridge(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Pearson correlation per split of the ridge regression that is best on ``"val"``; arguments as ``logistic``."""
+    features, labels = _standardised(splits), splits["train"][1].float()
+    train = features["train"]
+    gram, moment = train.T @ train / len(train), train.T @ (labels - labels.mean()) / len(train)
+    best: dict[str, float] = {"val": -2.0}
+    for strength in STRENGTHS:
+        weight = torch.linalg.solve(gram + strength * torch.eye(len(gram)), moment)
+        scores = {
+            split: torch.corrcoef(torch.stack([features[split] @ weight, splits[split][1].float()]))[0, 1].item()
+            for split in splits
+        }
+        best = max(best, scores, key=lambda found: found["val"])
+    return best
+
+
+def _minimise(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, strength: float) -> None:
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(features @ weight + bias, labels) + strength / 2 * weight.square().sum()
+        loss.backward()
+        return loss.item()
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+
+
+def _standardised(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    train = splits["train"][0]
+    mean, scale = train.mean(0), train.std(0) + 1e-6
+    return {name: (features - mean) / scale for name, (features, _) in splits.items()}
+
+
+@contextmanager
+def _untouched(module: LightningModule) -> Iterator[None]:
+    """Eval mode inside; afterwards every module's mode and the random generators are as before."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with isolate_rng():
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

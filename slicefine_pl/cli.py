@@ -1,0 +1,215 @@
+"""The command line of every recipe: fit, validate, test, predict, from one YAML and flags.
+
+Answers: how does a recipe become a run?  Knows no modality: a module brings ``export`` and ``example``, a data module
+brings ``label_names`` and ``predict_names``, or leaves them out.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from rich.console import Console
+from rich.table import Table
+
+from slicefine_pl.callbacks.probe import LinearProbe
+
+COMMANDS = ("fit", "validate", "test", "predict")
+LINKS = (("data.label_names", "model.label_names"), ("data.num_classes", "model.num_classes"))
+USER_ERRORS = (ValueError, OSError, ImportError)  # with a message for whoever typed the command
+
+
+def run(module_class: type[LightningModule], datamodule_class: type[LightningDataModule], config: Path) -> None:
+    """Run the command line ``<recipe> fit|validate|test|predict [--config more.yaml] [--flag value]``.
+
+    What goes wrong before the first training step is told in one sentence, exit code 2; ``SLICEFINE_DEBUG=1`` shows
+    where it was raised.
+
+    Args:
+        module_class: What is trained.
+        datamodule_class: What it is trained on.
+        config: The recipe's defaults; a ``--config`` overlays them, and flags win last.
+    """
+    report = RunReport()
+    try:
+        RecipeCLI(
+            module_class,
+            datamodule_class,
+            save_config_callback=SaveFitConfig,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"callbacks": [report]},
+            parser_kwargs={command: {"default_config_files": [str(config)]} for command in COMMANDS},
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+        )
+    except USER_ERRORS as error:
+        if report.steps or os.environ.get("SLICEFINE_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+class RunReport(Callback):
+    """Keep what the closing table tells of a fit, and print each prediction as it comes."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.trained = 0
+        self.seconds = 0.0
+        self._predicted = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the trained parameters, and start the clock."""
+        self.trained = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Count the steps."""
+        self.steps = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self.seconds = time.perf_counter() - self._began
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: torch.Tensor, *_: Any) -> None:
+        """Print a line per example: its classes with probabilities, most probable first, or its value."""
+        names = getattr(trainer, "datamodule").predict_names  # noqa: B009  (Trainer does not declare it)
+        labels = getattr(pl_module, "label_names", None)
+        for output in outputs.tolist():
+            print(f"{_told(output, labels)}\t{names[self._predicted]}")
+            self._predicted += 1
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """Keep the settings of a fit beside its logs; the other commands leave no files."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save when fitting."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class RecipeCLI(LightningCLI):
+    """LightningCLI with early checks, links between data and module, and a closing table."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the data decide the classes, and the backbone the tokenizer."""
+        for source, target in LINKS:
+            if hasattr(self._datamodule_class, source.removeprefix("data.")):
+                parser.link_arguments(source, target, apply_on="instantiate")
+        if "data.tokenizer" in parser.get_defaults():
+            parser.link_arguments("model.backbone", "data.tokenizer")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and look at the checkpoint before anything is loaded."""
+        super().parse_arguments(parser, args)
+        settings = self.config[self.config.subcommand]
+        if settings.get("ckpt_path") not in (None, "best", "last", "hpc"):
+            check_checkpoint(Path(settings.ckpt_path))
+
+    def before_fit(self) -> None:
+        """Look at the output folder before any work is done."""
+        size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        check_output(self._folder(), 4 * size)  # best and last checkpoint, export, and one being written
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, export it, and print what was reached."""
+        if self.trainer.fast_dev_run or self.trainer.interrupted:
+            return
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        [scores] = self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
+        folder = self.model.export(self._folder() / "export") if hasattr(self.model, "export") else None
+        self._print_report(scores, best, folder)
+
+    def predict(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        ckpt_path: str | None,
+        return_predictions: bool | None,
+        weights_only: bool | None,
+    ) -> None:
+        """Print predictions; the module comes from the checkpoint with its own settings, where one is given."""
+        if ckpt_path is not None:
+            model = type(model).load_from_checkpoint(ckpt_path, weights_only=weights_only)
+        self.trainer.predict(model, datamodule, return_predictions=bool(return_predictions))
+
+    def _folder(self) -> Path:
+        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+    def _print_report(self, scores: dict[str, float], best: str, folder: Path | None) -> None:
+        [report] = [callback for callback in self.trainer.callbacks if isinstance(callback, RunReport)]
+        probes = [callback for callback in self.trainer.callbacks if isinstance(callback, LinearProbe)]
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        table = Table(show_header=False, title="Result")
+        for probe in probes:
+            if "test" in probe.scores:
+                value = f"{probe.scores['test']:.4f}   (linear head on the frozen network, {probe.seconds:.0f} s)"
+                table.add_row(f"test/{probe.metric} before", value)
+        for name, value in scores.items():
+            table.add_row(f"{name} after", f"{value:.4f}")
+        table.add_row("trained parameters", f"{report.trained:,} at a time, of {total:,} ({report.trained / total:.2%})")
+        table.add_row("training", f"{report.seconds:.0f} s, {report.steps} steps")
+        table.add_row("best checkpoint", best or "none")
+        table.add_row("exported model", str(folder or "none"))
+        console = Console()
+        console.print(table)
+        if folder is not None:
+            console.print("Use it with transformers alone:\n", style="bold")
+            print(self.model.example(folder))
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse a checkpoint file that cannot be one.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is truncated, or something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path={str(path)!r} does not exist; give a .ckpt file that a fit has written.")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"ckpt_path={str(path)!r} is truncated or no checkpoint ({path.stat().st_size:,} bytes, not a complete "
+            "archive); give another one, such as the last or the best of that run."
+        )
+
+
+def check_output(folder: Path, needed: int) -> None:
+    """Refuse an output folder that cannot be written, or a disk that is nearly full.
+
+    Args:
+        folder: Where the run will write; need not exist.
+        needed: Free space, in bytes.
+
+    Raises:
+        OSError: It cannot take the run's files.
+    """
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=place):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"output folder {str(folder)!r} cannot be written ({error.strerror}); set --trainer.logger.save_dir, or "
+            "--trainer.default_root_dir where there is no logger, to a writable folder."
+        ) from error
+    if (free := shutil.disk_usage(place).free) < needed:
+        raise OSError(
+            f"output folder {str(folder)!r} has {free / 1e6:,.0f} MB free, and the run needs about "
+            f"{needed / 1e6:,.0f} MB; free some space or choose another folder."
+        )
+
+
+def _told(output: float | list[float], labels: list[str] | None) -> str:
+    if not isinstance(output, list):
+        return f"{output:.4f}"
+    named = zip(labels or map(str, range(len(output))), output, strict=True)
+    return "  ".join(f"{name} {share:.4f}" for name, share in sorted(named, key=lambda pair: -pair[1]))

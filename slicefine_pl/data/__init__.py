@@ -1,0 +1,5 @@
+"""LightningDataModules: where examples come from and how they become batches."""
+
+from slicefine_pl.data.text import TextDataModule
+
+__all__ = ["TextDataModule"]

@@ -1,0 +1,208 @@
+"""Which examples form which batch, and loaders that stop and resume anywhere.
+
+Answers: which examples does rank r see at batch k of epoch e?  A pure function of (lengths, seed, epoch, rank), so that
+no global random state and no order of events can change it.  Knows nothing of text.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+BUCKET = 50  # batches whose examples are sorted together: little padding, much randomness
+
+
+class BatchPlan:
+    """Batches of examples of like length, reshuffled each epoch, in equal number and size on every rank.
+
+    What is missing for equal shares is filled up with the first examples of the epoch, as DistributedSampler does.
+
+    Args:
+        lengths: Length of each example, in tokens.
+        batch_size: Examples per batch and rank.
+        shuffle: Whether every epoch has its own order; otherwise batches run from long to short.
+        seed: Of the order.
+        rank: This process, in [0, world_size).
+        world_size: Processes that share the examples.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} is too small; choose at least 1.")
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this before each one."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches per epoch and rank."""
+        return -(-len(self.lengths) // (self.batch_size * self.world_size))
+
+    def batches(self) -> list[list[int]]:
+        """The indices of each batch of this epoch, for this rank."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist() if self.shuffle else self._by_length()
+        order += order[: -len(order) % self.world_size]
+        step = self.batch_size * self.world_size
+        if self.shuffle:
+            order = [index for bucket in _chunks(order, BUCKET * step) for index in self._by_length(bucket)]
+        everywhere = _chunks(order, step)
+        if self.shuffle:
+            everywhere = [everywhere[place] for place in torch.randperm(len(everywhere), generator=generator).tolist()]
+        return [batch[self.rank :: self.world_size] for batch in everywhere]
+
+    def _by_length(self, indices: Sequence[int] | None = None) -> list[int]:
+        return sorted(range(len(self.lengths)) if indices is None else indices, key=lambda index: -self.lengths[index])
+
+
+class PlannedLoader:
+    """Load the batches of a plan, all of them at each iteration.
+
+    Not a ``DataLoader``, so Lightning leaves the batches as the plan shards them.
+
+    Args:
+        dataset: Examples by index.
+        plan: Which of them form a batch.
+        collate: Makes a batch of a list of examples.
+        num_workers: Processes that load ahead; 0 loads in this process.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], plan: BatchPlan, collate: Callable[[list[Any]], Any], num_workers: int = 0
+    ) -> None:
+        self._dataset = dataset
+        self._collate = collate
+        self._num_workers = num_workers
+        self.plan = plan
+
+    def __len__(self) -> int:
+        """Batches per epoch and rank."""
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of the plan's epoch."""
+        return self._load(first=0)
+
+    def _load(self, first: int) -> Iterator[Any]:
+        """Yield the batches from number ``first`` on; the epoch counts at the first of them, not at the call."""
+        loader = DataLoader(
+            self._dataset,
+            batch_sampler=self.plan.batches()[first:],
+            collate_fn=self._collate,
+            num_workers=self._num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else each iteration draws from the global generator, and dropout changes
+        )
+        yield from loader
+
+
+class ResumableLoader(PlannedLoader):
+    """Load the batches of a plan, and go on after a restart where the run stopped.
+
+    **State.** The epoch, and how many of its batches were handed out; what workers loaded ahead does not count.
+    **Epochs.** A new epoch begins when ``set_epoch`` names another one, or after the last batch.  Within one epoch a
+    second iterator goes on where the first one stopped.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], plan: BatchPlan, collate: Callable[[list[Any]], Any], num_workers: int = 0
+    ) -> None:
+        super().__init__(dataset, plan, collate, num_workers)
+        self.sampler = plan  # the name under which Lightning looks for set_epoch
+        self._epoch = plan.epoch
+        self._given = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches that the plan's epoch still holds."""
+        if self._epoch != self.plan.epoch:  # a generator: Lightning asks for it before it sets the epoch
+            self._epoch, self._given = self.plan.epoch, 0
+        for batch in self._load(first=self._given):
+            self._given += 1
+            yield batch
+        self._given = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the loader stands, and the settings that decide what its batches are."""
+        return {"epoch": self._epoch, "given": self._given, **self._settings()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on where the state was taken.
+
+        Raises:
+            ValueError: The state stands inside an epoch of other batches.
+        """
+        total = -(-state_dict["examples"] // (state_dict["batch_size"] * state_dict["world_size"]))
+        changed = {name: (state_dict[name], now) for name, now in self._settings().items() if state_dict[name] != now}
+        if changed and 0 < state_dict["given"] < total:
+            differences = ", ".join(f"{name}={old} (now {now})" for name, (old, now) in changed.items())
+            raise ValueError(
+                f"the checkpoint stopped after {state_dict['given']} of {total} batches of an epoch with {differences}; "
+                "resume with the same values, or from a checkpoint taken at the end of an epoch."
+            )
+        self._epoch = state_dict["epoch"]
+        self._given = len(self) if state_dict["given"] >= total else state_dict["given"]
+        self.plan.set_epoch(self._epoch)
+
+    def _settings(self) -> dict[str, int]:
+        plan = self.plan
+        return {
+            "examples": len(plan.lengths),
+            "batch_size": plan.batch_size,
+            "seed": plan.seed,
+            "world_size": plan.world_size,
+        }
+
+
+class ResumableDataModule(LightningDataModule):
+    """Carry the state of the training loader in the data module's part of the checkpoint.
+
+    Lightning restores a loader's own state only where it makes the loader after it read the loops' state; a module that
+    asks for ``estimated_stepping_batches`` has it made before, and the state is lost (seen in Lightning 2.6.6).
+    A subclass passes its training loader through ``resumed``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pending: dict[str, int] = {}
+
+    def resumed(self, loader: ResumableLoader) -> ResumableLoader:
+        """Return ``loader``, moved to where the checkpoint that is being resumed stopped."""
+        if self._pending:
+            loader.load_state_dict(self._pending)
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the loader that the trainer uses."""
+        loader = None if self.trainer is None else self.trainer.train_dataloader
+        return {"train_loader": loader.state_dict()} if isinstance(loader, ResumableLoader) else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state for the next training loader."""
+        self._pending = state_dict.get("train_loader", {})
+
+    def teardown(self, stage: str) -> None:
+        """Forget the state: the next fit starts anew."""
+        if stage == "fit":
+            self._pending = {}
+
+
+def _chunks(items: list[int], size: int) -> list[list[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

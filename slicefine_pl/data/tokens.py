@@ -1,0 +1,176 @@
+"""From texts to token sequences, once per text and tokenizer, and from sequences to padded batches.
+
+Knows tokenizers; knows neither models nor labels' meaning.
+
+Shapes:  N texts · B batch · T tokens
+"""
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from slicefine_pl.data.cache import cache_folder, write_whole
+from slicefine_pl.pretrained import locate
+
+LAYOUT = b"1"  # of a cache file; a new one makes old files unused
+UNLIMITED = 10**6  # tokenizers that know no limit give a huge number
+
+
+class Tokens:
+    """Turn texts into token sequences with the tokenizer of a pretrained model.
+
+    **Cache.** Results lie in the cache folder under a hash of texts, tokenizer and length; a damaged file is rebuilt.
+    **Long texts.** Are cut to ``max_length`` tokens, with one warning that counts them.
+
+    Args:
+        tokenizer: Hub name, local folder, or ``"package:<package>/<folder>"``.
+        max_length: Longest sequence, in tokens with the special ones; ``None`` is what the model allows.
+    """
+
+    def __init__(self, tokenizer: str, max_length: int | None) -> None:
+        folder = locate(tokenizer)
+        try:
+            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"tokenizer={tokenizer!r} could not be loaded ({' '.join(str(error).split())}); "
+                "give the hub name or the folder of a model with its tokenizer."
+            ) from error
+        limit = _limit(self.tokenizer, folder)
+        if max_length is not None and not 2 < max_length <= limit:
+            raise ValueError(f"max_length={max_length} is out of range; {tokenizer!r} allows 3 to {limit} tokens.")
+        self.max_length = min(limit, UNLIMITED) if max_length is None else max_length
+        self.pad = self.tokenizer.pad_token_id or 0
+        self._fingerprint = _fingerprint(self.tokenizer)  # now: calls change the tokenizer's own settings
+
+    def encode(self, columns: Sequence[Sequence[str]]) -> dict[str, list[list[int]]]:
+        """Tokenise texts, or pairs of texts.
+
+        Args:
+            columns: One list of N texts, or two for pairs.
+
+        Returns:
+            ``input_ids``, and for pairs ``token_type_ids`` where the tokenizer has them: N sequences each.
+        """
+        key = hashlib.sha256(LAYOUT + self._fingerprint + f"{self.max_length}|{len(columns)}".encode())
+        for column in columns:
+            for text in column:
+                content = text.encode()
+                key.update(len(content).to_bytes(8, "big") + content)
+        path = cache_folder() / "tokens" / f"{key.hexdigest()}.npz"
+        try:
+            packed = _unpack(path.read_bytes())
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            packed = self._tokenise(columns)
+            try:
+                write_whole(path, _pack(packed))
+            except OSError as error:
+                rank_zero_warn(f"Tokens cannot be cached in {str(path.parent)!r} ({error.strerror}); going on without.")
+        self._warn(packed.pop("lengths")[0])
+        return packed
+
+    def _tokenise(self, columns: Sequence[Sequence[str]]) -> dict[str, list[list[int]]]:
+        names = ["input_ids"]
+        encoded = self.tokenizer(*map(list, columns), verbose=False)
+        if len(columns) == 2 and "token_type_ids" in encoded:
+            names.append("token_type_ids")
+        packed: dict[str, list[list[int]]] = {name: encoded[name] for name in names}
+        lengths = [len(ids) for ids in packed["input_ids"]]
+        if long := [row for row, length in enumerate(lengths) if length > self.max_length]:
+            texts = [[column[row] for row in long] for column in columns]
+            cut = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+            for name in names:
+                for row, sequence in zip(long, cut[name], strict=True):
+                    packed[name][row] = sequence
+        return {**packed, "lengths": [lengths]}
+
+    def _warn(self, lengths: Sequence[int]) -> None:
+        if long := [length for length in lengths if length > self.max_length]:
+            rank_zero_warn(
+                f"{len(long)} of {len(lengths)} texts are longer than max_length={self.max_length} tokens (the longest "
+                f"has {max(long)}) and were cut; raise max_length, or shorten them."
+            )
+
+
+class TokenDataset(Dataset[dict[str, Any]]):
+    """Token sequences by index, with their labels where there are any."""
+
+    def __init__(self, encoded: Mapping[str, list[list[int]]], labels: Sequence[int] | Sequence[float] | None) -> None:
+        self._encoded = encoded
+        self._labels = labels
+        self.lengths = [len(ids) for ids in encoded["input_ids"]]
+
+    def __len__(self) -> int:
+        """Number of texts."""
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Token sequences of one text as lists, and its label."""
+        item: dict[str, Any] = {name: sequences[index] for name, sequences in self._encoded.items()}
+        if self._labels is not None:
+            item["labels"] = self._labels[index]
+        return item
+
+
+class PadBatch:
+    """Pad the examples of a batch to its longest, on the right."""
+
+    def __init__(self, pad: int) -> None:
+        self.pad = pad
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Return ``input_ids``, ``attention_mask`` (``token_type_ids``), shape ``(B, T)``, and ``labels``, ``(B,)``."""
+        lengths = [len(item["input_ids"]) for item in items]
+        batch = {"attention_mask": _padded([[1] * length for length in lengths], 0)}
+        for name in items[0]:
+            if name == "labels":
+                batch[name] = torch.tensor([item[name] for item in items])
+            else:
+                batch[name] = _padded([item[name] for item in items], self.pad if name == "input_ids" else 0)
+        return batch
+
+
+def _padded(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
+    longest = max(map(len, sequences))
+    return torch.tensor([[*sequence, *[value] * (longest - len(sequence))] for sequence in sequences])
+
+
+def _limit(tokenizer: PreTrainedTokenizerBase, folder: str) -> int:
+    """Longest sequence, in tokens, that both tokenizer and model allow."""
+    positions = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
+    return min(tokenizer.model_max_length, positions or UNLIMITED)
+
+
+def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> bytes:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    settings = str(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str()
+    return hashlib.sha256(f"{type(tokenizer).__name__}|{settings}".encode()).digest()
+
+
+def _pack(packed: Mapping[str, list[list[int]]]) -> bytes:
+    """Each list of sequences as one flat array and the length of each."""
+    arrays: dict[str, Any] = {}
+    for name, sequences in packed.items():
+        arrays[name] = np.fromiter((token for sequence in sequences for token in sequence), np.int32)
+        arrays[f"{name}_sizes"] = np.array([len(sequence) for sequence in sequences], np.int32)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _unpack(content: bytes) -> dict[str, list[list[int]]]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        names = [name for name in arrays.files if not name.endswith("_sizes")]
+        return {
+            name: [part.tolist() for part in np.split(arrays[name], np.cumsum(arrays[f"{name}_sizes"])[:-1])]
+            for name in names
+        }

