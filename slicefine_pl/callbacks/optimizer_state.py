@@ -11,8 +11,8 @@ from torch import nn
 class FreshState:
     """Gives parameters back the optimizer state they had before the first step.
 
-    Works for every torch optimizer: most make a parameter's state at its first step, so that forgetting is enough; those
-    that make it in the constructor (Adagrad) get a copy of what they made; parameter groups are never touched.
+    Works for every torch optimizer: most make a parameter's state at its first step, so that forgetting is enough;
+    those that make it in the constructor (Adagrad) get a copy of what they made.  Parameter groups are never touched.
 
     Args:
         optimizer: Before its first step.

@@ -12,9 +12,9 @@ import torch
 class TrainingRandomState:
     """Holds the generators' state at the end of the last training batch, and puts it back where training goes on.
 
-    A run that resumes builds its data iterators anew and may skip a validation that the uninterrupted run made; both draw
-    from the global generators.  So training goes on from where its own last batch left them: after validation, at the
-    start of an epoch, and after a resume, in a resumed and in an uninterrupted run alike.
+    A run that resumes builds its data iterators anew and may skip a validation that the uninterrupted run made; both
+    draw from the global generators.  So training goes on from where its own last batch left them: after validation, at
+    the start of an epoch, and after a resume, in a resumed and in an uninterrupted run alike.
     """
 
     def __init__(self) -> None:
@@ -34,8 +34,23 @@ class TrainingRandomState:
         """Say that something else has drawn numbers since; the next batch starts from the remembered state."""
         self._due = True
 
-    def restore(self) -> None:
-        """Put the remembered state back, if there is one, without forgetting that others may still draw."""
+    def before_epoch(self, iterator_exists: bool) -> None:
+        """Put the remembered state back before the epoch's data iterator is made, which may shuffle by it.
+
+        Args:
+            iterator_exists: It was made already, and will draw its order lazily from what it has left.
+        """
+        if not iterator_exists:
+            self._restore()
+        self._due = True
+
+    def before_batch(self) -> None:
+        """Put the remembered state back if somebody else may have drawn numbers since."""
+        if self._due:
+            self._restore()
+            self._due = False
+
+    def _restore(self) -> None:
         if self._state is None:
             return
         random.setstate(self._state["python"])
@@ -43,12 +58,6 @@ class TrainingRandomState:
         torch.set_rng_state(self._state["torch"])
         if self._state["cuda"] and len(self._state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(self._state["cuda"])
-
-    def before_batch(self) -> None:
-        """Put the remembered state back if there was a detour."""
-        if self._due:
-            self.restore()
-            self._due = False
 
     def state_dict(self) -> dict[str, Any] | None:
         """The remembered state as numbers, strings and tensors."""
@@ -66,5 +75,5 @@ class TrainingRandomState:
         saved = state["numpy"]
         key = saved["state"]["key"].numpy().astype(np.uint32)
         self._state = {**state, "numpy": {**saved, "state": {"key": key, "pos": saved["state"]["pos"]}}}
-        self.restore()
-        self.expect_detour()
+        self._restore()
+        self._due = True

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
@@ -45,8 +45,8 @@ class _Share:
 class SliceFineCallback(Callback):
     r"""Train one narrow slice of each chosen weight, and move it every ``interval`` optimizer steps.
 
-    Works on any LightningModule whose optimizer takes ``self.parameters()``, those that require a gradient, or groups of
-    them.  No parameter is added to the result: after ``fit`` the module is the plain dense model it was, retrained.
+    Works on any LightningModule whose optimizer takes ``self.parameters()``, those that require a gradient, or groups
+    of them.  No parameter is added to the result: after ``fit`` the module is the plain dense model it was, retrained.
 
     **When.** ``setup("fit")`` freezes the model and opens the first slices, before the optimizer is built; a model that
     the module builds in its own ``setup`` or ``configure_model`` is sliced right after.  ``on_before_optimizer_step``
@@ -226,8 +226,9 @@ class SliceFineCallback(Callback):
     # Training
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._random.restore()
-        self._random.expect_detour()
+        loop = trainer.fit_loop
+        # As Lightning decides it: a first or resumed epoch goes on with the iterator made before this hook.
+        self._random.before_epoch(trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._random.before_batch()

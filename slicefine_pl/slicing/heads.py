@@ -35,7 +35,7 @@ def find_heads(net: nn.Module) -> list[Head]:
 
 
 def _heads_of(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
-    """The heads of one model, each with whether it is pretrained; nothing for a module that is no model of a known kind."""
+    """The heads of one model, each with whether it is pretrained; none for a module that is no whole model."""
     origins = {(base.__module__.split(".")[0], base.__name__) for base in type(model).__mro__}
     if ("transformers", "PreTrainedModel") in origins:
         yield from _transformers_heads(model)

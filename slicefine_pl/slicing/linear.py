@@ -18,7 +18,6 @@ from torch.autograd.function import once_differentiable
 from slicefine_pl.slicing.layer import SlicedLayer
 from slicefine_pl.slicing.positions import Line
 
-
 SCORE_TOKENS = 64  # gradients of so many tokens rank the lines; more cost more and rank no better
 
 
@@ -116,9 +115,7 @@ def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, live: Tensor, 
     Returns:
         Output, shape ``(..., O)``.
     """
-    result: Tensor = _SlicedLinear.apply(
-        x, weight, bias, live, piece.index, piece.line, piece.score, piece.score_line
-    )
+    result: Tensor = _SlicedLinear.apply(x, weight, bias, live, piece.index, piece.line, piece.score, piece.score_line)
     return result
 
 

@@ -95,9 +95,7 @@ class SliceHandle:
         net.requires_grad_(False)
         for parameter in found.trained.values():
             parameter.requires_grad_(True)
-        self._tracks = {
-            name: SliceTrack(name, dense, kind, settings) for name, (dense, kind) in found.layers.items()
-        }
+        self._tracks = {name: SliceTrack(name, dense, kind, settings) for name, (dense, kind) in found.layers.items()}
 
     def __iter__(self) -> Iterator[LiveSlice]:
         return (self._live(name) for name in self._tracks)
@@ -131,7 +129,7 @@ class SliceHandle:
             self._tracks[name].layer.write()
 
     def write_in_forward(self, enabled: bool) -> None:
-        """Choose who keeps the weights in step: every forward pass (the default), or the caller through :meth:`write`."""
+        """Choose who keeps the weights in step: each forward pass (the default), or the caller with :meth:`write`."""
         for track in self._tracks.values():
             track.layer.writes_in_forward = enabled
 
@@ -153,7 +151,9 @@ class SliceHandle:
 
     def without_gradient(self, names: Iterable[str] | None = None) -> list[str]:
         """Names of the sliced modules whose slice holds no gradient: after a backward pass there should be none."""
-        return [name for name in (self._tracks if names is None else names) if self._tracks[name].layer.live.grad is None]
+        return [
+            name for name in (self._tracks if names is None else names) if self._tracks[name].layer.live.grad is None
+        ]
 
     def close(self) -> None:
         """Fold the slices: every layer is of its original class again and holds what was learned.

@@ -48,8 +48,11 @@ def find_targets(net: nn.Module, targets: Patterns | None, also_train: Patterns 
         also_train: Regular expressions searched in parameter names; ``None`` takes the new output heads.
 
     Raises:
-        ValueError: If a pattern matches nothing, or a layer that cannot be sliced.
+        ValueError: If a pattern matches nothing or a layer that cannot be sliced, or the network is sliced already.
     """
+    open_already = [name for name, module in net.named_modules() if isinstance(module, SlicedLayer)]
+    if open_already:
+        raise ValueError(f"{some(open_already)} are already sliced; close() the handle of these slices first.")
     found = Targets()
     heads = find_heads(net)
     if also_train is None:
@@ -102,8 +105,6 @@ def _obstacle(module: nn.Module, excluded: Mapping[str, set[int]]) -> str | None
         module: Owner of a weight.
         excluded: Reasons, each with the ids of the parameters it holds for.
     """
-    if isinstance(module, SlicedLayer):
-        return "already sliced"
     if sliced_kind(module) is None:
         return f"{type(module).__name__} is not supported"
     weight = id(module.get_parameter("weight"))

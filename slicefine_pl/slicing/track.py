@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slicefine_pl.slicing.layer import SlicedLayer, open_slice
 from slicefine_pl.slicing.positions import (
@@ -57,9 +57,10 @@ class SliceTrack:
 
     def __init__(self, name: str, dense: nn.Module, kind: type[SlicedLayer], settings: SliceSettings) -> None:
         sizes = line_counts(dense, kind)
+        road = name.replace("_orig_mod.", "")  # a compiled module visits the same slices as the plain one
         self._settings = settings
         self._orders = {
-            line: visiting_order(sizes[line], settings.order, key=f"{settings.seed}/{name}/{line}")
+            line: visiting_order(sizes[line], settings.order, key=f"{settings.seed}/{road}/{line}")
             for line in settings.lines
         }
         self.moves = 0

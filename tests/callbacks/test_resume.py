@@ -1,0 +1,268 @@
+"""Stop, resume, and be the run that never stopped: bit for bit, at any step."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from slicefine_pl import SliceFineCallback
+
+SETTINGS = {"rank": 2, "targets": "trunk", "also_train": "head", "interval": 3}
+BATCHES = 5
+
+
+class Examples(Dataset):
+    """Numbers that depend on their index alone."""
+
+    def __len__(self):
+        return 4 * BATCHES
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return torch.randn(6, generator=generator), torch.randint(3, (), generator=generator)
+
+
+class ResumableLoader(DataLoader):
+    """In order, and able to go on in the middle of an epoch; what a user of exact resumption has to bring."""
+
+    def __init__(self):
+        super().__init__(Examples(), batch_size=4)
+        self.start = self.done = 0
+
+    def __iter__(self):
+        self.done, self.start = self.start, 0
+        for index, batch in enumerate(super().__iter__()):
+            if index >= self.done:
+                self.done = index + 1
+                yield batch
+
+    def state_dict(self):
+        return {"start": self.done % BATCHES}
+
+    def load_state_dict(self, state):
+        self.start = state["start"]
+
+
+class Module(LightningModule):
+    def __init__(self, optimizer="adamw"):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.3), nn.Tanh(), nn.Linear(8, 5), nn.Dropout(0.3))
+        self.head = nn.Linear(5, 3)
+        self.optimizer = optimizer
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.head(self.trunk(batch[0])), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self):
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.05, weight_decay=0.1)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LinearLR(optimizer), "interval": "step"}]
+
+
+def run(folder: Path, module: Module, ckpt_path: Path | None = None, train=None, checkpoint=None, **settings):
+    """Three epochs, a checkpoint after every step unless told otherwise."""
+    callback = SliceFineCallback(**(SETTINGS | settings))
+    every = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
+    trainer = Trainer(
+        callbacks=[callback, checkpoint or every],
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, train or ResumableLoader(), DataLoader(Examples(), batch_size=4), ckpt_path=ckpt_path)
+    return callback
+
+
+def assert_same_checkpoint(ours: Path, theirs: Path) -> None:
+    """Everything that decides the future of a run is equal, bit for bit."""
+    ours, theirs = torch.load(ours), torch.load(theirs)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert_same(ours[part], theirs[part])
+    assert_same(ours["callbacks"]["SliceFineCallback"], theirs["callbacks"]["SliceFineCallback"])
+
+
+def assert_same(a: object, b: object) -> None:
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for left, right in zip(a, b, strict=True):
+            assert_same(left, right)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Folder with the checkpoints of a run that nobody stopped, for each kind of run asked for."""
+    runs: dict[str, Path] = {}
+
+    def make(name: str, optimizer: str = "adamw", **settings) -> Path:
+        if name not in runs:
+            runs[name] = tmp_path_factory.mktemp(name)
+            seed_everything(1)
+            run(runs[name], Module(optimizer), **settings)
+        return runs[name]
+
+    return make
+
+
+KINDS = {
+    "sweep": {},
+    "alternate": {"axis": "alternate"},
+    "importance": {"order": "importance", "axis": "row"},
+    "keep": {"optimizer_state": "keep", "optimizer": "sgd"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5, 6, 9, 10])  # before, at and after a move; the last batch of an epoch
+def test_a_resumed_run_equals_an_uninterrupted_one(kind, stop, uninterrupted, tmp_path):
+    settings = dict(KINDS[kind])
+    whole = uninterrupted(kind, **settings)
+    seed_everything(99)  # another process, another start
+    run(tmp_path, Module(settings.pop("optimizer", "adamw")), whole / f"step={stop}.ckpt", **settings)
+    assert_same_checkpoint(tmp_path / "step=15.ckpt", whole / "step=15.ckpt")
+
+
+@pytest.mark.parametrize("after_validation", [True, False])
+def test_a_shuffling_loader_resumes_at_the_end_of_an_epoch(after_validation, tmp_path):
+    """DataLoader(shuffle=True) takes its order from the global generator: at an epoch's end that is restored too."""
+    when = {"save_on_train_epoch_end": not after_validation, "save_top_k": -1}
+    shuffled = lambda: DataLoader(Examples(), batch_size=4, shuffle=True)
+    seed_everything(1)
+    run(
+        tmp_path / "whole", Module(), train=shuffled(), checkpoint=ModelCheckpoint(tmp_path / "whole", "{step}", **when)
+    )
+    for stop in (5, 10):
+        seed_everything(99)
+        folder = tmp_path / f"resumed{stop}"
+        checkpoint = ModelCheckpoint(folder, "{step}", **when)
+        run(folder, Module(), tmp_path / "whole" / f"step={stop}.ckpt", train=shuffled(), checkpoint=checkpoint)
+        assert_same_checkpoint(folder / "step=15.ckpt", tmp_path / "whole" / "step=15.ckpt")
+
+
+def test_a_float32_slice_of_a_bfloat16_model_resumes_with_all_its_bits(tmp_path):
+    settings = {"slice_dtype": "float32"}
+
+    class Half(Module):
+        def __init__(self):
+            super().__init__()
+            self.to(torch.bfloat16)
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch[0].bfloat16(), batch[1]), batch_idx)
+
+    seed_everything(1)
+    run(tmp_path / "whole", Half(), **settings)
+    run(tmp_path / "resumed", Half(), tmp_path / "whole" / "step=4.ckpt", **settings)
+    assert_same_checkpoint(tmp_path / "resumed" / "step=15.ckpt", tmp_path / "whole" / "step=15.ckpt")
+
+
+def test_every_checkpoint_is_the_plain_model(uninterrupted):
+    checkpoints = list(uninterrupted("sweep").glob("*.ckpt"))
+    assert len(checkpoints) == 15
+    for path in checkpoints:
+        Module().load_state_dict(torch.load(path, weights_only=True)["state_dict"], strict=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 3}, "rank: saved 2, now 3"),
+        ({"interval": 4, "seed": 1}, "seed: saved 0, now 1; interval: saved 3, now 4"),
+        ({"axis": "row"}, "axis: saved 'column', now 'row'"),
+        ({"targets": r"trunk\.0"}, "targets: saved 'trunk'"),
+    ],
+)
+def test_resuming_with_other_settings_names_what_differs(settings, message, uninterrupted, tmp_path):
+    with pytest.raises(MisconfigurationException, match=message):
+        run(tmp_path, Module(), uninterrupted("sweep") / "step=4.ckpt", **settings)
+
+
+def test_resuming_another_network_names_what_differs(uninterrupted, tmp_path):
+    class Bigger(Module):
+        strict_loading = False
+
+        def __init__(self):
+            super().__init__()
+            self.trunk.append(nn.Linear(5, 5))
+
+    with pytest.raises(ValueError, match=r"shapes differ in names .*only here: \['trunk.5'\]"):
+        run(tmp_path, Bigger(), uninterrupted("sweep") / "step=4.ckpt")
+
+
+def test_a_checkpoint_without_slices_is_refused_and_one_with_slices_needs_the_callback(uninterrupted, tmp_path):
+    quiet = {"max_epochs": 4, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    plain = Trainer(**quiet, default_root_dir=tmp_path)
+    plain.fit(Module(), ResumableLoader())
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.raises(MisconfigurationException, match="written without SliceFineCallback"):
+        run(tmp_path, Module(), tmp_path / "plain.ckpt")
+    with pytest.raises(ValueError, match="parameter group"):  # torch's own: the saved optimizer knows slices
+        Trainer(**quiet, default_root_dir=tmp_path).fit(
+            Module(), ResumableLoader(), ckpt_path=uninterrupted("sweep") / "step=4.ckpt"
+        )
+
+
+def test_the_weights_alone_start_a_new_run_with_other_settings(uninterrupted, tmp_path):
+    """The documented way round the refusals: load the weights, give no ckpt_path."""
+    module = Module()
+    module.load_state_dict(torch.load(uninterrupted("sweep") / "step=4.ckpt")["state_dict"], strict=True)
+    run(tmp_path, module, rank=3, interval=1)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_resume as t
+from lightning.pytorch import seed_everything
+seed_everything(1)
+
+class Slow(t.Module):
+    def training_step(self, batch, batch_idx):
+        time.sleep(0.15)
+        return super().training_step(batch, batch_idx)
+
+t.run(Path({folder!r}), Slow())
+"""
+
+
+def test_a_killed_run_resumes_from_what_lies_on_disk(uninterrupted, tmp_path):
+    """kill -9 in the middle: every checkpoint on disk is whole, and the last one leads to the same end."""
+    folder = tmp_path / "killed"
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder))
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "step=6.ckpt").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    left = sorted(folder.glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
+    assert len(left) < 15
+    run(tmp_path / "resumed", Module(), left[-1])
+    assert_same_checkpoint(tmp_path / "resumed" / "step=15.ckpt", uninterrupted("sweep") / "step=15.ckpt")

@@ -1,0 +1,481 @@
+"""SliceFineCallback in real Lightning runs, against hand-written loops and dense training."""
+
+import copy
+import math
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from slicefine_pl import SliceFineCallback
+from slicefine_pl.slicing import slice_model
+
+SETTINGS = {"rank": 2, "targets": r"trunk", "also_train": r"head"}
+
+
+class Module(LightningModule):
+    """A trunk of two linear maps and a head; SGD unless told otherwise."""
+
+    def __init__(self, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh())
+        self.head = nn.Linear(5, 3)
+        self.make_optimizer = optimizer
+
+    def forward(self, x):
+        return self.head(self.trunk(x))
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    test_step = predict_step = lambda self, batch, batch_idx: self(batch[0]).sum()
+
+    def configure_optimizers(self):
+        return self.make_optimizer(self.parameters())
+
+
+def loader(batches: int = 8, size: int = 4) -> DataLoader:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(batches * size, 6, generator=generator)
+    return DataLoader(TensorDataset(x, torch.randint(3, (batches * size,), generator=generator)), batch_size=size)
+
+
+def trainer(*callbacks: Callback, **settings) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet |= {"enable_model_summary": False, "accelerator": "cpu", "max_epochs": 1}
+    return Trainer(callbacks=list(callbacks), **(quiet | settings))
+
+
+class Watch(Callback):
+    """Writes down where the slices stand at every batch, and what the optimizer knows of the first."""
+
+    def __init__(self):
+        self.places, self.known = [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        layer = pl_module.trunk[0]
+        self.places.append((layer.line, tuple(layer.index.tolist())))
+        self.known.append(copy.deepcopy(trainer.optimizers[0].state.get(layer.live)))
+
+
+def handmade(net: nn.Module, interval: int, lr: float = 0.1) -> None:
+    """The same training in plain torch."""
+    handle = slice_model(net, **SETTINGS)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=lr)
+    for step, (x, y) in enumerate(loader(), start=1):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        if step % interval == 0:
+            handle.move()
+    handle.close()
+
+
+def assert_equal(ours: nn.Module, theirs: nn.Module) -> None:
+    theirs_state = theirs.state_dict()
+    assert list(ours.state_dict()) == list(theirs_state)
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs_state[name]), name
+
+
+def test_a_run_equals_the_same_loop_in_plain_torch():
+    module = Module()
+    reference = copy.deepcopy(module)
+    trainer(SliceFineCallback(**SETTINGS, interval=3)).fit(module, loader())
+    handmade(reference, interval=3)
+    assert_equal(module, reference)
+    assert all(type(child) in (Module, nn.Sequential, nn.Linear, nn.Tanh) for child in module.modules())
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_moves_follow_optimizer_steps_not_batches():
+    watch = Watch()
+    trainer(SliceFineCallback(**SETTINGS, interval=2), watch, accumulate_grad_batches=2).fit(Module(), loader(8))
+    assert [watch.places[i] == watch.places[i - 1] for i in range(1, 8)] == [True, True, True, False, True, True, True]
+
+
+def test_none_never_moves():
+    watch = Watch()
+    trainer(SliceFineCallback(**SETTINGS, interval=None), watch).fit(Module(), loader())
+    assert len(set(watch.places)) == 1
+
+
+@pytest.mark.parametrize("optimizer", [
+    torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.Adadelta,
+    torch.optim.NAdam, torch.optim.RAdam, torch.optim.Rprop, torch.optim.ASGD, torch.optim.Adamax,
+    torch.optim.Adafactor,
+])  # fmt: skip
+def test_reset_gives_the_state_of_the_first_step_and_keep_leaves_it(optimizer):
+    """For every optimizer: after a move the slice's next step is what a new optimizer's first step would be."""
+    fresh, kept = Watch(), Watch()
+    for watch, choice in ((fresh, "reset"), (kept, "keep")):
+        callback = SliceFineCallback(**SETTINGS, interval=4, optimizer_state=choice)
+        trainer(callback, watch).fit(Module(lambda parameters: optimizer(parameters, lr=0.01)), loader())
+    torch.testing.assert_close(fresh.known[4] or {}, fresh.known[0] or {}, rtol=0, atol=0)
+    assert kept.known[4] != {}
+    assert kept.known[4]["step"] == 4
+    assert fresh.known[5]["step"] == 1
+
+
+def test_reset_of_momentum_and_of_lbfgs():
+    watch = Watch()
+    sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    trainer(SliceFineCallback(**SETTINGS, interval=4), watch).fit(Module(sgd), loader())
+    assert [known is None for known in watch.known] == [True, False, False, False, True, False, False, False]
+    module = Module(lambda parameters: torch.optim.LBFGS([p for p in parameters if p.requires_grad], max_iter=3))
+    trainer(SliceFineCallback(**SETTINGS, interval=4)).fit(module, loader())
+    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+
+
+def test_parameter_groups_and_schedules_stay_as_they_are():
+    def optimizer(parameters):
+        named = list(parameters)
+        optim = torch.optim.SGD([{"params": named[:5], "lr": 0.1}, {"params": named[5:], "lr": 0.2}], momentum=0.9)
+        return [optim], [{"scheduler": torch.optim.lr_scheduler.StepLR(optim, 3, 0.5), "interval": "step"}]
+
+    module = Module(optimizer)
+    run = trainer(SliceFineCallback(**SETTINGS, interval=2))
+    run.fit(module, loader(8))
+    assert [group["lr"] for group in run.optimizers[0].param_groups] == [0.025, 0.05]
+
+
+@pytest.mark.parametrize("where", ["setup", "configure_model"])
+def test_models_built_in_setup_or_configure_model_are_sliced(where):
+    class Late(Module):
+        def __init__(self):
+            super().__init__()
+            self.built = 0
+            del self.trunk, self.head
+
+        def build(self):
+            if self.built:
+                return
+            self.built += 1
+            torch.manual_seed(3)
+            self.trunk, self.head = Module().trunk, nn.Linear(5, 3)
+
+    setattr(Late, where, (lambda self, stage: self.build()) if where == "setup" else lambda self: self.build())
+    module, watch = Late(), Watch()
+    trainer(SliceFineCallback(**SETTINGS, interval=2), watch).fit(module, loader())
+    assert len(set(watch.places)) == 3  # six columns, two at a time
+    assert "configure_model" not in vars(module)
+    torch.manual_seed(3)
+    assert torch.equal(module.trunk[0].bias, Module().trunk[0].bias)
+    assert not torch.equal(module.trunk[0].weight, Module().trunk[0].weight)
+
+
+def test_several_optimizers_under_manual_optimization_count_their_own_steps():
+    class Manual(Module):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            first = torch.optim.SGD([*self.trunk[0].parameters(), *self.head.parameters()], lr=0.1)
+            return first, torch.optim.SGD(self.trunk[2].parameters(), lr=0.1)
+
+        def training_step(self, batch, batch_idx):
+            first, second = self.optimizers()
+            loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+            self.manual_backward(loss)
+            first.step()
+            if batch_idx % 2:
+                second.step()
+            first.zero_grad()
+            second.zero_grad()
+            self.places.append((self.trunk[0].index.tolist(), self.trunk[2].index.tolist()))
+
+    module = Manual()
+    module.automatic_optimization = False
+    module.places = []
+    trainer(SliceFineCallback(**SETTINGS, interval=2)).fit(module, loader(8))
+    firsts, seconds = zip(*module.places, strict=True)
+    moved = lambda places: [i for i in range(1, 8) if places[i] != places[i - 1]]
+    assert (moved(firsts), moved(seconds)) == ([1, 3, 5, 7], [3, 7])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_low_precision_trains_and_keeps_untouched_weights(precision):
+    module = Module()
+    before = copy.deepcopy(module).to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    callback = SliceFineCallback(**SETTINGS, interval=None, slice_dtype="float32")
+    trainer(callback, precision=precision).fit(module, loader())
+    changed = (module.trunk[0].weight != before.trunk[0].weight).any(dim=0)
+    assert 0 < changed.sum() <= 2
+    assert torch.equal(module.trunk[0].bias, before.trunk[0].bias)
+
+
+def test_steps_that_a_loss_scaler_skips_are_not_counted():
+    """16-mixed on CPU through Lightning's own plugin: a first scale so large that the first steps overflow."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=1000)
+    watch = Watch()
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    callback = SliceFineCallback(**SETTINGS, interval=2)
+    run = trainer(callback, watch, plugins=[plugin], max_epochs=8)
+    run.fit(Module(), loader())
+    taken = callback.state_dict()["steps"][0]
+    assert 0 < taken < 64
+    assert len(set(watch.places)) > 1
+    assert scaler.get_scale() < 2.0**40
+
+
+def test_gradient_clipping_sees_the_slices():
+    module = Module(lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+    before = copy.deepcopy(module)
+    clipped = trainer(SliceFineCallback(**SETTINGS, interval=None), gradient_clip_val=1e-3, limit_train_batches=1)
+    clipped.fit(module, loader())
+    moved = torch.cat([(a - b).flatten() for a, b in zip(module.parameters(), before.parameters(), strict=True)])
+    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_stages_before_and_after_fit(tmp_path):
+    module, callback = Module(), SliceFineCallback(**SETTINGS, interval=2)
+    run = trainer(callback)
+    for stage in (run.validate, run.test, run.predict):
+        stage(module, loader())
+        assert type(module.trunk[0]) is nn.Linear
+    run.fit(module, loader(), loader(2))
+    result = run.validate(module, loader(2))[0]["val/loss"]
+    run.save_checkpoint(tmp_path / "after.ckpt")
+    plain = Module()
+    plain.load_state_dict(torch.load(tmp_path / "after.ckpt")["state_dict"], strict=True)
+    assert trainer().validate(plain, loader(2))[0]["val/loss"] == result
+    assert trainer(callback).test(plain, loader(2), ckpt_path=tmp_path / "after.ckpt")
+
+
+def test_fit_called_twice_goes_on_where_it_stood():
+    """Two epochs in two calls of fit, or in one: the slices stand at the same places."""
+    once, twice = Watch(), Watch()
+    trainer(SliceFineCallback(**SETTINGS, interval=3), once, max_epochs=2).fit(Module(), loader())
+    run, module = trainer(SliceFineCallback(**SETTINGS, interval=3), twice), Module()
+    run.fit(module, loader())
+    run.fit_loop.max_epochs = 2
+    run.fit(module, loader())
+    assert twice.places == once.places
+
+
+def test_a_new_trainer_starts_afresh_with_the_same_callback():
+    callback, watch = SliceFineCallback(**SETTINGS, interval=3), Watch()
+    for _ in range(2):
+        trainer(callback, watch).fit(Module(), loader())
+    assert watch.places[:8] == watch.places[8:]
+
+
+def test_common_callbacks_work_beside_it(tmp_path):
+    callbacks = [
+        SliceFineCallback(**SETTINGS, interval=2),
+        ModelCheckpoint(tmp_path, monitor="val/loss", save_last=True),
+        EarlyStopping("val/loss"),
+        LearningRateMonitor("step"),
+    ]
+    module = Module()
+    logger = CSVLogger(tmp_path)
+    settings = {"logger": logger, "enable_checkpointing": True, "log_every_n_steps": 1, "max_epochs": 2}
+    trainer(*callbacks, **settings).fit(module, loader(), loader(2))
+    rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text()
+    assert {"slicefine/trained", "slicefine/coverage", "slicefine/moves"} <= set(rows.splitlines()[0].split(","))
+    assert set(torch.load(tmp_path / "last.ckpt")["state_dict"]) == set(Module().state_dict())
+
+
+def test_logged_numbers_are_right(tmp_path):
+    logged = []
+
+    class Logger(CSVLogger):
+        def log_metrics(self, metrics, step=None):
+            logged.append((step, metrics))
+
+    trainer(SliceFineCallback(**SETTINGS, interval=4), logger=Logger(tmp_path)).fit(Module(), loader(8))
+    ours = [(step, metrics) for step, metrics in logged if "slicefine/moves" in metrics]
+    assert [(step, metrics["slicefine/moves"]) for step, metrics in ours] == [(0, 0), (3, 1), (7, 2)]
+    assert ours[0][1]["slicefine/trained"] == 2 * (8 + 5) + 18
+    target = 6 * 8 + 8 * 5
+    assert [metrics["slicefine/coverage"] for _, metrics in ours] == [2 * k * (8 + 5) / target for k in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("averaging", ["ema", "swa"])
+def test_weight_averaging_averages_the_dense_weights(averaging):
+    """EMA of a sliced run equals the EMA of the plain weights, recomputed by hand from the run itself."""
+
+    class Recompute(Callback):
+        average = None
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            now = pl_module.trunk[0].weight.detach().clone()
+            self.average = now if self.average is None else 0.5 * self.average + 0.5 * now
+
+    callback, recompute, module = SliceFineCallback(**SETTINGS, interval=3), Recompute(), Module()
+    if averaging == "ema":
+        trainer(callback, EMAWeightAveraging(decay=0.5), recompute).fit(module, loader(), loader(2))
+        torch.testing.assert_close(module.trunk[0].weight.detach(), recompute.average)
+    else:
+        before = copy.deepcopy(module)
+        swa = StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
+        trainer(callback, swa, max_epochs=4).fit(module, loader())
+        assert torch.equal(module.trunk[0].bias, before.trunk[0].bias)
+        assert torch.isfinite(module.trunk[0].weight).all()
+    with pytest.raises(MisconfigurationException, match="put SliceFineCallback first"):
+        trainer(EMAWeightAveraging(), SliceFineCallback(**SETTINGS)).fit(Module(), loader())
+
+
+def test_a_slice_without_gradient_is_an_error_that_names_the_layer():
+    class Unused(Module):
+        def forward(self, x):
+            return self.head(nn.functional.linear(self.trunk[:2](x), self.trunk[2].weight, self.trunk[2].bias))
+
+    with pytest.raises(MisconfigurationException, match=r"slices of trunk\.2 received no gradient at the first step"):
+        trainer(SliceFineCallback(**SETTINGS)).fit(Unused(), loader())
+
+
+def test_slices_outside_the_optimizer_are_an_error():
+    class HeadOnly(Module):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.head.parameters(), lr=0.1)
+
+    with pytest.raises(MisconfigurationException, match=r"slices of trunk\.0, trunk\.2 are in no optimizer"):
+        trainer(SliceFineCallback(**SETTINGS)).fit(HeadOnly(), loader())
+
+
+def test_parameters_unfrozen_by_others_are_an_error():
+    class Thaw(Callback):
+        def setup(self, trainer, pl_module, stage):
+            pl_module.trunk[0].bias.requires_grad_(True)
+
+    with pytest.raises(MisconfigurationException, match=r"trunk\.0\.bias require a gradient but are neither"):
+        trainer(SliceFineCallback(**SETTINGS), Thaw()).fit(Module(), loader())
+
+
+def broken_at(step: int, what: str) -> Module:
+    class Broken(Module):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            if batch_idx == step and what == "loss":
+                return loss * math.nan
+            return loss
+
+        def on_before_optimizer_step(self, optimizer):
+            self.seen = {name: value.clone() for name, value in self.state_dict().items()}
+
+        def on_after_backward(self):
+            if self.global_step == step and what == "gradient":
+                self.trunk[2].live.grad[0, 0] = math.inf
+
+    return Broken()
+
+
+@pytest.mark.parametrize(("what", "message"), [("loss", "the loss is nan"), ("gradient", r"in trunk\.2\.live")])
+def test_nonfinite_numbers_stop_the_run_and_leave_the_weights_good(what, message, tmp_path):
+    module = broken_at(5, what)
+    last = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
+    run = trainer(SliceFineCallback(**SETTINGS, interval=2), last, enable_checkpointing=True)
+    with pytest.raises(FloatingPointError, match=f"Step 5: .*{message}"):
+        run.fit(module, loader())
+    assert type(module.trunk[0]) is nn.Linear
+    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+    saved = torch.load(max(tmp_path.glob("*.ckpt"), key=lambda path: path.stat().st_mtime))["state_dict"]
+    assert all(torch.equal(saved[name], value) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_nonfinite_steps_can_be_dropped(what):
+    """Dropping the sixth of eight steps equals a run on the other seven batches, momentum and all."""
+    sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    module = broken_at(5, what)
+    module.make_optimizer = sgd
+    reference = Module(sgd)
+    reference.load_state_dict(module.state_dict())
+    with pytest.warns(UserWarning, match="This step is dropped, 1 so far"):
+        trainer(SliceFineCallback(**SETTINGS, interval=6, nonfinite="skip")).fit(module, loader())
+    rows = [row for row in range(32) if row // 4 != 5]
+    trainer(SliceFineCallback(**SETTINGS, interval=6)).fit(
+        reference, DataLoader(torch.utils.data.Subset(loader().dataset, rows), batch_size=4)
+    )
+    assert_equal(module, reference)
+
+
+def test_skipped_training_steps_are_not_counted():
+    class Sparse(Module):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx % 2 else super().training_step(batch, batch_idx)
+
+    callback = SliceFineCallback(**SETTINGS, interval=2)
+    trainer(callback).fit(Sparse(), loader(8))
+    assert callback.state_dict()["steps"] == {0: 4}
+
+
+def test_compiled_modules_do_not_recompile_at_a_move():
+    torch.compiler.reset()
+    from torch._dynamo.testing import CompileCounter
+
+    counter, module = CompileCounter(), Module()
+    reference = copy.deepcopy(module)
+    module.trunk = torch.compile(module.trunk, backend=counter)
+    trainer(SliceFineCallback(**SETTINGS, interval=2)).fit(module, loader())
+    assert counter.frame_count == 1
+    handmade(reference, interval=2)
+    for ours, theirs in zip(module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_of_transformers(reentrant):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    class Text(LightningModule):
+        def __init__(self, checkpointing):
+            super().__init__()
+            torch.manual_seed(0)
+            config = BertConfig(
+                vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+                hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            )  # fmt: skip
+            self.bert = BertForSequenceClassification(config)
+            if checkpointing:
+                self.bert.gradient_checkpointing_enable({"use_reentrant": reentrant})
+                self.bert.enable_input_require_grads()
+
+        def training_step(self, batch, batch_idx):
+            return self.bert(input_ids=batch[0], labels=batch[1]).loss
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=0.01, weight_decay=0.1)
+
+    tokens = TensorDataset(torch.randint(30, (16, 5)), torch.randint(2, (16,)))
+    modules = [Text(checkpointing) for checkpointing in (False, True)]
+    for module in modules:
+        trainer(SliceFineCallback(rank=2, interval=2)).fit(module, DataLoader(tokens, batch_size=2))
+    for ours, theirs in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 0}, "rank=0"),
+        ({"axis": "rows"}, "axis='rows' is unknown; choose one of"),
+        ({"order": "best"}, "order='best'"),
+        ({"interval": 0}, "interval=0 is no number of optimizer steps; choose at least 1, or None"),
+        ({"interval": 2.5}, "interval=2.5"),
+        ({"optimizer_state": "drop"}, "optimizer_state='drop'"),
+        ({"slice_dtype": "int8"}, "slice_dtype='int8'"),
+        ({"nonfinite": "ignore"}, "nonfinite='ignore'"),
+        ({"axis": "alternate", "optimizer_state": "keep"}, "choose optimizer_state='reset'"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_runs(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SliceFineCallback(**settings)

@@ -1,0 +1,280 @@
+"""Sliced linear layers against dense linear algebra."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from slicefine_pl.slicing.layer import close_slice, open_slice
+from slicefine_pl.slicing.linear import SCORE_TOKENS, Slice, SlicedConv1D, SlicedLinear, sliced_kind, sliced_linear
+
+O, I, R = 5, 7, 2  # odd and unequal, so that a swapped axis cannot pass
+COLUMNS, ROWS = [6, 0], [1, 4]  # the columns wrap
+
+
+def dense_layer(kind: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+    layer = Conv1D(O, I) if kind == "Conv1D" else nn.Linear(I, O)
+    nn.init.normal_(layer.bias)
+    return layer.to(dtype)
+
+
+def matrix_of(layer: nn.Module) -> torch.Tensor:
+    """The weight as (O, I), whatever the layer's own layout."""
+    return layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
+
+
+def grad_of(layer: nn.Module) -> torch.Tensor:
+    return layer.weight.grad.t() if isinstance(layer, Conv1D) else layer.weight.grad
+
+
+def sliced(dense: nn.Module, line: str) -> nn.Module:
+    layer = copy.deepcopy(dense)
+    length = O if line == "column" else I
+    return open_slice(layer, sliced_kind(layer), line, COLUMNS if line == "column" else ROWS, length, None)
+
+
+def block(matrix: torch.Tensor, line: str) -> torch.Tensor:
+    """The live block of an (O, I) matrix, one line below the other."""
+    return matrix[:, COLUMNS].t() if line == "column" else matrix[ROWS]
+
+
+@pytest.fixture(params=["Linear", "Conv1D"])
+def dense(request):
+    return dense_layer(request.param)
+
+
+@pytest.mark.parametrize("line", ["column", "row"])
+@pytest.mark.parametrize("shape", [(I,), (3, I), (2, 3, I), (0, I)])
+def test_live_block_gets_exactly_the_dense_gradient(dense, line, shape):
+    """Training a slice must follow the gradient full training would give those lines; input and bias theirs as well."""
+    layer = sliced(dense, line)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    x_dense = x.detach().clone().requires_grad_()
+    layer(x).square().sum().backward()
+    dense(x_dense).square().sum().backward()
+    torch.testing.assert_close(layer.live.grad, block(grad_of(dense), line))
+    torch.testing.assert_close(x.grad, x_dense.grad)
+    torch.testing.assert_close(layer.bias.grad, dense.bias.grad)
+    assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize("line", ["column", "row"])
+def test_gradcheck_against_a_joined_weight(line):
+    """The layer equals F.linear on a weight in which the live block has been replaced; numerically, in float64."""
+    frozen = torch.randn(O, I, dtype=torch.float64)
+    x = torch.randn(3, I, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(O, dtype=torch.float64, requires_grad=True)
+    live = torch.randn(R, O if line == "column" else I, dtype=torch.float64, requires_grad=True)
+    index = torch.tensor(COLUMNS if line == "column" else ROWS)
+
+    def joined(x, bias, live):
+        weight = frozen.clone()
+        lines = weight.t() if line == "column" else weight
+        lines.index_copy_(0, index, live.detach())
+        return sliced_linear(x, weight, bias, live, Slice(index, line))
+
+    assert torch.autograd.gradcheck(joined, (x, bias, live))
+
+
+@pytest.mark.parametrize("line", ["column", "row"])
+def test_output_is_bit_equal_after_opening_and_follows_the_live_values(dense, line):
+    layer, x = sliced(dense, line), torch.randn(4, I, dtype=torch.float64)
+    assert torch.equal(layer(x), dense(x))
+    with torch.no_grad():
+        layer.live += 1.0
+        if line == "column":
+            matrix_of(dense)[:, COLUMNS] += 1.0
+        else:
+            matrix_of(dense)[ROWS] += 1.0
+    assert torch.equal(layer(x), dense(x))
+
+
+def test_a_padded_slice_trains_only_its_own_length():
+    """Where rows and columns alternate, the tail of the shorter line is padding: no gradient, no effect."""
+    layer = open_slice(nn.Linear(I, O), SlicedLinear, "column", COLUMNS, I, None)
+    x = torch.randn(4, I)
+    before = layer(x)
+    layer(x).sum().backward()
+    assert layer.live.shape == (R, I)
+    assert torch.count_nonzero(layer.live.grad[:, O:]) == 0
+    with torch.no_grad():
+        layer.live[:, O:] = 99.0
+    assert torch.equal(layer(x), before)
+
+
+def saved_bytes(layer: nn.Module, x: torch.Tensor) -> int:
+    """What autograd keeps for backward besides the parameters."""
+    own = {parameter.data_ptr() for parameter in layer.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor):
+        if tensor.data_ptr() not in own and tensor.dtype.is_floating_point:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(x)
+    return sum(kept.values())
+
+
+def test_columns_keep_only_the_live_columns_of_the_input():
+    x = torch.randn(64, I, dtype=torch.float64, requires_grad=True)
+    dense = dense_layer("Linear")
+    assert saved_bytes(sliced(dense, "column"), x) == 64 * R * 8
+    assert saved_bytes(sliced(dense, "row"), x) == 64 * I * 8
+
+
+def test_two_passes_before_one_backward_add_up(dense):
+    """Shared layers, contrastive losses and gradient checkpointing call a layer twice before backward."""
+    layer = sliced(dense, "column")
+    a, b = torch.randn(2, 3, I, dtype=torch.float64)
+    (layer(a).square().sum() + layer(b).square().sum()).backward()
+    (dense(a).square().sum() + dense(b).square().sum()).backward()
+    torch.testing.assert_close(layer.live.grad, block(grad_of(dense), "column"))
+
+
+def test_changing_the_slice_between_forward_and_backward_is_an_error():
+    layer = sliced(dense_layer("Linear"), "column")
+    y = layer(torch.randn(2, I, dtype=torch.float64)).sum()
+    with torch.no_grad():
+        layer.live += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+@pytest.mark.parametrize("line", ["column", "row"])
+def test_autocast_computes_in_the_low_precision_and_trains_in_the_high(line):
+    layer = sliced(dense_layer("Linear", torch.float32), line)
+    dense = nn.Linear(I, O)
+    dense.load_state_dict(layer.state_dict())
+    x = torch.randn(64, I)
+    for net in (layer, dense):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = net(x)
+        assert y.dtype == torch.bfloat16
+        y.float().square().sum().backward()
+    assert layer.live.grad.dtype == torch.float32
+    torch.testing.assert_close(layer.live.grad, block(dense.weight.grad, line), rtol=2e-2, atol=2e-1)
+
+
+def test_a_float32_slice_in_a_bfloat16_layer_keeps_updates_that_bfloat16_would_lose():
+    layer = open_slice(nn.Linear(I, O).to(torch.bfloat16), SlicedLinear, "column", COLUMNS, O, torch.float32)
+    with torch.no_grad():
+        layer.live.fill_(1.0)
+        for _ in range(32):
+            layer.live += 2.0**-11  # an eighth of half a unit in the last place of bfloat16 at 1
+    layer.write()
+    assert layer.weight[0, COLUMNS[0]] == 1.0 + 2.0**-6
+    assert layer.to(torch.bfloat16).live.dtype == torch.float32  # as Lightning's bf16-true does after setup
+    layer(torch.randn(3, I, dtype=torch.bfloat16)).sum().backward()
+    assert layer.live.grad.dtype == torch.float32
+
+
+def test_second_derivatives_are_refused_rather_than_wrong():
+    layer = sliced(dense_layer("Linear"), "column")
+    x = torch.randn(2, I, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_state_dict_is_the_dense_one_and_loads_both_ways(dense):
+    layer = sliced(dense, "row")
+    with torch.no_grad():
+        layer.live.zero_()
+    plain = copy.deepcopy(dense)
+    plain.load_state_dict(layer.state_dict(), strict=True)
+    assert torch.count_nonzero(matrix_of(plain)[ROWS]) == 0
+    layer.load_state_dict(dense.state_dict(), strict=True)
+    torch.testing.assert_close(layer.live.detach(), block(matrix_of(dense).detach(), "row"), rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="bias"):
+        layer.load_state_dict({"weight": dense.weight}, strict=True)
+
+
+@pytest.mark.parametrize("copier", ["deepcopy", "pickle"])
+def test_copies_are_sliced_layers_with_their_own_slice(dense, copier):
+    layer = sliced(dense, "column")
+    if copier == "deepcopy":
+        twin = copy.deepcopy(layer)
+    else:
+        buffer = io.BytesIO()
+        torch.save(layer, buffer)
+        buffer.seek(0)
+        twin = torch.load(buffer, weights_only=False)
+    assert type(twin) is type(layer)
+    with torch.no_grad():
+        twin.live += 1
+    x = torch.randn(2, I, dtype=torch.float64)
+    assert torch.equal(layer(x), dense(x))
+    assert not torch.equal(twin(x), dense(x))
+
+
+def test_closing_gives_back_the_same_object_in_its_original_class(dense):
+    layer = copy.deepcopy(dense)
+    original, names = type(layer), set(vars(layer))
+    opened = open_slice(layer, sliced_kind(layer), "column", COLUMNS, O, None)
+    assert opened is layer
+    assert isinstance(opened, original)
+    with torch.no_grad():
+        opened.live.zero_()
+    close_slice(opened)
+    assert type(layer) is original
+    assert set(vars(layer)) == names
+    assert list(layer.state_dict()) == list(dense.state_dict())
+    assert torch.count_nonzero(matrix_of(layer)[:, COLUMNS]) == 0
+
+
+def test_leaving_train_mode_puts_the_slice_into_the_weight():
+    """torch's fast paths read the weight of a layer in eval mode without calling the layer."""
+    layer = sliced(dense_layer("Linear"), "column")
+    with torch.no_grad():
+        layer.live.zero_()
+    assert torch.count_nonzero(layer.eval().weight[:, COLUMNS]) == 0
+
+
+@pytest.mark.parametrize("line", ["column", "row"])
+def test_scores_are_the_norms_of_the_dense_gradient(line):
+    """With fewer tokens than the sample, the score is exact; and it adds up over backward passes."""
+    layer, dense = sliced(dense_layer("Linear", torch.float32), "column"), nn.Linear(I, O)
+    dense.load_state_dict(layer.state_dict())
+    layer.listen(line)
+    x = torch.randn(SCORE_TOKENS // 2, I)
+    for _ in range(2):
+        layer(x).square().sum().backward()
+    dense(x).square().sum().backward()
+    torch.testing.assert_close(layer.score, 2 * dense.weight.grad.norm(dim=0 if line == "column" else 1))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_layers_keep_scores_and_gradients(backend):
+    torch.compiler.reset()
+    layer = sliced(dense_layer("Linear", torch.float32), "column")
+    layer.listen("column")
+    twin, x = copy.deepcopy(layer), torch.randn(4, I)
+    torch.compile(layer, backend=backend, fullgraph=True)(x).square().sum().backward()
+    twin(x).square().sum().backward()
+    torch.testing.assert_close(layer.live.grad, twin.live.grad)
+    torch.testing.assert_close(layer.score, twin.score)
+    assert layer.score.sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [
+        (nn.Linear(2, 2), SlicedLinear),
+        (Conv1D(2, 2), SlicedConv1D),
+        (type("Renamed", (nn.Linear,), {})(2, 2), SlicedLinear),
+        (type("Own", (nn.Linear,), {"forward": F.linear})(2, 2), None),
+        (nn.LazyLinear(2), None),
+        (nn.Bilinear(2, 2, 2), None),
+        (nn.Conv1d(2, 2, 1), None),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), None),
+        (nn.MultiheadAttention(2, 1).out_proj, None),
+    ],
+)
+def test_only_layers_that_compute_what_we_know_are_served(module, kind):
+    assert sliced_kind(module) is kind

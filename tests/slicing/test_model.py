@@ -1,0 +1,226 @@
+"""slice_model in a plain torch loop: the invariants that the whole project stands on."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from slicefine_pl.slicing import slice_model
+
+
+def network() -> nn.Sequential:
+    """A trunk of two linear maps (10 to 12 to 9), and a head."""
+    return nn.Sequential(nn.Linear(10, 12), nn.Tanh(), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 3)).double()
+
+
+def loss(net: nn.Module, step: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(step)
+    x, y = torch.randn(8, 10, generator=generator).double(), torch.randint(3, (8,), generator=generator)
+    return nn.functional.cross_entropy(net(x), y)
+
+
+def train(net, optimizer, steps, handle=None, interval=None):
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss(net, step).backward()
+        optimizer.step()
+        if interval and (step + 1) % interval == 0:
+            for moved in handle.move():
+                optimizer.state.pop(moved.parameter, None)
+
+
+def trainable(net: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
+OPTIMIZERS = {
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.05, weight_decay=0.1),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("axis", ["column", "row", "alternate"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_was_never_live_stays_bit_equal(axis, optimizer):
+    """Invariant 1: whatever the optimizer, momentum and weight decay, only visited lines and the head change."""
+    net = network()
+    before = copy.deepcopy(net)
+    handle = slice_model(net, rank=2, axis=axis, targets=[r"^0$", r"^2$"], also_train="^4")
+    visited = {name: torch.zeros_like(net.get_submodule(name).weight, dtype=torch.bool) for name in ("0", "2")}
+    optim = OPTIMIZERS[optimizer](trainable(net))
+    for step in range(9):
+        for live in handle:
+            lines = visited[live.name].t() if live.line == "column" else visited[live.name]
+            lines[live.indices] = True
+        train(net, optim, 1)
+        if step % 3 == 2:
+            handle.move()
+    counts = handle.counts()
+    handle.close()
+    for name, mask in visited.items():
+        weight, pretrained = net.get_submodule(name).weight, before.get_submodule(name).weight
+        assert torch.equal(weight[~mask], pretrained[~mask])
+        last = 2 * {"column": weight.shape[0], "row": weight.shape[1]}.get(axis, 0)  # the last slice saw no step
+        assert (weight[mask] != pretrained[mask]).sum() >= mask.sum() - last
+        assert torch.equal(net.get_submodule(name).bias, before.get_submodule(name).bias)
+    assert not torch.equal(net[4].weight, before[4].weight)
+    fresh = 2 * sum({"column": w.shape[0], "row": w.shape[1]}.get(axis, 0) for w in (net[0].weight, net[2].weight))
+    if axis != "alternate":  # the slices opened by the last move were counted, but never seen in the loop above
+        assert counts.visited == sum(int(mask.sum()) for mask in visited.values()) + fresh
+
+
+@pytest.mark.parametrize("axis", ["column", "row"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_slice_as_wide_as_the_weight_trains_like_full_fine_tuning(axis, optimizer):
+    """Invariant 3: R = I (or O) is full training of these weights, momentum and decay included."""
+    net, dense = network(), None
+    dense = copy.deepcopy(net)
+    for name, parameter in dense.named_parameters():
+        parameter.requires_grad_(name in ("0.weight", "4.weight", "4.bias"))
+    handle = slice_model(net, rank=10 if axis == "column" else 12, axis=axis, targets="^0$", also_train="^4")
+    train(net, OPTIMIZERS[optimizer](trainable(net)), 20)
+    train(dense, OPTIMIZERS[optimizer](trainable(dense)), 20)
+    handle.close()
+    for ours, theirs in zip(net.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_moving_never_changes_the_function():
+    """Invariant 4: a moved slice keeps its learned values, so the network computes the same before and after."""
+    net = network()
+    handle = slice_model(net, rank=3, axis="alternate", also_train="^4", targets=["^0$", "^2$"])
+    train(net, torch.optim.SGD(trainable(net), lr=0.5), 5)
+    before = loss(net, 0).item()
+    for _ in range(7):
+        handle.move()
+        assert loss(net, 0).item() == before
+    handle.close()
+    assert loss(net, 0).item() == before
+
+
+def test_training_a_moving_slice_equals_training_the_dense_weight_with_a_moving_mask():
+    """An independent reference for the whole loop: dense SGD whose gradient is masked by hand."""
+    net = network()
+    dense = copy.deepcopy(net)
+    handle = slice_model(net, rank=3, targets="^2$", also_train="^4")
+    optimizer = torch.optim.SGD(trainable(net), lr=0.1)
+    masked = torch.optim.SGD([dense[2].weight, *dense[4].parameters()], lr=0.1)
+    for step in range(8):
+        (live,) = handle
+        columns = live.indices.clone()
+        train(net, optimizer, 1)
+        masked.zero_grad()
+        loss(dense, 0).backward()
+        mask = torch.zeros_like(dense[2].weight)
+        mask[:, columns] = 1
+        dense[2].weight.grad *= mask
+        masked.step()
+        if step % 2:
+            handle.move()
+    handle.close()
+    for ours, theirs in zip(net.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_closing_restores_classes_keys_and_requires_grad():
+    net = network()
+    net[2].bias.requires_grad_(False)
+    before, keys = {name: p.requires_grad for name, p in net.named_parameters()}, list(net.state_dict())
+    handle = slice_model(net, rank=2, also_train="^4")
+    assert list(net.state_dict()) == keys
+    handle.close()
+    handle.close()
+    assert {name: p.requires_grad for name, p in net.named_parameters()} == before
+    assert all(type(module) in (nn.Sequential, nn.Linear, nn.Tanh) for module in net.modules())
+
+
+def test_counts():
+    net = network()
+    handle = slice_model(net, rank=2, axis="alternate", targets=["^0$", "^2$"], also_train="^4")
+    for _ in range(2):
+        handle.move()
+    counts = handle.counts()
+    assert counts.live == 2 * (12 + 12)
+    assert counts.whole == 9 * 3 + 3
+    assert counts.target == 10 * 12 + 12 * 9
+    assert counts.total == 10 * 12 + 12 + 12 * 9 + 9 + 9 * 3 + 3
+    # After two moves: four columns and two rows of each weight, less their crossings.
+    assert counts.visited == (4 * 12 + 2 * 10 - 8) + (4 * 9 + 2 * 12 - 8)
+
+
+def test_importance_moves_to_the_lines_with_the_largest_gradient():
+    """The score is the gradient's norm; one backward pass on few tokens makes it exact."""
+    net = network().float()
+    dense = copy.deepcopy(net)
+    handle = slice_model(net, rank=3, order="importance", targets="^2$", also_train="^4")
+    x = torch.randn(8, 10)
+    net(x).square().sum().backward()
+    dense(x).square().sum().backward()
+    (live,) = handle.move()
+    assert sorted(live.indices.tolist()) == sorted(dense[2].weight.grad.norm(dim=0).topk(3).indices.tolist())
+
+
+def test_state_resumes_positions_visits_and_scores():
+    handles = []
+    for _ in range(2):
+        net = network().float()
+        handles.append((net, slice_model(net, rank=2, axis="alternate", order="importance", also_train="^4")))
+    (net, ours), (other, theirs) = handles
+    for _ in range(3):
+        net(torch.randn(8, 10)).sum().backward()
+        ours.move()
+    net(torch.randn(8, 10)).sum().backward()
+    other.load_state_dict(net.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    for _ in range(2):
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a.name, a.line, a.indices.tolist()) == (b.name, b.line, b.indices.tolist())
+            assert torch.equal(a.parameter, b.parameter)
+        assert ours.counts() == theirs.counts()
+        ours.move()
+        theirs.move()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 3}, "shapes differ"),
+        ({"targets": "^2$"}, r"only saved: \['0'"),
+        ({"also_train": "bias"}, "trained differ"),
+    ],
+)
+def test_state_of_other_slices_is_refused(settings, message):
+    saved = slice_model(network(), **{"rank": 2, "targets": ["^0$", "^2$"], "also_train": "^4"}).state_dict()
+    handle = slice_model(network(), **({"rank": 2, "targets": ["^0$", "^2$"], "also_train": "^4"} | settings))
+    with pytest.raises(ValueError, match=message):
+        handle.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("copier", ["to", "deepcopy"])
+def test_indices_travel_with_the_module(copier):
+    net = network()
+    slice_model(net, rank=2, also_train="^4")
+    twin = net.to("meta") if copier == "to" else copy.deepcopy(net)
+    assert twin[0].index.device == twin[0].weight.device
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 0}, "rank=0 is not a number of rows or columns"),
+        ({"rank": True}, "rank=True"),
+        ({"rank": 2.0}, "rank=2.0"),
+        ({"rank": 11}, r"rank=11 does not fit '0', which has 10 columns"),
+        ({"rank": 4, "axis": "alternate", "targets": "4"}, r"rank=4 does not fit '4', which has 3 rows"),
+        ({"axis": "diagonal"}, "axis='diagonal' is unknown; choose one of 'column', 'row', 'alternate'"),
+        ({"order": "best"}, "order='best' is unknown"),
+        ({"slice_dtype": torch.int8}, "slice_dtype=torch.int8"),
+    ],
+)
+def test_bad_settings_are_refused_and_change_nothing(settings, message):
+    net = network()
+    with pytest.raises(ValueError, match=message):
+        slice_model(net, **({"also_train": r"0\.bias"} | settings))
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert type(net[0]) is nn.Linear

@@ -1,0 +1,165 @@
+"""Which layers are sliced and what is trained whole, on small models of the real libraries."""
+
+import warnings
+
+import pytest
+import timm
+import torchvision
+import transformers
+from torch import nn
+
+from slicefine_pl.slicing import slice_model
+from slicefine_pl.slicing.heads import find_heads
+
+TEXT = {"vocab_size": 50, "num_labels": 3}
+
+
+def bert(name: str) -> nn.Module:
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, **TEXT
+    )
+    return getattr(transformers, name)(config)
+
+
+def gpt2(name: str) -> nn.Module:
+    config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0, **TEXT)
+    return getattr(transformers, name)(config)
+
+
+def pytorchvideo_mvit() -> nn.Module:
+    from pytorchvideo.models.vision_transformers import create_multiscale_vision_transformers
+
+    return create_multiscale_vision_transformers(
+        spatial_size=32, temporal_size=4, depth=1, patch_embed_dim=16, head_num_classes=3, norm="layernorm"
+    )
+
+
+MODELS = {
+    "bert": (lambda: bert("BertForSequenceClassification"), [("classifier", False)]),
+    "bert backbone": (lambda: bert("BertModel"), []),
+    "bert language model": (lambda: bert("BertForMaskedLM"), [("cls", True)]),
+    "gpt2": (lambda: gpt2("GPT2ForSequenceClassification"), [("score", False)]),
+    "gpt2 language model": (lambda: gpt2("GPT2LMHeadModel"), [("lm_head", True)]),
+    "distilbert": (
+        lambda: transformers.DistilBertForSequenceClassification(
+            transformers.DistilBertConfig(dim=16, hidden_dim=24, n_layers=1, n_heads=2, **TEXT)
+        ),
+        [("pre_classifier", False), ("classifier", False)],
+    ),
+    "timm vit": (lambda: timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3), [("head", False)]),
+    "timm without head": (lambda: timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0), []),
+    "torchvision vit": (
+        lambda: torchvision.models.VisionTransformer(32, 16, 1, 2, 16, 24, num_classes=3),
+        [("heads.head", False)],
+    ),
+    "torchvision resnet": (lambda: torchvision.models.resnet18(num_classes=3), [("fc", False)]),
+    "torchvision vgg": (lambda: torchvision.models.vgg11(num_classes=3), [("classifier.6", False)]),
+    "pytorchvideo mvit": (pytorchvideo_mvit, [("head.proj", False)]),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_heads_are_found(name):
+    build, heads = MODELS[name]
+    net = nn.ModuleDict({"model": build()})
+    assert [(head.name, head.pretrained) for head in find_heads(net)] == [(f"model.{name}", new) for name, new in heads]
+
+
+def test_by_default_all_supported_layers_but_the_head_are_sliced_and_the_head_is_trained():
+    net = bert("BertForSequenceClassification")
+    handle = slice_model(net, rank=2)
+    linears = {name for name, module in net.named_modules() if isinstance(module, nn.Linear)}
+    assert {live.name for live in handle} == linears - {"classifier"}
+    assert list(handle.trained) == ["classifier.weight", "classifier.bias"]
+    assert handle.skipped["classifier"] == "trained whole"
+    assert handle.skipped["bert.embeddings.word_embeddings"] == "Embedding is not supported"
+    required = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert required == {f"{name}.live" for name in linears - {"classifier"}} | set(handle.trained)
+
+
+def test_gpt2_slices_conv1d_and_leaves_the_tied_head_alone():
+    net = gpt2("GPT2LMHeadModel")
+    handle = slice_model(net, rank=2)
+    assert {live.name.split(".")[-1] for live in handle} == {"c_attn", "c_proj", "c_fc"}
+    assert handle.skipped["lm_head"] == "its weight is tied"
+    assert handle.trained == {}
+
+
+def test_a_pretrained_head_is_left_frozen_but_may_be_named():
+    net = bert("BertForMaskedLM")
+    assert "cls.predictions.transform.dense" not in {live.name for live in slice_model(net, rank=2)}
+    handle = slice_model(bert("BertForMaskedLM"), rank=2, targets="transform")
+    assert [live.name for live in handle] == ["cls.predictions.transform.dense"]
+
+
+def test_a_network_without_a_head_is_told_once_what_it_could_name():
+    net = bert("BertModel")
+    with pytest.warns(UserWarning, match=r"No new output head was found.*also_train='pooler.dense'") as said:
+        slice_model(net, rank=2)
+    assert len(said) == 1
+
+
+def test_a_head_left_out_by_own_patterns_is_mentioned():
+    with pytest.warns(UserWarning, match="leaves the output head classifier frozen"):
+        slice_model(bert("BertForSequenceClassification"), rank=2, also_train="LayerNorm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        handle = slice_model(bert("BertForSequenceClassification"), rank=2, also_train=["LayerNorm", "^classifier"])
+    assert "bert.embeddings.LayerNorm.weight" in handle.trained
+
+
+def test_targets_and_also_train_are_searched_as_regular_expressions():
+    net = bert("BertForSequenceClassification")
+    handle = slice_model(
+        net, rank=2, targets=[r"attention\.self", r"output\.dense$"], also_train=["classifier", r"\.bias$"]
+    )
+    assert [live.name.split("layer.0.")[1] for live in handle] == [
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "output.dense",
+    ]
+    assert "bert.encoder.layer.0.attention.self.query.bias" in handle.trained
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"targets": "decoder"}, r"targets='decoder' matches no module name; this network has bert, "),
+        ({"targets": ["attention", "decoder"]}, "targets='decoder' matches no module"),
+        ({"targets": "("}, r"targets='\(' is no regular expression"),
+        ({"targets": "LayerNorm"}, "meets no layer that can be sliced; supported are torch.nn.Linear"),
+        ({"targets": "embeddings"}, r"word_embeddings \(Embedding is not supported\).*supported are torch.nn.Linear"),
+        ({"targets": "classifier"}, r"classifier \(trained whole\)"),
+        ({"also_train": "lm_head"}, "also_train='lm_head' matches no parameter name"),
+    ],
+)
+def test_patterns_that_miss_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        slice_model(bert("BertForSequenceClassification"), rank=2, **settings)
+
+
+def test_naming_a_tied_weight_is_refused():
+    with pytest.raises(ValueError, match=r"lm_head \(its weight is tied\)"):
+        slice_model(gpt2("GPT2LMHeadModel"), rank=2, targets="lm_head")
+
+
+def test_the_projection_inside_multihead_attention_is_not_taken_for_a_linear_layer():
+    net = MODELS["torchvision vit"][0]()
+    handle = slice_model(net, rank=2)
+    assert not any("self_attention" in live.name for live in handle)
+    with pytest.raises(ValueError, match=r"self_attention \(MultiheadAttention is not supported\)"):
+        slice_model(MODELS["torchvision vit"][0](), rank=2, targets="self_attention")
+
+
+def test_a_network_without_any_supported_layer_says_what_it_has():
+    with pytest.raises(ValueError, match=r"meets no layer that can be sliced.*conv1 \(Conv2d is not supported\)"):
+        slice_model(torchvision.models.resnet18(), rank=2)
+
+
+def test_slicing_twice_is_refused():
+    net = bert("BertForSequenceClassification")
+    slice_model(net, rank=2)
+    with pytest.raises(ValueError, match="already sliced"):
+        slice_model(net, rank=2)
