@@ -27,7 +27,7 @@ class TrainingRandomState:
             "python": random.getstate(),
             "numpy": np.random.get_state(legacy=False),
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,  # of this process's device
         }
 
     def expect_detour(self) -> None:
@@ -56,8 +56,8 @@ class TrainingRandomState:
         random.setstate(self._state["python"])
         np.random.set_state(self._state["numpy"])
         torch.set_rng_state(self._state["torch"])
-        if self._state["cuda"] and len(self._state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(self._state["cuda"])
+        if self._state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self._state["cuda"])
 
     def state_dict(self) -> dict[str, Any] | None:
         """The remembered state as numbers, strings and tensors."""

@@ -19,27 +19,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from slicefine_pl.callbacks.optimizer_state import FreshState
+from slicefine_pl.callbacks.finite import all_finite, describe_nonfinite
 from slicefine_pl.callbacks.random_state import TrainingRandomState
-from slicefine_pl.slicing import Axis, LiveSlice, Order, SliceHandle, slice_model
+from slicefine_pl.callbacks.share import OptimizerShare
+from slicefine_pl.slicing import Axis, Order, SliceHandle, slice_model
 from slicefine_pl.slicing.positions import check_choice, check_rank
 from slicefine_pl.slicing.targets import some
 
 OptimizerState = Literal["reset", "keep"]
 NonFinite = Literal["raise", "skip"]
 SliceDtype = Literal["float32", "bfloat16", "float16"]
-
-
-class _Share:
-    """The slices that one optimizer updates, and how many steps it has made."""
-
-    def __init__(self, optimizer: Optimizer, slices: list[LiveSlice]) -> None:
-        self.optimizer = optimizer
-        self.names = [live.name for live in slices]
-        self.fresh = FreshState(optimizer, (live.parameter for live in slices))
-        self.steps = 0
-        self.checked = False  # that every slice receives a gradient
-        self.counts = False  # whether the step about to be made has gradients to apply
 
 
 class SliceFineCallback(Callback):
@@ -126,7 +115,7 @@ class SliceFineCallback(Callback):
             "slice_dtype": slice_dtype,
         }
         self._handle: SliceHandle | None = None
-        self._shares: list[_Share] = []
+        self._shares: list[OptimizerShare] = []
         self._hooks: list[RemovableHandle] = []
         self._random = TrainingRandomState()
         self._closed_state: dict[str, Any] = {}
@@ -136,8 +125,6 @@ class SliceFineCallback(Callback):
         self._skipped = 0
         self._seconds = 0.0
         self._batch_started = 0.0
-
-    # Opening and closing
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or self._handle is not None:
@@ -189,8 +176,7 @@ class SliceFineCallback(Callback):
             )
         for position, optimizer in enumerate(trainer.optimizers):
             slices = [live for live in handle if owners[id(live.parameter)] is optimizer]
-            share = _Share(optimizer, slices)
-            share.steps = self._steps_before.get(position, 0)
+            share = OptimizerShare(optimizer, slices, self._steps_before.get(position, 0))
             self._shares.append(share)
             self._hooks.append(optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(share)))
 
@@ -198,13 +184,13 @@ class SliceFineCallback(Callback):
         self._log(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        counts, steps = self._opened().counts(), sum(share.steps for share in self._shares)
-        if trainer.is_global_zero:
-            rank_zero_info(
-                f"SliceFine: {self._opened().moves} moves visited {counts.coverage:.1%} of {counts.target:,} sliced"
-                f" weights; {counts.trained:,} of {counts.total:,} parameters were trained at a time;"
-                f" {1e3 * self._seconds / max(steps, 1):.0f} ms per optimizer step."
-            )
+        counts = self._opened().counts()
+        steps = sum(share.steps for share in self._shares) - sum(self._steps_before.values())
+        rank_zero_info(
+            f"SliceFine: {self._opened().moves} moves visited {counts.coverage:.1%} of {counts.target:,} sliced"
+            f" weights; {counts.trained:,} of {counts.total:,} parameters were trained at a time;"
+            f" {1e3 * self._seconds / max(steps, 1):.0f} ms per optimizer step."
+        )
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -223,8 +209,6 @@ class SliceFineCallback(Callback):
             raise RuntimeError("The slices are not open; SliceFineCallback opens them in setup('fit').")
         return self._handle
 
-    # Training
-
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loop = trainer.fit_loop
         # As Lightning decides it: a first or resumed epoch goes on with the iterator made before this hook.
@@ -239,17 +223,16 @@ class SliceFineCallback(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         share = next(share for share in self._shares if share.optimizer is optimizer)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        share.counts = any(parameter.grad is not None for parameter in parameters)
+        share.counts = any(parameter.grad is not None for parameter in share.parameters())
         if not share.counts:
             return  # training_step returned None: nothing to learn from this batch
         if not share.checked:
             self._check_reached(share)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is None and not self._all_finite(parameters):
+        if scaler is None and not all_finite(share.parameters(), self._loss):
             self._meet_nonfinite(trainer, pl_module, share)
 
-    def _check_reached(self, share: _Share) -> None:
+    def _check_reached(self, share: OptimizerShare) -> None:
         unreached = self._opened().without_gradient(share.names)
         if unreached:
             raise MisconfigurationException(
@@ -259,21 +242,9 @@ class SliceFineCallback(Callback):
             )
         share.checked = True
 
-    def _all_finite(self, parameters: list[torch.nn.Parameter]) -> bool:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        largest = torch.nn.utils.get_total_norm(gradients, norm_type=float("inf"))
-        loss = largest if self._loss is None else self._loss
-        return bool(torch.isfinite(largest) & torch.isfinite(loss).all().to(largest.device))
-
-    def _meet_nonfinite(self, trainer: Trainer, pl_module: LightningModule, share: _Share) -> None:
-        guilty = [
-            name
-            for name, parameter in pl_module.named_parameters()
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
-        ]
-        loss = "unknown" if self._loss is None else f"{self._loss.float().mean().item():g}"
+    def _meet_nonfinite(self, trainer: Trainer, pl_module: LightningModule, share: OptimizerShare) -> None:
         message = (
-            f"Step {trainer.global_step}: the loss is {loss} and the gradient is not finite in {some(guilty)};"
+            f"Step {trainer.global_step}: {describe_nonfinite(pl_module, self._loss)};"
             " the weights are still those of the step before."
         )
         if not self._skip_nonfinite:
@@ -283,7 +254,7 @@ class SliceFineCallback(Callback):
         self._skipped += 1
         warnings.warn(f"{message} This step is dropped, {self._skipped} so far.", stacklevel=2)
 
-    def _after_step(self, share: _Share) -> None:
+    def _after_step(self, share: OptimizerShare) -> None:
         """After the optimizer has changed the slices: put them into the weights, and move them if their time is up."""
         if not share.counts:
             return
@@ -294,7 +265,7 @@ class SliceFineCallback(Callback):
         if self._interval is not None and share.steps % self._interval == 0:
             moved = handle.move(share.names)
             if not self._keep_state:
-                share.fresh.reset(live.parameter for live in moved)
+                share.forget(moved)
             self._moved = True
 
     def on_train_batch_end(
@@ -319,8 +290,6 @@ class SliceFineCallback(Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
-
-    # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         if self._handle is None:
@@ -358,7 +327,8 @@ class SliceFineCallback(Callback):
                 " new run from its weights: load them into the module and give no ckpt_path."
             )
         self._opened().load_state_dict(state["slices"])
-        self._random.load_state_dict(state["random"])
+        if trainer.world_size == 1:  # the checkpoint holds the generators of one process only
+            self._random.load_state_dict(state["random"])
         self._steps_before = state["steps"]
 
 

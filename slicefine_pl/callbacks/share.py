@@ -1,0 +1,53 @@
+"""What one optimizer has to do with slices: which are its own, how many steps it made, what it forgets at a move."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from slicefine_pl.slicing import LiveSlice
+
+
+class OptimizerShare:
+    """The slices that one optimizer updates.
+
+    Args:
+        optimizer: Before its first step.
+        slices: Those it updates.
+        steps: Steps it made before, in a run that is resumed.
+
+    Attributes:
+        names: Of the sliced modules.
+        steps: Steps the optimizer has made, without those that had nothing to apply.
+        checked: Whether every slice has been seen to receive a gradient.
+        counts: Whether the step about to be made has gradients to apply.
+    """
+
+    def __init__(self, optimizer: Optimizer, slices: list[LiveSlice], steps: int) -> None:
+        self.optimizer = optimizer
+        self.names = [live.name for live in slices]
+        self.steps = steps
+        self.checked = False
+        self.counts = False
+        # Most optimizers make a parameter's state at its first step; Adagrad makes it in its constructor.
+        self._initial: dict[nn.Parameter, Any] = {
+            live.parameter: deepcopy(optimizer.state[live.parameter])
+            for live in slices
+            if live.parameter in optimizer.state
+        }
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that the optimizer updates, slices or not."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def forget(self, slices: list[LiveSlice]) -> None:
+        """Give slices the optimizer state of the first step; works for every torch optimizer, and keeps its groups."""
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            self.optimizer.state.clear()  # one joint history for all parameters, kept under the first
+            return
+        for live in slices:
+            self.optimizer.state.pop(live.parameter, None)
+            if live.parameter in self._initial:
+                self.optimizer.state[live.parameter] = deepcopy(self._initial[live.parameter])
