@@ -38,10 +38,6 @@ class OptimizerShare:
             if live.parameter in optimizer.state
         }
 
-    def parameters(self) -> list[nn.Parameter]:
-        """All that the optimizer updates, slices or not."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-
     def forget(self, slices: list[LiveSlice]) -> None:
         """Give slices the optimizer state of the first step; works for every torch optimizer, and keeps its groups."""
         if isinstance(self.optimizer, torch.optim.LBFGS):
@@ -51,3 +47,8 @@ class OptimizerShare:
             self.optimizer.state.pop(live.parameter, None)
             if live.parameter in self._initial:
                 self.optimizer.state[live.parameter] = deepcopy(self._initial[live.parameter])
+
+
+def updated_by(optimizer: Optimizer) -> list[nn.Parameter]:
+    """All parameters of an optimizer, of all its groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -5,7 +5,7 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.finite import all_finite, describe_nonfinite
 from slicefine_pl.callbacks.random_state import TrainingRandomState
-from slicefine_pl.callbacks.share import OptimizerShare
+from slicefine_pl.callbacks.share import OptimizerShare, updated_by
 from slicefine_pl.slicing import Axis, Order, SliceHandle, slice_model
 from slicefine_pl.slicing.positions import check_choice, check_rank
 from slicefine_pl.slicing.targets import some
@@ -150,35 +150,32 @@ class SliceFineCallback(Callback):
             self._steps_before, self._random = {}, TrainingRandomState()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        owners = {id(parameter): optimizer for optimizer in trainer.optimizers for parameter in updated_by(optimizer)}
+        self._check_owners(owners.keys(), pl_module)
+        for position, optimizer in enumerate(trainer.optimizers):
+            slices = [live for live in self._opened() if owners[id(live.parameter)] is optimizer]
+            share = OptimizerShare(optimizer, slices, self._steps_before.get(position, 0))
+            self._shares.append(share)
+            self._hooks.append(optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(share)))
+
+    def _check_owners(self, owned: Collection[int], pl_module: LightningModule) -> None:
+        """The optimizers must hold all slices, and the module must train nothing that we do not know of."""
         handle = self._opened()
-        owners = {
-            id(parameter): optimizer
-            for optimizer in trainer.optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
-        orphans = [live.name for live in handle if id(live.parameter) not in owners]
+        orphans = [live.name for live in handle if id(live.parameter) not in owned]
         if orphans:
             raise MisconfigurationException(
                 f"The slices of {some(orphans)} are in no optimizer; build it in configure_optimizers from"
                 " self.parameters(), or from those that require a gradient."
             )
-        expected = {id(live.parameter) for live in handle} | {id(parameter) for parameter in handle.trained.values()}
-        strays = [
-            name for name, parameter in pl_module.named_parameters()
-            if parameter.requires_grad and id(parameter) not in expected
-        ]  # fmt: skip
+        known = {id(live.parameter) for live in handle} | {id(parameter) for parameter in handle.trained.values()}
+        required = ((name, parameter) for name, parameter in pl_module.named_parameters() if parameter.requires_grad)
+        strays = [name for name, parameter in required if id(parameter) not in known]
         if strays:
             raise MisconfigurationException(
                 f"{some(strays)} require a gradient but are neither slices nor in also_train: something made or unfroze"
                 " them after the slices were opened. Build the model in __init__, setup or configure_model, and do not"
                 " combine SliceFineCallback with callbacks that unfreeze parameters."
             )
-        for position, optimizer in enumerate(trainer.optimizers):
-            slices = [live for live in handle if owners[id(live.parameter)] is optimizer]
-            share = OptimizerShare(optimizer, slices, self._steps_before.get(position, 0))
-            self._shares.append(share)
-            self._hooks.append(optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(share)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer)
@@ -223,13 +220,14 @@ class SliceFineCallback(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         share = next(share for share in self._shares if share.optimizer is optimizer)
-        share.counts = any(parameter.grad is not None for parameter in share.parameters())
+        parameters = updated_by(optimizer)
+        share.counts = any(parameter.grad is not None for parameter in parameters)
         if not share.counts:
             return  # training_step returned None: nothing to learn from this batch
         if not share.checked:
             self._check_reached(share)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is None and not all_finite(share.parameters(), self._loss):
+        if scaler is None and not all_finite(parameters, self._loss):
             self._meet_nonfinite(trainer, pl_module, share)
 
     def _check_reached(self, share: OptimizerShare) -> None:
