@@ -10,10 +10,12 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from rich.console import Console
@@ -23,7 +25,7 @@ from slicefine_pl.callbacks.probe import LinearProbe
 
 COMMANDS = ("fit", "validate", "test", "predict")
 LINKS = (("data.label_names", "model.label_names"), ("data.num_classes", "model.num_classes"))
-USER_ERRORS = (ValueError, OSError, ImportError)  # with a message for whoever typed the command
+USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # what a command's author can mend
 
 
 def run(module_class: type[LightningModule], datamodule_class: type[LightningDataModule], config: Path) -> None:
@@ -78,7 +80,9 @@ class RunReport(Callback):
         """Stop the clock."""
         self.seconds = time.perf_counter() - self._began
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: torch.Tensor, *_: Any) -> None:
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: torch.Tensor, *_: Any
+    ) -> None:
         """Print a line per example: its classes with probabilities, most probable first, or its value."""
         names = getattr(trainer, "datamodule").predict_names  # noqa: B009  (Trainer does not declare it)
         labels = getattr(pl_module, "label_names", None)
@@ -114,6 +118,12 @@ class RecipeCLI(LightningCLI):
         if settings.get("ckpt_path") not in (None, "best", "last", "hpc"):
             check_checkpoint(Path(settings.ckpt_path))
 
+    def before_instantiate_classes(self) -> None:
+        """Let ``predict`` write its predictions and nothing else."""
+        if self.subcommand == "predict":
+            self.config.predict.trainer.enable_progress_bar = False
+            self.config.predict.trainer.logger = False
+
     def before_fit(self) -> None:
         """Look at the output folder before any work is done."""
         size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
@@ -121,12 +131,21 @@ class RecipeCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint, export it, and print what was reached."""
-        if self.trainer.fast_dev_run or self.trainer.interrupted:
+        if self.config.fit.trainer.fast_dev_run or self.trainer.interrupted:
             return
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         [scores] = self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
         folder = self.model.export(self._folder() / "export") if hasattr(self.model, "export") else None
         self._print_report(scores, best, folder)
+
+    @property
+    def _report(self) -> RunReport:
+        return next(callback for callback in self._callbacks if isinstance(callback, RunReport))
+
+    @property
+    def _callbacks(self) -> list[Callback]:
+        callbacks: list[Callback] = getattr(self.trainer, "callbacks")  # noqa: B009  (Trainer does not declare it)
+        return callbacks
 
     def predict(
         self,
@@ -144,18 +163,19 @@ class RecipeCLI(LightningCLI):
     def _folder(self) -> Path:
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)
 
-    def _print_report(self, scores: dict[str, float], best: str, folder: Path | None) -> None:
-        [report] = [callback for callback in self.trainer.callbacks if isinstance(callback, RunReport)]
-        probes = [callback for callback in self.trainer.callbacks if isinstance(callback, LinearProbe)]
+    def _print_report(self, scores: Mapping[str, float], best: str, folder: Path | None) -> None:
+        report = self._report
+        probes = [callback for callback in self._callbacks if isinstance(callback, LinearProbe)]
         total = sum(parameter.numel() for parameter in self.model.parameters())
         table = Table(show_header=False, title="Result")
         for probe in probes:
             if "test" in probe.scores:
-                value = f"{probe.scores['test']:.4f}   (linear head on the frozen network, {probe.seconds:.0f} s)"
-                table.add_row(f"test/{probe.metric} before", value)
+                told = f"{probe.scores['test']:.4f}   (linear head on the frozen network, {probe.seconds:.0f} s)"
+                table.add_row(f"test/{probe.metric} before", told)
         for name, value in scores.items():
             table.add_row(f"{name} after", f"{value:.4f}")
-        table.add_row("trained parameters", f"{report.trained:,} at a time, of {total:,} ({report.trained / total:.2%})")
+        share = f"{report.trained:,} at a time, of {total:,} ({report.trained / total:.2%})"
+        table.add_row("trained parameters", share)
         table.add_row("training", f"{report.seconds:.0f} s, {report.steps} steps")
         table.add_row("best checkpoint", best or "none")
         table.add_row("exported model", str(folder or "none"))

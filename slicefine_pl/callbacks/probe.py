@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from slicefine_pl.slicing.heads import find_heads
@@ -32,7 +32,7 @@ class LinearProbe(Callback):
     **Result.** ``scores``: per split the accuracy, or the Pearson correlation; ``seconds``: what it took.
     **Checkpoint.** Holds the result: a resumed run keeps that of its beginning.
     **Limits.** Needs a data module, batches that are mappings with ``"labels"`` or ``(inputs, labels)`` pairs, a
-    ``predict_step`` (or ``forward``) that takes such a batch, and a single process; otherwise it does nothing and says so.
+    ``predict_step`` (or ``forward``) that takes such a batch, and a single process; otherwise it only says so.
 
     Args:
         head: Name of the head's linear layer; ``None`` takes the last linear layer of the head.
@@ -146,11 +146,11 @@ def _minimise(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, st
     def closure() -> float:
         optimizer.zero_grad()
         loss = F.cross_entropy(features @ weight + bias, labels) + strength / 2 * weight.square().sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
     with torch.enable_grad():
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
 
 
 def _standardised(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

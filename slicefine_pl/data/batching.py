@@ -154,8 +154,8 @@ class ResumableLoader(PlannedLoader):
         if changed and 0 < state_dict["given"] < total:
             differences = ", ".join(f"{name}={old} (now {now})" for name, (old, now) in changed.items())
             raise ValueError(
-                f"the checkpoint stopped after {state_dict['given']} of {total} batches of an epoch with {differences}; "
-                "resume with the same values, or from a checkpoint taken at the end of an epoch."
+                f"the checkpoint stopped after {state_dict['given']} of {total} batches of an epoch with "
+                f"{differences}; resume with the same values, or from a checkpoint taken at the end of an epoch."
             )
         self._epoch = state_dict["epoch"]
         self._given = len(self) if state_dict["given"] >= total else state_dict["given"]

@@ -49,7 +49,9 @@ def load_glue(name: str) -> dict[str, Table]:
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("GLUE tasks need the package 'datasets'; run: pip install slicefine-pl[glue]") from error
+        raise ModuleNotFoundError(
+            "GLUE tasks need the package 'datasets'; run: pip install slicefine-pl[glue]"
+        ) from error
     task = TASKS[name]
     try:
         sets = datasets.load_dataset(HUB, name)

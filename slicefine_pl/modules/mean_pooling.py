@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
-class MeanPoolingConfig(PretrainedConfig):
+class MeanPoolingConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     """Settings of a :class:`MeanPooledClassifier`: those of its encoder, and the dropout before its head."""
 
     model_type = "mean_pooled_classifier"
@@ -24,7 +24,7 @@ class MeanPoolingConfig(PretrainedConfig):
     classifier_dropout: float = 0.1
 
 
-class MeanPooledClassifier(PreTrainedModel):
+class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
     """Average the encoder's token states where the attention mask is 1, then apply one linear layer."""
 
     config_class = MeanPoolingConfig
@@ -36,10 +36,10 @@ class MeanPooledClassifier(PreTrainedModel):
         super().__init__(config)
         settings = dict(config.encoder or {})
         inner = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        self.encoder = AutoModel.from_config(inner, **_no_pooler(inner))
+        self.encoder = AutoModel.from_config(inner, **_no_pooler(inner))  # type: ignore[no-untyped-call]
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(inner.hidden_size, config.num_labels or 2)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_encoder(cls, folder: str, *, num_labels: int) -> "MeanPooledClassifier":
@@ -93,5 +93,5 @@ def _no_pooler(config: PretrainedConfig) -> dict[str, bool]:
     return {"add_pooling_layer": False} if "add_pooling_layer" in signature(architecture).parameters else {}
 
 
-MeanPoolingConfig.register_for_auto_class()
-MeanPooledClassifier.register_for_auto_class("AutoModelForSequenceClassification")
+MeanPoolingConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
+MeanPooledClassifier.register_for_auto_class("AutoModelForSequenceClassification")  # type: ignore[no-untyped-call]

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from slicefine_pl.modules.classifier import Batch, Classifier
+from slicefine_pl.modules.classifier import Batch, Classifier, check_num_classes
 from slicefine_pl.modules.mean_pooling import MeanPooledClassifier, MeanPoolingConfig
 from slicefine_pl.pretrained import locate
 
@@ -62,6 +63,8 @@ class TextClassifier(Classifier):
         names = None if label_names is None else list(label_names)
         if names is not None and num_classes is not None and len(names) != num_classes:
             raise ValueError(f"num_classes={num_classes} differs from the {len(names)} label_names={names}.")
+        if num_classes is not None:
+            check_num_classes(num_classes)
         model, fresh = _load(backbone, num_classes if names is None else len(names), pooling)
         super().__init__(
             num_classes=int(model.config.num_labels or 2),
@@ -80,7 +83,7 @@ class TextClassifier(Classifier):
             model.config.label2id = {name: index for index, name in enumerate(names)}
         model.config.problem_type = "regression" if self.num_classes == 1 else "single_label_classification"
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
 
     @property
     def label_names(self) -> list[str] | None:
@@ -168,11 +171,14 @@ def _load(backbone: str, num_classes: int | None, pooling: str) -> tuple[PreTrai
         with _quiet():
             config = AutoConfig.from_pretrained(folder)
             if pooling == "mean" and not isinstance(config, MeanPoolingConfig):
-                return MeanPooledClassifier.from_encoder(folder, num_labels=num_classes or 2), True
+                return MeanPooledClassifier.from_encoder(folder, num_labels=num_classes or 2).train(), True
             if num_classes is not None:
                 config.num_labels = num_classes
             if getattr(config, "pad_token_id", None) is None:  # decoders find the end of a text by its padding
                 config.pad_token_id = getattr(config, "eos_token_id", None)
+            if _is_blank(Path(folder)):
+                rank_zero_warn(f"backbone={backbone!r} holds settings but no weights; they start as random numbers.")
+                return AutoModelForSequenceClassification.from_config(config), True  # type: ignore[no-untyped-call]
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
             )
@@ -184,18 +190,24 @@ def _load(backbone: str, num_classes: int | None, pooling: str) -> tuple[PreTrai
     return model.train(), bool(report["missing_keys"] or report["mismatched_keys"])
 
 
+def _is_blank(folder: Path) -> bool:
+    """Whether a local folder describes a model without its weights."""
+    weights = [file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern)]
+    return (folder / "config.json").is_file() and not weights
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers from reporting what ``untrained_head`` says already."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 AutoConfig.register(MeanPoolingConfig.model_type, MeanPoolingConfig, exist_ok=True)

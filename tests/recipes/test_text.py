@@ -1,0 +1,37 @@
+"""The text recipe: its settings parse, and its smoke run is a run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_setting_names_a_class_that_exists():
+    configs = sorted(path for path in (ROOT / "recipes").rglob("*.yaml"))
+    assert ROOT / "recipes" / "configs" / "text.yaml" in configs
+    for path in configs:
+        for callback in yaml.safe_load(path.read_text())["trainer"]["callbacks"]:
+            module, name = callback["class_path"].rsplit(".", 1)
+            assert hasattr(__import__(module, fromlist=[name]), name), f"{path}: {callback['class_path']}"
+
+
+@pytest.mark.parametrize("name", ["text_smoke"])
+def test_smoke_run(tmp_path, name):
+    """The command in the settings' own header, with its output elsewhere."""
+    environment = {
+        **os.environ,
+        "SLICEFINE_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "recipes/text.py", "fit", "--config", f"recipes/configs/{name}.yaml"]
+    command += ["--trainer.logger.init_args.save_dir", str(tmp_path / "runs")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "test/accuracy after" in done.stdout
+    assert (tmp_path / "runs" / name / "version_0" / "export" / "model.safetensors").is_file()

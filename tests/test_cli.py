@@ -1,0 +1,175 @@
+"""The command line: settings, early refusals, and a whole fit with its report, in this process."""
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from slicefine_pl.cli import check_checkpoint, check_output, run
+from slicefine_pl.data import TextDataModule
+from slicefine_pl.modules import TextClassifier
+
+NOUNS = ("film", "movie", "plot", "acting")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def recipe(tiny_bert, tmp_path, monkeypatch):
+    """A function that runs a command of a recipe over a tiny model and a tiny table, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLICEFINE_CACHE", str(tmp_path / "cache"))
+    rows = [
+        f"{word} {a} {b} {c},{word == 'good'}" for word in ("good", "bad") for a in NOUNS for b in NOUNS for c in NOUNS
+    ]
+    Path("data.csv").write_text("\n".join(["text,label", *rows]))
+    checkpoints = {"monitor": "val/accuracy", "mode": "max", "save_last": True}
+    settings = {
+        "model": {"backbone": str(tiny_bert), "lr": 0.01},
+        "data": {"source": "data.csv", "max_length": 16, "batch_size": 16},
+        "trainer": {
+            "max_epochs": 2,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "init_args": {"save_dir": "runs", "name": "t"},
+            },
+            "callbacks": [
+                {"class_path": "slicefine_pl.callbacks.SliceFineCallback", "init_args": {"rank": 4, "interval": 2}},
+                {"class_path": "slicefine_pl.callbacks.probe.LinearProbe"},
+                {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoints},
+            ],
+        },
+    }
+    Path("recipe.yaml").write_text(yaml.safe_dump(settings))
+
+    def command(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["recipe", *arguments])
+        run(TextClassifier, TextDataModule, Path("recipe.yaml"))
+
+    return command
+
+
+@pytest.fixture
+def refused(recipe, capsys):
+    """A function that runs a command which must fail early, and returns what it told."""
+
+    def command(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            recipe(*arguments)
+        assert stopped.value.code == 2
+        told = capsys.readouterr().err.strip().splitlines()[-1]
+        assert told.startswith("error: ")
+        return told
+
+    return command
+
+
+def test_fit_tests_exports_and_reports_then_predicts_from_both(recipe, capsys):
+    recipe("fit")
+    told = capsys.readouterr().out
+    for part in (
+        "test/accuracy before",
+        "test/accuracy after",
+        "trained parameters",
+        "from transformers import pipeline",
+    ):
+        assert part in told
+    folder = Path("runs/t/version_0")
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (saved["model"]["lr"], saved["trainer"]["max_epochs"]) == (0.01, 2)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints", "config.yaml", "export", "hparams.yaml", "metrics.csv",
+    ]  # fmt: skip
+
+    Path("lines.txt").write_text("good film\nbad film movie\n")
+    answers = []
+    best = next(path for path in (folder / "checkpoints").iterdir() if path.name != "last.ckpt")
+    for model in (("--ckpt_path", str(best)), ("--model.backbone", str(folder / "export"))):
+        recipe("predict", *model, "--data.predict_file", "lines.txt")
+        answers.append(capsys.readouterr().out.splitlines())
+    assert answers[0] == answers[1]
+    shares = [line.split("\t") for line in answers[0]]
+    assert [text for _, text in shares] == ["good film", "bad film movie"]
+    words = shares[0][0].split()
+    assert {words[0], words[2]} == {"True", "False"}
+    assert float(words[1]) + float(words[3]) == pytest.approx(1, abs=1e-3)
+    assert [path.name for path in Path("runs/t").iterdir()] == ["version_0"]  # predicting leaves no folder behind
+
+    recipe("fit", "--trainer.max_epochs", "3", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"))
+    assert Path("runs/t/version_1/export/model.safetensors").is_file()
+    recipe("test", "--ckpt_path", str(best))
+    assert not list(Path("runs/t").glob("version_2/config.yaml"))
+
+
+def test_a_fixed_version_can_be_run_twice(recipe):
+    for rate in ("0.01", "0.02"):
+        recipe("fit", "--trainer.logger.init_args.version", "same", "--trainer.max_epochs", "1", "--model.lr", rate)
+    assert yaml.safe_load(Path("runs/t/same/config.yaml").read_text())["model"]["lr"] == 0.02
+
+
+def test_fast_dev_run_exports_nothing(recipe):
+    recipe("fit", "--trainer.fast_dev_run", "true")
+    assert not list(Path().rglob("*.safetensors"))
+
+
+def test_missing_and_truncated_checkpoints(refused):
+    assert "ckpt_path='gone.ckpt' does not exist; give a .ckpt file" in refused("fit", "--ckpt_path", "gone.ckpt")
+    torch.save({"state_dict": {"weight": torch.zeros(1000)}}, "whole.ckpt")
+    Path("cut.ckpt").write_bytes(Path("whole.ckpt").read_bytes()[:-100])
+    for command in ("fit", "validate", "test", "predict"):
+        assert "ckpt_path='cut.ckpt' is truncated or no checkpoint" in refused(command, "--ckpt_path", "cut.ckpt")
+    check_checkpoint(Path("whole.ckpt"))
+    assert not Path("runs").exists()
+
+
+def test_bad_data_and_settings_are_told_in_one_sentence(refused):
+    Path("data.csv").write_text("body,label\nx,1\n")
+    assert "'data.csv' has no column 'text'; it has ['body', 'label']." in refused("fit")
+    assert not Path("runs").exists()
+
+
+def test_random_head_is_refused(refused):
+    assert "has no trained head" in refused("predict", "--data.predict_text", "good")
+
+
+def test_output_folder_that_cannot_be_written(refused, tmp_path):
+    Path("runs").touch()  # a file where the folder should be
+    assert "output folder 'runs/t/version_0' cannot be written" in refused("fit")
+
+
+def test_nearly_full_disk(tmp_path, monkeypatch):
+    check_output(tmp_path / "new" / "run", 1000)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9, 5_000_000))
+    with pytest.raises(OSError, match=r"run' has 5 MB free, and the run needs about 92 MB; free some space"):
+        check_output(tmp_path / "new" / "run", 92_000_000)
+
+
+def test_errors_inside_training_keep_their_trace(recipe, monkeypatch):
+    """Only what is refused before the first step is the user's doing."""
+
+    def broken(self, batch, batch_idx):
+        if self.global_step == 1:
+            raise ValueError("a bug")
+        return original(self, batch, batch_idx)
+
+    original = TextClassifier.training_step
+    monkeypatch.setattr(TextClassifier, "training_step", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        recipe("fit")
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Lightning's own messages, off during these tests."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(level)
