@@ -135,8 +135,10 @@ class RecipeCLI(LightningCLI):
             return
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         [scores] = self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
-        folder = self.model.export(self._folder() / "export") if hasattr(self.model, "export") else None
-        self._print_report(scores, best, folder)
+        place = self._folder() / "export"  # asking for the folder takes all processes
+        if self.trainer.is_global_zero:
+            folder = self.model.export(place) if hasattr(self.model, "export") else None
+            self._print_report(scores, best, folder)
 
     @property
     def _report(self) -> RunReport:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-WORDS = "a an the film movie plot acting was is not very good bad great awful dull bright and but i liked hated it".split()
+WORDS = "a the film movie plot acting was is not very good bad great awful dull but i liked hated it".split()  # noqa: SIM905
 
 
 @pytest.fixture(autouse=True)

@@ -113,6 +113,20 @@ def test_a_fixed_version_can_be_run_twice(recipe):
     assert yaml.safe_load(Path("runs/t/same/config.yaml").read_text())["model"]["lr"] == 0.02
 
 
+@pytest.mark.parametrize("step", [3, 6, 8])  # six batches an epoch: inside one, at its end, inside the next
+def test_resumed_fit_ends_with_the_weights_of_an_uninterrupted_one(recipe, step):
+    settings = yaml.safe_load(Path("recipe.yaml").read_text())
+    every_step = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
+    settings["trainer"]["callbacks"][-1]["init_args"] = every_step
+    Path("recipe.yaml").write_text(yaml.safe_dump(settings))
+    recipe("fit", "--trainer.logger.init_args.version", "whole")
+    folder = Path("runs/t/whole/checkpoints")
+    recipe("fit", "--trainer.logger.init_args.version", "rest", "--ckpt_path", str(folder / f"step={step}.ckpt"))
+    states = [torch.load(f"runs/t/{version}/checkpoints/step=12.ckpt") for version in ("whole", "rest")]
+    for name, tensor in states[0]["state_dict"].items():
+        assert torch.equal(tensor, states[1]["state_dict"][name]), name
+
+
 def test_fast_dev_run_exports_nothing(recipe):
     recipe("fit", "--trainer.fast_dev_run", "true")
     assert not list(Path().rglob("*.safetensors"))
