@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 LIVE, VISITED, FROZEN = "#d1495b", "#f0b8be", "#e8eaed"
 NAMES = {
@@ -27,7 +28,7 @@ def draw_weight(axes: Axes, moves: int, columns: int = 10, rows: int = 6, rank: 
     for column in range(columns):
         colour = LIVE if column // rank == moves else VISITED if column // rank < moves else FROZEN
         for row in range(rows):
-            axes.add_patch(plt.Rectangle((column, row), 0.9, 0.9, color=colour, linewidth=0))
+            axes.add_patch(Rectangle((column, row), 0.9, 0.9, color=colour, linewidth=0))
     axes.set(xlim=(-0.2, columns + 0.1), ylim=(-0.2, rows + 0.1), aspect="equal", title=f"after {moves} moves")
     axes.axis("off")
 
@@ -51,7 +52,8 @@ def main() -> None:
     source, target = map(Path, sys.argv[1:])
     result = json.loads(source.read_text())
     figure = plt.figure(figsize=(12, 5.2), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.7))
+    places = figure.add_gridspec(2, 1, height_ratios=(1, 1.7))
+    above, below = figure.add_subfigure(places[0]), figure.add_subfigure(places[1])
     for moves, axes in enumerate(above.subplots(1, 4)):
         draw_weight(axes, moves)
     above.suptitle("red: the slice that is trained now   ·   pink: keeps what it learned   ·   grey: never touched")
