@@ -22,7 +22,6 @@ class OptimizerShare:
         names: Of the sliced modules.
         steps: Steps the optimizer has made, without those that had nothing to apply.
         checked: Whether every slice has been seen to receive a gradient.
-        counts: Whether the step about to be made has gradients to apply.
     """
 
     def __init__(self, optimizer: Optimizer, slices: list[LiveSlice], steps: int) -> None:
@@ -30,13 +29,16 @@ class OptimizerShare:
         self.names = [live.name for live in slices]
         self.steps = steps
         self.checked = False
-        self.counts = False
         # Most optimizers make a parameter's state at its first step; Adagrad makes it in its constructor.
         self._initial: dict[nn.Parameter, Any] = {
             live.parameter: deepcopy(optimizer.state[live.parameter])
             for live in slices
             if live.parameter in optimizer.state
         }
+
+    def has_gradients(self) -> bool:
+        """Whether a step of the optimizer has anything to apply."""
+        return any(parameter.grad is not None for parameter in updated_by(self.optimizer))
 
     def forget(self, slices: list[LiveSlice]) -> None:
         """Give slices the optimizer state of the first step; works for every torch optimizer, and keeps its groups."""

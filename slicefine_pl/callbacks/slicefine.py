@@ -44,22 +44,27 @@ class SliceFineCallback(Callback):
     batches, not steps that a loss scaler skipped.  ``on_fit_end``, and any exception, closes the slices.
 
     **Checkpoint.** The module's own keys and shapes, at any time.  The callback's state holds positions, visits, scores
-    and the random generators' state: a run that stops at any step and resumes equals one uninterrupted run, given data
-    that resume as well.  Resuming with other settings, or a checkpoint written without this callback, is an error.
+    and the random generators' state: a run in one process that stops at any step and resumes equals one uninterrupted
+    run, given data that resume as well (docs/method.md).  Resuming with other settings, or a checkpoint written without
+    this callback, is an error.
 
-    **Limits.** Comes before weight averaging in the list of callbacks.  A slice without a gradient at the first step is
-    an error that names the layers: nothing stays untrained silently.  Running statistics of normalization layers
-    are no weights and still follow the data in train mode.
+    **Limits.** Comes before weight averaging in the list of callbacks.  A slice without any gradient at the first step
+    is an error that names the layers; a layer that the network both calls and reads past its forward gets only that
+    part of the gradient which goes through the call.  Running statistics of normalization layers are no weights and
+    still follow the data in train mode.  The generators are set back at each epoch's start, so seeding them in hooks
+    has no effect.
 
     Args:
         rank: Rows or columns per slice (R).
         axis: ``"column"`` sweeps inputs, ``"row"`` sweeps outputs, ``"alternate"`` takes them by turns.  Column slices
             also save the memory of the activations, of which only R columns are kept for the backward pass.
-        interval: Optimizer steps for which a slice stays live; ``None`` never moves it.
+        interval: Optimizer steps for which a slice stays live; ``None`` never moves it.  A run of a few hundred steps
+            wants about 20 (LOG.md).
         order: ``"sweep"``, ``"random"`` or ``"importance"``, see :func:`slicefine_pl.slicing.slice_model`.
-        targets: Regular expressions searched in module names; ``None`` takes every supported layer but output heads and
-            tied weights.  A pattern that matches nothing raises.
-        also_train: Regular expressions searched in parameter names, trained whole; ``None`` takes the new output head.
+        targets: Regular expressions searched in module names; ``None`` takes every supported layer but output heads,
+            tied weights and weights that are frozen already.  A pattern that matches nothing raises.
+        also_train: Regular expressions searched in parameter names, trained whole; ``None`` takes the new output head
+            of a transformers, timm, torchvision or pytorchvideo model.  Biases and norms stay frozen unless named.
         optimizer_state: What the optimizer knows of a slice when it moves: ``"reset"`` starts afresh, ``"keep"`` leaves
             the moments of the old place.
         seed: Chooses where slices start; equal on all processes.
@@ -141,7 +146,7 @@ class SliceFineCallback(Callback):
         slicing = dict(self._slicing)
         dtype = slicing.pop("slice_dtype")
         self._handle = slice_model(pl_module, **slicing, slice_dtype=dtype and getattr(torch, dtype))
-        self._handle.write_in_forward(False)  # _after_step writes, so that the weights are right for everybody else too
+        self._handle.trust_weights()  # _after_step writes, so that the weights are right for everybody else too
         self._shares, self._skipped, self._seconds = [], 0, 0.0
         if trainer.global_step > 0 and self._closed_state:  # the same trainer goes on with another fit
             self._handle.load_state_dict(self._closed_state["slices"])
@@ -151,22 +156,28 @@ class SliceFineCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         owners = {id(parameter): optimizer for optimizer in trainer.optimizers for parameter in updated_by(optimizer)}
-        self._check_owners(owners.keys(), pl_module)
+        self._check_owners(owners.keys())
+        self._check_strays(pl_module)
         for position, optimizer in enumerate(trainer.optimizers):
             slices = [live for live in self._opened() if owners[id(live.parameter)] is optimizer]
             share = OptimizerShare(optimizer, slices, self._steps_before.get(position, 0))
             self._shares.append(share)
             self._hooks.append(optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(share)))
 
-    def _check_owners(self, owned: Collection[int], pl_module: LightningModule) -> None:
-        """The optimizers must hold all slices, and the module must train nothing that we do not know of."""
+    def _check_owners(self, owned: Collection[int]) -> None:
+        """The optimizers must hold all that is to be trained."""
         handle = self._opened()
-        orphans = [live.name for live in handle if id(live.parameter) not in owned]
-        if orphans:
+        slices = [f"the slice of {live.name}" for live in handle if id(live.parameter) not in owned]
+        whole = [name for name, parameter in handle.trained.items() if id(parameter) not in owned]
+        if slices or whole:
             raise MisconfigurationException(
-                f"The slices of {some(orphans)} are in no optimizer; build it in configure_optimizers from"
-                " self.parameters(), or from those that require a gradient."
+                f"No optimizer holds {some(slices + whole)}; build it in configure_optimizers from self.parameters(),"
+                " or from those that require a gradient."
             )
+
+    def _check_strays(self, pl_module: LightningModule) -> None:
+        """The module must train nothing that we do not know of."""
+        handle = self._opened()
         known = {id(live.parameter) for live in handle} | {id(parameter) for parameter in handle.trained.values()}
         required = ((name, parameter) for name, parameter in pl_module.named_parameters() if parameter.requires_grad)
         strays = [name for name, parameter in required if id(parameter) not in known]
@@ -212,6 +223,8 @@ class SliceFineCallback(Callback):
         self._random.before_epoch(trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self._check_strays(pl_module)  # again, as some callbacks unfreeze layers when an epoch starts
         self._random.before_batch()
         self._batch_started = time.perf_counter()
 
@@ -220,17 +233,16 @@ class SliceFineCallback(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         share = next(share for share in self._shares if share.optimizer is optimizer)
-        parameters = updated_by(optimizer)
-        share.counts = any(parameter.grad is not None for parameter in parameters)
-        if not share.counts:
+        if not share.has_gradients():
             return  # training_step returned None: nothing to learn from this batch
-        if not share.checked:
-            self._check_reached(share)
+        self._check_reached(share)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is None and not all_finite(parameters, self._loss):
+        if scaler is None and not all_finite(updated_by(optimizer), self._loss):
             self._meet_nonfinite(trainer, pl_module, share)
 
     def _check_reached(self, share: OptimizerShare) -> None:
+        if share.checked:
+            return
         unreached = self._opened().without_gradient(share.names)
         if unreached:
             raise MisconfigurationException(
@@ -248,15 +260,14 @@ class SliceFineCallback(Callback):
         if not self._skip_nonfinite:
             raise FloatingPointError(message + " Lower the learning rate, or pass nonfinite='skip' to drop such steps.")
         share.optimizer.zero_grad(set_to_none=True)
-        share.counts = False
         self._skipped += 1
         warnings.warn(f"{message} This step is dropped, {self._skipped} so far.", stacklevel=2)
 
     def _after_step(self, share: OptimizerShare) -> None:
         """After the optimizer has changed the slices: put them into the weights, and move them if their time is up."""
-        if not share.counts:
-            return
-        share.counts = False
+        if not share.has_gradients():
+            return  # nothing to apply, or a step that was dropped
+        self._check_reached(share)  # for optimizers that are stepped behind Lightning's back
         share.steps += 1
         handle = self._opened()
         handle.write(share.names)

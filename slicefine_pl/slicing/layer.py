@@ -28,8 +28,9 @@ class SlicedLayer(nn.Module):
         live: The trainable lines, shape ``(R, L)``.
         index: Which lines of the axis are live, shape ``(R,)``, int64.
         line: Whether ``index`` counts columns or rows.
-        writes_in_forward: Whether each forward pass copies ``live`` into ``weight``.  Whoever switches it off calls
-            :meth:`write` after every change of ``live``.
+        trusts_weight: Whether somebody calls :meth:`write` after each optimizer step, so that ``weight`` is right when
+            no gradient is recorded (validation, checkpoints, averages).  A forward pass that records gradients writes
+            in any case.
         score: Importance of every line that could be live next, shape ``(size,)``, float32; ``None`` unless asked for.
         score_line: Whether ``score`` ranks columns or rows.
     """
@@ -38,7 +39,7 @@ class SlicedLayer(nn.Module):
     live: nn.Parameter
     index: Tensor
     line: Line
-    writes_in_forward: bool
+    trusts_weight: bool
     score: Tensor | None
     score_line: Line
     kind: type["SlicedLayer"]
@@ -87,7 +88,7 @@ class SlicedLayer(nn.Module):
         return f"{super().extra_repr()}, live={self.live.shape[0]} {self.line}s"
 
     def train(self, mode: bool = True) -> Self:
-        if self.writes_in_forward:
+        if not self.trusts_weight:
             self.write()  # some fast paths of torch read the weight of a layer in eval mode without calling the layer
         return super().train(mode)
 
@@ -101,7 +102,7 @@ class SlicedLayer(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        if self.writes_in_forward:
+        if not self.trusts_weight:
             self.write()
         super()._save_to_state_dict(destination, prefix, keep_vars)
         del destination[prefix + "live"]
@@ -119,7 +120,8 @@ class SlicedLayer(nn.Module):
         missing: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
         missing_keys.extend(key for key in missing if key != prefix + "live")
-        self.gather()
+        if prefix + "weight" in state_dict:
+            self.gather()
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _blank, (self.kind, self.dense_class), self.__dict__.copy()
@@ -169,7 +171,7 @@ def open_slice(
     assert isinstance(module, SlicedLayer)  # what the line above says; for the type checker
     module.register_parameter("live", nn.Parameter(weight.new_zeros(len(indices), length, dtype=dtype)))
     module.index = torch.zeros(len(indices), dtype=torch.int64, device=weight.device)
-    module.writes_in_forward = True
+    module.trusts_weight = False
     module.score = None
     module.score_line = line
     module.place(line, indices)
@@ -178,8 +180,8 @@ def open_slice(
 
 def close_slice(layer: SlicedLayer) -> None:
     """Turn a sliced layer, in place, back into the dense layer it was; what its slices learned stays in the weight."""
-    if layer.writes_in_forward:
+    if not layer.trusts_weight:
         layer.write()
-    for name in ("live", "index", "line", "writes_in_forward", "score", "score_line"):
+    for name in ("live", "index", "line", "trusts_weight", "score", "score_line"):
         delattr(layer, name)
     layer.__class__ = cast("type[SlicedLayer]", layer.dense_class)

@@ -76,7 +76,10 @@ class _SlicedLinear(torch.autograd.Function):
             grad_live = inputs.t() @ outputs if ctx.line == "column" else outputs.index_select(1, index).t() @ inputs
             grad_live = F.pad(grad_live, (0, live.shape[1] - grad_live.shape[1])).to(live.dtype)
         if ctx.score is not None:
-            ctx.score += _line_norms(sample.float(), _sample(outputs).float(), ctx.score_line)
+            norms = _line_norms(sample.float(), _sample(outputs).float(), ctx.score_line)
+            ctx.score += norms.nan_to_num(
+                nan=0.0, posinf=0.0
+            )  # a step that overflows is dropped, and counts for nothing
         return grad_x, None, grad_bias, grad_live, *[None] * 4
 
 
@@ -128,7 +131,7 @@ class SlicedLinear(SlicedLayer):
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.writes_in_forward:
+        if torch.is_grad_enabled() or not self.trusts_weight:
             self.write()
         piece = Slice(self.index, self.line, self.score, self.score_line)
         return sliced_linear(x, self.matrix(), self.bias, self.live, piece)

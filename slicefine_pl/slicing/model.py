@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.layer import close_slice
+from slicefine_pl.slicing.layer import SlicedLayer, close_slice
 from slicefine_pl.slicing.positions import Axis, Line, Order
 from slicefine_pl.slicing.targets import Patterns, Targets, find_targets
 from slicefine_pl.slicing.track import SliceSettings, SliceTrack, line_counts
@@ -128,10 +128,14 @@ class SliceHandle:
         for name in self._tracks if names is None else names:
             self._tracks[name].layer.write()
 
-    def write_in_forward(self, enabled: bool) -> None:
-        """Choose who keeps the weights in step: each forward pass (the default), or the caller with :meth:`write`."""
+    def trust_weights(self) -> None:
+        """Promise to call :meth:`write` after each optimizer step.
+
+        Then the stored weights are right between steps, and whoever reads or averages them there may do so; without the
+        promise each forward pass, ``state_dict`` and ``eval`` writes by itself.
+        """
         for track in self._tracks.values():
-            track.layer.writes_in_forward = enabled
+            track.layer.trusts_weight = True
 
     @property
     def moves(self) -> int:
@@ -162,11 +166,11 @@ class SliceHandle:
         """
         if self.closed:
             return
+        self.closed = True
         for track in self._tracks.values():
             close_slice(track.layer)
         for name, parameter in self._net.named_parameters():
-            parameter.requires_grad_(self._required_grad[name])
-        self.closed = True
+            parameter.requires_grad_(self._required_grad.get(name, parameter.requires_grad))
 
     def state_dict(self) -> dict[str, Any]:
         """Positions, visits and scores of all slices, as plain numbers, strings and tensors."""
@@ -208,7 +212,8 @@ def slice_model(
 ) -> SliceHandle:
     r"""Freeze a network and open one trainable slice in each chosen layer, in place.
 
-    Call it before the optimizer is built.  The defaults are ours: the paper's text does not give its own.
+    Call it before the optimizer is built.  The defaults are ours: the paper's text does not give its own.  The live
+    values reach the stored weight at the layer's next forward pass; ``handle.write()`` puts them there at once.
 
     Args:
         net: Any network; its layers are changed in place, and changed back by ``handle.close()``.
@@ -217,7 +222,7 @@ def slice_model(
         order: ``"sweep"`` goes along the axis from a random line, ``"random"`` through a random permutation of it,
             ``"importance"`` to the lines with the largest score since the last move.
         targets: Regular expressions searched in module names, e.g. ``r"layer\.\d+\.attention"``.  ``None`` takes every
-            supported layer but output heads and tied weights.
+            supported layer but output heads, tied weights, and weights that are frozen already.
         also_train: Regular expressions searched in parameter names, for what is trained whole.  ``None`` takes the new
             output head of a transformers, timm, torchvision or pytorchvideo model; patterns replace it.
         seed: Chooses where slices start and how they are permuted; equal seeds give equal places on every process.
@@ -244,6 +249,13 @@ def slice_model(
     if found.notice:
         warnings.warn(found.notice, stacklevel=2)
     return SliceHandle(net, found, settings)
+
+
+def close_slices(net: nn.Module) -> None:
+    """Fold whatever slices are open in ``net``: for copies (deepcopy, pickle, averages), which have no handle."""
+    for module in net.modules():
+        if isinstance(module, SlicedLayer):
+            close_slice(module)
 
 
 def _difference(saved: Iterable[str], present: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ T = TypeVar("T")
 Patterns = str | Sequence[str]
 
 OUTPUT_HEAD = "output head"
+FROZEN = "frozen already"
 SUPPORTED = "torch.nn.Linear (outside torch.nn.MultiheadAttention) and transformers' Conv1D"
 
 
@@ -44,7 +45,7 @@ def find_targets(net: nn.Module, targets: Patterns | None, also_train: Patterns 
     Args:
         net: The network; not changed.
         targets: Regular expressions searched in module names; ``None`` takes every supported layer but output heads,
-            tied weights and what is trained whole.
+            tied weights, frozen ones and what is trained whole.
         also_train: Regular expressions searched in parameter names; ``None`` takes the new output heads.
 
     Raises:
@@ -58,7 +59,10 @@ def find_targets(net: nn.Module, targets: Patterns | None, also_train: Patterns 
     if also_train is None:
         for head in heads:
             if not head.pretrained:
-                found.trained.update(_prefixed(head.name, head.module.named_parameters()))
+                own = (
+                    (name, parameter) for name, parameter in head.module.named_parameters() if parameter.requires_grad
+                )
+                found.trained.update(_prefixed(head.name, own))
     else:
         found.trained.update(_matching("also_train", also_train, dict(net.named_parameters()), "parameter"))
 
@@ -66,8 +70,11 @@ def find_targets(net: nn.Module, targets: Patterns | None, also_train: Patterns 
     in_heads = {id(parameter) for head in heads for parameter in head.module.parameters()}
     owners = Counter(id(parameter) for module in net.modules() for parameter in module._parameters.values())
     tied = {owned for owned, count in owners.items() if count > 1}
+    frozen = {id(parameter) for parameter in net.parameters() if not parameter.requires_grad}
     reasons = {
-        name: _obstacle(module, {"its weight is tied": tied, "trained whole": whole, OUTPUT_HEAD: in_heads})
+        name: _obstacle(
+            module, {"its weight is tied": tied, "trained whole": whole, OUTPUT_HEAD: in_heads, FROZEN: frozen}
+        )
         for name, module in _weight_bearers(net)
     }
     modules = dict(net.named_modules())
@@ -112,8 +119,8 @@ def _obstacle(module: nn.Module, excluded: Mapping[str, set[int]]) -> str | None
 
 
 def _refuse_unsupported(targets: Patterns, chosen: list[str], reasons: dict[str, str | None]) -> None:
-    """Named targets must all be served; only being an output head is no obstacle once the user has asked for it."""
-    refused = {name: reasons[name] for name in chosen if reasons[name] not in (None, OUTPUT_HEAD)}
+    """Named targets must all be served; a head, or a frozen layer, is no obstacle once the user has asked for it."""
+    refused = {name: reasons[name] for name in chosen if reasons[name] not in (None, OUTPUT_HEAD, FROZEN)}
     if refused:
         raise ValueError(
             f"targets={targets!r} matches {some(_explained(refused))};"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from slicefine_pl.slicing.layer import SlicedLayer, open_slice
@@ -76,6 +77,8 @@ class SliceTrack:
         self.moves += 1
         line, indices = self._scheduled()
         if self.layer.score is not None:
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(self.layer.score)  # every process has seen other data, and all must go the same way
             indices = sorted(self.layer.score.topk(self._settings.rank).indices.tolist())
         self.layer.place(line, indices)
         self._arrived()

@@ -51,9 +51,9 @@ class Module(LightningModule):
         return self.make_optimizer(self.parameters())
 
 
-def loader(batches: int = 8, size: int = 4) -> DataLoader:
+def loader(batches: int = 8, size: int = 4, dtype: torch.dtype = torch.float32) -> DataLoader:
     generator = torch.Generator().manual_seed(7)
-    x = torch.randn(batches * size, 6, generator=generator)
+    x = torch.randn(batches * size, 6, generator=generator).to(dtype)
     return DataLoader(TensorDataset(x, torch.randint(3, (batches * size,), generator=generator)), batch_size=size)
 
 
@@ -134,14 +134,16 @@ def test_reset_gives_the_state_of_the_first_step_and_keep_leaves_it(optimizer):
     assert fresh.known[5]["step"] == 1
 
 
-def test_reset_of_momentum_and_of_lbfgs():
+def test_reset_of_momentum_and_moves_under_lbfgs():
     watch = Watch()
     sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
     trainer(SliceFineCallback(**SETTINGS, interval=4), watch).fit(Module(sgd), loader())
     assert [known is None for known in watch.known] == [True, False, False, False, True, False, False, False]
-    module = Module(lambda parameters: torch.optim.LBFGS([p for p in parameters if p.requires_grad], max_iter=3))
-    trainer(SliceFineCallback(**SETTINGS, interval=4)).fit(module, loader())
-    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+    history = Watch()
+    trainer(SliceFineCallback(rank=2, targets="trunk", also_train="head", interval=4), history).fit(
+        Module(lbfgs), loader()
+    )
+    assert len(set(history.places)) == 2
 
 
 def test_parameter_groups_and_schedules_stay_as_they_are():
@@ -346,7 +348,9 @@ def test_slices_outside_the_optimizer_are_an_error():
         def configure_optimizers(self):
             return torch.optim.SGD(self.head.parameters(), lr=0.1)
 
-    with pytest.raises(MisconfigurationException, match=r"slices of trunk\.0, trunk\.2 are in no optimizer"):
+    with pytest.raises(
+        MisconfigurationException, match=r"No optimizer holds the slice of trunk\.0, the slice of trunk\.2"
+    ):
         trainer(SliceFineCallback(**SETTINGS)).fit(HeadOnly(), loader())
 
 
@@ -479,3 +483,118 @@ def test_gradient_checkpointing_of_transformers(reentrant):
 def test_bad_settings_are_refused_before_anything_runs(settings, message):
     with pytest.raises(ValueError, match=message):
         SliceFineCallback(**settings)
+
+
+def full_width() -> SliceFineCallback:
+    return SliceFineCallback(rank=8, targets=r"trunk\.2", also_train="head", interval=None)
+
+
+def dense_twin(module: Module) -> Module:
+    """The same module, of which the same weights are trained whole."""
+    twin = copy.deepcopy(module)
+    for name, parameter in twin.named_parameters():
+        parameter.requires_grad_(name in ("trunk.2.weight", "head.weight", "head.bias"))
+    return twin
+
+
+def assert_trains_like_dense(module: Module) -> None:
+    """In float64, as L-BFGS blows rounding up by a factor of ten a step."""
+    twin = dense_twin(module.double())
+    trainer(full_width()).fit(module, loader(dtype=torch.float64))
+    trainer().fit(twin, loader(dtype=torch.float64))
+    for ours, theirs in zip(module.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
+
+
+def lbfgs(parameters):
+    return torch.optim.LBFGS([p for p in parameters if p.requires_grad], lr=0.1, max_iter=5)
+
+
+def test_an_optimizer_that_evaluates_several_times_a_step_sees_its_own_changes():
+    assert_trains_like_dense(Module(lbfgs))
+
+
+class Perturbed(Module):
+    """Sharpness-aware minimisation: the gradient is taken beside the weights, which no optimizer step leads to."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        trained = [p for p in self.parameters() if p.requires_grad]
+        for sign in (0.1, -0.1):
+            loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            with torch.no_grad():
+                if sign > 0:
+                    away = [sign * p.grad.sign() for p in trained]
+                for p, step in zip(trained, away, strict=True):
+                    p.add_(step, alpha=1 if sign > 0 else -1)
+        optimizer.step()
+
+
+def test_weights_perturbed_by_hand_and_a_raw_optimizer_train_like_dense():
+    assert_trains_like_dense(Perturbed())
+
+
+def test_a_raw_optimizer_moves_the_slices_too():
+    callback = SliceFineCallback(**SETTINGS, interval=2)
+    trainer(callback).fit(Perturbed(), loader(8))
+    assert callback.state_dict()["steps"] == {0: 8}
+    assert callback.state_dict()["slices"]["slices"]["trunk.0"]["moves"] == 4
+
+
+def test_a_frozen_network_inside_the_module_stays_frozen():
+    class Critic(Module):
+        def __init__(self):
+            super().__init__()
+            self.critic = nn.Linear(3, 3).requires_grad_(False)
+
+        def forward(self, x):
+            return self.critic(super().forward(x))
+
+    module = Critic()
+    before = copy.deepcopy(module.critic)
+    trainer(SliceFineCallback(rank=2, also_train="head", interval=2)).fit(module, loader())
+    assert_equal(module.critic, before)
+
+
+def test_callbacks_that_unfreeze_later_are_caught():
+    class Thaw(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            pl_module.trunk[0].bias.requires_grad_(trainer.current_epoch == 1)
+
+    for callbacks in ([Thaw(), SliceFineCallback(**SETTINGS)], [SliceFineCallback(**SETTINGS), Thaw()]):
+        with pytest.raises(MisconfigurationException, match=r"trunk\.0\.bias require a gradient"):
+            trainer(*callbacks, max_epochs=3).fit(Module(), loader())
+
+
+def test_the_error_of_a_run_survives_a_module_that_others_have_changed():
+    class Grow(Callback):
+        def setup(self, trainer, pl_module, stage):
+            pl_module.extra = nn.Linear(3, 3)
+
+    module = Module()
+    with pytest.raises(MisconfigurationException, match=r"extra\.weight, extra\.bias require a gradient"):
+        trainer(SliceFineCallback(**SETTINGS), Grow()).fit(module, loader())
+    assert type(module.trunk[0]) is nn.Linear
+
+
+def test_a_head_outside_the_optimizer_is_an_error():
+    class TrunkOnly(Module):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.trunk.parameters(), lr=0.1)
+
+    with pytest.raises(MisconfigurationException, match=r"No optimizer holds head\.weight, head\.bias"):
+        trainer(SliceFineCallback(**SETTINGS)).fit(TrunkOnly(), loader())
+
+
+def test_a_dropped_step_leaves_the_scores_finite():
+    module = broken_at(5, "loss")
+    callback = SliceFineCallback(**SETTINGS, interval=None, order="importance", nonfinite="skip")
+    with pytest.warns(UserWarning, match="dropped"):
+        trainer(callback).fit(module, loader())
+    assert all(torch.isfinite(track["score"]).all() for track in callback.state_dict()["slices"]["slices"].values())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from slicefine_pl.slicing import slice_model
+from slicefine_pl.slicing import close_slices, slice_model
 
 
 def network() -> nn.Sequential:
@@ -224,3 +224,53 @@ def test_bad_settings_are_refused_and_change_nothing(settings, message):
         slice_model(net, **({"also_train": r"0\.bias"} | settings))
     assert all(parameter.requires_grad for parameter in net.parameters())
     assert type(net[0]) is nn.Linear
+
+
+def test_an_average_of_the_weights_is_exact_when_the_caller_writes_after_each_step():
+    """torch's AveragedModel beside moving slices: trust the weights, write, and close the copy without a handle."""
+    net = network()
+    handle = slice_model(net, rank=2, also_train="^4", targets="^2$")
+    handle.trust_weights()
+    optimizer = torch.optim.SGD(trainable(net), lr=0.1)
+    average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    expected = None
+    for step in range(9):
+        train(net, optimizer, 1)
+        handle.write()
+        average.update_parameters(net)
+        now = net[2].weight.detach().clone()
+        expected = now if expected is None else 0.5 * expected + 0.5 * now
+        if step % 3 == 2:
+            handle.move()
+    close_slices(average)
+    torch.testing.assert_close(average.module[2].weight.detach(), expected)
+    assert type(average.module[2]) is nn.Linear
+
+
+def test_loading_other_layers_keeps_what_the_slices_learned():
+    net = network()
+    handle = slice_model(net, rank=2, also_train="^4", targets="^2$")
+    train(net, torch.optim.SGD(trainable(net), lr=0.5), 1)
+    (live,) = handle
+    learned = live.parameter.detach().clone()
+    net.load_state_dict({"0.bias": torch.zeros(12)}, strict=False)
+    assert torch.equal(live.parameter, learned)
+
+
+def test_a_network_that_grew_while_slices_were_open_can_be_closed():
+    net = network()
+    handle = slice_model(net, rank=2, also_train="^4")
+    net.append(nn.Linear(3, 3))
+    handle.close()
+    handle.close()
+    assert type(net[0]) is nn.Linear
+
+
+def test_frozen_weights_are_left_alone_unless_named():
+    net = network()
+    net[0].requires_grad_(False)
+    handle = slice_model(net, rank=2, also_train="^4")
+    assert [live.name for live in handle] == ["2"]
+    assert handle.skipped["0"] == "frozen already"
+    handle.close()
+    assert [live.name for live in slice_model(net, rank=2, also_train="^4", targets="^0$")] == ["0"]
