@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
@@ -31,6 +32,8 @@ class Classifier(LightningModule):
     correlation (classification), or Pearson and Spearman correlation (regression).
     **Optimizer.** AdamW over the parameters that require a gradient; the rate rises over the first ``warmup`` of all
     steps and then falls to zero, per optimizer step.
+    **Resumption.** Takes the step from the checkpoint, and rates, weight decay and total steps from this run: with the
+    same settings it goes on as if never stopped, with more epochs or another ``lr`` it follows the new schedule.
 
     Args:
         num_classes: Classes, or 1 for regression.
@@ -116,8 +119,33 @@ class Classifier(LightningModule):
             raise ValueError(
                 f"decay={self.decay!r} needs a known number of steps; set max_epochs or max_steps, or decay='constant'."
             )
-        schedule = LambdaLR(optimizer, _Factor(steps, self.warmup, self.decay))
+        schedule = _Schedule(optimizer, _Factor(steps, self.warmup, self.decay))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class _Schedule(LambdaLR):
+    """A schedule that takes from a checkpoint the step it stands at, and nothing else.
+
+    ``LambdaLR`` restores the old peak, and the attributes of a callable object with the old total; the optimizer's
+    state holds the old rates too, and is restored before this one.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: "_Factor") -> None:
+        super().__init__(optimizer, factor)
+        self._settings = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_epoch": self.last_epoch, "_step_count": self._step_count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
+        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
+            group.update(settings)
+        self._last_lr = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
 
 
 class _Factor:

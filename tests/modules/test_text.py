@@ -119,6 +119,45 @@ def test_rates_rise_over_the_warm_up_and_fall(tiny_bert, batch, tmp_path, decay,
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("settings", "epochs", "expected"),
+    [
+        ({}, 4, [4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]),  # as if never stopped: eight steps, two up and six down
+        ({}, 8, [12 / 12, 11 / 12, 10 / 12, 9 / 12, 8 / 12]),  # sixteen steps: four up and twelve down
+        ({"lr": 0.3, "weight_decay": 0.2}, 4, [4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]),  # new settings count from here on
+    ],
+)
+def test_a_resumed_run_follows_its_own_schedule(tiny_bert, batch, tmp_path, settings, epochs, expected):
+    """Stopped after four of eight steps, then gone on for the same or another total, with the same or another rate."""
+    data = loader(batch, torch.tensor([0, 1, 0, 1]))
+    common = {"num_classes": 2, "lr": 0.1, "head_lr": 0.5, "weight_decay": 0.1, "warmup": 0.25}
+
+    class Spy(TextClassifier):
+        def on_fit_start(self):
+            self.seen = []
+
+        def on_train_start(self):
+            self.look()
+
+        def on_train_batch_end(self, *_):
+            self.look()
+            if self.global_step == 4 and not self.trainer.ckpt_path:
+                self.trainer.save_checkpoint(tmp_path / "half.ckpt")
+
+        def look(self):  # at the settings of the next step
+            self.seen.append([(group["lr"], group["weight_decay"]) for group in self.optimizers().param_groups])
+
+    whole, resumed = Spy(str(tiny_bert), **common), Spy(str(tiny_bert), **{**common, **settings})
+    trainer(tmp_path, max_epochs=4).fit(whole, data)
+    trainer(tmp_path, max_epochs=epochs).fit(resumed, data, ckpt_path=tmp_path / "half.ckpt")
+    lr, decay = settings.get("lr", 0.1), settings.get("weight_decay", 0.1)
+    wanted = torch.tensor([[(lr * factor, decay), (0.5 * factor, decay)] for factor in expected])
+    torch.testing.assert_close(torch.tensor(resumed.seen[:5]), wanted)
+    if not settings and epochs == 4:
+        assert resumed.seen == whole.seen[4:]  # to the last bit
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_only_what_requires_a_gradient_is_optimised(tiny_bert, batch, tmp_path):
     module = TextClassifier(str(tiny_bert), num_classes=2)
     module.model.bert.requires_grad_(False)
