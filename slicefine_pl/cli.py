@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +130,13 @@ class RecipeCLI(LightningCLI):
         check_output(self._folder(), 4 * size)  # best and last checkpoint, export, and one being written
 
     def after_fit(self) -> None:
-        """Test the best checkpoint, export it, and print what was reached."""
+        """Test the best checkpoint, export it, and print what was reached; a run without a step has nothing to show."""
         if self.config.fit.trainer.fast_dev_run or self.trainer.interrupted:
             return
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if self.trainer.global_step == 0:
+            print("No step was trained: nothing is tested or exported.")
+            return
+        best = _best(getattr(self.trainer, "checkpoint_callbacks"))  # noqa: B009  (Trainer does not declare it)
         [scores] = self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
         place = self._folder() / "export"  # asking for the folder takes all processes
         if self.trainer.is_global_zero:
@@ -228,6 +231,12 @@ def check_output(folder: Path, needed: int) -> None:
             f"output folder {str(folder)!r} has {free / 1e6:,.0f} MB free, and the run needs about "
             f"{needed / 1e6:,.0f} MB; free some space or choose another folder."
         )
+
+
+def _best(checkpoints: Sequence[Callback]) -> str:
+    """Path of the checkpoint with the best metric; without a metric, of the latest; empty if none was written."""
+    paths = [(getattr(each, "monitor", None) is None, getattr(each, "best_model_path", "")) for each in checkpoints]
+    return min((entry for entry in paths if entry[1]), default=(True, ""), key=lambda entry: entry[0])[1]
 
 
 def _told(output: float | list[float], labels: list[str] | None) -> str:

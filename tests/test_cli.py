@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from slicefine_pl.cli import check_checkpoint, check_output, run
 from slicefine_pl.data import TextDataModule
@@ -26,7 +27,8 @@ def recipe(tiny_bert, tmp_path, monkeypatch):
         f"{word} {a} {b} {c},{word == 'good'}" for word in ("good", "bad") for a in NOUNS for b in NOUNS for c in NOUNS
     ]
     Path("data.csv").write_text("\n".join(["text,label", *rows]))
-    checkpoints = {"monitor": "val/accuracy", "mode": "max", "save_last": True}
+    real = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "configs" / "text.yaml").read_text())
+    checkpoints = [entry for entry in real["trainer"]["callbacks"] if entry["class_path"].endswith("ModelCheckpoint")]
     settings = {
         "model": {"backbone": str(tiny_bert), "lr": 0.01},
         "data": {"source": "data.csv", "max_length": 16, "batch_size": 16},
@@ -42,7 +44,7 @@ def recipe(tiny_bert, tmp_path, monkeypatch):
             "callbacks": [
                 {"class_path": "slicefine_pl.callbacks.SliceFineCallback", "init_args": {"rank": 4, "interval": 2}},
                 {"class_path": "slicefine_pl.callbacks.probe.LinearProbe"},
-                {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoints},
+                *checkpoints,
             ],
         },
     }
@@ -89,7 +91,7 @@ def test_fit_tests_exports_and_reports_then_predicts_from_both(recipe, capsys):
 
     Path("lines.txt").write_text("good film\nbad film movie\n")
     answers = []
-    best = next(path for path in (folder / "checkpoints").iterdir() if path.name != "last.ckpt")
+    best = folder / "checkpoints" / "best.ckpt"
     for model in (("--ckpt_path", str(best)), ("--model.backbone", str(folder / "export"))):
         recipe("predict", *model, "--data.predict_file", "lines.txt")
         answers.append(capsys.readouterr().out.splitlines())
@@ -125,6 +127,45 @@ def test_resumed_fit_ends_with_the_weights_of_an_uninterrupted_one(recipe, step)
     states = [torch.load(f"runs/t/{version}/checkpoints/step=12.ckpt") for version in ("whole", "rest")]
     for name, tensor in states[0]["state_dict"].items():
         assert torch.equal(tensor, states[1]["state_dict"][name]), name
+
+
+def test_last_is_the_last_state_and_best_is_the_best(recipe, monkeypatch):
+    """The metric falls from epoch to epoch, so that the first stays the best."""
+    Path("recipe.yaml").write_text(Path("recipe.yaml").read_text().replace("val/accuracy", "val/chosen"))
+    falling = lambda self: self.log("val/chosen", 1.0 - self.current_epoch / 10)
+    monkeypatch.setattr(TextClassifier, "on_validation_epoch_end", falling)
+    for _ in range(2):  # in the same folder: the names stay
+        recipe("fit", "--trainer.logger", "false", "--trainer.max_epochs", "3")
+        assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+        steps = [torch.load(f"checkpoints/{name}.ckpt")["global_step"] for name in ("best", "last")]
+        assert steps[1] == 3 * steps[0] > 0
+    exported = load_file("export/model.safetensors")
+    best = torch.load("checkpoints/best.ckpt")["state_dict"]
+    last = torch.load("checkpoints/last.ckpt")["state_dict"]
+    assert torch.equal(exported["classifier.weight"], best["model.classifier.weight"])
+    assert not torch.equal(exported["classifier.weight"], last["model.classifier.weight"])
+
+
+def test_within_an_epoch_last_is_written_by_the_clock(recipe, monkeypatch):
+    """As a crash would leave it: the run ends at its fifth step, inside the first epoch."""
+
+    def crash(self, batch, batch_idx):
+        if batch_idx == 4:
+            raise RuntimeError("power cut")
+        return original(self, batch, batch_idx)
+
+    original = TextClassifier.training_step
+    monkeypatch.setattr(TextClassifier, "training_step", crash)
+    Path("recipe.yaml").write_text(Path("recipe.yaml").read_text().replace("0:02:00", "0:00:00"))
+    with pytest.raises(RuntimeError, match="power cut"):
+        recipe("fit")
+    assert torch.load("runs/t/version_0/checkpoints/last.ckpt")["global_step"] == 4
+
+
+def test_no_step_no_export(recipe, capsys):
+    recipe("fit", "--trainer.max_epochs", "0")
+    assert "nothing is tested or exported" in capsys.readouterr().out
+    assert not list(Path().rglob("*.safetensors"))
 
 
 def test_fast_dev_run_exports_nothing(recipe):
