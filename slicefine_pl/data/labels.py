@@ -25,23 +25,29 @@ def class_names(train: Table) -> list[str]:
     return [_name(label) for label in labels]
 
 
-def class_indices(table: Table, names: Sequence[str]) -> list[int]:
-    """Index of each label in ``names``; an integer label that is no name counts as the index itself.
+def class_indices(table: Table, names: Sequence[str], *, positions: bool = False) -> list[int]:
+    """Index of each label in ``names``.
+
+    Args:
+        table: Its labels are names, or positions.
+        names: Of the classes, in order.
+        positions: Whether integer labels count as positions where no name is a number, as with names that a user gives
+            to the classes 0, 1, ...  With names that came from the training data this would mix up the classes.
 
     Raises:
-        ValueError: A label is neither.
+        ValueError: A label is none of the classes.
     """
+    if positions and all(isinstance(label, int) for label in table.labels) and not any(map(_is_number, names)):
+        return [_in_range(label, row, table, names) for row, label in enumerate(table.labels)]
     known = {name: index for index, name in enumerate(names)}
     labels = [_name(label) for label in table.labels]
-    if set(labels) <= known.keys():
-        return [known[label] for label in labels]
-    if all(isinstance(label, int) for label in table.labels):
-        return [_in_range(label, row, table, names) for row, label in enumerate(table.labels)]
-    row = next(row for row, label in enumerate(labels) if label not in known)
-    raise ValueError(
-        f"{table.source!r}, row {table.rows[row]}, has the label {labels[row]!r}, which is none of the "
-        f"{len(names)} classes {_some(names)}; correct it, or add it to label_names and to the training data."
-    )
+    if unknown := [row for row, label in enumerate(labels) if label not in known]:
+        raise ValueError(
+            f"{table.source!r}, {table.unit} {table.rows[unknown[0]]}, has the label {labels[unknown[0]]!r}, which is "
+            f"none of the {len(names)} classes {_some(names)}; correct it, or add it to label_names and to the "
+            "training data."
+        )
+    return [known[label] for label in labels]
 
 
 def values(table: Table) -> list[float]:
@@ -74,10 +80,18 @@ def check_trained(indices: Sequence[int], names: Sequence[str], source: str) -> 
 def _in_range(label: int, row: int, table: Table, names: Sequence[str]) -> int:
     if not 0 <= label < len(names):
         raise ValueError(
-            f"{table.source!r}, row {table.rows[row]}, has the label {label}, outside 0 to {len(names) - 1} "
+            f"{table.source!r}, {table.unit} {table.rows[row]}, has the label {label}, outside 0 to {len(names) - 1} "
             f"for the classes {_some(names)}; correct it, or add a name to label_names."
         )
     return label
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _name(label: int | float | str) -> str:

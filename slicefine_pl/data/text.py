@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from slicefine_pl.data import demo, glue
 from slicefine_pl.data.batching import BatchPlan, PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.labels import check_trained, class_indices, class_names, values
-from slicefine_pl.data.tables import READERS, Table, decode, read_table, split_by_text
+from slicefine_pl.data.tables import READERS, Table, decode, lines, read_table, split_by_text
 from slicefine_pl.data.tokens import PadBatch, TokenDataset, Tokens
 
 SHARES = {"train": 70, "val": 10, "test": 20}  # percent of the texts of one file or demo set
@@ -31,7 +31,8 @@ class TextDataModule(ResumableDataModule):
             ``"glue/<task>"``; a CSV, TSV, JSONL or Parquet file; or a folder of such files.
         text_columns: Column with the texts, or two columns for pairs of texts (files only).
         label_column: Column with the labels (files only).
-        label_names: Name of each class, in order; ``None`` takes what the training data show, sorted.
+        label_names: Name of each class, in order; ``None`` takes what the training data show, sorted. With names
+            given of which none is a number, integer labels are positions from 0.
         task: Classes, or numbers.
         tokenizer: Hub name, local folder, or ``"package:<package>/<folder>"``; that of the model.
         max_length: Longest text in tokens; ``None`` is what the model allows.
@@ -104,7 +105,7 @@ class TextDataModule(ResumableDataModule):
         elif self.predict_file is not None:
             if not Path(self.predict_file).is_file():
                 raise FileNotFoundError(f"predict_file={self.predict_file!r} does not exist; give a file of texts.")
-            texts, place = decode(Path(self.predict_file)).splitlines(), f"predict_file={self.predict_file!r}"
+            texts, place = lines(decode(Path(self.predict_file))), f"predict_file={self.predict_file!r}"
         else:
             raise ValueError("nothing to predict; give predict_text, or predict_file with one text a line.")
         if not texts or (empty := [row for row, text in enumerate(texts, start=1) if not text.strip()]):
@@ -210,7 +211,8 @@ class TextDataModule(ResumableDataModule):
         names = self.label_names
         if names is None:
             return {split: values(table) for split, table in tables.items()}
-        labels = {split: class_indices(table, names) for split, table in tables.items()}
+        positions = self._given_names is not None or self.source.startswith("glue/")
+        labels = {split: class_indices(table, names, positions=positions) for split, table in tables.items()}
         check_trained(labels["train"], names, tables["train"].source)
         return labels
 

@@ -103,6 +103,25 @@ def test_glue_offline_or_without_its_package(tiny_bert, monkeypatch):
         module(tiny_bert, "glue/sst2").prepare_data()
 
 
+def test_integer_labels_are_positions_only_in_given_names(tiny_bert, tmp_path):
+    for name, labels in {"train": (1, 2, 3), "validation": (0, 1, 2), "test": (1, 2, 3)}.items():
+        rows = [f"the film {number},{label}" for number, label in enumerate(labels)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+    with pytest.raises(
+        ValueError, match=r"validation\.csv', line 2, has the label '0', which is none of the 3 classes"
+    ):
+        module(tiny_bert, tmp_path).setup("fit")
+    data = module(tiny_bert, tmp_path, label_names=["none", "low", "mid", "high"])
+    with pytest.raises(ValueError, match="class 'none' has no training example"):  # the positions are 1, 2, 3
+        data.setup("fit")
+
+
+def test_a_line_to_predict_may_hold_other_breaks(tiny_bert, tmp_path):
+    (tmp_path / "lines.txt").write_bytes("good\u2028film\r\nbad\x0bplot\n".encode())
+    names = module(tiny_bert, "reviews", predict_file=str(tmp_path / "lines.txt")).predict_names
+    assert names == ["good\u2028film", "bad\x0bplot"]
+
+
 def test_predict_keeps_the_order_of_the_lines(tiny_bert, tmp_path):
     lines = ["the film was very very bad", "good", "a good film"]
     (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n")
@@ -159,7 +178,7 @@ def test_class_without_training_examples(tiny_bert, folder):
         module(tiny_bert, folder, label_names=["down", "up", "sideways"]).setup("fit")
     (folder / "test.csv").write_text("text,label\na film,sideways\n")
     with pytest.raises(
-        ValueError, match=r"test\.csv', row 1, has the label 'sideways', which is none of the 2 classes"
+        ValueError, match=r"test\.csv', line 2, has the label 'sideways', which is none of the 2 classes"
     ):
         module(tiny_bert, folder).setup("fit")
 
