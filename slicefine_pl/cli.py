@@ -5,6 +5,8 @@ brings ``label_names`` and ``predict_names``, or leaves them out.
 """
 
 import os
+import pickle
+import pickletools
 import shutil
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from slicefine_pl.callbacks.probe import LinearProbe
 COMMANDS = ("fit", "validate", "test", "predict")
 LINKS = (("data.label_names", "model.label_names"), ("data.num_classes", "model.num_classes"))
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # what a command's author can mend
+EARLY_ERRORS = (RuntimeError, pickle.UnpicklingError)  # likewise, unless a batch was met
 
 
 def run(module_class: type[LightningModule], datamodule_class: type[LightningDataModule], config: Path) -> None:
@@ -51,10 +54,16 @@ def run(module_class: type[LightningModule], datamodule_class: type[LightningDat
             auto_configure_optimizers=False,
             seed_everything_default=0,
         )
-    except USER_ERRORS as error:
-        if report.steps or os.environ.get("SLICEFINE_DEBUG"):
+    except (*USER_ERRORS, *EARLY_ERRORS) as error:
+        if report.steps or os.environ.get("SLICEFINE_DEBUG") or (report.batches and isinstance(error, EARLY_ERRORS)):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        told = " ".join(str(error).split()) if isinstance(error, EARLY_ERRORS) else str(error)
+        if isinstance(error, pickle.UnpicklingError) or "loading state_dict" in told:
+            told = (
+                f"ckpt_path={report.checkpoint!r} does not fit this module ({told[:300]}); give the settings of the "
+                "run that wrote it, or another checkpoint."
+            )
+        print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -63,9 +72,27 @@ class RunReport(Callback):
 
     def __init__(self) -> None:
         self.steps = 0
+        self.batches = 0
+        self.checkpoint: str | None = None
         self.trained = 0
         self.seconds = 0.0
         self._predicted = 0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Count the batches of every kind: from the first on, an error may be a bug of ours."""
+        self.batches += 1
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """As above."""
+        self.batches += 1
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        """As above."""
+        self.batches += 1
+
+    def on_predict_batch_start(self, *_: Any) -> None:
+        """As above."""
+        self.batches += 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the trained parameters, and start the clock."""
@@ -117,6 +144,8 @@ class RecipeCLI(LightningCLI):
         settings = self.config[self.config.subcommand]
         if settings.get("ckpt_path") not in (None, "best", "last", "hpc"):
             check_checkpoint(Path(settings.ckpt_path))
+            [report] = self.trainer_defaults["callbacks"]
+            report.checkpoint = str(settings.ckpt_path)
 
     def before_instantiate_classes(self) -> None:
         """Let ``predict`` write its predictions and nothing else."""
@@ -196,14 +225,32 @@ def check_checkpoint(path: Path) -> None:
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It is truncated, or something else.
+        ValueError: It is truncated, damaged, or something else.
     """
+    if path.is_dir():
+        if (path / "meta.pt").is_file():
+            return  # a sharded checkpoint
+        raise ValueError(f"ckpt_path={str(path)!r} is a folder; give a .ckpt file in it, such as last.ckpt.")
     if not path.is_file():
         raise FileNotFoundError(f"ckpt_path={str(path)!r} does not exist; give a .ckpt file that a fit has written.")
     if not zipfile.is_zipfile(path):
         raise ValueError(
             f"ckpt_path={str(path)!r} is truncated or no checkpoint ({path.stat().st_size:,} bytes, not a complete "
             "archive); give another one, such as the last or the best of that run."
+        )
+    damaged = f"ckpt_path={str(path)!r} is damaged{{}}; give another one, such as the last or the best of that run."
+    with zipfile.ZipFile(path) as archive:
+        try:
+            if bad := archive.testzip():
+                raise ValueError(damaged.format(f" (the checksum of its entry {bad!r} is wrong)"))
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            words = {word for name in pickles for _, word, _ in pickletools.genops(archive.read(name))}  # runs nothing
+        except zipfile.BadZipFile as error:
+            raise ValueError(damaged.format(f" ({error})")) from error
+    if not {"pytorch-lightning_version", "state_dict"} <= words:
+        raise ValueError(
+            f"ckpt_path={str(path)!r} is no checkpoint of Lightning; give a .ckpt file that a fit has written, or a "
+            "folder of a model and its tokenizer as --model.backbone."
         )
 
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -175,11 +176,21 @@ def test_fast_dev_run_exports_nothing(recipe):
 
 def test_missing_and_truncated_checkpoints(refused):
     assert "ckpt_path='gone.ckpt' does not exist; give a .ckpt file" in refused("fit", "--ckpt_path", "gone.ckpt")
-    torch.save({"state_dict": {"weight": torch.zeros(1000)}}, "whole.ckpt")
+    whole = {"state_dict": {"weight": torch.zeros(1000)}, "pytorch-lightning_version": "2.6.6"}
+    torch.save(whole, "whole.ckpt")
     Path("cut.ckpt").write_bytes(Path("whole.ckpt").read_bytes()[:-100])
     for command in ("fit", "validate", "test", "predict"):
         assert "ckpt_path='cut.ckpt' is truncated or no checkpoint" in refused(command, "--ckpt_path", "cut.ckpt")
     check_checkpoint(Path("whole.ckpt"))
+    flipped = bytearray(Path("whole.ckpt").read_bytes())
+    flipped[flipped.index(b"\0" * 2000) + 1000] ^= 1  # one bit of the weights
+    Path("flipped.ckpt").write_bytes(flipped)
+    assert "checksum of its entry 'whole/data/0' is wrong" in refused("test", "--ckpt_path", "flipped.ckpt")
+    assert "ckpt_path='.' is a folder; give a .ckpt file in it" in refused("fit", "--ckpt_path", ".")
+    torch.save({"weight": torch.zeros(3)}, "weights.pt")
+    np.savez("arrays.npz", weight=np.zeros(3))
+    for name in ("weights.pt", "arrays.npz"):
+        assert f"ckpt_path='{name}' is no checkpoint of Lightning" in refused("fit", "--ckpt_path", name)
     assert not Path("runs").exists()
 
 
@@ -187,6 +198,31 @@ def test_bad_data_and_settings_are_told_in_one_sentence(refused):
     Path("data.csv").write_text("body,label\nx,1\n")
     assert "'data.csv' has no column 'text'; it has ['body', 'label']." in refused("fit")
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_checkpoint_of_another_model_is_told_in_one_sentence(refused, tiny_bert, command):
+    whole = {"state_dict": {"model.classifier.bias": torch.zeros(7)}, "pytorch-lightning_version": "2.6.6"}
+    whole |= {"callbacks": {}, "loops": {}, "epoch": 0, "global_step": 0}
+    torch.save(whole, "other.ckpt")
+    told = refused(command, "--ckpt_path", "other.ckpt")
+    assert "ckpt_path='other.ckpt' does not fit this module" in told
+
+
+def test_two_slicefine_callbacks_are_told_in_one_sentence(refused):
+    settings = yaml.safe_load(Path("recipe.yaml").read_text())
+    settings["trainer"]["callbacks"] += settings["trainer"]["callbacks"][:1]
+    Path("recipe.yaml").write_text(yaml.safe_dump(settings))
+    assert "more than one stateful callback" in refused("fit")
+
+
+def test_a_runtime_error_of_the_first_step_keeps_its_trace(recipe, monkeypatch):
+    def broken(self, batch, batch_idx):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(TextClassifier, "training_step", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        recipe("fit")
 
 
 def test_random_head_is_refused(refused):
