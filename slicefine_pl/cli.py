@@ -23,6 +23,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from rich.console import Console
 from rich.table import Table
 
+from slicefine_pl.callbacks import SliceFineCallback
 from slicefine_pl.callbacks.probe import LinearProbe
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -131,7 +132,13 @@ class RecipeCLI(LightningCLI):
     """LightningCLI with early checks, links between data and module, and a closing table."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let the data decide the classes, and the backbone the tokenizer."""
+        """Let the data decide the classes, and the backbone the tokenizer; give SliceFine a section of its own."""
+        parser.add_argument(
+            "--slicefine",
+            type=SliceFineCallback | None,
+            default=None,
+            help="How to slice, e.g. --slicefine.rank 16; null trains all weights.",
+        )
         for source, target in LINKS:
             if hasattr(self._datamodule_class, source.removeprefix("data.")):
                 parser.link_arguments(source, target, apply_on="instantiate")
@@ -146,6 +153,14 @@ class RecipeCLI(LightningCLI):
             check_checkpoint(Path(settings.ckpt_path))
             [report] = self.trainer_defaults["callbacks"]
             report.checkpoint = str(settings.ckpt_path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Put SliceFine before the other callbacks: weight averaging copies what it finds."""
+        slicefine = self._get(self.config_init, "slicefine")
+        if slicefine is not None:
+            given = self._get(self.config_init, "trainer").get("callbacks") or []
+            kwargs["callbacks"] = [slicefine, *(given if isinstance(given, list) else [given])]
+        return super().instantiate_trainer(**kwargs)
 
     def before_instantiate_classes(self) -> None:
         """Let ``predict`` write its predictions and nothing else."""

@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from slicefine_pl.callbacks import SliceFineCallback
 from slicefine_pl.cli import check_checkpoint, check_output, run
 from slicefine_pl.data import TextDataModule
 from slicefine_pl.modules import TextClassifier
@@ -33,6 +34,10 @@ def recipe(tiny_bert, tmp_path, monkeypatch):
     settings = {
         "model": {"backbone": str(tiny_bert), "lr": 0.01},
         "data": {"source": "data.csv", "max_length": 16, "batch_size": 16},
+        "slicefine": {
+            "class_path": "slicefine_pl.callbacks.SliceFineCallback",
+            "init_args": {"rank": 4, "interval": 2},
+        },
         "trainer": {
             "max_epochs": 2,
             "accelerator": "cpu",
@@ -43,7 +48,6 @@ def recipe(tiny_bert, tmp_path, monkeypatch):
                 "init_args": {"save_dir": "runs", "name": "t"},
             },
             "callbacks": [
-                {"class_path": "slicefine_pl.callbacks.SliceFineCallback", "init_args": {"rank": 4, "interval": 2}},
                 {"class_path": "slicefine_pl.callbacks.probe.LinearProbe"},
                 *checkpoints,
             ],
@@ -163,6 +167,24 @@ def test_within_an_epoch_last_is_written_by_the_clock(recipe, monkeypatch):
     assert torch.load("runs/t/version_0/checkpoints/last.ckpt")["global_step"] == 4
 
 
+@pytest.mark.parametrize("off", [False, True])
+def test_slicefine_is_a_flag_and_comes_first(recipe, monkeypatch, off):
+    seen = {}
+
+    def look(self):
+        seen["callbacks"] = list(self.trainer.callbacks)
+        seen["shapes"] = {tuple(p.shape) for p in self.parameters() if p.requires_grad}
+        seen["all"] = all(p.requires_grad for p in self.parameters())
+
+    monkeypatch.setattr(TextClassifier, "on_train_start", look)
+    flags = ["--slicefine.rank", "3", "--slicefine.interval", "50", "--slicefine.axis", "row"]
+    recipe("fit", "--trainer.max_steps", "1", *(["--slicefine", "null"] if off else flags))
+    sliced = [isinstance(callback, SliceFineCallback) for callback in seen["callbacks"]]
+    assert (sum(sliced), sliced[0]) == ((0, False) if off else (1, True))
+    assert seen["all"] == off
+    assert ((3, 16) in seen["shapes"]) != off  # three rows of a 16 x 16 weight
+
+
 def test_no_step_no_export(recipe, capsys):
     recipe("fit", "--trainer.max_epochs", "0")
     assert "nothing is tested or exported" in capsys.readouterr().out
@@ -211,7 +233,7 @@ def test_a_checkpoint_of_another_model_is_told_in_one_sentence(refused, tiny_ber
 
 def test_two_slicefine_callbacks_are_told_in_one_sentence(refused):
     settings = yaml.safe_load(Path("recipe.yaml").read_text())
-    settings["trainer"]["callbacks"] += settings["trainer"]["callbacks"][:1]
+    settings["trainer"]["callbacks"].append(settings["slicefine"])
     Path("recipe.yaml").write_text(yaml.safe_dump(settings))
     assert "more than one stateful callback" in refused("fit")
 
