@@ -5,6 +5,7 @@ no global random state and no order of events can change it.  Knows nothing of t
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class BatchPlan:
         """The indices of each batch of this epoch, for this rank."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist() if self.shuffle else self._by_length()
-        order += order[: -len(order) % self.world_size]
+        order += list(islice(cycle(order), -len(order) % self.world_size))  # a few examples may fill several ranks
         step = self.batch_size * self.world_size
         if self.shuffle:
             order = [index for bucket in _chunks(order, BUCKET * step) for index in self._by_length(bucket)]

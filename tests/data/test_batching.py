@@ -55,6 +55,14 @@ def test_ranks_share_the_examples_equally(world_size, shuffle):
     assert seen.total() == 47 + -47 % world_size
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_fewer_examples_than_ranks_are_repeated(shuffle):
+    shares = [BatchPlan([3, 1, 2], 5, shuffle=shuffle, rank=rank, world_size=8).batches() for rank in range(8)]
+    assert [[len(batch) for batch in share] for share in shares] == [[1]] * 8
+    counts = Counter(index for [[index]] in shares)
+    assert sorted(counts.values()) == [2, 3, 3]
+
+
 def test_batch_size_zero_is_refused():
     with pytest.raises(ValueError, match=r"batch_size=0 .* at least 1"):
         plan(batch_size=0)
