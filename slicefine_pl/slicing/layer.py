@@ -6,6 +6,7 @@ parameter more, ``live``.  How the layer computes is left to its kind (``linear.
 Shapes:  O outputs · I inputs · R rank of the slice · a *line* is a column (O numbers) or a row (I numbers)
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
 
@@ -45,9 +46,9 @@ class SlicedLayer(nn.Module):
     kind: type["SlicedLayer"]
     dense_class: type[nn.Module]
 
+    @abstractmethod
     def matrix(self) -> Tensor:
         """The stored weight, shape ``(O, I, ...)``, as a view."""
-        raise NotImplementedError
 
     def size(self, line: Line) -> int:
         """How many columns or rows the weight has."""
