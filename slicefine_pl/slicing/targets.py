@@ -4,12 +4,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 from torch import nn
 
-from slicefine_pl.slicing.heads import find_heads
+from slicefine_pl.slicing.heads import Head, find_heads
 from slicefine_pl.slicing.layer import SlicedLayer
 from slicefine_pl.slicing.linear import sliced_kind
 
@@ -54,18 +54,8 @@ def find_targets(net: nn.Module, targets: Patterns | None, also_train: Patterns 
     open_already = [name for name, module in net.named_modules() if isinstance(module, SlicedLayer)]
     if open_already:
         raise ValueError(f"{some(open_already)} are already sliced; close() the handle of these slices first.")
-    found = Targets()
     heads = find_heads(net)
-    if also_train is None:
-        for head in heads:
-            if not head.pretrained:
-                own = (
-                    (name, parameter) for name, parameter in head.module.named_parameters() if parameter.requires_grad
-                )
-                found.trained.update(_prefixed(head.name, own))
-    else:
-        found.trained.update(_matching("also_train", also_train, dict(net.named_parameters()), "parameter"))
-
+    found = Targets(trained=_trained_whole(net, heads, also_train))
     whole = {id(parameter) for parameter in found.trained.values()}
     in_heads = {id(parameter) for head in heads for parameter in head.module.parameters()}
     owners = Counter(id(parameter) for module in net.modules() for parameter in module._parameters.values())
@@ -96,6 +86,14 @@ def find_targets(net: nn.Module, targets: Patterns | None, also_train: Patterns 
         )
     found.notice = _head_notice(net, found, also_train, frozen_heads=[head.name for head in heads])
     return found
+
+
+def _trained_whole(net: nn.Module, heads: list[Head], also_train: Patterns | None) -> dict[str, nn.Parameter]:
+    """The parameters that ``also_train`` names, or those of the new heads that are not frozen."""
+    if also_train is not None:
+        return _matching("also_train", also_train, dict(net.named_parameters()), "parameter")
+    new = (head.module.named_parameters(prefix=head.name) for head in heads if not head.pretrained)
+    return {name: parameter for name, parameter in chain.from_iterable(new) if parameter.requires_grad}
 
 
 def _weight_bearers(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -156,10 +154,6 @@ def _head_notice(net: nn.Module, found: Targets, also_train: Patterns | None, fr
         "No new output head was found, so only slices are trained. If the network has one, name it:"
         f" also_train={last[-1]!r}, for instance (the last layers are {some(last)})."
     )
-
-
-def _prefixed(prefix: str, named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.Parameter]:
-    return {f"{prefix}.{name}": parameter for name, parameter in named}
 
 
 def _explained(reasons: Mapping[str, str | None]) -> list[str]:
