@@ -21,14 +21,15 @@ class OptimizerShare:
     Attributes:
         names: Of the sliced modules.
         steps: Steps the optimizer has made, without those that had nothing to apply.
-        checked: Whether every slice has been seen to receive a gradient.
+        first_step: What ``steps`` was at the beginning.
+        unreached: Those of ``names`` whose slice has not received a gradient yet.
     """
 
     def __init__(self, optimizer: Optimizer, slices: list[LiveSlice], steps: int) -> None:
         self.optimizer = optimizer
         self.names = [live.name for live in slices]
-        self.steps = steps
-        self.checked = False
+        self.steps = self.first_step = steps
+        self.unreached = self.names
         # Most optimizers make a parameter's state at its first step; Adagrad makes it in its constructor.
         self._initial: dict[nn.Parameter, Any] = {
             live.parameter: deepcopy(optimizer.state[live.parameter])

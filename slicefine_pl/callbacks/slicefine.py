@@ -49,7 +49,7 @@ class SliceFineCallback(Callback):
     this callback, is an error.
 
     **Limits.** Comes before weight averaging in the list of callbacks.  A slice without any gradient at the first step
-    is an error that names the layers; a layer that the network both calls and reads past its forward gets only that
+    (``reached_within``) is an error that names the layers; a layer that the network both calls and reads past its forward gets only that
     part of the gradient which goes through the call.  Running statistics of normalization layers are no weights and
     still follow the data in train mode.  The generators are set back at each epoch's start, so seeding them in hooks
     has no effect.
@@ -71,6 +71,8 @@ class SliceFineCallback(Callback):
         slice_dtype: Of the live slices, e.g. ``"float32"`` beside a bfloat16 model; ``None`` takes the weight's.
         nonfinite: A loss or gradient that is not finite stops the run (``"raise"``), or drops the step (``"skip"``).
             Under a loss scaler (``precision="16-mixed"``) infinite gradients are the scaler's business.
+        reached_within: Optimizer steps within which every slice must have received a gradient once; more than 1 for
+            networks whose layers take turns (experts, towers, LayerDrop).
 
     Raises:
         ValueError: If a setting is out of range.
@@ -92,6 +94,7 @@ class SliceFineCallback(Callback):
         seed: int = 0,
         slice_dtype: SliceDtype | None = None,
         nonfinite: NonFinite = "raise",
+        reached_within: int = 1,
     ) -> None:
         check_rank(rank)
         check_choice("axis", axis, Axis)
@@ -102,6 +105,8 @@ class SliceFineCallback(Callback):
             check_choice("slice_dtype", slice_dtype, SliceDtype)
         if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
             raise ValueError(f"interval={interval!r} is no number of optimizer steps; choose at least 1, or None.")
+        if isinstance(reached_within, bool) or not isinstance(reached_within, int) or reached_within < 1:
+            raise ValueError(f"reached_within={reached_within!r} is no number of optimizer steps; choose at least 1.")
         if axis == "alternate" and optimizer_state == "keep":
             raise ValueError(
                 "optimizer_state='keep' cannot go with axis='alternate': the moments of a column mean nothing to a row;"
@@ -110,6 +115,7 @@ class SliceFineCallback(Callback):
         self._interval = interval
         self._keep_state = optimizer_state == "keep"
         self._skip_nonfinite = nonfinite == "skip"
+        self._reached_within = reached_within
         self._slicing: dict[str, Any] = {
             "rank": rank,
             "axis": axis,
@@ -241,16 +247,14 @@ class SliceFineCallback(Callback):
             self._meet_nonfinite(trainer, pl_module, share)
 
     def _check_reached(self, share: OptimizerShare) -> None:
-        if share.checked:
-            return
-        unreached = self._opened().without_gradient(share.names)
-        if unreached:
+        share.unreached = self._opened().without_gradient(share.unreached)
+        if share.unreached and share.steps + 1 - share.first_step >= self._reached_within:
+            when = "at the first step" if self._reached_within == 1 else f"in the first {self._reached_within} steps"
             raise MisconfigurationException(
-                f"The slices of {some(unreached)} received no gradient at the first step: the network reads these"
-                " weights without calling the layer, or does not use the layer at all. Leave them out, for instance"
-                " with targets that name the others."
+                f"The slices of {some(share.unreached)} received no gradient {when}: the network reads these weights"
+                " without calling the layer, or does not use the layer. Leave them out, for instance with targets that"
+                " name the others; if layers take turns (experts, towers, LayerDrop), raise reached_within."
             )
-        share.checked = True
 
     def _meet_nonfinite(self, trainer: Trainer, pl_module: LightningModule, share: OptimizerShare) -> None:
         message = (
