@@ -49,10 +49,10 @@ class SliceFineCallback(Callback):
     this callback, is an error.
 
     **Limits.** Comes before weight averaging in the list of callbacks.  A slice without any gradient at the first step
-    (``reached_within``) is an error that names the layers; a layer that the network both calls and reads past its forward gets only that
-    part of the gradient which goes through the call.  Running statistics of normalization layers are no weights and
-    still follow the data in train mode.  The generators are set back at each epoch's start, so seeding them in hooks
-    has no effect.
+    (``reached_within``) is an error that names the layers; a layer that the network both calls and reads past its
+    forward gets only that part of the gradient which goes through the call.  Running statistics of normalization layers
+    are no weights and still follow the data in train mode.  The generators are set back at each epoch's start, so
+    seeding them in hooks has no effect.
 
     Args:
         rank: Rows or columns per slice (R).
