@@ -13,7 +13,7 @@ OURS = {"pretrained", "slicing", "sparsity", "analysis", "callbacks", "modules",
 MATHS = {"torch", "numpy", "scipy"}
 # For each part: which of our parts, and which other packages, it may import (None: any).
 RULES = {
-    "slicing": (set(), MATHS),
+    "slicing": (set(), MATHS | {"rich"}),
     "sparsity": (set(), MATHS),
     "analysis": ({"slicing"}, MATHS | {"matplotlib"}),
     "callbacks": ({"slicing", "sparsity"}, MATHS | {"lightning"}),

@@ -1,188 +1,203 @@
-"""A layer of which one slice is live: its state, and how it moves.
+"""A layer of which slices are live: the dense layer itself under another class.
 
-A sliced layer is the dense layer itself under another class: the same object, the same frozen ``weight``, and one small
-parameter more, ``live``.  How the layer computes is left to its kind (``linear.py``).  Knows nothing of Lightning.
-
-Shapes:  O outputs · I inputs · R rank of the slice · a *line* is a column (O numbers) or a row (I numbers)
+A sliced layer is the same object with the same, now frozen, parameters, and one small child, a ``Slice``, for each
+matrix that is sliced.  How it computes is left to its kind (``linear.py``, ``conv.py``, ``attention.py``); whoever
+*reads* a sliced parameter instead of calling the layer gets a tensor whose gradient reaches the slice as well.
 """
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from slicefine_pl.slicing.positions import Line
+from slicefine_pl.slicing.slice import Block, Slice, line_norms
 
 
 class SlicedLayer(nn.Module):
-    r"""What every kind of sliced layer shares.
+    """What every kind of sliced layer shares.
 
-    ``live`` holds the live lines one below the other, shape ``(R, L)``, whatever the axis: the gradient's matrix
-    product is then several times faster on CPU than in the transposed layout.  ``L`` is the length of a line; where
-    rows and columns alternate it is the longer of the two, and the tail of a shorter line is padding.
-
-    **State dict.** Holds the dense layer's keys only, with the live values in their place in ``weight``.
+    **State dict.** Holds the dense layer's keys only, with the live values in their places.
+    **Reading.** ``layer.weight``, or whichever parameter is sliced, is the stored parameter where no gradient is
+    recorded, and else a tensor with its values that passes the live lines' part of its gradient on to the slice.
 
     Attributes:
-        live: The trainable lines, shape ``(R, L)``.
-        index: Which lines of the axis are live, shape ``(R,)``, int64.
-        line: Whether ``index`` counts columns or rows.
-        trusts_weight: Whether somebody calls :meth:`write` after each optimizer step, so that ``weight`` is right when
-            no gradient is recorded (validation, checkpoints, averages).  A forward pass that records gradients writes
-            in any case.
-        score: Importance of every line that could be live next, shape ``(size,)``, float32; ``None`` unless asked for.
-        score_line: Whether ``score`` ranks columns or rows.
+        trusts_weight: Whether somebody calls :meth:`write` after each optimizer step, so that the stored values are
+            right when no gradient is recorded (validation, checkpoints, averages).  A forward pass that records
+            gradients writes in any case.
+        read: Names of the sliced parameters that have been read with their gradient recorded.
     """
 
-    weight: nn.Parameter
-    live: nn.Parameter
-    index: Tensor
-    line: Line
     trusts_weight: bool
-    score: Tensor | None
-    score_line: Line
+    read: set[str]
     kind: type["SlicedLayer"]
     dense_class: type[nn.Module]
+    sliced_parameters: frozenset[str]
 
-    @abstractmethod
-    def matrix(self) -> Tensor:
-        """The stored weight, shape ``(O, I, ...)``, as a view."""
+    @classmethod
+    def blocks(cls, dense: nn.Module) -> list[Block]:
+        """The matrices of a dense layer whose slices this kind computes without the full gradient."""
+        return []
 
-    def size(self, line: Line) -> int:
-        """How many columns or rows the weight has."""
-        return self.matrix().shape[1 if line == "column" else 0]
+    def slices(self) -> Iterator[Slice]:
+        """The slices of this layer."""
+        return (child for child in self._modules.values() if isinstance(child, Slice))
 
-    def lines(self) -> Tensor:
-        """The stored weight as a view of shape ``(size, length)``, one line after the other, outside autograd."""
+    def slice_of(self, parameter: str, part: str = "") -> Slice | None:
+        """The slice of a block; ``None`` if this block is not sliced."""
+        return cast("Slice | None", self._modules.get(_child_name(parameter, part)))
+
+    def matrix(self, piece: Slice) -> Tensor:
+        """The stored values of a slice's block, shape ``(O, I, ...)``, as a view outside autograd."""
         # .data, because a write must not count as a change of a tensor that an earlier forward pass saved for backward:
         # it only repeats what the optimizer has already decided.
-        matrix = self.matrix().data
-        return matrix.transpose(0, 1) if self.line == "column" else matrix
+        return piece.block.of(self.stored(piece.block.parameter).data)
 
-    @torch.no_grad()
+    def stored(self, parameter: str) -> nn.Parameter:
+        """The frozen parameter itself."""
+        return cast("nn.Parameter", self._parameters[parameter])
+
     def write(self) -> None:
-        """Copy the live values to their place in the stored weight: R lines, no allocation of the weight's size."""
-        lines = self.lines()
-        lines.index_copy_(0, self.index, self.live[:, : lines.shape[1]].to(lines.dtype))
+        """Copy the live values to their places in the stored parameters."""
+        for piece in self.slices():
+            piece.write(self.matrix(piece))
 
-    @torch.no_grad()
-    def gather(self) -> None:
-        """Copy the stored weight's values at ``index`` into ``live``."""
-        lines = self.lines()
-        self.live[:, : lines.shape[1]] = lines.index_select(0, self.index).to(self.live.dtype)
-        self.live[:, lines.shape[1] :] = 0  # padding
-
-    def place(self, line: Line, indices: Sequence[int]) -> None:
-        """Leave the live lines where they stand, with what they learned, and make other lines live."""
-        self.line = line
-        self.index.copy_(torch.tensor(indices))
-        self.gather()
-
-    def listen(self, line: Line) -> None:
-        """Start to collect the importance of every column or row, from nothing."""
-        self.score_line = line
-        self.score = torch.zeros(self.size(line), device=self.weight.device)
+    def before_forward(self) -> None:
+        """Bring the stored values up to date, unless they are known to be."""
+        if torch.is_grad_enabled() or not self.trusts_weight:
+            self.write()
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, live={self.live.shape[0]} {self.line}s"
+        told = (piece.extra_repr() for piece in self.slices())
+        return ", ".join(filter(None, [super().extra_repr(), *told]))
 
     def train(self, mode: bool = True) -> Self:
         if not self.trusts_weight:
             self.write()  # some fast paths of torch read the weight of a layer in eval mode without calling the layer
         return super().train(mode)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        weight_dtype, live = self.weight.dtype, self.live.data
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if live.dtype != weight_dtype:  # kept apart on purpose: a cast of the model leaves the slice's precision alone
-            self.live.data = live.to(self.live.device)
-        self.index = fn(self.index)
-        self.score = None if self.score is None else self.score.to(self.index.device)
-        return self
-
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if not self.trusts_weight:
             self.write()
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        del destination[prefix + "live"]
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        missing: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
-        missing_keys.extend(key for key in missing if key != prefix + "live")
-        if prefix + "weight" in state_dict:
-            self.gather()
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        for piece in self.slices():
+            if prefix + piece.block.parameter in state_dict:
+                piece.gather(self.matrix(piece))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _blank, (self.kind, self.dense_class), self.__dict__.copy()
+        return _blank, (self.kind, self.dense_class, self.sliced_parameters), self.__dict__.copy()
 
 
-_SLICED_CLASSES: dict[tuple[type[SlicedLayer], type[nn.Module]], type[SlicedLayer]] = {}
+class _Read(torch.autograd.Function):
+    """The stored parameter's values; the gradient goes on to the live lines."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, live: Tensor, piece: Slice) -> Tensor:
+        ctx.piece = piece
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        piece: Slice = ctx.piece
+        dense = gradient.to_dense() if gradient.is_sparse else gradient
+        block = piece.block.of(dense)
+        if piece.score is not None:
+            piece.score += line_norms(block, piece.score_line)
+        return (gradient if ctx.needs_input_grad[0] else None), piece.pick(block), None
 
 
-def _sliced_class(kind: type[SlicedLayer], dense_class: type[nn.Module]) -> type[SlicedLayer]:
+def _reader(parameter: str) -> property:
+    """What stands in the class of a sliced layer for a sliced parameter, in front of the parameter itself."""
+
+    def read(self: SlicedLayer) -> Tensor:
+        self.before_forward()
+        values: Tensor = self.stored(parameter)
+        if not torch.is_grad_enabled():
+            return values
+        if not torch.compiler.is_compiling():
+            self.read.add(parameter)
+        for piece in self.slices():
+            if piece.block.parameter == parameter:
+                values = _Read.apply(values, piece.live, piece)
+        return values
+
+    return property(read)
+
+
+_SLICED_CLASSES: dict[tuple[type[SlicedLayer], type[nn.Module], frozenset[str]], type[SlicedLayer]] = {}
+
+
+def _sliced_class(
+    kind: type[SlicedLayer], dense_class: type[nn.Module], parameters: frozenset[str]
+) -> type[SlicedLayer]:
     """The class of a sliced ``dense_class``; also an instance of the dense class, for code that asks."""
-    key = (kind, dense_class)
+    key = (kind, dense_class, parameters)
     if key not in _SLICED_CLASSES:
-        namespace = {"kind": kind, "dense_class": dense_class, "__module__": kind.__module__}
-        _SLICED_CLASSES[key] = type(f"Sliced{dense_class.__name__}", key, namespace)
+        namespace = {"kind": kind, "dense_class": dense_class, "sliced_parameters": parameters}
+        readers = {parameter: _reader(parameter) for parameter in parameters}
+        bases = (kind, dense_class)
+        _SLICED_CLASSES[key] = type(
+            f"Sliced{dense_class.__name__}", bases, {**namespace, **readers, "__module__": kind.__module__}
+        )
     return _SLICED_CLASSES[key]
 
 
-def _blank(kind: type[SlicedLayer], dense_class: type[nn.Module]) -> SlicedLayer:
+def _blank(kind: type[SlicedLayer], dense_class: type[nn.Module], parameters: frozenset[str]) -> SlicedLayer:
     """An instance without state, for pickle and deepcopy: classes made at run time have no importable name."""
-    sliced_class = _sliced_class(kind, dense_class)
+    sliced_class = _sliced_class(kind, dense_class, parameters)
     return sliced_class.__new__(sliced_class)
 
 
-def open_slice(
-    module: nn.Module,
-    kind: type[SlicedLayer],
-    line: Line,
-    indices: Sequence[int],
-    length: int,
-    dtype: torch.dtype | None,
-) -> SlicedLayer:
-    """Turn a dense layer, in place, into a sliced one.
+def open_layer(module: nn.Module, kind: type[SlicedLayer], blocks: Sequence[Block]) -> SlicedLayer:
+    """Turn a dense layer, in place, into a sliced one whose slices are still to be added.
 
     Args:
-        module: The dense layer; its weight is frozen.
+        module: The dense layer; the parameters of the blocks are frozen.
         kind: How this layer computes, such as ``SlicedLinear``.
-        line: Which kind of line is live first.
-        indices: The first live lines, ``R`` of them.
-        length: Numbers per line of ``live`` (L).
-        dtype: Of the live lines; ``None`` takes the weight's.
+        blocks: What will be sliced.
 
     Returns:
         The same object, now a ``SlicedLayer``.
     """
-    weight = module.get_parameter("weight").requires_grad_(False)
-    module.__class__ = _sliced_class(kind, type(module))
+    parameters = frozenset(block.parameter for block in blocks)
+    for parameter in parameters:
+        module.get_parameter(parameter).requires_grad_(False)
+    module.__class__ = _sliced_class(kind, type(module), parameters)
     assert isinstance(module, SlicedLayer)  # what the line above says; for the type checker
-    module.register_parameter("live", nn.Parameter(weight.new_zeros(len(indices), length, dtype=dtype)))
-    module.index = torch.zeros(len(indices), dtype=torch.int64, device=weight.device)
     module.trusts_weight = False
-    module.score = None
-    module.score_line = line
-    module.place(line, indices)
+    module.read = set()
     return module
 
 
-def close_slice(layer: SlicedLayer) -> None:
-    """Turn a sliced layer, in place, back into the dense layer it was; what its slices learned stays in the weight."""
+def add_slice(layer: SlicedLayer, block: Block, rank: int, length: int, dtype: torch.dtype | None) -> Slice:
+    """Give an opened layer the slice of one of its blocks; it still has to be placed.
+
+    Args:
+        layer: The layer.
+        block: Where the slice lies.
+        rank: Number of live lines (R).
+        length: Numbers per line of ``live`` (L).
+        dtype: Of the live lines; ``None`` takes the parameter's.
+    """
+    piece = Slice(block, rank, length, layer.stored(block.parameter), dtype)
+    layer.add_module(_child_name(block.parameter, block.part), piece)
+    return piece
+
+
+def close_layer(layer: SlicedLayer) -> None:
+    """Turn a sliced layer, in place, back into the dense layer it was; what its slices learned stays."""
     if not layer.trusts_weight:
         layer.write()
-    for name in ("live", "index", "line", "trusts_weight", "score", "score_line"):
-        delattr(layer, name)
+    for name in [name for name, child in layer._modules.items() if isinstance(child, Slice)]:
+        del layer._modules[name]
+    del layer.trusts_weight, layer.read
     layer.__class__ = cast("type[SlicedLayer]", layer.dense_class)
+
+
+def _child_name(parameter: str, part: str) -> str:
+    return "_".join(filter(None, ["slice", "" if parameter == "weight" else parameter, part]))

@@ -7,7 +7,6 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513; saving only the live colum
 (arXiv:2503.01905).
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,25 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from slicefine_pl.slicing.layer import SlicedLayer
 from slicefine_pl.slicing.positions import Line
+from slicefine_pl.slicing.slice import Block, Slice, countable
 
 SCORE_TOKENS = 64  # gradients of so many tokens rank the lines; more cost more and rank no better
-
-
-@dataclass(frozen=True)
-class Slice:
-    """What :func:`sliced_linear` must know of the slice, and what it reports.
-
-    Attributes:
-        index: Which lines are live, shape ``(R,)``, int64.
-        line: Whether they are columns (inputs) or rows (outputs).
-        score: Where the importance of every line is added up, shape ``(I,)`` or ``(O,)``, or ``None``.
-        score_line: Whether ``score`` ranks columns or rows.
-    """
-
-    index: Tensor
-    line: Line
-    score: Tensor | None = None
-    score_line: Line = "column"
 
 
 class _SlicedLinear(torch.autograd.Function):
@@ -77,9 +60,7 @@ class _SlicedLinear(torch.autograd.Function):
             grad_live = F.pad(grad_live, (0, live.shape[1] - grad_live.shape[1])).to(live.dtype)
         if ctx.score is not None:
             norms = _line_norms(sample.float(), _sample(outputs).float(), ctx.score_line)
-            ctx.score += norms.nan_to_num(
-                nan=0.0, posinf=0.0
-            )  # a step that overflows is dropped, and counts for nothing
+            ctx.score += countable(norms)
         return grad_x, None, grad_bias, grad_live, *[None] * 4
 
 
@@ -102,7 +83,7 @@ def _line_norms(inputs: Tensor, outputs: Tensor, line: Line) -> Tensor:
     return (lines * (others @ others.t() @ lines)).sum(0).clamp_min(0).sqrt()
 
 
-def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, live: Tensor, piece: Slice) -> Tensor:
+def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, piece: Slice) -> Tensor:
     """Apply a linear map of which only some lines of the weight are trainable.
 
     The value is ``F.linear(x, weight, bias)``: ``weight`` must already hold the live values.  Saves the live columns of
@@ -112,52 +93,36 @@ def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, live: Tensor, 
         x: Input, shape ``(..., I)``.
         weight: Shape ``(O, I)``; receives no gradient.
         bias: Shape ``(O,)``, or ``None``; receives a gradient if it requires one.
-        live: The lines that receive a gradient, shape ``(R, L)``, ``L`` at least the length of a line.
-        piece: Where these lines stand in the weight.
+        piece: The lines that receive a gradient.
 
     Returns:
         Output, shape ``(..., O)``.
     """
-    result: Tensor = _SlicedLinear.apply(x, weight, bias, live, piece.index, piece.line, piece.score, piece.score_line)
+    result: Tensor = _SlicedLinear.apply(
+        x, weight, bias, piece.live, piece.index, piece.line, piece.score, piece.score_line
+    )
     return result
 
 
 class SlicedLinear(SlicedLayer):
-    """A linear map with its weight stored as ``(O, I)``, as in ``torch.nn.Linear``."""
+    """A linear map: ``torch.nn.Linear``, with its weight stored as ``(O, I)``."""
 
     bias: nn.Parameter | None
 
-    def matrix(self) -> Tensor:
-        return self.weight
+    @classmethod
+    def blocks(cls, dense: nn.Module) -> list[Block]:
+        return [Block()]
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or not self.trusts_weight:
-            self.write()
-        piece = Slice(self.index, self.line, self.score, self.score_line)
-        return sliced_linear(x, self.matrix(), self.bias, self.live, piece)
+        self.before_forward()
+        piece = self.slice_of("weight")
+        assert piece is not None
+        return sliced_linear(x, piece.block.of(self.stored("weight")), self.bias, piece)
 
 
 class SlicedConv1D(SlicedLinear):
     """A linear map with its weight stored as ``(I, O)``, as in transformers' ``Conv1D`` (GPT-2)."""
 
-    def matrix(self) -> Tensor:
-        return self.weight.t()
-
-
-def sliced_kind(module: nn.Module) -> type[SlicedLayer] | None:
-    """The kind of sliced layer that can stand in for ``module``; ``None`` if there is none.
-
-    A subclass counts when it computes exactly what its base class computes; a weight behind a parametrization does not.
-    """
-    weight = module._parameters.get("weight")
-    if weight is None or nn.parameter.is_lazy(weight) or not weight.is_floating_point():
-        return None
-    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        return None  # the out_proj of torch's MultiheadAttention, which reads the weight without calling the module
-    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-        return SlicedLinear
-    names = {(base.__module__, base.__name__) for base in type(module).__mro__ if "forward" in vars(base)}
-    # By name, because this floor imports torch only; the one forward must be Conv1D's own.
-    if names == {("transformers.pytorch_utils", "Conv1D"), ("torch.nn.modules.module", "Module")}:
-        return SlicedConv1D
-    return None
+    @classmethod
+    def blocks(cls, dense: nn.Module) -> list[Block]:
+        return [Block(transposed=True)]

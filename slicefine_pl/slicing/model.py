@@ -22,10 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.layer import SlicedLayer, close_slice
-from slicefine_pl.slicing.positions import Axis, Line, Order
-from slicefine_pl.slicing.targets import Patterns, Targets, find_targets
-from slicefine_pl.slicing.track import SliceSettings, SliceTrack, line_counts
+from slicefine_pl.slicing.kinds import Backend, Candidate
+from slicefine_pl.slicing.layer import SlicedLayer, close_layer, open_layer
+from slicefine_pl.slicing.positions import Axis, Line, Order, check_choice
+from slicefine_pl.slicing.summary import Summary, summarise
+from slicefine_pl.slicing.targets import Patterns, Targets, Wanted, find_targets
+from slicefine_pl.slicing.track import SliceSettings, SliceTrack
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class LiveSlice:
     """One slice that is being trained.
 
     Attributes:
-        name: Of its module.
+        name: Of its layer; followed by the parameter, and the block in it, where that is not simply ``weight``.
         line: Whether the slice is made of columns or of rows.
         indices: Which ones, shape ``(R,)``.
         parameter: The trainable values, shape ``(R, L)``, one line of the weight below the other.
@@ -77,11 +79,11 @@ class SliceCounts:
 class SliceHandle:
     """The open slices of a network; made by :func:`slice_model`.
 
-    Iterating yields the :class:`LiveSlice` of every sliced layer, in the order of ``net.named_modules()``.
+    Iterating yields every :class:`LiveSlice`, in the order of ``net.named_modules()``.
 
     Attributes:
         trained: Parameters trained whole, by name.
-        skipped: Modules with a weight that is not sliced, by name, and the reason.
+        skipped: Matrices that are not sliced, by name, and the reason.
         closed: Whether :meth:`close` was called.
     """
 
@@ -95,7 +97,11 @@ class SliceHandle:
         net.requires_grad_(False)
         for parameter in found.trained.values():
             parameter.requires_grad_(True)
-        self._tracks = {name: SliceTrack(name, dense, kind, settings) for name, (dense, kind) in found.layers.items()}
+        self._layers = _open(found.chosen)
+        self._tracks = {
+            each.name: SliceTrack(each.name, self._layers[id(each.module)], each.block, settings)
+            for each in found.chosen
+        }
 
     def __iter__(self) -> Iterator[LiveSlice]:
         return (self._live(name) for name in self._tracks)
@@ -104,14 +110,14 @@ class SliceHandle:
         return len(self._tracks)
 
     def _live(self, name: str) -> LiveSlice:
-        layer = self._tracks[name].layer
-        return LiveSlice(name, layer.line, layer.index, layer.live)
+        piece = self._tracks[name].piece
+        return LiveSlice(name, piece.line, piece.index, piece.live)
 
     def move(self, names: Iterable[str] | None = None) -> list[LiveSlice]:
         """Move slices on; what they learned stays in the weights, and their gradients are dropped.
 
         Args:
-            names: Modules whose slice moves; ``None`` moves all.
+            names: Slices to move; ``None`` moves all.
 
         Returns:
             The slices at their new places.  Their parameters are the same objects, so that the optimizer still knows
@@ -120,13 +126,13 @@ class SliceHandle:
         moved = list(self._tracks if names is None else names)
         for name in moved:
             self._tracks[name].move()
-            self._tracks[name].layer.live.grad = None
+            self._tracks[name].piece.live.grad = None
         return [self._live(name) for name in moved]
 
     def write(self, names: Iterable[str] | None = None) -> None:
-        """Copy live values to their places in the stored weights: of the named modules, or of all."""
+        """Copy live values to their places in the stored weights: of the named slices, or of all."""
         for name in self._tracks if names is None else names:
-            self._tracks[name].layer.write()
+            self._tracks[name].write()
 
     def trust_weights(self) -> None:
         """Promise to call :meth:`write` after each optimizer step.
@@ -134,8 +140,8 @@ class SliceHandle:
         Then the stored weights are right between steps, and whoever reads or averages them there may do so; without the
         promise each forward pass, ``state_dict`` and ``eval`` writes by itself.
         """
-        for track in self._tracks.values():
-            track.layer.trusts_weight = True
+        for layer in self._layers.values():
+            layer.trusts_weight = True
 
     @property
     def moves(self) -> int:
@@ -144,20 +150,24 @@ class SliceHandle:
 
     def counts(self) -> SliceCounts:
         """Count what is, and was, trained."""
-        live = sum(track.layer.live.numel() for track in self._tracks.values())
+        live = sum(track.piece.live.numel() for track in self._tracks.values())
         return SliceCounts(
             live=live,
             whole=sum(parameter.numel() for parameter in self.trained.values()),
             visited=sum(track.visited_entries() for track in self._tracks.values()),
-            target=sum(track.layer.weight.numel() for track in self._tracks.values()),
+            target=sum(track.matrix().numel() for track in self._tracks.values()),
             total=sum(parameter.numel() for parameter in self._net.parameters()) - live,
         )
 
     def without_gradient(self, names: Iterable[str] | None = None) -> list[str]:
-        """Names of the sliced modules whose slice holds no gradient: after a backward pass there should be none."""
+        """Names of the slices that hold no gradient: after a backward pass there should be none."""
         return [
-            name for name in (self._tracks if names is None else names) if self._tracks[name].layer.live.grad is None
+            name for name in (self._tracks if names is None else names) if self._tracks[name].piece.live.grad is None
         ]
+
+    def summary(self) -> Summary:
+        """How every matrix of the network is trained, or why it is not: print it."""
+        return summarise(self._tracks, self.skipped, self.trained)
 
     def close(self) -> None:
         """Fold the slices: every layer is of its original class again and holds what was learned.
@@ -167,8 +177,8 @@ class SliceHandle:
         if self.closed:
             return
         self.closed = True
-        for track in self._tracks.values():
-            close_slice(track.layer)
+        for layer in self._layers.values():
+            close_layer(layer)
         for name, parameter in self._net.named_parameters():
             parameter.requires_grad_(self._required_grad.get(name, parameter.requires_grad))
 
@@ -209,6 +219,7 @@ def slice_model(
     also_train: Patterns | None = None,
     seed: int = 0,
     slice_dtype: torch.dtype | None = None,
+    backend: Backend = "auto",
 ) -> SliceHandle:
     r"""Freeze a network and open one trainable slice in each chosen layer, in place.
 
@@ -222,12 +233,15 @@ def slice_model(
         order: ``"sweep"`` goes along the axis from a random line, ``"random"`` through a random permutation of it,
             ``"importance"`` to the lines with the largest score since the last move.
         targets: Regular expressions searched in module names, e.g. ``r"layer\.\d+\.attention"``.  ``None`` takes every
-            supported layer but output heads, tied weights, and weights that are frozen already.
+            linear map, convolution and attention but output heads, tied weights, and weights that are frozen already;
+            embeddings and raw parameters are sliced where a pattern names them.
         also_train: Regular expressions searched in parameter names, for what is trained whole.  ``None`` takes the new
             output head of a transformers, timm, torchvision or pytorchvideo model; patterns replace it.
         seed: Chooses where slices start and how they are permuted; equal seeds give equal places on every process.
         slice_dtype: Of the live slices, e.g. ``torch.float32`` beside a bfloat16 network, whose own precision would
             round small updates away.  ``None`` takes the weight's.
+        backend: ``"compact"`` computes the gradient of the slice alone, where there is a layer that can; ``"mask"``
+            computes the dense gradient of the weight and keeps the slice's part; ``"auto"`` is compact where possible.
 
     Returns:
         The handle that moves and closes the slices.
@@ -237,15 +251,8 @@ def slice_model(
             network is not changed then.
     """
     settings = SliceSettings(rank, axis, order, seed, slice_dtype)
-    found = find_targets(net, targets, also_train)
-    for name, (dense, kind) in found.layers.items():
-        sizes = line_counts(dense, kind)
-        narrow = [f"{sizes[line]} {line}s" for line in settings.lines if rank > sizes[line]]
-        if narrow:
-            raise ValueError(
-                f"rank={rank} does not fit {name!r}, which has {narrow[0]}; choose a smaller rank,"
-                " or targets that leave this layer out."
-            )
+    check_choice("backend", backend, Backend)
+    found = find_targets(net, Wanted(targets, also_train, backend, rank, settings.lines))
     if found.notice:
         warnings.warn(found.notice, stacklevel=2)
     return SliceHandle(net, found, settings)
@@ -255,7 +262,17 @@ def close_slices(net: nn.Module) -> None:
     """Fold whatever slices are open in ``net``: for copies (deepcopy, pickle, averages), which have no handle."""
     for module in net.modules():
         if isinstance(module, SlicedLayer):
-            close_slice(module)
+            close_layer(module)
+
+
+def _open(chosen: Iterable[Candidate]) -> dict[int, SlicedLayer]:
+    """Open the layers of all chosen matrices, each once; by the id of the module."""
+    chosen = list(chosen)
+    modules = {id(candidate.module): candidate for candidate in chosen}
+    return {
+        key: open_layer(first.module, first.kind, [each.block for each in chosen if each.module is first.module])
+        for key, first in modules.items()
+    }
 
 
 def _difference(saved: Iterable[str], present: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TypeVar
@@ -10,8 +10,9 @@ from typing import TypeVar
 from torch import nn
 
 from slicefine_pl.slicing.heads import Head, find_heads
+from slicefine_pl.slicing.kinds import COMPACT, Backend, Candidate, MaskedLayer, candidates
 from slicefine_pl.slicing.layer import SlicedLayer
-from slicefine_pl.slicing.linear import sliced_kind
+from slicefine_pl.slicing.positions import Line
 
 T = TypeVar("T")
 
@@ -19,7 +20,18 @@ Patterns = str | Sequence[str]
 
 OUTPUT_HEAD = "output head"
 FROZEN = "frozen already"
-SUPPORTED = "torch.nn.Linear (outside torch.nn.MultiheadAttention) and transformers' Conv1D"
+BY_NAME = "sliced only when named"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asks for; the arguments of ``slice_model`` that decide about targets."""
+
+    targets: Patterns | None
+    also_train: Patterns | None
+    backend: Backend
+    rank: int
+    lines: tuple[Line, ...]
 
 
 @dataclass
@@ -27,65 +39,69 @@ class Targets:
     """The answer of :func:`find_targets`.
 
     Attributes:
-        layers: Module name to dense module and the kind of sliced layer that will stand in for it.
+        chosen: What is sliced.
         trained: Parameter name to parameter, for those trained whole.
-        skipped: Name of a weight-bearing module that is left out, and the reason.
+        skipped: Name of a matrix that is left out, and the reason.
         notice: What the user should hear once, or ``None``.
     """
 
-    layers: dict[str, tuple[nn.Module, type[SlicedLayer]]] = field(default_factory=dict)
+    chosen: list[Candidate] = field(default_factory=list)
     trained: dict[str, nn.Parameter] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     notice: str | None = None
 
 
-def find_targets(net: nn.Module, targets: Patterns | None, also_train: Patterns | None) -> Targets:
+def find_targets(net: nn.Module, wanted: Wanted) -> Targets:
     """Decide what is sliced and what is trained whole.
 
     Args:
         net: The network; not changed.
-        targets: Regular expressions searched in module names; ``None`` takes every supported layer but output heads,
-            tied weights, frozen ones and what is trained whole.
-        also_train: Regular expressions searched in parameter names; ``None`` takes the new output heads.
+        wanted: ``targets`` are regular expressions searched in the names of matrices; ``None`` takes every layer but
+            output heads, tied weights, frozen ones, those narrower than the rank and what is trained whole.
+            ``also_train`` are regular expressions searched in parameter names; ``None`` takes the new output heads.
 
     Raises:
-        ValueError: If a pattern matches nothing or a layer that cannot be sliced, or the network is sliced already.
+        ValueError: If a pattern matches nothing or what cannot be sliced, or the network is sliced already.
     """
     open_already = [name for name, module in net.named_modules() if isinstance(module, SlicedLayer)]
     if open_already:
         raise ValueError(f"{some(open_already)} are already sliced; close() the handle of these slices first.")
     heads = find_heads(net)
-    found = Targets(trained=_trained_whole(net, heads, also_train))
-    whole = {id(parameter) for parameter in found.trained.values()}
-    in_heads = {id(parameter) for head in heads for parameter in head.module.parameters()}
-    owners = Counter(id(parameter) for module in net.modules() for parameter in module._parameters.values())
-    tied = {owned for owned, count in owners.items() if count > 1}
-    frozen = {id(parameter) for parameter in net.parameters() if not parameter.requires_grad}
-    reasons = {
-        name: _obstacle(
-            module, {"its weight is tied": tied, "trained whole": whole, OUTPUT_HEAD: in_heads, FROZEN: frozen}
-        )
-        for name, module in _weight_bearers(net)
-    }
-    modules = dict(net.named_modules())
-    if targets is None:
-        chosen = [name for name, reason in reasons.items() if reason is None]
+    found = Targets(trained=_trained_whole(net, heads, wanted.also_train))
+    present = {candidate.name: candidate for candidate in candidates(net, wanted.backend)}
+    excluded = _excluded(net, heads, found)
+    reasons = {name: _obstacle(candidate, excluded, wanted) for name, candidate in present.items()}
+    if wanted.targets is None:
+        named = {name for name, candidate in present.items() if candidate.layer}
+        chosen = [name for name in present if name in named and reasons[name] is None]
     else:
-        matched = _matching("targets", targets, modules, "module")
-        chosen = [name for name in reasons if name in matched]
-        _refuse_unsupported(targets, chosen, reasons)
-    for name in chosen:
-        kind = sliced_kind(modules[name])
-        assert kind is not None  # _obstacle has said so
-        found.layers[name] = (modules[name], kind)
-    found.skipped = {name: reason for name, reason in reasons.items() if reason is not None and name not in chosen}
-    if not found.layers:
+        named = set(_matching("targets", wanted.targets, present, "layer or parameter"))
+        chosen = [name for name in present if name in named]
+        _refuse(wanted.targets, {name: reasons[name] for name in chosen})
+    found.chosen = [present[name] for name in chosen]
+    found.skipped = {name: reasons[name] or BY_NAME for name in present if name not in chosen}
+    if not found.chosen:
         raise ValueError(
-            f"targets={targets!r} meets no layer that can be sliced; supported are {SUPPORTED}."
+            f"targets={wanted.targets!r} meets nothing that can be sliced."
             f" This network has {some(_explained(found.skipped))}."
         )
-    found.notice = _head_notice(net, found, also_train, frozen_heads=[head.name for head in heads])
+    notices = [
+        _head_notice(net, found, wanted.also_train, frozen_heads=[head.name for head in heads]),
+        _narrow_notice(found, present, wanted),
+    ]
+    found.notice = " ".join(filter(None, notices)) or None
     return found
+
+
+def _excluded(net: nn.Module, heads: list[Head], found: Targets) -> dict[str, set[int]]:
+    """Reasons for which a parameter is left out, each with the ids of the parameters it holds for."""
+    owners = Counter(id(parameter) for module in net.modules() for parameter in module._parameters.values())
+    return {
+        "its weight is tied": {owned for owned, count in owners.items() if count > 1},
+        "trained whole": {id(parameter) for parameter in found.trained.values()},
+        OUTPUT_HEAD: {id(parameter) for head in heads for parameter in head.module.parameters()},
+        FROZEN: {id(parameter) for parameter in net.parameters() if not parameter.requires_grad},
+    }
 
 
 def _trained_whole(net: nn.Module, heads: list[Head], also_train: Patterns | None) -> dict[str, nn.Parameter]:
@@ -96,33 +112,31 @@ def _trained_whole(net: nn.Module, heads: list[Head], also_train: Patterns | Non
     return {name: parameter for name, parameter in chain.from_iterable(new) if parameter.requires_grad}
 
 
-def _weight_bearers(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module that itself owns a matrix or a larger tensor, by name."""
-    for name, module in net.named_modules():
-        if any(parameter is not None and parameter.ndim > 1 for parameter in module._parameters.values()):
-            yield name, module
+def _obstacle(candidate: Candidate, excluded: Mapping[str, set[int]], wanted: Wanted) -> str | None:
+    """Why a candidate is not sliced by default; ``None`` if it is."""
+    parameter = candidate.parameter
+    if nn.parameter.is_lazy(parameter):
+        return "not initialised yet"
+    if not parameter.is_floating_point():
+        return f"{parameter.dtype} cannot be trained"
+    if getattr(candidate.module, "max_norm", None) is not None:
+        return "max_norm rescales the weight in the forward pass"
+    if wanted.backend == "compact" and candidate.kind is MaskedLayer:
+        return f"no compact kind; these are {COMPACT}"
+    reason = next((reason for reason, parameters in excluded.items() if id(parameter) in parameters), None)
+    if reason is not None:
+        return reason
+    sizes: dict[Line, int] = {"row": candidate.shape[0], "column": candidate.shape[1]}
+    narrow = [f"{sizes[line]} {line}s" for line in wanted.lines if wanted.rank > sizes[line]]
+    return f"{narrow[0]} are fewer than rank={wanted.rank}" if narrow else None
 
 
-def _obstacle(module: nn.Module, excluded: Mapping[str, set[int]]) -> str | None:
-    """Why a module is not sliced by default; ``None`` if it is.
-
-    Args:
-        module: Owner of a weight.
-        excluded: Reasons, each with the ids of the parameters it holds for.
-    """
-    if sliced_kind(module) is None:
-        return f"{type(module).__name__} is not supported"
-    weight = id(module.get_parameter("weight"))
-    return next((reason for reason, parameters in excluded.items() if weight in parameters), None)
-
-
-def _refuse_unsupported(targets: Patterns, chosen: list[str], reasons: dict[str, str | None]) -> None:
+def _refuse(targets: Patterns, reasons: Mapping[str, str | None]) -> None:
     """Named targets must all be served; a head, or a frozen layer, is no obstacle once the user has asked for it."""
-    refused = {name: reasons[name] for name in chosen if reasons[name] not in (None, OUTPUT_HEAD, FROZEN)}
+    refused = {name: reason for name, reason in reasons.items() if reason not in (None, OUTPUT_HEAD, FROZEN)}
     if refused:
         raise ValueError(
-            f"targets={targets!r} matches {some(_explained(refused))};"
-            f" supported are {SUPPORTED}. Narrow the pattern so that it leaves these out."
+            f"targets={targets!r} matches {some(_explained(refused))}. Narrow the pattern so that it leaves these out."
         )
 
 
@@ -149,11 +163,22 @@ def _head_notice(net: nn.Module, found: Targets, also_train: Patterns | None, fr
         return f"also_train={also_train!r} leaves the output head {some(frozen)} frozen." if frozen else None
     if frozen_heads:
         return None
-    last = list(found.layers)[-3:]
+    last = [candidate.name for candidate in found.chosen[-3:]]
     return (
         "No new output head was found, so only slices are trained. If the network has one, name it:"
         f" also_train={last[-1]!r}, for instance (the last layers are {some(last)})."
     )
+
+
+def _narrow_notice(found: Targets, present: Mapping[str, Candidate], wanted: Wanted) -> str | None:
+    narrow = [
+        f"{name} ({reason})"
+        for name, reason in found.skipped.items()
+        if wanted.targets is None and present[name].layer and f"rank={wanted.rank}" in reason
+    ]
+    if not narrow:
+        return None
+    return f"Left frozen: {some(narrow)}. A smaller rank, axis='row', or also_train would reach them."
 
 
 def _explained(reasons: Mapping[str, str | None]) -> list[str]:

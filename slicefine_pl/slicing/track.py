@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor
 
-from slicefine_pl.slicing.layer import SlicedLayer, open_slice
+from slicefine_pl.slicing.layer import SlicedLayer, add_slice
 from slicefine_pl.slicing.positions import (
     Axis,
     Line,
@@ -22,6 +22,7 @@ from slicefine_pl.slicing.positions import (
     visiting_order,
     visits_before,
 )
+from slicefine_pl.slicing.slice import Block
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,18 @@ class SliceSettings:
 
 
 class SliceTrack:
-    """One layer's slice on its way over the weight.
+    """One slice on its way over its block.
 
     Attributes:
         layer: The sliced layer.
+        piece: Its slice.
         moves: How often the slice has moved.
         visited: For each kind of line, which lines have been live, shape ``(size,)``, bool.
     """
 
-    def __init__(self, name: str, dense: nn.Module, kind: type[SlicedLayer], settings: SliceSettings) -> None:
-        sizes = line_counts(dense, kind)
+    def __init__(self, name: str, layer: SlicedLayer, block: Block, settings: SliceSettings) -> None:
+        matrix = block.of(layer.stored(block.parameter))
+        sizes: dict[Line, int] = {"row": matrix.shape[0], "column": matrix.shape[1]}
         road = name.replace("_orig_mod.", "")  # a compiled module visits the same slices as the plain one
         self._settings = settings
         self._orders = {
@@ -66,21 +69,30 @@ class SliceTrack:
         }
         self.moves = 0
         self.visited = {line: torch.zeros(sizes[line], dtype=torch.bool) for line in settings.lines}
-        entries = dense.get_parameter("weight").numel()
-        length = max(entries // sizes[line] for line in settings.lines)
-        self.layer = open_slice(dense, kind, *self._scheduled(), length, settings.slice_dtype)
+        length = max(matrix.numel() // sizes[line] for line in settings.lines)
+        self.layer = layer
+        self.piece = add_slice(layer, block, settings.rank, length, settings.slice_dtype)
+        self.piece.place(*self._scheduled(), self.matrix())
         self._arrived()
+
+    def matrix(self) -> Tensor:
+        """The stored values of the block, shape ``(O, I, ...)``."""
+        return self.layer.matrix(self.piece)
+
+    def write(self) -> None:
+        """Copy the live values to their place in the stored parameter."""
+        self.piece.write(self.matrix())
 
     def move(self) -> None:
         """Go on to the next position; what the slice learned stays behind in the weight."""
-        self.layer.write()
+        self.write()
         self.moves += 1
         line, indices = self._scheduled()
-        if self.layer.score is not None:
+        if self.piece.score is not None:
             if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(self.layer.score)  # every process has seen other data, and all must go the same way
-            indices = sorted(self.layer.score.topk(self._settings.rank).indices.tolist())
-        self.layer.place(line, indices)
+                dist.all_reduce(self.piece.score)  # every process has seen other data, and all must go the same way
+            indices = sorted(self.piece.score.topk(self._settings.rank).indices.tolist())
+        self.piece.place(line, indices, self.matrix())
         self._arrived()
 
     def _scheduled(self) -> tuple[Line, list[int]]:
@@ -90,13 +102,13 @@ class SliceTrack:
         return line, slice_lines(visits, self._settings.rank, self._orders[line])
 
     def _arrived(self) -> None:
-        self.visited[self.layer.line][self.layer.index.cpu()] = True
+        self.visited[self.piece.line][self.piece.index.cpu()] = True
         if self._settings.order == "importance":
-            self.layer.listen(line_at(self.moves + 1, self._settings.axis))
+            self.piece.listen(line_at(self.moves + 1, self._settings.axis), self.matrix())
 
     def visited_entries(self) -> int:
-        """Distinct entries of the weight that have been live: c columns and r rows cross at c·r places."""
-        matrix = self.layer.matrix()
+        """Distinct entries of the block that have been live: c columns and r rows cross at c·r places."""
+        matrix = self.matrix()
         outputs, inputs = matrix.shape[0], matrix.shape[1]
         columns, rows = (int(self.visited[line].sum()) if line in self.visited else 0 for line in ("column", "row"))
         return (columns * outputs + rows * inputs - columns * rows) * (matrix.numel() // (outputs * inputs))
@@ -104,33 +116,26 @@ class SliceTrack:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, as plain numbers, strings and tensors.
 
-        The live values themselves stand in the weight, unless the slice is kept in a finer type than the weight.
+        The live values themselves stand in the parameter, unless the slice is kept in a finer type than that.
         """
-        layer = self.layer
-        finer = layer.live.dtype != layer.weight.dtype
+        piece = self.piece
+        finer = piece.live.dtype != self.matrix().dtype
         return {
             "moves": self.moves,
-            "line": layer.line,
-            "index": layer.index.cpu().clone(),
+            "line": piece.line,
+            "index": piece.index.cpu().clone(),
             "visited": {line: lines.clone() for line, lines in self.visited.items()},
-            "score": None if layer.score is None else layer.score.cpu().clone(),
-            "live": layer.live.detach().cpu().clone() if finer else None,
+            "score": None if piece.score is None else piece.score.cpu().clone(),
+            "live": piece.live.detach().cpu().clone() if finer else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Stand where a saved slice stood; the weight must have been restored before."""
+        """Stand where a saved slice stood; the parameter must have been restored before."""
         self.moves = state["moves"]
         self.visited = {line: lines.clone() for line, lines in state["visited"].items()}
-        self.layer.place(state["line"], state["index"].tolist())
+        self.piece.place(state["line"], state["index"].tolist(), self.matrix())
         self._arrived()
-        if self.layer.score is not None:
-            self.layer.score.copy_(state["score"])
+        if self.piece.score is not None:
+            self.piece.score.copy_(state["score"])
         if state["live"] is not None:
-            self.layer.live.data.copy_(state["live"])
-
-
-def line_counts(dense: nn.Module, kind: type[SlicedLayer]) -> dict[Line, int]:
-    """How many columns and rows a dense layer will have once it is sliced."""
-    # The kind's view of the weight, asked of a module that is not of the kind yet.
-    outputs, inputs = kind.matrix(dense).shape[:2]  # type: ignore[arg-type]
-    return {"column": inputs, "row": outputs}
+            self.piece.live.data.copy_(state["live"])

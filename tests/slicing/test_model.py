@@ -202,7 +202,7 @@ def test_indices_travel_with_the_module(copier):
     net = network()
     slice_model(net, rank=2, also_train="^4")
     twin = net.to("meta") if copier == "to" else copy.deepcopy(net)
-    assert twin[0].index.device == twin[0].weight.device
+    assert twin[0].slice.index.device == twin[0].weight.device
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,10 @@ def test_indices_travel_with_the_module(copier):
         ({"rank": 0}, "rank=0 is not a number of rows or columns"),
         ({"rank": True}, "rank=True"),
         ({"rank": 2.0}, "rank=2.0"),
-        ({"rank": 11}, r"rank=11 does not fit '0', which has 10 columns"),
-        ({"rank": 4, "axis": "alternate", "targets": "4"}, r"rank=4 does not fit '4', which has 3 rows"),
+        ({"rank": 13}, r"meets nothing .* has 0 \(10 columns are fewer than rank=13\)"),
+        ({"rank": 11, "targets": "^0"}, r"targets='\^0' matches 0 \(10 columns are fewer than rank=11\)"),
+        ({"rank": 4, "axis": "alternate", "targets": "4"}, r"matches 4 \(3 rows are fewer than rank=4\)"),
+        ({"backend": "sparse"}, "backend='sparse' is unknown; choose one of 'auto', 'compact', 'mask'"),
         ({"axis": "diagonal"}, "axis='diagonal' is unknown; choose one of 'column', 'row', 'alternate'"),
         ({"order": "best"}, "order='best' is unknown"),
         ({"slice_dtype": torch.int8}, "slice_dtype=torch.int8"),

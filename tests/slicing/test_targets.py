@@ -72,9 +72,9 @@ def test_by_default_all_supported_layers_but_the_head_are_sliced_and_the_head_is
     assert {live.name for live in handle} == linears - {"classifier"}
     assert list(handle.trained) == ["classifier.weight", "classifier.bias"]
     assert handle.skipped["classifier"] == "trained whole"
-    assert handle.skipped["bert.embeddings.word_embeddings"] == "Embedding is not supported"
+    assert handle.skipped["bert.embeddings.word_embeddings"] == "sliced only when named"
     required = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
-    assert required == {f"{name}.live" for name in linears - {"classifier"}} | set(handle.trained)
+    assert required == {f"{name}.slice.live" for name in linears - {"classifier"}} | set(handle.trained)
 
 
 def test_gpt2_slices_conv1d_and_leaves_the_tied_head_alone():
@@ -126,18 +126,18 @@ def test_targets_and_also_train_are_searched_as_regular_expressions():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"targets": "decoder"}, r"targets='decoder' matches no module name; this network has bert, "),
-        ({"targets": ["attention", "decoder"]}, "targets='decoder' matches no module"),
+        ({"targets": "decoder"}, r"targets='decoder' matches no layer or parameter name; this network has bert\.emb"),
+        ({"targets": ["attention", "decoder"]}, "targets='decoder' matches no layer"),
         ({"targets": "("}, r"targets='\(' is no regular expression"),
-        ({"targets": "LayerNorm"}, "meets no layer that can be sliced; supported are torch.nn.Linear"),
-        ({"targets": "embeddings"}, r"word_embeddings \(Embedding is not supported\).*supported are torch.nn.Linear"),
+        ({"targets": "LayerNorm"}, "targets='LayerNorm' matches no layer or parameter name"),
+        ({"targets": "embeddings", "backend": "compact"}, r"word_embeddings \(no compact kind; these are nn.Linear, "),
         ({"targets": "classifier"}, r"classifier \(trained whole\)"),
         ({"also_train": "lm_head"}, "also_train='lm_head' matches no parameter name"),
     ],
 )
 def test_patterns_that_miss_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        slice_model(bert("BertForSequenceClassification"), rank=2, **settings)
+        slice_model(bert("BertForSequenceClassification"), **({"rank": 2} | settings))
 
 
 def test_naming_a_tied_weight_is_refused():
@@ -145,17 +145,25 @@ def test_naming_a_tied_weight_is_refused():
         slice_model(gpt2("GPT2LMHeadModel"), rank=2, targets="lm_head")
 
 
-def test_the_projection_inside_multihead_attention_is_not_taken_for_a_linear_layer():
-    net = MODELS["torchvision vit"][0]()
-    handle = slice_model(net, rank=2)
-    assert not any("self_attention" in live.name for live in handle)
-    with pytest.raises(ValueError, match=r"self_attention \(MultiheadAttention is not supported\)"):
-        slice_model(MODELS["torchvision vit"][0](), rank=2, targets="self_attention")
+def test_attention_of_torch_is_sliced_in_four_parts():
+    handle = slice_model(MODELS["torchvision vit"][0](), rank=2, targets="self_attention")
+    parts = ["in_proj_weight.q", "in_proj_weight.k", "in_proj_weight.v", "out_proj"]
+    assert [live.name.split("self_attention.")[1] for live in handle] == parts
 
 
-def test_a_network_without_any_supported_layer_says_what_it_has():
-    with pytest.raises(ValueError, match=r"meets no layer that can be sliced.*conv1 \(Conv2d is not supported\)"):
-        slice_model(torchvision.models.resnet18(), rank=2)
+def test_layers_narrower_than_the_rank_are_left_out_and_told():
+    net = torchvision.models.resnet18(num_classes=3)
+    with pytest.warns(UserWarning, match=r"Left frozen: conv1 \(3 columns are fewer than rank=4\)"):
+        handle = slice_model(net, rank=4)
+    convolutions = {name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
+    assert {live.name for live in handle} == convolutions - {"conv1"}
+
+
+def test_embeddings_and_raw_parameters_are_sliced_when_named():
+    handle = slice_model(bert("BertForSequenceClassification"), rank=2, targets="word_embeddings")
+    assert [live.name for live in handle] == ["bert.embeddings.word_embeddings"]
+    handle = slice_model(MODELS["timm vit"][0](), rank=2, targets="pos_embed")
+    assert [live.name for live in handle] == ["pos_embed"]
 
 
 def test_slicing_twice_is_refused():

@@ -1,0 +1,150 @@
+"""Sliced convolutions: one dense forward pass, and the weight gradient of the live channels only.
+
+A column is an input channel, a row an output channel, each with all places of the kernel.
+
+Shapes:  B batch · O output channels · I input channels · K places of the kernel · R rank of the slice
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513; rows and columns of a convolution as channels are our reading.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from slicefine_pl.slicing.layer import SlicedLayer
+from slicefine_pl.slicing.positions import Line
+from slicefine_pl.slicing.slice import Block, Slice, line_norms
+
+SCORE_EXAMPLES = 1  # the weight gradient of so many examples ranks the channels
+CONVOLUTIONS = {
+    1: F.conv1d,
+    2: F.conv2d,
+    3: F.conv3d,
+}  # by spatial dimensions; unlike torch.convolution known to autocast
+
+Geometry = tuple[list[int], list[int], list[int]]  # stride, padding, dilation: a number for each spatial dimension
+
+
+class _SlicedConv(torch.autograd.Function):
+    """A convolution whose weight gradient exists for the live channels only; see :func:`sliced_conv`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        live: Tensor,
+        index: Tensor,
+        geometry: Geometry,
+        line: Line,
+        score: Tensor | None,
+        score_line: Line,
+    ) -> Tensor:
+        stride, padding, dilation = geometry
+        y = CONVOLUTIONS[len(stride)](x, weight, bias, stride, padding, dilation)
+        # index_select copies: a view would keep all of x alive until backward.
+        kept = x.index_select(1, index) if line == "column" else x
+        sample = None if score is None else x[:SCORE_EXAMPLES].to(y.dtype)
+        ctx.save_for_backward(kept.to(y.dtype), weight, live, index, sample)
+        ctx.geometry, ctx.line, ctx.score, ctx.score_line, ctx.shape = geometry, line, score, score_line, x.shape
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        kept, weight, live, index, sample = ctx.saved_tensors
+        needs_x, _, needs_bias, needs_live, *_ = ctx.needs_input_grad
+        grad_x = _input_gradient(grad_y, ctx.shape, weight, ctx.geometry) if needs_x else None
+        grad_bias = grad_y.transpose(0, 1).flatten(1).sum(1) if needs_bias else None
+        grad_live = None
+        if needs_live:
+            outputs = grad_y if ctx.line == "column" else grad_y.index_select(1, index)
+            block = _weight_gradient(outputs, kept, weight, ctx.geometry)  # (O, R, K) or (R, I, K)
+            lines = (block.transpose(0, 1) if ctx.line == "column" else block).flatten(1)
+            grad_live = F.pad(lines, (0, live.shape[1] - lines.shape[1])).to(live.dtype)
+        if ctx.score is not None:
+            full = _weight_gradient(grad_y[:SCORE_EXAMPLES], sample, weight, ctx.geometry)
+            ctx.score += line_norms(full, ctx.score_line)
+        return grad_x, None, grad_bias, grad_live, *[None] * 5
+
+
+def _input_gradient(grad_y: Tensor, shape: torch.Size, weight: Tensor, geometry: Geometry) -> Tensor:
+    stride, padding, dilation = geometry
+    like = grad_y.new_empty(1).expand(shape)  # only its shape counts
+    grad_x: Tensor = torch.ops.aten.convolution_backward(
+        grad_y, like, weight.to(grad_y.dtype), None, stride, padding, dilation, False, [0] * len(stride), 1,
+        [True, False, False],
+    )[0]  # fmt: skip
+    return grad_x
+
+
+def _weight_gradient(grad_y: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Weight gradient between the given channels, shape ``(channels of grad_y, channels of x, *kernel)``."""
+    stride, padding, dilation = geometry
+    like = grad_y.new_empty(1).expand(grad_y.shape[1], x.shape[1], *weight.shape[2:])  # only its shape counts
+    gradient: Tensor = torch.ops.aten.convolution_backward(
+        grad_y, x, like, None, stride, padding, dilation, False, [0] * len(stride), 1, [False, True, False]
+    )[1]
+    return gradient
+
+
+def sliced_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    piece: Slice,
+    geometry: Geometry,
+) -> Tensor:
+    """Convolve with a weight of which only some channels are trainable.
+
+    The value is that of ``F.conv1d``, ``F.conv2d`` or ``F.conv3d`` with one group: ``weight`` must already hold the
+    live values.  Saves the live channels of the input for backward, or for rows the input itself.
+
+    Args:
+        x: Input, shape ``(B, I, ...)``.
+        weight: Shape ``(O, I, ...)``; receives no gradient.
+        bias: Shape ``(O,)``, or ``None``; receives a gradient if it requires one.
+        piece: The channels that receive a gradient.
+        geometry: Stride, padding and dilation, a number for each spatial dimension.
+
+    Returns:
+        Output, shape ``(B, O, ...)``.
+    """
+    result: Tensor = _SlicedConv.apply(
+        x, weight, bias, piece.live, piece.index, geometry, piece.line, piece.score, piece.score_line
+    )
+    return result
+
+
+class SlicedConv(SlicedLayer):
+    """A convolution with one group: ``torch.nn.Conv1d``, ``Conv2d`` or ``Conv3d``."""
+
+    bias: nn.Parameter | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    padding_mode: str
+    _reversed_padding_repeated_twice: list[int]
+
+    @classmethod
+    def blocks(cls, dense: nn.Module) -> list[Block]:
+        return [Block()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.before_forward()
+        piece = self.slice_of("weight")
+        assert piece is not None
+        padding = [0] * len(self.stride)
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        elif isinstance(self.padding, str):  # "same" may need more on one side than on the other
+            x = F.pad(x, self._reversed_padding_repeated_twice)
+        else:
+            padding = list(self.padding)
+        unbatched = x.ndim == len(self.stride) + 1
+        geometry = (list(self.stride), padding, list(self.dilation))
+        y = sliced_conv(x.unsqueeze(0) if unbatched else x, self.stored("weight"), self.bias, piece, geometry)
+        return y.squeeze(0) if unbatched else y

@@ -1,0 +1,141 @@
+"""The live lines of one matrix: their values, where they stand, and how they move.
+
+Answers: which numbers are trained, and where in the stored parameter do they belong?  Knows neither how a layer
+computes nor when a slice moves.
+
+Shapes:  O outputs · I inputs · R rank of the slice · a *line* is a column (O numbers) or a row (I numbers), for
+convolutions times the size of the kernel
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slicefine_pl.slicing.positions import Line
+
+
+@dataclass(frozen=True)
+class Block:
+    """The matrix, within a parameter of a module, in which a slice lies.
+
+    Attributes:
+        parameter: Name of the parameter in its module.
+        part: Name of the block where a parameter holds several, such as ``"q"`` of a fused ``in_proj_weight``.
+        first: First row of the block along the parameter's first dimension.
+        rows: Rows of the block; ``None`` takes all.
+        transposed: Whether the parameter is stored as ``(I, O)``.
+        leading: Leading dimensions of size 1 to drop, such as the batch dimension of position embeddings.
+    """
+
+    parameter: str = "weight"
+    part: str = ""
+    first: int = 0
+    rows: int | None = None
+    transposed: bool = False
+    leading: int = 0
+
+    def of(self, stored: Tensor) -> Tensor:
+        """The block as a view of the stored parameter, shape ``(O, I, ...)``."""
+        for _ in range(self.leading):
+            stored = stored[0]
+        block = stored if self.rows is None else stored.narrow(0, self.first, self.rows)
+        return block.transpose(0, 1) if self.transposed else block
+
+
+class Slice(nn.Module):
+    """The live lines of a block.  A child of the layer that owns the parameter, without keys of its own.
+
+    ``live`` holds the lines one below the other, shape ``(R, L)``, whatever the axis: the gradient's matrix product is
+    then several times faster on CPU than in the transposed layout.  ``L`` is the length of a line; where rows and
+    columns alternate it is the longer of the two, and the tail of a shorter line is padding.
+
+    Attributes:
+        block: Where the lines belong.
+        live: The trainable lines, shape ``(R, L)``.
+        index: Which lines of the axis are live, shape ``(R,)``, int64.
+        line: Whether ``index`` counts columns or rows.
+        score: Importance of every line that could be live next, shape ``(size,)``, float32; ``None`` unless asked for.
+        score_line: Whether ``score`` ranks columns or rows.
+    """
+
+    live: nn.Parameter
+
+    def __init__(self, block: Block, rank: int, length: int, like: Tensor, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.block = block
+        self.live = nn.Parameter(like.new_zeros(rank, length, dtype=dtype))
+        # Plain attributes, no buffers: DDP would send buffers around at every forward pass.
+        self.index = torch.zeros(rank, dtype=torch.int64, device=like.device)
+        self.line: Line = "column"
+        self.score: Tensor | None = None
+        self.score_line: Line = "column"
+        self._own_dtype = self.live.dtype != like.dtype
+
+    def lines(self, matrix: Tensor) -> Tensor:
+        """The block's matrix ``(O, I, ...)`` as a view of shape ``(size, ...)``, one line after the other."""
+        return matrix.transpose(0, 1) if self.line == "column" else matrix
+
+    @torch.no_grad()
+    def write(self, matrix: Tensor) -> None:
+        """Copy the live values to their place: R lines, no allocation of the matrix's size."""
+        lines = self.lines(matrix)
+        shape = (len(self.index), *lines.shape[1:])
+        lines.index_copy_(0, self.index, self.live[:, : lines[0].numel()].reshape(shape).to(lines.dtype))
+
+    @torch.no_grad()
+    def gather(self, matrix: Tensor) -> None:
+        """Copy the stored values at ``index`` into ``live``."""
+        self.live.copy_(self.flat(self.lines(matrix).index_select(0, self.index)))
+
+    def place(self, line: Line, indices: Sequence[int], matrix: Tensor) -> None:
+        """Leave the live lines where they stand, with what they learned, and make other lines live."""
+        self.line = line
+        self.index.copy_(torch.tensor(indices))
+        self.gather(matrix)
+
+    def pick(self, gradient: Tensor) -> Tensor:
+        """The live lines' part of a dense gradient ``(O, I, ...)``, as the gradient of ``live``."""
+        return self.flat(self.lines(gradient).index_select(0, self.index))
+
+    def flat(self, lines: Tensor) -> Tensor:
+        """Lines ``(R, ...)`` in the shape, and the type, of ``live``: flattened, and padded with zeros."""
+        lines = lines.flatten(1)
+        return F.pad(lines, (0, self.live.shape[1] - lines.shape[1])).to(self.live.dtype)
+
+    def listen(self, line: Line, matrix: Tensor) -> None:
+        """Start to collect the importance of every column or row, from nothing."""
+        self.score_line = line
+        self.score = torch.zeros(matrix.shape[1 if line == "column" else 0], device=matrix.device)
+
+    def extra_repr(self) -> str:
+        return f"{self.live.shape[0]} {self.line}s of {self.block.parameter} {self.block.part}".rstrip()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        live = self.live.data
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._own_dtype:  # kept apart on purpose: a cast of the model leaves the slice's precision alone
+            self.live.data = live.to(self.live.device)
+        self.index = fn(self.index)
+        self.score = None if self.score is None else self.score.to(self.index.device)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Save nothing: the values stand in the parameter of the layer."""
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        """Load nothing: the layer gathers the values when its parameter has come."""
+
+
+def line_norms(gradient: Tensor, line: Line) -> Tensor:
+    """Norm of every column or row of a dense gradient ``(O, I, ...)``, shape ``(size,)``."""
+    lines = gradient.transpose(0, 1) if line == "column" else gradient
+    return countable(lines.flatten(1).float().norm(dim=1))
+
+
+def countable(norms: Tensor) -> Tensor:
+    """Norms that may be added to a score: a step that overflows is dropped later, and counts for nothing."""
+    return norms.nan_to_num(nan=0.0, posinf=0.0)
