@@ -82,12 +82,13 @@ class SlicedMultiheadAttention(SlicedLayer):
 
     def _project(self, letter: str, x: Tensor) -> Tensor:
         """Query, key or value, shape ``(..., E)``."""
-        first = LETTERS.index(letter) * self.embed_dim
-        bias = None if self.in_proj_bias is None else self.in_proj_bias.narrow(0, first, self.embed_dim)
-        together = self._qkv_same_embed_dim
-        piece = self.slice_of("in_proj_weight", letter) if together else self.slice_of(f"{letter}_proj_weight")
-        assert piece is not None  # blocks() names all three
-        return sliced_linear(x, piece.block.of(self.stored(piece.block.parameter)), bias, piece)
+        place = LETTERS.index(letter)
+        block = self.blocks(self)[place]
+        weight = block.of(self.stored(block.parameter))
+        width = self.embed_dim
+        bias = None if self.in_proj_bias is None else self.in_proj_bias.narrow(0, place * width, width)
+        piece = self.slice_of(block.parameter, block.part)
+        return F.linear(x, weight, bias) if piece is None else sliced_linear(x, weight, bias, piece)
 
     def _extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Keys and values with those that are learned, or zero, behind them, and how many these are."""

@@ -1,0 +1,173 @@
+"""Parameters that no compact layer serves, and weights that are read past their layer: dense gradient, slice's part."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from slicefine_pl.slicing import slice_model
+
+R = 2
+
+
+class Positions(nn.Module):
+    """Raw parameters of two and of three dimensions, the latter with a batch dimension as in vision transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(5, 7))
+        self.embedding = nn.Parameter(torch.randn(1, 4, 7))
+
+    def forward(self, x):
+        return x @ self.table + self.embedding[:, : x.shape[1]]
+
+
+class Scaled(nn.Linear):
+    """A linear layer with a forward pass of its own."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight / self.weight.norm(), self.bias)
+
+
+def dense_modules() -> dict[str, tuple[nn.Module, torch.Tensor]]:
+    """Name of the sliced parameter, its module, and an input."""
+    return {
+        "embedding": (nn.Embedding(6, 5, padding_idx=0), torch.randint(6, (3, 4))),
+        "sparse embedding": (nn.Embedding(6, 5, sparse=True), torch.randint(6, (3, 4))),
+        "grouped convolution": (nn.Conv2d(6, 8, 3, groups=2), torch.randn(2, 6, 5, 5)),
+        "transposed convolution": (nn.ConvTranspose2d(4, 6, 2, stride=2), torch.randn(2, 4, 5, 5)),
+        "own forward": (Scaled(5, 4), torch.randn(3, 5)),
+        "raw table": (Positions(), torch.randn(2, 3, 5)),
+        "recurrent": (nn.GRU(5, 4), torch.randn(3, 2, 5)),
+        "bilinear": (nn.Bilinear(3, 3, 4), torch.randn(2, 3)),
+    }
+
+
+def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    if isinstance(module, nn.Bilinear):
+        return module(x, x)
+    y = module(x)
+    return y[0] if isinstance(y, tuple) else y
+
+
+def block(parameter: torch.Tensor, live) -> torch.Tensor:
+    """The live lines of a dense tensor; a leading dimension of size 1 does not count."""
+    matrix = parameter[0] if parameter.ndim == 3 and len(parameter) == 1 else parameter
+    lines = matrix.transpose(0, 1) if live.line == "column" else matrix
+    return lines[live.indices].flatten(1)
+
+
+@pytest.mark.parametrize("axis", ["column", "row"])
+@pytest.mark.parametrize("name", dense_modules())
+def test_any_parameter_s_slice_gets_the_dense_gradient_s_block(name, axis):
+    module, x = dense_modules()[name]
+    dense, net = copy.deepcopy(module), nn.ModuleDict({"part": module})
+    handle = slice_model(net, R, axis, targets="part", also_train=[])
+    assert list(net.state_dict()) == [f"part.{key}" for key in dense.state_dict()]
+    run(net["part"], x).square().sum().backward()
+    run(dense, x).square().sum().backward()
+    for live in handle:
+        parameter = live.name.removeprefix("part").removeprefix(".") or "weight"
+        gradient = dense.get_parameter(parameter).grad
+        torch.testing.assert_close(live.parameter.grad, block(gradient.to_dense(), live))
+    assert {row.backend for row in handle.summary() if row.shape} == {"mask"}
+    handle.close()
+    assert type(net["part"]) is type(dense)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_entries_outside_the_visited_lines_stay_bit_equal(optimizer):
+    """Under momentum and weight decay, through moves."""
+    net = nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(12, 3))
+    before = net[0].weight.detach().clone()
+    handle = slice_model(net, R, "row", targets="^0", also_train="^2")
+    settings = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+    optim = optimizer([p for p in net.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1, **settings)
+    visited = torch.zeros(9, dtype=torch.bool)
+    for step in range(6):
+        (live,) = handle
+        visited[live.indices] = True
+        optim.zero_grad()
+        net(torch.randint(9, (16, 2))).square().sum().backward()
+        optim.step()
+        if step % 2:
+            handle.move()
+    handle.close()
+    assert torch.equal(net[0].weight[~visited], before[~visited])
+    assert (net[0].weight[visited] != before[visited]).all()
+
+
+class Reader(nn.Module):
+    """Reads the weight of a layer, as torchvision's Swin does, and calls the layer as well."""
+
+    def __init__(self, calls: bool):
+        super().__init__()
+        self.map = nn.Linear(6, 6)
+        self.calls = calls
+
+    def forward(self, x):
+        y = F.linear(x, self.map.weight, self.map.bias)
+        return self.map(torch.tanh(y)) if self.calls else y
+
+
+@pytest.mark.parametrize("backend", ["auto", "mask"])
+@pytest.mark.parametrize("calls", [True, False])
+def test_a_weight_that_is_read_gets_all_of_its_gradient(calls, backend):
+    net, x = Reader(calls).double(), torch.randn(4, 6, dtype=torch.float64)
+    dense = copy.deepcopy(net)
+    handle = slice_model(net, R, targets="map", also_train=[], backend=backend)
+    (live,) = handle
+    assert [row.backend for row in handle.summary() if row.name == "map"] == [
+        "mask" if backend == "mask" else "compact"
+    ]
+    for model in (net, dense):
+        model(x).square().sum().backward()
+    torch.testing.assert_close(live.parameter.grad, block(dense.map.weight.grad, live))
+    assert [row.backend for row in handle.summary() if row.name == "map"] == ["mask"]
+
+
+def test_a_reader_sees_the_values_the_optimizer_has_just_changed():
+    net, x = Reader(calls=False), torch.randn(4, 6)
+    handle = slice_model(net, R, targets="map", also_train=[])
+    (live,) = handle
+    with torch.no_grad():
+        live.parameter.zero_()
+    torch.testing.assert_close(net(x), F.linear(x, net.map.weight.detach(), net.map.bias))
+    assert torch.count_nonzero(net.map.weight[:, live.indices]) == 0
+    with torch.no_grad():
+        live.parameter.fill_(2.0)
+        assert isinstance(net.map.weight, nn.Parameter)
+        assert (net.map.weight[:, live.indices] == 2).all()
+
+
+@pytest.mark.parametrize("line", ["column", "row"])
+def test_scores_of_a_masked_parameter_are_the_norms_of_its_dense_gradient(line):
+    dense = nn.Conv2d(6, 8, 3, groups=2)
+    net = nn.ModuleDict({"part": copy.deepcopy(dense)})
+    slice_model(net, R, targets="part", also_train=[])
+    net["part"].slice.listen(line, net["part"].weight)
+    x = torch.randn(2, 6, 5, 5)
+    for model in (net["part"], dense):
+        model(x).square().sum().backward()
+    lines = dense.weight.grad.transpose(0, 1) if line == "column" else dense.weight.grad
+    torch.testing.assert_close(net["part"].slice.score, lines.flatten(1).norm(dim=1))
+
+
+@pytest.mark.parametrize("backend", ["auto", "mask"])
+def test_readers_compile_to_one_graph(backend):
+    torch.compiler.reset()
+    net, x = Reader(calls=True), torch.randn(4, 6)
+    handle = slice_model(net, R, targets="map", also_train=[], backend=backend)
+    (live,) = handle
+    torch.compile(net, backend="aot_eager", fullgraph=True)(x).square().sum().backward()
+    compiled, live.parameter.grad = live.parameter.grad, None
+    net(x).square().sum().backward()
+    torch.testing.assert_close(compiled, live.parameter.grad)
+
+
+def test_an_embedding_that_rescales_itself_is_refused():
+    net = nn.ModuleDict({"part": nn.Embedding(6, 5, max_norm=1.0)})
+    with pytest.raises(ValueError, match="max_norm rescales the weight in the forward pass"):
+        slice_model(net, R, targets="part", also_train=[])
