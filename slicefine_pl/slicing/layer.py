@@ -26,11 +26,9 @@ class SlicedLayer(nn.Module):
         trusts_weight: Whether somebody calls :meth:`write` after each optimizer step, so that the stored values are
             right when no gradient is recorded (validation, checkpoints, averages).  A forward pass that records
             gradients writes in any case.
-        read: Names of the sliced parameters that have been read with their gradient recorded.
     """
 
     trusts_weight: bool
-    read: set[str]
     kind: type["SlicedLayer"]
     dense_class: type[nn.Module]
     sliced_parameters: frozenset[str]
@@ -106,6 +104,8 @@ class _Read(torch.autograd.Function):
         piece: Slice = ctx.piece
         dense = gradient.to_dense() if gradient.is_sparse else gradient
         block = piece.block.of(dense)
+        if not torch.compiler.is_compiling():
+            piece.read = True
         if piece.score is not None:
             piece.score += line_norms(block, piece.score_line)
         return (gradient if ctx.needs_input_grad[0] else None), piece.pick(block), None
@@ -119,8 +119,6 @@ def _reader(parameter: str) -> property:
         values: Tensor = self.stored(parameter)
         if not torch.is_grad_enabled():
             return values
-        if not torch.compiler.is_compiling():
-            self.read.add(parameter)
         for piece in self.slices():
             if piece.block.parameter == parameter:
                 values = _Read.apply(values, piece.live, piece)
@@ -170,7 +168,6 @@ def open_layer(module: nn.Module, kind: type[SlicedLayer], blocks: Sequence[Bloc
     module.__class__ = _sliced_class(kind, type(module), parameters)
     assert isinstance(module, SlicedLayer)  # what the line above says; for the type checker
     module.trusts_weight = False
-    module.read = set()
     return module
 
 
@@ -195,7 +192,7 @@ def close_layer(layer: SlicedLayer) -> None:
         layer.write()
     for name in [name for name, child in layer._modules.items() if isinstance(child, Slice)]:
         del layer._modules[name]
-    del layer.trusts_weight, layer.read
+    del layer.trusts_weight
     layer.__class__ = cast("type[SlicedLayer]", layer.dense_class)
 
 

@@ -60,6 +60,7 @@ class Slice(nn.Module):
         line: Whether ``index`` counts columns or rows.
         score: Importance of every line that could be live next, shape ``(size,)``, float32; ``None`` unless asked for.
         score_line: Whether ``score`` ranks columns or rows.
+        read: Whether a gradient has come past the layer, from somebody who read its parameter.
     """
 
     live: nn.Parameter
@@ -73,6 +74,7 @@ class Slice(nn.Module):
         self.line: Line = "column"
         self.score: Tensor | None = None
         self.score_line: Line = "column"
+        self.read = False
         self._own_dtype = self.live.dtype != like.dtype
 
     def lines(self, matrix: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def summarise(
 def _sliced(name: str, track: SliceTrack) -> Row:
     piece, layer = track.piece, track.layer
     told = f"{len(piece.index)} {piece.line}s"
-    masked = layer.kind is MaskedLayer or not any(block == piece.block for block in layer.kind.blocks(layer))
-    if not masked and piece.block.parameter in layer.read:
-        masked, told = True, f"{told}; read past its call"
+    masked = layer.kind is MaskedLayer or piece.block not in layer.kind.blocks(layer)
+    if not masked and piece.read:
+        masked, told = True, f"{told}; its weight is read past the call"
     return Row(name, layer.dense_class.__name__, tuple(track.matrix().shape), "mask" if masked else "compact", told)
