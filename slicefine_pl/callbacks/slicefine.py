@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from slicefine_pl.callbacks.finite import all_finite, describe_nonfinite
 from slicefine_pl.callbacks.random_state import TrainingRandomState
 from slicefine_pl.callbacks.share import OptimizerShare, updated_by
-from slicefine_pl.slicing import Axis, Order, SliceHandle, slice_model
+from slicefine_pl.slicing import Axis, Backend, Order, SliceHandle, Summary, slice_model
 from slicefine_pl.slicing.positions import check_choice, check_rank
 from slicefine_pl.slicing.targets import some
 
@@ -61,8 +61,9 @@ class SliceFineCallback(Callback):
         interval: Optimizer steps for which a slice stays live; ``None`` never moves it.  A run of a few hundred steps
             wants about 20 (LOG.md).
         order: ``"sweep"``, ``"random"`` or ``"importance"``, see :func:`slicefine_pl.slicing.slice_model`.
-        targets: Regular expressions searched in module names; ``None`` takes every supported layer but output heads,
-            tied weights and weights that are frozen already.  A pattern that matches nothing raises.
+        targets: Regular expressions searched in module names; ``None`` takes every linear map, convolution and
+            attention but output heads, tied weights, weights that are frozen already, and those narrower than ``rank``.
+            Embeddings and raw parameters are sliced where a pattern names them.
         also_train: Regular expressions searched in parameter names, trained whole; ``None`` takes the new output head
             of a transformers, timm, torchvision or pytorchvideo model.  Biases and norms stay frozen unless named.
         optimizer_state: What the optimizer knows of a slice when it moves: ``"reset"`` starts afresh, ``"keep"`` leaves
@@ -73,6 +74,8 @@ class SliceFineCallback(Callback):
             Under a loss scaler (``precision="16-mixed"``) infinite gradients are the scaler's business.
         reached_within: Optimizer steps within which every slice must have received a gradient once; more than 1 for
             networks whose layers take turns (experts, towers, LayerDrop).
+        backend: ``"compact"`` computes the gradient of the slice alone, ``"mask"`` keeps the slice's part of the dense
+            gradient, ``"auto"`` is compact where there is a layer that can.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -95,12 +98,14 @@ class SliceFineCallback(Callback):
         slice_dtype: SliceDtype | None = None,
         nonfinite: NonFinite = "raise",
         reached_within: int = 1,
+        backend: Backend = "auto",
     ) -> None:
         check_rank(rank)
         check_choice("axis", axis, Axis)
         check_choice("order", order, Order)
         check_choice("optimizer_state", optimizer_state, OptimizerState)
         check_choice("nonfinite", nonfinite, NonFinite)
+        check_choice("backend", backend, Backend)
         if slice_dtype is not None:
             check_choice("slice_dtype", slice_dtype, SliceDtype)
         if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
@@ -124,6 +129,7 @@ class SliceFineCallback(Callback):
             "also_train": also_train,
             "seed": seed,
             "slice_dtype": slice_dtype,
+            "backend": backend,
         }
         self._handle: SliceHandle | None = None
         self._shares: list[OptimizerShare] = []
@@ -196,6 +202,10 @@ class SliceFineCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer)
+
+    def summary(self) -> Summary:
+        """How every matrix of the module is trained, or why it is not, while it is: print it."""
+        return self._opened().summary()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         counts = self._opened().counts()

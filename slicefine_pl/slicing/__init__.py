@@ -1,6 +1,19 @@
 """Which block of a weight is live, and layers that train only that block.  Pure torch."""
 
+from slicefine_pl.slicing.kinds import Backend
 from slicefine_pl.slicing.model import LiveSlice, SliceCounts, SliceHandle, close_slices, slice_model
 from slicefine_pl.slicing.positions import Axis, Line, Order
+from slicefine_pl.slicing.summary import Summary
 
-__all__ = ["Axis", "Line", "LiveSlice", "Order", "SliceCounts", "SliceHandle", "close_slices", "slice_model"]
+__all__ = [
+    "Axis",
+    "Backend",
+    "Line",
+    "LiveSlice",
+    "Order",
+    "SliceCounts",
+    "SliceHandle",
+    "Summary",
+    "close_slices",
+    "slice_model",
+]

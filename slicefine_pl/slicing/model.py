@@ -233,8 +233,8 @@ def slice_model(
         order: ``"sweep"`` goes along the axis from a random line, ``"random"`` through a random permutation of it,
             ``"importance"`` to the lines with the largest score since the last move.
         targets: Regular expressions searched in module names, e.g. ``r"layer\.\d+\.attention"``.  ``None`` takes every
-            linear map, convolution and attention but output heads, tied weights, and weights that are frozen already;
-            embeddings and raw parameters are sliced where a pattern names them.
+            linear map, convolution and attention but output heads, tied weights, weights that are frozen already, and
+            those narrower than ``rank``; embeddings and raw parameters are sliced where a pattern names them.
         also_train: Regular expressions searched in parameter names, for what is trained whole.  ``None`` takes the new
             output head of a transformers, timm, torchvision or pytorchvideo model; patterns replace it.
         seed: Chooses where slices start and how they are permuted; equal seeds give equal places on every process.

@@ -343,6 +343,51 @@ def test_a_slice_without_gradient_is_an_error_that_names_the_layer():
         trainer(SliceFineCallback(**SETTINGS)).fit(Unused(), loader())
 
 
+class Mixed(Module):
+    """A convolution, a depthwise one, attention, and a raw table."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.ModuleDict(
+            {
+                "convolution": nn.Conv1d(3, 8, 3, padding=1),
+                "depthwise": nn.Conv1d(8, 8, 3, padding=1, groups=8),
+                "attention": nn.MultiheadAttention(8, 2, batch_first=True),
+                "positions": nn.Embedding(2, 8),
+            }
+        )
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.trunk["depthwise"](self.trunk["convolution"](x.view(-1, 3, 2))).transpose(1, 2)
+        x = x + self.trunk["positions"].weight
+        return self.head(self.trunk["attention"](x, x, x)[0].mean(1))
+
+
+@pytest.mark.parametrize("backend", ["auto", "mask"])
+def test_every_kind_of_layer_moves_in_one_run_and_nothing_else_changes(backend):
+    module = Mixed()
+    module.make_optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1)
+    before = copy.deepcopy(module)
+    callback = SliceFineCallback(1, "row", 3, targets="trunk", also_train="head", backend=backend)
+    trainer(callback, max_epochs=1).fit(module, loader(6))
+    visited = callback.state_dict()["slices"]["slices"]
+    assert len(visited) == 7  # two convolutions, q, k, v, the output projection, the table
+    for name, state in visited.items():
+        owner, packed, part = name.rpartition(".in_proj_weight.")
+        rows = state["visited"]["row"]
+        now, then = (
+            net.get_submodule(owner).in_proj_weight.chunk(3)["qkv".index(part)]
+            if packed
+            else net.get_submodule(name).weight
+            for net in (module, before)
+        )
+        changed = (now != then).flatten(1).any(1)
+        assert not changed[~rows].any(), name
+        assert changed.any(), name
+    assert torch.equal(module.trunk["attention"].in_proj_bias, before.trunk["attention"].in_proj_bias)
+
+
 class Towers(Module):
     """Two towers that take turns, as experts and contrastive pairs do."""
 
@@ -512,6 +557,7 @@ def test_gradient_checkpointing_of_transformers(reentrant):
         ({"optimizer_state": "drop"}, "optimizer_state='drop'"),
         ({"slice_dtype": "int8"}, "slice_dtype='int8'"),
         ({"nonfinite": "ignore"}, "nonfinite='ignore'"),
+        ({"backend": "sparse"}, "backend='sparse' is unknown; choose one of 'auto', 'compact', 'mask'"),
         ({"axis": "alternate", "optimizer_state": "keep"}, "choose optimizer_state='reset'"),
     ],
 )
