@@ -1,8 +1,8 @@
 """What does a training step cost: a frozen network, a moving slice, LoRA, masked gradients, full fine-tuning?
 
-python benchmarks/train_step.py --size minilm --rank 8 --rounds 15 --out benchmarks/results/NAME.json
+python benchmarks/train_step.py --network minilm --rank 8 --rounds 15 --out benchmarks/results/NAME.json
 
-All methods train the same BERT (random weights, no dropout) on the same batch with AdamW, one after the other within
+All methods train the same network (random weights, no dropout) on the same batch with AdamW, one after the other within
 each round, so that a machine that slows down slows all of them.  The floor is a frozen network through which the
 gradient flows to the bottom: what no method that trains something in every layer can beat.  Before anything is timed, a
 slice of full width is checked against full training.
@@ -19,41 +19,35 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import cast
 
 import peft
 import torch
 import transformers
+from networks import NETWORKS, Task, build
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
 
 from slicefine_pl.slicing import SliceHandle, slice_model
-
-SIZES = {  # hidden, layers, heads, intermediate, batch, tokens
-    "minilm": (384, 6, 12, 1536, 16, 128),
-    "base": (768, 12, 12, 3072, 8, 128),
-    "large": (1024, 6, 16, 4096, 4, 256),
-}
-HEAD = "classifier"
 
 
 @dataclass
 class Contestant:
-    """One method: its network, and what happens around a step."""
+    """One method: its network, the loss, and what happens around a step."""
 
     net: nn.Module
+    loss: Callable[[nn.Module], Tensor]
     optimizer: torch.optim.Optimizer | None
     mask: Callable[[], None] = lambda: None
     handle: SliceHandle | None = None
 
-    def step(self, batch: dict[str, Tensor]) -> float:
+    def step(self) -> float:
         """One training step; returns the loss."""
-        loss: Tensor = self.net(**batch).loss
+        loss = self.loss(self.net)
         loss.backward()  # type: ignore[no-untyped-call]
         self.mask()
         if self.optimizer is not None:
@@ -66,51 +60,54 @@ def adamw(net: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW((parameter for parameter in net.parameters() if parameter.requires_grad), lr=1e-4)
 
 
-def linears(net: nn.Module) -> list[str]:
-    """Names of the layers that every method works on: all linear maps but the head."""
-    return [name for name, module in net.named_modules() if isinstance(module, nn.Linear) and name != HEAD]
-
-
-def floor(net: nn.Module, rank: int) -> Contestant:
-    net.requires_grad_(False)
-    head = net.get_submodule(HEAD).requires_grad_(True)
+def floor(task: Task, rank: int) -> Contestant:
+    net = task.net.requires_grad_(False)
+    head = net.get_submodule(task.head).requires_grad_(True)
     # A gradient that has to reach the first layer, as it has to wherever something in that layer is trained.
-    net.get_submodule("bert.embeddings").register_forward_hook(lambda module, args, out: out.requires_grad_(True))
-    return Contestant(net, adamw(head))
+    net.get_submodule(task.bottom).register_forward_hook(_ask_for_gradient)
+    return Contestant(net, task.loss, adamw(head))
 
 
-def sliced(axis: str) -> Callable[[nn.Module, int], Contestant]:
-    def build(net: nn.Module, rank: int) -> Contestant:
-        handle = slice_model(net, rank=rank, axis=axis)  # type: ignore[arg-type]
-        return Contestant(net, adamw(net), handle=handle)
+def _ask_for_gradient(module: nn.Module, inputs: object, output: Tensor) -> None:
+    output.requires_grad_(True)
+
+
+def sliced(axis: str) -> Callable[[Task, int], Contestant]:
+    def build(task: Task, rank: int) -> Contestant:
+        handle = open_slices(task, rank, axis)
+        return Contestant(task.net, task.loss, adamw(task.net), handle=handle)
 
     return build
 
 
-def lora(net: nn.Module, rank: int) -> Contestant:
-    config = peft.LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=linears(net), modules_to_save=[HEAD], task_type="SEQ_CLS"
-    )
-    adapted = peft.get_peft_model(cast("transformers.PreTrainedModel", net), config)
-    return Contestant(adapted, adamw(adapted))
+def open_slices(task: Task, rank: int, axis: str) -> SliceHandle:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Left frozen")  # stems with three channels, depthwise convolutions
+        return slice_model(task.net, rank=rank, axis=axis, also_train=f"^{task.head}")  # type: ignore[arg-type]
 
 
-def masked(net: nn.Module, rank: int) -> Contestant:
+def lora(task: Task, rank: int) -> Contestant:
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=task.targets(), modules_to_save=[task.head])
+    adapted = peft.get_peft_model(cast("transformers.PreTrainedModel", task.net), config)
+    return Contestant(adapted, task.loss, adamw(adapted))
+
+
+def masked(task: Task, rank: int) -> Contestant:
     """Full gradients of which all but the first columns are zeroed: the textbook way to train a slice."""
-    net.requires_grad_(False)
-    net.get_submodule(HEAD).requires_grad_(True)
-    weights = [net.get_submodule(name).get_parameter("weight").requires_grad_(True) for name in linears(net)]
+    net = task.net.requires_grad_(False)
+    net.get_submodule(task.head).requires_grad_(True)
+    weights = [net.get_submodule(name).get_parameter("weight").requires_grad_(True) for name in task.targets()]
 
     def mask() -> None:
         for weight in weights:
             assert weight.grad is not None
             weight.grad[:, rank:] = 0
 
-    return Contestant(net, adamw(net), mask=mask)
+    return Contestant(net, task.loss, adamw(net), mask=mask)
 
 
-def full(net: nn.Module, rank: int) -> Contestant:
-    return Contestant(net, adamw(net))
+def full(task: Task, rank: int) -> Contestant:
+    return Contestant(task.net, task.loss, adamw(task.net))
 
 
 METHODS = {
@@ -124,51 +121,25 @@ METHODS = {
 }
 
 
-def build_net(size: str) -> nn.Module:
-    hidden, layers, heads, intermediate, *_ = SIZES[size]
-    config = BertConfig(  # two classes by default
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=intermediate,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    torch.manual_seed(0)
-    net = BertForSequenceClassification(config)
-    net.train()
-    return net
-
-
-def build_batch(size: str, device: str) -> dict[str, Tensor]:
-    *_, batch, tokens = SIZES[size]
-    generator = torch.Generator().manual_seed(0)
-    tensors = {
-        "input_ids": torch.randint(1000, 30000, (batch, tokens), generator=generator),
-        "attention_mask": torch.ones(batch, tokens, dtype=torch.int64),
-        "labels": torch.randint(2, (batch,), generator=generator),
-    }
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
-
-
-def check_against_full_training(net: nn.Module, batch: dict[str, Tensor]) -> None:
+def check_against_full_training(task: Task) -> None:
     """A slice of full width must train like the dense weights: a fast wrong answer is not a result."""
-    sliced_net, dense = copy.deepcopy(net), copy.deepcopy(net)
-    name = linears(net)[0]
-    rank = net.get_submodule(name).get_parameter("weight").shape[1]
-    handle = slice_model(sliced_net, rank=rank, targets=f"^{name}$")
-    dense.requires_grad_(False)
-    dense.get_submodule(HEAD).requires_grad_(True)
-    dense.get_submodule(name).get_parameter("weight").requires_grad_(True)
-    for contestant in (Contestant(sliced_net, adamw(sliced_net)), Contestant(dense, adamw(dense))):
+    ours, theirs = copy.deepcopy(task), copy.deepcopy(task)
+    name = task.targets()[0]
+    rank = task.net.get_submodule(name).get_parameter("weight").shape[1]
+    handle = slice_model(ours.net, rank=rank, targets=f"^{name}$", also_train=f"^{task.head}")
+    theirs.net.requires_grad_(False)
+    theirs.net.get_submodule(task.head).requires_grad_(True)
+    theirs.net.get_submodule(name).get_parameter("weight").requires_grad_(True)
+    for each in (ours, theirs):
+        contestant = Contestant(each.net, each.loss, adamw(each.net))
         for _ in range(3):
-            contestant.step(batch)
+            contestant.step()
     handle.close()
-    for ours, theirs in zip(sliced_net.parameters(), dense.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+    for parameter, dense in zip(ours.net.parameters(), theirs.net.parameters(), strict=True):
+        torch.testing.assert_close(parameter, dense, rtol=1e-4, atol=2e-5)
 
 
-def saved_bytes(contestant: Contestant, batch: dict[str, Tensor]) -> int:
+def saved_bytes(contestant: Contestant) -> int:
     """Bytes that autograd keeps between forward and backward, each storage once, without the parameters."""
     own = {parameter.untyped_storage().data_ptr() for parameter in contestant.net.parameters()}
     kept: dict[int, int] = {}
@@ -180,9 +151,9 @@ def saved_bytes(contestant: Contestant, batch: dict[str, Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = contestant.net(**batch).loss
+        loss = contestant.loss(contestant.net)
     total = sum(kept.values())
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     contestant.net.zero_grad(set_to_none=True)
     return total
 
@@ -204,12 +175,10 @@ def timed(action: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def compete(
-    contestants: dict[str, Contestant], batch: dict[str, Tensor], rounds: int, device: str
-) -> Iterator[dict[str, float]]:
+def compete(contestants: dict[str, Contestant], rounds: int, device: str) -> Iterator[dict[str, float]]:
     """Step times of every round, all methods in turn; the first three rounds warm up."""
     for round_number in range(rounds + 3):
-        times = {name: timed(partial(one.step, batch), device) for name, one in contestants.items()}
+        times = {name: timed(one.step, device) for name, one in contestants.items()}
         if round_number >= 3:
             print(f"round {round_number - 2}/{rounds}: floor {1e3 * times['floor']:.0f} ms", file=sys.stderr)
             yield times
@@ -235,13 +204,14 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return {name: round(ordered[round(place * last)], 4) for name, place in places.items()}
 
 
-def measure(size: str, rank: int, rounds: int, device: str) -> dict[str, object]:
-    """Run the whole comparison for one size of network."""
-    net, batch = build_net(size).to(device), build_batch(size, device)
-    check_against_full_training(net, batch)
-    contestants = {name: build(copy.deepcopy(net), rank) for name, build in METHODS.items()}
-    saved = {name: saved_bytes(contestant, batch) for name, contestant in contestants.items()}
-    times = list(compete(contestants, batch, rounds, device))
+def measure(network: str, rank: int, rounds: int, device: str) -> dict[str, object]:
+    """Run the whole comparison for one network."""
+    task = build(network)
+    task.net.to(device)
+    check_against_full_training(task)
+    contestants = {name: method(copy.deepcopy(task), rank) for name, method in METHODS.items()}
+    saved = {name: saved_bytes(contestant) for name, contestant in contestants.items()}
+    times = list(compete(contestants, rounds, device))
     rows = {}
     for name, contestant in contestants.items():
         rows[name] = {
@@ -294,13 +264,13 @@ def table(result: dict[str, object]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="minilm")
+    parser.add_argument("--network", choices=NETWORKS, default="minilm")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     arguments = parser.parse_args()
-    result = measure(arguments.size, arguments.rank, arguments.rounds, arguments.device)
+    result = measure(arguments.network, arguments.rank, arguments.rounds, arguments.device)
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps({"machine": machine(arguments.device), **result}, indent=1) + "\n")
