@@ -157,7 +157,8 @@ class ImageClassifier(Classifier):
 
         assert isinstance(self.model, PreTrainedModel)
         self.model.save_pretrained(folder)
-        AutoImageProcessor.from_pretrained(locate(self.backbone)).save_pretrained(folder)
+        processor: Any = AutoImageProcessor.from_pretrained(locate(self.backbone))  # type: ignore[no-untyped-call]
+        processor.save_pretrained(folder)
 
     def _write_plain(self, folder: Path) -> None:
         folder.mkdir()

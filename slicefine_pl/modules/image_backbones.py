@@ -56,11 +56,13 @@ def load_backbone(backbone: str | nn.Module, weights: str | None, num_classes: i
             name, weights, num_classes
         )
     except ImportError as error:
-        raise ImportError(f"backbone={backbone!r} needs {kind} ({error}); run: pip install slicefine-pl[image]") from error
+        raise ImportError(
+            f"backbone={backbone!r} needs {kind} ({error}); run: pip install slicefine-pl[image]"
+        ) from error
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # each library has its own way to refuse
         raise ValueError(
-            f"backbone={backbone!r} with weights={weights!r} could not be loaded ({' '.join(str(error).split())[:400]}); "
-            "give timm/<name>, torchvision/<name>, a hub name or folder of transformers, or an exported folder, and as "
+            f"backbone={backbone!r} with weights={weights!r} could not be loaded "
+            f"({' '.join(str(error).split())[:400]}); give timm/<name>, torchvision/<name>, a hub name or folder of transformers, or an exported folder, and as "
             "weights 'default', a .safetensors, .pth or .pt file, or null."
         ) from error
 
