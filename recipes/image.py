@@ -2,7 +2,7 @@
 
 python recipes/image.py fit                                           # the full run; minutes on two CPU cores
 python recipes/image.py fit --data.root DIR                           # DIR/{train,val,test}/<class>/*.jpg
-python recipes/image.py fit --data.root DIR --model.backbone timm/vit_base_patch16_224 --model.weights default --data.size null
+python recipes/image.py fit --data.root DIR --data.size null --model.backbone timm/vit_base_patch16_224
 python recipes/image.py fit --data.source vtab/pets --data.flip true --data.size null
 python recipes/image.py fit --slicefine null --model.lr 3.0e-4        # full fine-tuning instead
 python recipes/image.py predict --model.backbone runs/image/version_0/export --data.predict_images photo.jpg

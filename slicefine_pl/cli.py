@@ -133,7 +133,7 @@ class RecipeCLI(LightningCLI):
     """LightningCLI with early checks, links between data and module, and a closing table."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let the data decide the classes, and the backbone the tokenizer or image size; give SliceFine a section of its own."""
+        """Let data decide the classes, and the backbone how data are prepared; give SliceFine a section of its own."""
         parser.add_argument(
             "--slicefine",
             type=SliceFineCallback | None,

@@ -7,6 +7,7 @@ networks, and downloads nothing.
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 PACKAGE = "package:"
 
@@ -42,32 +43,46 @@ def locate(name: str) -> str:
     return str(path)
 
 
-def library(backbone: str) -> tuple[str, str]:
-    """Tell which library an image backbone belongs to, and its name there.
+class Backbone(NamedTuple):
+    """Where an image network comes from.
+
+    Attributes:
+        library: ``"timm"``, ``"torchvision"`` or ``"transformers"``.
+        name: Its name there, or a folder.
+        weights: ``"default"`` (the library's or folder's own), ``"random"``, or a file.
+    """
+
+    library: str
+    name: str
+    weights: str
+
+
+def image_backbone(name: str) -> Backbone:
+    """Take the name of an image backbone apart.
 
     Args:
-        backbone: ``"timm/<name>"``, ``"torchvision/<name>"``, a folder (its ``config.json`` tells the library), or what
-            transformers loads.
-
-    Returns:
-        ``"timm"``, ``"torchvision"`` or ``"transformers"``, and the name or folder.
+        name: ``"timm/<name>"`` or ``"torchvision/<name>"``, each with ``@<file of weights>`` or ``@random`` where the
+            library's own weights are not wanted; a folder (its ``config.json`` tells the library); or a hub name of
+            transformers.
 
     Raises:
         FileNotFoundError, ModuleNotFoundError: As ``locate``.
     """
-    for name in ("timm", "torchvision"):
-        if backbone.startswith(f"{name}/"):
-            return name, backbone.removeprefix(f"{name}/")
-    place = locate(backbone)
+    for library in ("timm", "torchvision"):
+        if name.startswith(f"{library}/"):
+            own, _, weights = name.removeprefix(f"{library}/").partition("@")
+            return Backbone(library, own, locate(weights) if weights.startswith(PACKAGE) else weights or "default")
+    place = locate(name)
     settings = folder_settings(place)
-    if "architecture" in settings:
-        return str(settings.get("library", "timm")), place
-    return "transformers", place
+    kind = str(settings.get("library", "timm")) if "architecture" in settings else "transformers"
+    return Backbone(kind, place, "default")
 
 
 def folder_settings(folder: str) -> dict[str, object]:
     """Read ``config.json`` of a folder; empty where there is none."""
     path = Path(folder) / "config.json"
-    settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    assert isinstance(settings, dict)
-    return settings
+    try:
+        settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"file {str(path)!r} is no JSON ({error}); export the model again.") from error
+    return settings if isinstance(settings, dict) else {}

@@ -94,11 +94,10 @@ def draw(kept: list[tuple[Tensor, int, int]], names: list[str] | None, given: An
         text = _short(told[0]) if truth == guess else f"{_short(told[1])}\nnot {_short(told[0])}"
         axes.set_title(text, fontsize=9, color="black" if truth == guess else "crimson")
     right = sum(truth == guess for _, truth, guess in kept)
-    figure.suptitle(
-        f"Predictions on test images: {right} of these {len(kept)} are right; red ones are not", fontsize=10
-    )
+    figure.suptitle(f"Predictions on test images: {right} of these {len(kept)} are right, red ones wrong", fontsize=10)
     path = folder / "predictions.png"
-    FigureCanvasAgg(figure).print_png(str(path))
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(str(path))
     return path
 
 

@@ -6,7 +6,7 @@ Reads what timm, torchvision or the image processor of transformers say; builds 
 from dataclasses import dataclass
 from typing import Any
 
-from slicefine_pl.pretrained import folder_settings, library
+from slicefine_pl.pretrained import folder_settings, image_backbone
 
 RESAMPLING = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which transformers writes down
 
@@ -36,7 +36,7 @@ def image_input(backbone: str) -> ImageInput:
     Raises:
         ValueError: The library does not say.
     """
-    kind, name = library(backbone)
+    kind, name, _ = image_backbone(backbone)
     try:
         return {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}[kind](name)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

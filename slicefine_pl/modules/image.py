@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_warn
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -33,10 +32,10 @@ class ImageClassifier(Classifier):
     ``labels``.
 
     Args:
-        backbone: ``"timm/<name>"``, ``"torchvision/<name>"``, a hub name or folder of transformers, an exported
-            folder, or a module that maps images to logits (its last linear layer is the head).
-        weights: ``"default"`` takes the library's pretrained ones; a file, also ``"package:<package>/<file>"``, holds
-            those of the whole architecture; ``None`` starts from random numbers.
+        backbone: ``"timm/<name>"`` or ``"torchvision/<name>"``, which take the library's own weights, or with
+            ``@<file>`` (also ``@package:<package>/<file>``) those of a file, or with ``@random`` none; a hub name or
+            folder of transformers; an exported folder; or a module that maps images to logits (its last linear layer
+            is the head).
         num_classes: Classes, at least 2; ``None`` takes it from ``label_names`` or the backbone.
         label_names: Name of each class, in order of the label.
         label_smoothing: Share of the target that all classes share, in [0, 1); for training only.
@@ -47,13 +46,12 @@ class ImageClassifier(Classifier):
         decay: Shape of the fall after the warm-up.
 
     Example:
-        >>> module = ImageClassifier("timm/resnet18", weights=None, num_classes=3)  # doctest: +SKIP
+        >>> module = ImageClassifier("timm/resnet18@random", num_classes=3)  # doctest: +SKIP
     """
 
     def __init__(
         self,
         backbone: str | nn.Module = "timm/tf_efficientnet_lite0",
-        weights: str | None = "default",
         num_classes: int | None = None,
         label_names: Sequence[str] | None = None,
         label_smoothing: float = 0.0,
@@ -65,7 +63,7 @@ class ImageClassifier(Classifier):
     ) -> None:
         names = None if label_names is None else list(label_names)
         classes = _agreed(num_classes, names)
-        loaded = load_backbone(backbone, weights, classes)
+        loaded = load_backbone(backbone, classes)
         classes = classes if classes is not None else _outputs(loaded.head)
         super().__init__(
             num_classes=classes,
@@ -78,8 +76,6 @@ class ImageClassifier(Classifier):
             metrics=_metrics(classes),
         )
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
-        if weights is None:
-            rank_zero_warn(f"backbone={backbone!r} starts from random numbers, as weights is null.")
         self.backbone = backbone
         self.model = loaded.model
         self.library = loaded.library

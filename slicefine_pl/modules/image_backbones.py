@@ -11,13 +11,11 @@ from typing import Any
 from torch import nn
 
 from slicefine_pl.modules.weights import read_weights
-from slicefine_pl.pretrained import folder_settings, library, locate
-
-DEFAULT = "default"
+from slicefine_pl.pretrained import folder_settings, image_backbone
 
 
 @dataclass(frozen=True)
-class ImageBackbone:
+class LoadedBackbone:
     """A network with its head.
 
     Attributes:
@@ -37,102 +35,88 @@ class ImageBackbone:
     label_names: list[str] | None = None
 
 
-def load_backbone(backbone: str | nn.Module, weights: str | None, num_classes: int | None) -> ImageBackbone:
+def load_backbone(backbone: str | nn.Module, num_classes: int | None) -> LoadedBackbone:
     """Build the network and put a head for ``num_classes`` on it, unless it has one.
 
     Args:
-        backbone: ``"timm/<name>"``, ``"torchvision/<name>"``, what transformers loads, an exported folder, or a module.
-        weights: ``"default"``, a file (``"package:<package>/<file>"`` too), or ``None`` for random numbers.
+        backbone: A name as ``image_backbone`` takes it apart, an exported folder, or a module.
         num_classes: Classes; ``None`` keeps the head as it is.
 
     Raises:
+        ImportError: Its library is not installed.
         ValueError: The network or its weights cannot be loaded.
     """
     if isinstance(backbone, nn.Module):
         return _given(backbone, num_classes)
-    kind, name = library(backbone)
+    kind, name, weights = image_backbone(backbone)
+    load = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}
     try:
-        return {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}[kind](
-            name, weights, num_classes
-        )
+        if kind not in load:
+            raise ValueError("the folder holds a module of your own; build it, load model.safetensors, and give it")
+        return load[kind](name, weights, num_classes)
     except ImportError as error:
-        raise ImportError(
-            f"backbone={backbone!r} needs {kind} ({error}); run: pip install slicefine-pl[image]"
-        ) from error
+        raise ImportError(f"backbone={backbone!r} needs {kind} ({error}); pip install slicefine-pl[image]") from error
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # each library has its own way to refuse
         raise ValueError(
-            f"backbone={backbone!r} with weights={weights!r} could not be loaded "
-            f"({' '.join(str(error).split())[:400]}); give timm/<name>, torchvision/<name>, a hub name or folder of transformers, or an exported folder, and as "
-            "weights 'default', a .safetensors, .pth or .pt file, or null."
+            f"backbone={backbone!r} could not be loaded ({' '.join(str(error).split())[:400]}); give timm/<name> or "
+            "torchvision/<name>, with @<file of weights> or @random where needed, a hub name or folder of "
+            "transformers, or an exported folder."
         ) from error
 
 
-def _timm(name: str, weights: str | None, num_classes: int | None) -> ImageBackbone:
+def _timm(name: str, weights: str, num_classes: int | None) -> LoadedBackbone:
     import timm
 
     settings = folder_settings(name)
-    if settings:
-        own = settings["num_classes"]
-        same = num_classes in (None, own)
-        model: Any = timm.create_model(f"local-dir:{name}", pretrained=True)
-    else:
-        model = timm.create_model(name, pretrained=weights == DEFAULT)
-        if weights not in (None, DEFAULT):
-            read_weights(locate(str(weights)), model)
-        own = model.num_classes
-        same = num_classes in (None, own)
+    model: Any = timm.create_model(f"local-dir:{name}" if settings else name, pretrained=weights == "default")
+    if weights not in ("default", "random"):
+        read_weights(weights, model)
+    same = num_classes in (None, model.num_classes)
     if not same:
         model.reset_classifier(num_classes)
     heads = model.get_classifier()
     names = settings.get("label_names") if same else None
-    fresh = not same or (not settings and weights is None)
-    return ImageBackbone(model, "timm", "", heads if isinstance(heads, tuple) else (heads,), fresh, _strings(names))
+    head = heads if isinstance(heads, tuple) else (heads,)
+    return LoadedBackbone(model, "timm", "", head, not same or weights == "random", _strings(names))
 
 
-def _torchvision(name: str, weights: str | None, num_classes: int | None) -> ImageBackbone:
+def _torchvision(name: str, weights: str, num_classes: int | None) -> LoadedBackbone:
     from torchvision.models import get_model
 
-    settings = folder_settings(name)
+    settings: Any = folder_settings(name)
     if settings:
-        name_there = str(settings["architecture"])
-        model = get_model(name_there, weights=None, num_classes=settings["num_classes"])
+        architecture = settings["architecture"]
+        model = get_model(architecture, weights=None, num_classes=settings["num_classes"])
         read_weights(str(Path(name) / "model.safetensors"), model)
     else:
-        name_there = name
-        model = get_model(name, weights="DEFAULT" if weights == DEFAULT else None)
-        if weights not in (None, DEFAULT):
-            read_weights(locate(str(weights)), model)
+        architecture = name
+        model = get_model(name, weights="DEFAULT" if weights == "default" else None)
+        if weights not in ("default", "random"):
+            read_weights(weights, model)
     head, replaced = _fit_last_linear(model, num_classes)
-    fresh = replaced or (not settings and weights is None)
     names = None if replaced else settings.get("label_names")
-    return ImageBackbone(model, "torchvision", name_there, (head,), fresh, _strings(names))
+    return LoadedBackbone(model, "torchvision", architecture, (head,), replaced or weights == "random", _strings(names))
 
 
-def _transformers(name: str, weights: str | None, num_classes: int | None) -> ImageBackbone:
+def _transformers(name: str, weights: str, num_classes: int | None) -> LoadedBackbone:
     from transformers import AutoConfig, AutoModelForImageClassification
 
     config = AutoConfig.from_pretrained(name)
     if num_classes is not None:
         config.num_labels = num_classes
-    if weights is None:
-        model = AutoModelForImageClassification.from_config(config)  # type: ignore[no-untyped-call]
-        fresh = True
-    else:
-        if weights != DEFAULT:
-            raise ValueError("weights of a transformers model lie in its folder; give the folder as backbone")
-        model, report = AutoModelForImageClassification.from_pretrained(
-            name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-        fresh = bool(report["missing_keys"] or report["mismatched_keys"])
+    model, report = AutoModelForImageClassification.from_pretrained(
+        name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    fresh = bool(report["missing_keys"] or report["mismatched_keys"])
     children = dict(model.named_children())
     head = [child for key, child in children.items() if key != model.base_model_prefix and _has_parameters(child)]
     names = None if fresh else list((model.config.id2label or {}).values())
-    return ImageBackbone(model.train(), "transformers", "", head, fresh, names)
+    return LoadedBackbone(model.train(), "transformers", "", head, fresh, names)
 
 
-def _given(model: nn.Module, num_classes: int | None) -> ImageBackbone:
+def _given(model: nn.Module, num_classes: int | None) -> LoadedBackbone:
     head, replaced = _fit_last_linear(model, num_classes)
-    return ImageBackbone(model, "own", "", (head,), replaced)
+    return LoadedBackbone(model, "own", "", (head,), replaced)
 
 
 def _fit_last_linear(model: nn.Module, num_classes: int | None) -> tuple[nn.Linear, bool]:
