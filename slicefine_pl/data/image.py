@@ -165,7 +165,7 @@ class ImageDataModule(ResumableDataModule):
     def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Central views in the order of ``predict_names``."""
         assert self._predict is not None
-        return DataLoader(self._predict, self.batch_size, collate_fn=_readable, num_workers=self.num_workers)
+        return DataLoader(self._predict, batch_size=self.batch_size, collate_fn=_readable, num_workers=self.num_workers)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Note which images of the batch were replaced, and warn once for each."""

@@ -147,13 +147,13 @@ def test_broken_images_are_named_replaced_and_listed(root, tmp_path, num_workers
     bad[0].write_bytes(bad[0].read_bytes()[:100])
     bad[1].write_text("not a picture")
     data, recorder = module(root, num_workers=num_workers, min_area=1.0, flip=False), Recorder()
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="2 unreadable images were replaced by others") as told:
         Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
                 enable_model_summary=False).fit(recorder, datamodule=data)  # fmt: skip
     texts = [str(each.message) for each in told]
     for path in bad:
         assert sum(f"{str(path)!r} cannot be read" in text and "another image" in text for text in texts) == 1
-    assert [text for text in texts if text.startswith("2 unreadable images were replaced")][0].count("\n") == 2
+    assert sum(text.count("\n") for text in texts if text.startswith("2 unreadable images were replaced")) == 2
     assert sorted(map(len, recorder.seen)) == [3] * 2 + [4] * 6  # nothing was dropped
 
 
@@ -168,9 +168,7 @@ def test_replacements_are_the_next_readable_ones(root):
 def test_a_set_of_broken_images_ends_with_an_error(root):
     for path in (root / "test").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(
-        ValueError, match=r"15 images in a row cannot be read, the first: .*apple/0.png' cannot be read"
-    ):
+    with pytest.raises(ValueError, match=r"15 images in a row cannot be read, the first: .*apple/0.png'"):
         next(iter(module(root).test_dataloader()))
 
 
@@ -186,7 +184,8 @@ def remove(path: Path) -> None:
         (lambda root: remove(root / "val" / "pear"), "class 'pear' in train but not in val .*same class folders"),
         (lambda root: (root / "test" / "fig").mkdir() or picture(1).save(root / "test" / "fig" / "a.png"),
          "class 'fig' in test but not in train"),
-        (lambda root: [path.unlink() for path in (root / "train" / "pear").iterdir()], "pear' has no images but nothing"),
+        (lambda root: [path.unlink() for path in (root / "train" / "pear").iterdir()],
+         "pear' has no images but nothing"),
         (lambda root: [path.rename(path.with_suffix(".doc")) for path in (root / "val" / "pear").iterdir()],
          r"pear' has no images but \['0.doc', '1.doc', '2.doc'\]; put some in"),
         (lambda root: [remove(root / "train" / name) for name in CLASSES], "train' has no class folders"),

