@@ -1,5 +1,6 @@
 """LightningModules: what is trained, and by which loss."""
 
+from slicefine_pl.modules.causal_lm import CausalLanguageModel
 from slicefine_pl.modules.text import TextClassifier
 
-__all__ = ["TextClassifier"]
+__all__ = ["CausalLanguageModel", "TextClassifier"]
