@@ -243,6 +243,7 @@ def _load(backbone: str, dtype: str) -> PreTrainedModel:
     """Load a causal language model in train mode; a GGUF file is de-quantised."""
     folder, gguf = split_gguf(locate(backbone))
     settings: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    model: PreTrainedModel
     try:
         with quiet():
             if gguf is not None:
@@ -259,7 +260,7 @@ def _load(backbone: str, dtype: str) -> PreTrainedModel:
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(
             f"backbone={backbone!r} could not be loaded ({' '.join(str(error).split())}); give a hub name, a folder "
-            "with config.json and weights, a GGUF file (needs the package gguf), or package:<installed package>/<place>."
+            "with config.json and weights, a GGUF file (with the package gguf), or package:<installed package>/<place>."
         ) from error
-    assert isinstance(model, PreTrainedModel)
-    return model.train()
+    model.train()
+    return model

@@ -95,6 +95,5 @@ def keep_samples(samples: Sequence[Sample], folder: Path, loggers: Sequence[Any]
     for logger in loggers:
         if hasattr(logger, "log_text"):
             logger.log_text(key="samples", columns=columns, data=rows, step=samples[0].step)
-        elif hasattr(experiment := getattr(logger, "experiment", None), "add_text"):
-            table = "\n".join(" | ".join(row) for row in rows)
-            experiment.add_text("samples", table, samples[0].step)
+        elif add_text := getattr(getattr(logger, "experiment", None), "add_text", None):
+            add_text("samples", "\n".join(" | ".join(row) for row in rows), samples[0].step)
