@@ -1,8 +1,9 @@
-"""Which file of a folder holds which split."""
+"""Which file of a folder holds which split, and how the texts of a single file are shared out."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+SHARES = {"train": 70, "val": 10, "test": 20}  # percent of the texts of one file or demo set
 FILES = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 

@@ -11,11 +11,9 @@ from slicefine_pl.data import demo, glue
 from slicefine_pl.data.batching import PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.labels import check_trained, class_indices, class_names, values
 from slicefine_pl.data.queries import check_queries, queries
-from slicefine_pl.data.splits import split_files
+from slicefine_pl.data.splits import SHARES, split_files
 from slicefine_pl.data.tables import READERS, Table, read_table, split_by_text
 from slicefine_pl.data.tokens import PadBatch, TokenDataset, Tokens
-
-SHARES = {"train": 70, "val": 10, "test": 20}  # percent of the texts of one file or demo set
 
 
 class TextDataModule(ResumableDataModule):

@@ -144,16 +144,17 @@ class PadBatch:
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return ``input_ids``, ``attention_mask`` (``token_type_ids``), shape ``(B, T)``, and ``labels``, ``(B,)``."""
         lengths = [len(item["input_ids"]) for item in items]
-        batch = {"attention_mask": _padded([[1] * length for length in lengths], 0)}
+        batch = {"attention_mask": padded([[1] * length for length in lengths], 0)}
         for name in items[0]:
             if name == "labels":
                 batch[name] = torch.tensor([item[name] for item in items])
             else:
-                batch[name] = _padded([item[name] for item in items], self.pad if name == "input_ids" else 0)
+                batch[name] = padded([item[name] for item in items], self.pad if name == "input_ids" else 0)
         return batch
 
 
-def _padded(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
+def padded(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
+    """One tensor of lists of any lengths, shape ``(B, T)``, int64, filled up with ``value`` on the right."""
     longest = max(map(len, sequences))
     return torch.tensor([[*sequence, *[value] * (longest - len(sequence))] for sequence in sequences])
 
