@@ -87,6 +87,7 @@ class InstructionDataModule(ResumableDataModule):
         self.predict_text = predict_text
         self.predict_file = predict_file
         self._datasets: dict[str, Examples] = {}
+        self._prompts = TokenDataset({"input_ids": []}, None)
         self._longest = 0
         self._pad = 0
 
@@ -109,8 +110,9 @@ class InstructionDataModule(ResumableDataModule):
         tokens = Tokens(self.tokenizer, self.max_length)
         completions = Completions(tokens, chat=self.chat)
         self._pad, self._longest = tokens.pad, tokens.max_length
-        self._prompts = TokenDataset({"input_ids": completions.encode_prompts(prompts)}, None)
-        self._datasets = {name: completions.encode(table) for name, table in tables.items()}
+        self._datasets |= {name: completions.encode(table) for name, table in tables.items()}
+        if prompts:
+            self._prompts = TokenDataset({"input_ids": completions.encode_prompts(prompts)}, None)
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches in a new order each epoch."""
