@@ -75,8 +75,8 @@ def test_loss_is_that_of_transformers_over_labelled_tokens(tiny_llama, examples)
     torch.testing.assert_close(total / count, module.model(**padded(examples)).loss)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_examples_do_not_see_each_other(tiny_llama, examples, attention):
+@pytest.mark.parametrize(("attention", "rtol"), [("sdpa", 1e-12), ("eager", 1e-6)])  # eager takes softmax in float32
+def test_packed_examples_do_not_see_each_other(tiny_llama, examples, attention, rtol):
     """Loss and every gradient, in float64, equal those of the examples one at a time."""
     module = CausalLanguageModel(str(tiny_llama)).double()
     module.model.set_attn_implementation(attention)
@@ -86,8 +86,10 @@ def test_packed_examples_do_not_see_each_other(tiny_llama, examples, attention):
     assert len(batch["input_ids"]) == 3 < len(examples)
     total, count = module.token_loss(batch)
     assert count == tokens
-    torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
-    torch.testing.assert_close(torch.autograd.grad(total, list(module.model.parameters())), wanted)
+    torch.testing.assert_close(total, expected, rtol=rtol, atol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(total, list(module.model.parameters())), wanted, rtol=rtol, atol=rtol
+    )
 
 
 def test_packing_without_positions_would_be_another_loss(tiny_llama, examples):
