@@ -75,7 +75,7 @@ def test_loss_is_that_of_transformers_over_labelled_tokens(tiny_llama, examples)
     torch.testing.assert_close(total / count, module.model(**padded(examples)).loss)
 
 
-@pytest.mark.parametrize(("attention", "rtol"), [("sdpa", 1e-12), ("eager", 1e-6)])  # eager takes softmax in float32
+@pytest.mark.parametrize(("attention", "rtol"), [("sdpa", 1e-12), ("eager", 1e-4)])  # eager takes softmax in float32
 def test_packed_examples_do_not_see_each_other(tiny_llama, examples, attention, rtol):
     """Loss and every gradient, in float64, equal those of the examples one at a time."""
     module = CausalLanguageModel(str(tiny_llama)).double()
