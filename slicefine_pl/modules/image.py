@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from slicefine_pl.modules.classifier import Batch, Classifier
-from slicefine_pl.modules.export import write_folder
+from slicefine_pl.modules.folders import write_folder
 from slicefine_pl.modules.image_backbones import load_backbone
 from slicefine_pl.pretrained import locate
 

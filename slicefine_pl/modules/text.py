@@ -6,17 +6,15 @@ Shapes:  B batch · T tokens · C classes (1 for regression)
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
 
 from slicefine_pl.modules.classifier import Batch, Classifier, check_num_classes
-from slicefine_pl.modules.export import write_folder
+from slicefine_pl.modules.folders import is_blank, quiet, write_folder
 from slicefine_pl.modules.mean_pooling import MeanPooledClassifier, MeanPoolingConfig
 from slicefine_pl.pretrained import locate
 
@@ -118,12 +116,11 @@ class TextClassifier(Classifier):
             OSError: It cannot be written, as the disk is full or the place is read-only.
         """
 
-        def write(folder: Path) -> None:
-            with _quiet():
-                self.model.save_pretrained(folder)
-                AutoTokenizer.from_pretrained(locate(self.backbone)).save_pretrained(folder)
+        def save(folder: Path) -> None:
+            self.model.save_pretrained(folder)
+            AutoTokenizer.from_pretrained(locate(self.backbone)).save_pretrained(folder)
 
-        return write_folder(path, write)
+        return write_folder(path, save)
 
     def example(self, path: str | Path) -> str:
         """Return three lines of Python that use the folder ``export`` wrote, with transformers alone."""
@@ -141,7 +138,7 @@ def _load(backbone: str, num_classes: int | None, pooling: str) -> tuple[PreTrai
     if pooling not in ("default", "mean"):
         raise ValueError(f"pooling={pooling!r} is unknown; choose 'default' or 'mean'.")
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(folder)
             if pooling == "mean" and not isinstance(config, MeanPoolingConfig):
                 return MeanPooledClassifier.from_encoder(folder, num_labels=num_classes or 2).train(), True
@@ -149,7 +146,7 @@ def _load(backbone: str, num_classes: int | None, pooling: str) -> tuple[PreTrai
                 config.num_labels = num_classes
             if getattr(config, "pad_token_id", None) is None:  # decoders find the end of a text by its padding
                 config.pad_token_id = getattr(config, "eos_token_id", None)
-            if _is_blank(Path(folder)):
+            if is_blank(Path(folder)):
                 rank_zero_warn(f"backbone={backbone!r} holds settings but no weights; they start as random numbers.")
                 return AutoModelForSequenceClassification.from_config(config), True  # type: ignore[no-untyped-call]
             model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -161,26 +158,6 @@ def _load(backbone: str, num_classes: int | None, pooling: str) -> tuple[PreTrai
             "with config.json and weights, or package:<installed package>/<folder>."
         ) from error
     return model.train(), bool(report["missing_keys"] or report["mismatched_keys"])
-
-
-def _is_blank(folder: Path) -> bool:
-    """Whether a local folder describes a model without its weights."""
-    weights = [file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern)]
-    return (folder / "config.json").is_file() and not weights
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from reporting what ``untrained_head`` says already."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 AutoConfig.register(MeanPoolingConfig.model_type, MeanPoolingConfig, exist_ok=True)

@@ -1,0 +1,18 @@
+"""Fine-tune a causal language model with SliceFine; by default SmolLM2-135M on film reviews, with no model hub.
+
+python recipes/causal_lm.py fit                                            # the full run; minutes on two CPU cores
+python recipes/causal_lm.py fit --slicefine.rank 16 --slicefine.interval 10
+python recipes/causal_lm.py fit --slicefine null --model.lr 1.0e-4         # full fine-tuning instead
+python recipes/causal_lm.py fit --data.source my.jsonl --data.chat true --data.packing true
+python recipes/causal_lm.py predict --model.backbone runs/causal_lm/version_0/export \
+    --data.predict_text "Review: what a wonderful film Sentiment:"
+"""
+
+from pathlib import Path
+
+from slicefine_pl.cli import run
+from slicefine_pl.data import InstructionDataModule
+from slicefine_pl.modules import CausalLanguageModel
+
+if __name__ == "__main__":
+    run(CausalLanguageModel, InstructionDataModule, config=Path(__file__).parent / "configs" / "causal_lm.yaml")

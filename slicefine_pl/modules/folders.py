@@ -1,0 +1,61 @@
+"""Folders of transformers models: do they hold weights, and how one is written whole or not at all."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers.utils import logging
+
+
+def write_folder(path: str | Path, save: Callable[[Path], None]) -> Path:
+    """Write a model's folder, or nothing at all.
+
+    Args:
+        path: Folder to make; an empty folder or an earlier export is replaced.
+        save: Writes the files into the folder that it is given.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: ``path`` holds something else.
+        OSError: It cannot be written, as the disk is full or the place is read-only.
+    """
+    target = Path(path)
+    if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise FileExistsError(f"export path {str(target)!r} holds other files; give a new or an empty folder.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            new = Path(scratch) / "new"
+            with quiet():
+                save(new)
+            if target.exists():
+                target.rename(Path(scratch) / "old")
+            new.rename(target)
+    except (OSError, RuntimeError) as error:  # safetensors reports a full disk as its own RuntimeError
+        raise OSError(
+            f"export to {str(target)!r} failed: {error}; give a folder on a writable disk with space."
+        ) from error
+    return target
+
+
+def is_blank(folder: Path) -> bool:
+    """Whether a local folder describes a model without its weights."""
+    weights = [file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern)]
+    return (folder / "config.json").is_file() and not weights
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from reporting what the modules say themselves, and from drawing bars."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,105 @@
+"""The optimizer and the learning-rate schedule that all modules share, and how a resumed run goes on with them.
+
+Knows neither losses nor metrics.  What does not require a gradient when the optimizer is built is simply not trained.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Decay = Literal["linear", "cosine", "constant"]
+
+
+class ScheduledModule(LightningModule):
+    """Train with AdamW and a rate that rises over the first ``warmup`` of all steps and then falls to zero.
+
+    **Optimizer.** Over the parameters that require a gradient; the rate changes with every optimizer step.
+    **Resumption.** Takes the step from the checkpoint, and rates, weight decay and total steps from this run: with the
+    same settings it goes on as if never stopped, with more epochs or another ``lr`` it follows the new schedule.
+
+    Args:
+        lr: Peak learning rate.
+        head_lr: Peak learning rate of the head; ``None`` means ``lr``.
+        weight_decay: Decoupled weight decay of AdamW.
+        warmup: Share of all steps over which the rate rises, in [0, 1).
+        decay: Shape of the fall after the warm-up.
+    """
+
+    def __init__(self, *, lr: float, head_lr: float | None, weight_decay: float, warmup: float, decay: Decay) -> None:
+        super().__init__()
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup={warmup} is no share of the steps; choose 0 <= warmup < 1.")
+        self.lr = lr
+        self.head_lr = lr if head_lr is None else head_lr
+        self.weight_decay = weight_decay
+        self.warmup = warmup
+        self.decay = decay
+
+    def head(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the head, which learn with ``head_lr``; none where nothing is new."""
+        yield from ()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build AdamW over what requires a gradient, and its schedule per step."""
+        head = {id(parameter) for parameter in self.head()}
+        groups: list[dict[str, Any]] = [{"params": [], "lr": self.lr}, {"params": [], "lr": self.head_lr}]
+        for parameter in (p for p in self.parameters() if p.requires_grad):
+            groups[id(parameter) in head]["params"].append(parameter)
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps) and self.decay != "constant":
+            raise ValueError(
+                f"decay={self.decay!r} needs a known number of steps; set max_epochs or max_steps, or decay='constant'."
+            )
+        schedule = _Schedule(optimizer, _Factor(steps, self.warmup, self.decay))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class _Schedule(LambdaLR):
+    """A schedule that takes from a checkpoint the step it stands at, and nothing else.
+
+    ``LambdaLR`` restores the old peak, and the attributes of a callable object with the old total; the optimizer's
+    state holds the old rates too, and is restored before this one.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: "_Factor") -> None:
+        super().__init__(optimizer, factor)
+        self._settings = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_epoch": self.last_epoch, "_step_count": self._step_count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
+        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
+            group.update(settings)
+        self._last_lr = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
+
+
+class _Factor:
+    """Factor on the peak learning rate at each step: up to 1 over the warm-up, then down to 0."""
+
+    def __init__(self, steps: float, warmup: float, decay: str) -> None:
+        self.rise = math.ceil(steps * warmup) if math.isfinite(steps) else 0
+        self.fall = steps - self.rise
+        self.decay = decay
+
+    def __call__(self, step: int) -> float:
+        if step < self.rise:
+            return (step + 1) / (self.rise + 1)
+        if self.decay == "constant":
+            return 1.0
+        done = min(1.0, (step - self.rise) / max(1.0, self.fall))
+        return 1 - done if self.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
