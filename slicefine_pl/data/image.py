@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from slicefine_pl.data.batching import BatchPlan, PlannedLoader, ResumableDataModule, ResumableLoader
+from slicefine_pl.data.batching import PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.cache import cache_folder
 from slicefine_pl.data.demo_images import DIGITS, load_digits
 from slicefine_pl.data.image_input import ImageInput, image_input
@@ -61,7 +61,7 @@ class ImageDataModule(ResumableDataModule):
         seed: int = 0,
         predict_images: str | Sequence[str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, seed)
         if not 0 < min_area <= 1:
             raise ValueError(f"min_area={min_area} is no share of an image; choose 0 < min_area <= 1.")
         if size is not None and size < 1:
@@ -75,9 +75,7 @@ class ImageDataModule(ResumableDataModule):
         self.source = source if source is not None or root is not None else DEMO
         self.processor = processor
         self.augmentation = Augmentation(min_area, flip)
-        self.batch_size = batch_size
         self.num_workers = num_workers
-        self.seed = seed
         self.predict_images = predict_images
         self.broken: dict[str, str] = {}
         self._given = (size, mean, std)
@@ -148,9 +146,8 @@ class ImageDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Random views in a new order each epoch."""
-        overfit = getattr(self.trainer, "overfit_batches", 0) > 0  # then Lightning wants the same batches each epoch
         images = self._load().sets["train"]
-        plan = self._plan(len(images.labels), shuffle=not overfit)
+        plan = self.plan([1] * len(images.labels), shuffle=True)  # images are all of one size
         dataset = ImageDataset(images, self.input, self.augmentation, plan)
         return self.resumed(ResumableLoader(dataset, plan, collate, self.num_workers))
 
@@ -185,18 +182,8 @@ class ImageDataModule(ResumableDataModule):
 
     def _evaluation(self, name: str) -> PlannedLoader:
         images = self._load().sets[name]
-        plan = self._plan(len(images.labels), shuffle=False)
+        plan = self.plan([1] * len(images.labels), shuffle=False)
         return PlannedLoader(ImageDataset(images, self.input), plan, collate, self.num_workers)
-
-    def _plan(self, count: int, *, shuffle: bool) -> BatchPlan:
-        return BatchPlan(
-            [1] * count,  # images are all of one size
-            self.batch_size,
-            shuffle=shuffle,
-            seed=self.seed,
-            rank=0 if self.trainer is None else self.trainer.global_rank,
-            world_size=1 if self.trainer is None else self.trainer.world_size,
-        )
 
     def _load(self) -> Splits:
         """List the images once."""
