@@ -58,9 +58,10 @@ class SliceFineCallback(Callback):
         rank: Rows or columns per slice (R).
         axis: ``"column"`` sweeps inputs, ``"row"`` sweeps outputs, ``"alternate"`` takes them by turns.  Column slices
             also save the memory of the activations, of which only R columns are kept for the backward pass.
-        interval: Optimizer steps for which a slice stays live; ``None`` never moves it.  A run of a few hundred steps
-            wants about 20 (LOG.md).
-        order: ``"sweep"``, ``"random"`` or ``"importance"``, see :func:`slicefine_pl.slicing.slice_model`.
+        interval: Optimizer steps for which a slice stays live; ``None`` never moves it.  Shorter than about 50 cost
+            accuracy where it was measured (LOG.md).
+        order: ``"sweep"``, ``"random"`` or ``"importance"``, see :func:`slicefine_pl.slicing.slice_model`.  Lines
+            spread at random learned more than neighbouring ones where it was measured (LOG.md).
         targets: Regular expressions searched in module names; ``None`` takes every linear map, convolution and
             attention but output heads, tied weights, weights that are frozen already, and those narrower than ``rank``.
             Embeddings and raw parameters are sliced where a pattern names them.
