@@ -1,5 +1,6 @@
 """LightningDataModules: where examples come from and how they become batches."""
 
+from slicefine_pl.data.kinetics import KineticsDataModule
 from slicefine_pl.data.text import TextDataModule
 
-__all__ = ["TextDataModule"]
+__all__ = ["KineticsDataModule", "TextDataModule"]

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from slicefine_pl.data.batching import BatchPlan
 from slicefine_pl.data.decoding import Box, UnreadableVideo, Video
 
-AREA = (0.35, 1.0)  # share of the largest square that a training crop takes
+AREA = (0.5, 1.0)  # share of the largest square that a training crop takes
 TRIES = 20  # videos tried before a set is taken for broken as a whole
 
 

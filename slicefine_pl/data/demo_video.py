@@ -28,8 +28,8 @@ MOTIONS = {
     "shrink": (0.0, 0.0, 0.0, -0.6),
     "up": (-0.3, 0.0, 0.0, 0.0),
 }
-HEIGHT, WIDTH, FRAMES, RATE = 96, 128, 30, 12
-SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
+HEIGHT, WIDTH, FRAMES, RATE = 96, 96, 30, 12
+SHARES = {"train": 0.6, "val": 0.1, "test": 0.3}
 
 
 @dataclass(frozen=True)
