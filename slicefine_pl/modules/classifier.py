@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics import Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
 
 Batch = Mapping[str, Tensor]
@@ -42,7 +42,14 @@ class Classifier(LightningModule):
         weight_decay: Decoupled weight decay of AdamW.
         warmup: Share of all steps over which the rate rises, in [0, 1).
         decay: Shape of the fall after the warm-up.
+        label_smoothing: Share of the target that all classes share in the training loss, in [0, 1); validation and test
+            losses are plain cross entropies.
+        metrics: What validation and test count; ``None`` takes accuracy, macro F1 and Matthews correlation, or for
+            regression Pearson and Spearman correlation.
     """
+
+    backbone: Any
+    untrained_head = False
 
     def __init__(
         self,
@@ -53,17 +60,23 @@ class Classifier(LightningModule):
         weight_decay: float,
         warmup: float,
         decay: Literal["linear", "cosine", "constant"],
+        label_smoothing: float = 0.0,
+        metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup={warmup} is no share of the steps; choose 0 <= warmup < 1.")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing} is no share; choose 0 <= label_smoothing < 1.")
         self.num_classes = num_classes
         self.lr = lr
         self.head_lr = lr if head_lr is None else head_lr
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.decay = decay
-        self.metrics = nn.ModuleDict({stage: _metrics(num_classes, f"{stage}/") for stage in ("val", "test")})
+        self.label_smoothing = label_smoothing
+        counted = MetricCollection(dict(_metrics(num_classes) if metrics is None else metrics))
+        self.metrics = nn.ModuleDict({stage: counted.clone(prefix=f"{stage}/") for stage in ("val", "test")})
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
@@ -97,7 +110,8 @@ class Classifier(LightningModule):
             loss = F.mse_loss(outputs, labels)
         else:
             outputs = logits
-            loss = F.cross_entropy(outputs, labels)
+            smoothing = self.label_smoothing if stage == "train" else 0.0
+            loss = F.cross_entropy(outputs, labels, label_smoothing=smoothing)
         self.log(f"{stage}/loss", loss, batch_size=len(labels), prog_bar=stage == "train", sync_dist=stage != "train")
         if stage != "train":
             metrics = self.metrics[stage]
@@ -105,6 +119,22 @@ class Classifier(LightningModule):
             metrics.update(outputs.detach(), labels)
             self.log_dict(metrics, batch_size=len(labels), prog_bar=stage == "val")
         return loss
+
+    def on_train_start(self) -> None:
+        """Count the head as trained from the first step on."""
+        self.untrained_head = False
+
+    def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
+        """Count the head as trained: the checkpoint brings its weights."""
+        self.untrained_head = False
+
+    def on_predict_start(self) -> None:
+        """Refuse to predict with a head of random weights."""
+        if self.untrained_head:
+            raise ValueError(
+                f"backbone={self.backbone!r} has no trained head, so predictions would be random; "
+                "give a checkpoint (ckpt_path) or an exported folder as backbone."
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build AdamW over what requires a gradient, and its schedule per step."""
@@ -171,16 +201,13 @@ def check_num_classes(num_classes: int) -> None:
         raise ValueError(f"num_classes={num_classes} is too small; give the classes, or 1 for regression.")
 
 
-def _metrics(num_classes: int, prefix: str) -> MetricCollection:
+def _metrics(num_classes: int) -> dict[str, Metric]:
     if num_classes == 1:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Metric `SpearmanCorrcoef` will save all")  # two floats per text
-            return MetricCollection({"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}, prefix=prefix)
-    return MetricCollection(
-        {
-            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-            "f1": MulticlassF1Score(num_classes, average="macro"),
-            "matthews": MulticlassMatthewsCorrCoef(num_classes),
-        },
-        prefix=prefix,
-    )
+            return {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}
+    return {
+        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+        "f1": MulticlassF1Score(num_classes, average="macro"),
+        "matthews": MulticlassMatthewsCorrCoef(num_classes),
+    }

@@ -5,7 +5,6 @@ Knows networks and how to export them; knows neither where texts come from nor w
 Shapes:  B batch · T tokens · C classes (1 for regression)
 """
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import logging
 
 from slicefine_pl.modules.classifier import Batch, Classifier, check_num_classes
+from slicefine_pl.modules.export import write_folder
 from slicefine_pl.modules.mean_pooling import MeanPooledClassifier, MeanPoolingConfig
 from slicefine_pl.pretrained import locate
 
@@ -104,22 +104,6 @@ class TextClassifier(Classifier):
             if name != self.model.base_model_prefix:
                 yield from child.parameters()
 
-    def on_train_start(self) -> None:
-        """Count the head as trained from the first step on."""
-        self.untrained_head = False
-
-    def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Count the head as trained: the checkpoint brings its weights."""
-        self.untrained_head = False
-
-    def on_predict_start(self) -> None:
-        """Refuse to predict with a head of random weights."""
-        if self.untrained_head:
-            raise ValueError(
-                f"backbone={self.backbone!r} has no trained head, so predictions would be random; "
-                "give a checkpoint (ckpt_path) or an exported folder as backbone."
-            )
-
     def export(self, path: str | Path) -> Path:
         """Write model (safetensors) and tokenizer as transformers does, or nothing at all.
 
@@ -133,24 +117,13 @@ class TextClassifier(Classifier):
             FileExistsError: ``path`` holds something else.
             OSError: It cannot be written, as the disk is full or the place is read-only.
         """
-        target = Path(path)
-        if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
-            raise FileExistsError(f"export path {str(target)!r} holds other files; give a new or an empty folder.")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-                new = Path(scratch) / "new"
-                with _quiet():
-                    self.model.save_pretrained(new)
-                    AutoTokenizer.from_pretrained(locate(self.backbone)).save_pretrained(new)
-                if target.exists():
-                    target.rename(Path(scratch) / "old")
-                new.rename(target)
-        except (OSError, RuntimeError) as error:  # safetensors reports a full disk as its own RuntimeError
-            raise OSError(
-                f"export to {str(target)!r} failed: {error}; give a folder on a writable disk with space."
-            ) from error
-        return target
+
+        def write(folder: Path) -> None:
+            with _quiet():
+                self.model.save_pretrained(folder)
+                AutoTokenizer.from_pretrained(locate(self.backbone)).save_pretrained(folder)
+
+        return write_folder(path, write)
 
     def example(self, path: str | Path) -> str:
         """Return three lines of Python that use the folder ``export`` wrote, with transformers alone."""

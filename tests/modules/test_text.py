@@ -308,7 +308,7 @@ def test_wrong_settings_are_refused(tiny_bert, settings, message):
 def test_missing_backbones(tmp_path):
     with pytest.raises(ModuleNotFoundError, match=r"needs the Python package 'no_such'; run: pip install no-such"):
         TextClassifier("package:no_such/model")
-    with pytest.raises(FileNotFoundError, match=r"names no folder of 'slicefine_pl'; it holds .*'data'"):
+    with pytest.raises(FileNotFoundError, match=r"names no folder or file of 'slicefine_pl'; it holds .*'data'"):
         TextClassifier("package:slicefine_pl/model")
     with pytest.raises(FileNotFoundError, match="is no folder"):
         TextClassifier(str(tmp_path / "gone"))
