@@ -142,8 +142,12 @@ class RecipeCLI(LightningCLI):
         for source, target in LINKS:
             if hasattr(self._datamodule_class, source.removeprefix("data.")):
                 parser.link_arguments(source, target, apply_on="instantiate")
-        if "data.tokenizer" in parser.get_defaults():
+        defaults = parser.get_defaults()
+        if "data.tokenizer" in defaults:
             parser.link_arguments("model.backbone", "data.tokenizer")
+        for name in ("num_frames", "crop_size"):  # some video networks are built for one size of clips
+            if f"data.{name}" in defaults:
+                parser.link_arguments(f"data.{name}", f"model.{name}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and look at the checkpoint before anything is loaded."""
@@ -231,7 +235,7 @@ class RecipeCLI(LightningCLI):
         console = Console()
         console.print(table)
         if folder is not None:
-            console.print("Use it with transformers alone:\n", style="bold")
+            console.print("Use it without this package:\n", style="bold")
             print(self.model.example(folder))
 
 

@@ -10,14 +10,14 @@ Shapes:  K boxes · T times · S edge of the square output, in pixels
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-import av
-import av.filter
 import numpy as np
-from av.container import InputContainer
-from av.error import FFmpegError
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # imported where a video is opened: who has no videos needs no decoder
+    import av
+    import av.filter
 
 FOREVER = 1 << 62
 TURNS = {90: (("transpose", "cclock"),), 180: (("hflip", ""), ("vflip", "")), 270: (("transpose", "clock"),)}
@@ -54,9 +54,12 @@ class Video:
     """
 
     def __init__(self, path: str | Path) -> None:
+        import av
+        from av.error import FFmpegError
+
         self.path = Path(path)
         try:
-            self._container: InputContainer = av.open(str(path))
+            self._container = av.open(str(path))
         except (FFmpegError, OSError) as error:
             raise UnreadableVideo(self.path, _reason(error)) from error
         if not self._container.streams.video:
@@ -65,7 +68,7 @@ class Video:
         self._stream = self._container.streams.video[0]
         self._stream.codec_context.thread_count = 1  # loaders run one process a core
         self._begin = self._stream.start_time or 0
-        self._graphs: dict[tuple[int, int, str, Box], av.filter.Graph] = {}
+        self._graphs: dict[tuple[int, int, str, Box], "av.filter.Graph"] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +84,7 @@ class Video:
         if (promised := self._promised()) is not None:
             return promised
         if self._container.duration:
-            return self._container.duration / av.time_base
+            return self._container.duration / 1_000_000  # in FFmpeg's own unit
         stamps = [packet.pts for packet in self._packets(0, FOREVER) if packet.pts is not None]
         return self._seconds(max(stamps, default=self._begin))
 
@@ -101,6 +104,8 @@ class Video:
         Raises:
             UnreadableVideo: The data are damaged, or end before the header says.
         """
+        from av.error import FFmpegError
+
         try:
             return self._decode(times, choose, edge)
         except FFmpegError as error:
@@ -110,7 +115,7 @@ class Video:
         self, times: Sequence[float], choose: Callable[[int, int], Sequence[Box]], edge: int
     ) -> NDArray[np.uint8]:
         found: list[NDArray[np.uint8]] = []
-        shown: av.VideoFrame | None = None
+        shown: "av.VideoFrame | None" = None
         for frame in self._between(times):
             begins = self._seconds(frame.pts) - 1e-6
             if shown is not None:
@@ -125,7 +130,7 @@ class Video:
             found += [self._cut(shown, choose, edge)] * missing
         return np.stack(found, axis=1)
 
-    def _between(self, times: Sequence[float]) -> Iterator[av.VideoFrame]:
+    def _between(self, times: Sequence[float]) -> Iterator["av.VideoFrame"]:
         """Decode from the frame on show at the first time to that at the last, in order of time."""
         first, last = (int(time / self._base()) + self._begin for time in (times[0], times[-1]))
         packets = list(self._packets(first, last))
@@ -139,7 +144,7 @@ class Video:
             yield from (frame for frame in context.decode(packet) if frame.pts is not None)
         yield from (frame for frame in context.decode(None) if frame.pts is not None)
 
-    def _packets(self, first: int, last: int) -> Iterator[av.Packet]:
+    def _packets(self, first: int, last: int) -> Iterator["av.Packet"]:
         """Packets from the key frame before ``first`` to the last that can matter at ``last``, in stream units."""
         self._container.seek(first, stream=self._stream)
         for packet in self._container.demux(self._stream):
@@ -150,7 +155,7 @@ class Video:
             if stamp > last:
                 return
 
-    def _needed(self, packets: Sequence[av.Packet], times: Sequence[float]) -> set[int] | None:
+    def _needed(self, packets: Sequence["av.Packet"], times: Sequence[float]) -> set[int] | None:
         """Time stamps of the frames on show, and of the one after; ``None`` where packets do not tell (AVI)."""
         stamps = [packet.pts for packet in packets if packet.pts is not None]
         if not stamps or len(stamps) < len(packets):
@@ -159,7 +164,7 @@ class Video:
         places = np.searchsorted([self._seconds(stamp) - 1e-6 for stamp in stamps], times, side="right") - 1
         return {stamps[max(0, place)] for place in places.tolist()}
 
-    def _check_whole(self, packets: Sequence[av.Packet], until: float) -> None:
+    def _check_whole(self, packets: Sequence["av.Packet"], until: float) -> None:
         promised = self._promised()
         stamps = [packet.pts if packet.pts is not None else packet.dts for packet in packets]
         reached = self._seconds(max((stamp for stamp in stamps if stamp is not None), default=self._begin))
@@ -169,7 +174,7 @@ class Video:
             )
 
     def _cut(
-        self, frame: av.VideoFrame, choose: Callable[[int, int], Sequence[Box]], edge: int
+        self, frame: "av.VideoFrame", choose: Callable[[int, int], Sequence[Box]], edge: int
     ) -> NDArray[np.uint8]:
         turn = round(frame.rotation / 90) * 90 % 360
         size = (frame.width, frame.height) if turn in (0, 180) else (frame.height, frame.width)
@@ -179,13 +184,13 @@ class Video:
             if key not in self._graphs:
                 self._graphs[key] = self._graph(frame, turn, box, edge)
             self._graphs[key].push(frame)
-            cut = self._graphs[key].pull()
-            assert isinstance(cut, av.VideoFrame)
-            parts.append(cut.to_ndarray())
+            parts.append(self._graphs[key].vpull().to_ndarray())
         return np.stack(parts)
 
-    def _graph(self, frame: av.VideoFrame, turn: int, box: Box, edge: int) -> av.filter.Graph:
-        graph = av.filter.Graph()
+    def _graph(self, frame: "av.VideoFrame", turn: int, box: Box, edge: int) -> "av.filter.Graph":
+        from av.filter import Graph
+
+        graph = Graph()
         place = f"{box.width}:{box.height}:{box.left}:{box.top}:exact=1"
         filters = (*TURNS.get(turn, ()), ("crop", place), ("scale", f"{edge}:{edge}:flags=area"), ("format", "rgb24"))
         steps = [
