@@ -62,10 +62,12 @@ class Video:
             self._container = av.open(str(path))
         except (FFmpegError, OSError) as error:
             raise UnreadableVideo(self.path, _reason(error)) from error
-        if not self._container.streams.video:
+        pictures = [stream for stream in self._container.streams.video if stream.codec_context is not None]
+        if not pictures:
+            tracks = ", ".join(stream.type for stream in self._container.streams) or "no track at all"
             self._container.close()
-            raise UnreadableVideo(self.path, "it has no picture track, only " + self._tracks())
-        self._stream = self._container.streams.video[0]
+            raise UnreadableVideo(self.path, f"it has no picture track that can be decoded, but {tracks}")
+        self._stream = pictures[0]
         self._stream.codec_context.thread_count = 1  # loaders run one process a core
         self._begin = self._stream.start_time or 0
         self._graphs: dict[tuple[int, int, str, Box], "av.filter.Graph"] = {}
@@ -213,9 +215,6 @@ class Video:
 
     def _base(self) -> float:
         return float(self._stream.time_base or 0) or 1 / 25
-
-    def _tracks(self) -> str:
-        return ", ".join(stream.type for stream in self._container.streams) or "nothing"
 
 
 def _reason(error: Exception) -> str:
