@@ -99,7 +99,11 @@ class _Fixed:
 
 def labeled_video_dataset(path: Path, start: float) -> Tensor:
     dataset = LabeledVideoDataset(
-        [(str(path), {"label": 0})], _Fixed(start), torch.utils.data.SequentialSampler, decode_audio=False, decoder="pyav"
+        [(str(path), {"label": 0})],
+        _Fixed(start),
+        torch.utils.data.SequentialSampler,
+        decode_audio=False,
+        decoder="pyav",
     )
     clip = next(iter(dataset))["video"]
     chosen = torch.tensor([int(number * clip.shape[1] / FRAMES) for number in range(FRAMES)])

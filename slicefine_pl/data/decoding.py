@@ -70,7 +70,7 @@ class Video:
         self._stream = pictures[0]
         self._stream.codec_context.thread_count = 1  # loaders run one process a core
         self._begin = self._stream.start_time or 0
-        self._graphs: dict[tuple[int, int, str, Box], "av.filter.Graph"] = {}
+        self._graphs: dict[tuple[int, int, str, Box], av.filter.Graph] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +117,7 @@ class Video:
         self, times: Sequence[float], choose: Callable[[int, int], Sequence[Box]], edge: int
     ) -> NDArray[np.uint8]:
         found: list[NDArray[np.uint8]] = []
-        shown: "av.VideoFrame | None" = None
+        shown: av.VideoFrame | None = None
         for frame in self._between(times):
             begins = self._seconds(frame.pts) - 1e-6
             if shown is not None:
@@ -175,9 +175,7 @@ class Video:
                 self.path, f"it is truncated: its data end at {reached:.1f} of the {promised:.1f} s its header promises"
             )
 
-    def _cut(
-        self, frame: "av.VideoFrame", choose: Callable[[int, int], Sequence[Box]], edge: int
-    ) -> NDArray[np.uint8]:
+    def _cut(self, frame: "av.VideoFrame", choose: Callable[[int, int], Sequence[Box]], edge: int) -> NDArray[np.uint8]:
         turn = round(frame.rotation / 90) * 90 % 360
         size = (frame.width, frame.height) if turn in (0, 180) else (frame.height, frame.width)
         parts = []

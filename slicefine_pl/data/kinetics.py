@@ -112,7 +112,9 @@ class KineticsDataModule(ResumableDataModule):
         place = Path(self.predict_path)
         found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not found:
-            raise FileNotFoundError(f"predict_path={self.predict_path!r} is no file and no folder with videos {SUFFIXES}.")
+            raise FileNotFoundError(
+                f"predict_path={self.predict_path!r} is no file and no folder with videos {SUFFIXES}."
+            )
         return [str(path) for path in found]
 
     def prepare_data(self) -> None:
@@ -128,7 +130,9 @@ class KineticsDataModule(ResumableDataModule):
     def setup(self, stage: str) -> None:
         """Find the videos that the stage needs."""
         if stage == "predict":
-            self._datasets["predict"] = ClipDataset(self.predict_names, None, self._fixed(*self.test_views), replace=False)
+            self._datasets["predict"] = ClipDataset(
+                self.predict_names, None, self._fixed(*self.test_views), replace=False
+            )
         elif not self._datasets:
             self._find()
 

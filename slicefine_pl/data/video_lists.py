@@ -84,7 +84,7 @@ def _csv(root: Path, split: str) -> Table:
         return Table(table.source, [_below(root, table.columns[0])], table.labels, table.rows, table.unit)
     rows = []
     for number, line in enumerate(lines(decode(path)), start=1):
-        parts = re.split(r"[,\s]+(?=\S+\s*$)", line.strip())
+        parts = line.strip().rsplit("," if "," in line else None, 1)
         if line.strip() and len(parts) != 2:
             raise ValueError(
                 f"{str(path)!r}, line {number}, is {line!r}; write 'path label', or a header line 'path,label'."
@@ -167,7 +167,11 @@ def _hold_out(
 def _table(source: Path, rows: Iterable[tuple[Path, str]]) -> Table:
     pairs = list(rows)
     return Table(
-        str(source), [[str(path) for path, _ in pairs]], [label for _, label in pairs], range(1, len(pairs) + 1), "video"
+        str(source),
+        [[str(path) for path, _ in pairs]],
+        [label for _, label in pairs],
+        range(1, len(pairs) + 1),
+        "video",
     )
 
 

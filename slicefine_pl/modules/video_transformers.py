@@ -19,9 +19,7 @@ from slicefine_pl.modules.video_backbones import FACEBOOK, IMAGENET, SYMMETRIC, 
 NORMALISATION = {"timesformer": FACEBOOK, "vivit": SYMMETRIC}  # of the published weights; all others ImageNet's
 
 
-def from_transformers(
-    name: str, place: str, num_classes: int | None, *, num_frames: int, crop_size: int
-) -> Backbone:
+def from_transformers(name: str, place: str, num_classes: int | None, *, num_frames: int, crop_size: int) -> Backbone:
     """Load a classifier; a folder with ``config.json`` but no weights starts at random.
 
     Args:

@@ -16,7 +16,9 @@ def picture(number: int) -> np.ndarray:
     return grey
 
 
-def film(path: Path, frames: int = 30, codec: str = "libx264", stamps=None, rotation: int = 0, header_first=False) -> Path:
+def film(
+    path: Path, frames: int = 30, codec: str = "libx264", stamps=None, rotation: int = 0, header_first=False
+) -> Path:
     """Encode ``frames`` pictures at 10 per second, or at the given time stamps in milliseconds."""
     flags = {"movflags": "faststart"} if header_first else {}
     with av.open(str(path), "w", options=flags) as container:

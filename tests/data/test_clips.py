@@ -13,7 +13,7 @@ from slicefine_pl.data.batching import ResumableLoader
 from slicefine_pl.data.clips import ClipDataset, EpochPlan, FixedViews, RandomView
 
 sys.path.insert(0, str(Path(__file__).parent))
-import films  # noqa: E402
+import films
 
 VIEW = RandomView(num_frames=4, clip_seconds=0.8, crop_size=16, flip=True)
 
@@ -103,7 +103,10 @@ def test_a_broken_video_is_named_once_and_replaced_alike(paths, tmp_path):
 
 def test_nothing_but_broken_videos(tmp_path):
     bad = [str(path) for path in films.broken(tmp_path).values()]
-    with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(ValueError, match="20 videos in a row cannot"):
+    with (
+        pytest.warns(UserWarning, match="cannot be read"),
+        pytest.raises(ValueError, match="20 videos in a row cannot"),
+    ):
         _ = ClipDataset(bad, range(4), VIEW)[0]
 
 

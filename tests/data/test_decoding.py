@@ -10,7 +10,7 @@ import pytest
 from slicefine_pl.data.decoding import Box, UnreadableVideo, Video
 
 sys.path.insert(0, str(Path(__file__).parent))
-import films  # noqa: E402
+import films
 
 
 def left(width, height):

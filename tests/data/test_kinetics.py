@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from slicefine_pl.data import KineticsDataModule
 
 sys.path.insert(0, str(Path(__file__).parent))
-import films  # noqa: E402
+import films
 
 SETTINGS = {"num_frames": 4, "clip_seconds": 0.8, "crop_size": 16, "batch_size": 2, "test_clips": 2, "test_crops": 3}
 
@@ -147,7 +147,9 @@ def test_classes_that_differ_between_splits(root, tmp_path):
         (place / "a.mp4").write_bytes(b"x")
     (tmp_path / "train" / "jump").mkdir()
     (tmp_path / "train" / "jump" / "b.mp4").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"val', video 1, has the label 'fly', which is none of the 2 classes 'jump', "):
+    with pytest.raises(
+        ValueError, match=r"val', video 1, has the label 'fly', which is none of the 2 classes 'jump', "
+    ):
         KineticsDataModule(str(tmp_path), **SETTINGS).setup("fit")
     with pytest.raises(ValueError, match=r"class 'fly' has no training example in .*train"):
         KineticsDataModule(str(tmp_path), **SETTINGS, label_names=["run", "jump", "fly"]).setup("fit")

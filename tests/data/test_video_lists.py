@@ -54,7 +54,9 @@ def test_kinetics_annotations(tmp_path):
     (tmp_path / "val.csv").write_text(header + "yoga,gone,0,10,val\nyoga,here,0,10,val\n")
     touch(tmp_path, "videos/train/tap dancing/-abc_d_000004_000014.mp4", "videos/train/xyz_000123_000133.mp4")
     touch(tmp_path, "videos/val/here_000000_000010.mp4")
-    with pytest.raises(FileNotFoundError, match=r"val.csv' lists 1 of 2 videos that do not exist, such as .*gone_000000"):
+    with pytest.raises(
+        FileNotFoundError, match=r"val.csv' lists 1 of 2 videos that do not exist, such as .*gone_000000"
+    ):
         list_videos(tmp_path)
     tables = list_videos(tmp_path, missing="skip")
     assert sorted(tables["train"].labels) == ["tap dancing", "yoga"]
@@ -69,7 +71,9 @@ def test_ucf101_holds_out_whole_groups(tmp_path):
     (lists / "trainlist02.txt").write_text("".join(f"{name} 1\n" for name in names[:100]))
     (lists / "testlist02.txt").write_text("".join(f"{name}\n" for name in names[100:]))
     tables = list_videos(tmp_path, fold=2)
-    groups = {split: {re.search(r"_g(\d\d)_c", path)[1] for path in table.columns[0]} for split, table in tables.items()}
+    groups = {
+        split: {re.search(r"_g(\d\d)_c", path)[1] for path in table.columns[0]} for split, table in tables.items()
+    }
     assert not groups["train"] & groups["val"]
     assert len(tables["train"]) + len(tables["val"]) == 100
     assert 2 <= len(tables["val"]) <= 24
@@ -79,7 +83,9 @@ def test_ucf101_holds_out_whole_groups(tmp_path):
 
 def test_hmdb51(tmp_path):
     stem = "film{}_run_f_cm_np1_ba_med_{}.avi"
-    entries = [(stem.format(film, clip), 1 if film < 40 else 2 if film < 50 else 0) for film in range(55) for clip in (0, 1)]
+    entries = [
+        (stem.format(film, clip), 1 if film < 40 else 2 if film < 50 else 0) for film in range(55) for clip in (0, 1)
+    ]
     touch(tmp_path, *(f"videos/run/{name}" for name, _ in entries))
     (tmp_path / "splits").mkdir()
     lines = "".join(f"{name} {use} \n" for name, use in entries)

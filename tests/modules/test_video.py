@@ -93,7 +93,9 @@ def test_scores_count_videos_by_the_mean_probability_of_their_views(folder, tmp_
         one = [module({"video": rows[:, view]}).softmax(-1) for view in range(5)]
     mean = torch.stack(one).mean(0)
     torch.testing.assert_close(module.predict_step({"video": rows}, 0).detach(), mean)
-    loader = DataLoader([{"video": row, "labels": label} for row, label in zip(rows, labels, strict=True)], batch_size=4)
+    loader = DataLoader(
+        [{"video": row, "labels": label} for row, label in zip(rows, labels, strict=True)], batch_size=4
+    )
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     [scores] = Trainer(default_root_dir=tmp_path, **quiet).test(module, loader, verbose=False)
     best = mean.argsort(-1, descending=True)
