@@ -1,6 +1,6 @@
 """Fine-tune a pretrained video network with SliceFine; by default I3D on a small made-up set, with no downloads.
 
-python recipes/kinetics.py fit                                       # eight motions, SYNTHETIC: minutes on two CPU cores
+python recipes/kinetics.py fit                                     # eight motions, SYNTHETIC videos; minutes on a CPU
 python recipes/kinetics.py fit --data.root /data/k400 --config recipes/configs/kinetics_real.yaml     # the real thing
 python recipes/kinetics.py fit --slicefine null --model.lr 1.0e-4    # full fine-tuning instead
 python recipes/kinetics.py predict --ckpt_path runs/kinetics/version_0/checkpoints/last.ckpt --data.predict_path a.mp4

@@ -30,9 +30,14 @@ MIXED = {  # outputs of a block's branches: 1x1; 1x1 then 3x3; 1x1 then 3x3; 1x1
     "Mixed_5b": (832, (256, 160, 320, 32, 128, 128)),
     "Mixed_5c": (832, (384, 192, 384, 48, 128, 128)),
 }
-PARTS = {"Branch_0/Conv3d_0a_1x1": "branch0", "Branch_1/Conv3d_0a_1x1": "branch1.0", "Branch_1/Conv3d_0b_3x3": "branch1.1",
-         "Branch_2/Conv3d_0a_1x1": "branch2.0", "Branch_2/Conv3d_0b_3x3": "branch2.1",
-         "Branch_3/Conv3d_0b_1x1": "branch3"}  # fmt: skip
+PARTS = {
+    "Branch_0/Conv3d_0a_1x1": "branch0",
+    "Branch_1/Conv3d_0a_1x1": "branch1.0",
+    "Branch_1/Conv3d_0b_3x3": "branch1.1",
+    "Branch_2/Conv3d_0a_1x1": "branch2.0",
+    "Branch_2/Conv3d_0b_3x3": "branch2.1",
+    "Branch_3/Conv3d_0b_1x1": "branch3",
+}
 
 
 class I3D(nn.Module):

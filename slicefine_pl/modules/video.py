@@ -156,13 +156,13 @@ class VideoClassifier(Classifier):
                 f'model = AutoModelForVideoClassification.from_pretrained("{path}")  # clips (B, T, 3, {self._sides}'
             )
         if config["library"] == "i3d":
-            load = f'import json, sys; sys.path.insert(0, "{path}"); from i3d import I3D as build'
+            load = f'import json, pathlib, sys; sys.path.insert(0, "{path}"); from i3d import I3D as build'
         else:
             module, function = config["builder"].split(".")
-            load = f"import json; from pytorchvideo.models.{module} import {function} as build"
+            load = f"import json, pathlib; from pytorchvideo.models.{module} import {function} as build"
         return (
             f"{load}\n"
-            f'model = build(**json.load(open("{path}/config.json"))["settings"])  # clips (B, 3, T, {self._sides}\n'
+            f'model = build(**json.loads(pathlib.Path("{path}/config.json").read_text())["settings"])  # clips (B, 3, T, {self._sides}\n'
             f'import safetensors.torch; safetensors.torch.load_model(model.eval(), "{path}/model.safetensors")'
         )
 

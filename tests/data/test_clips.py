@@ -119,7 +119,6 @@ def test_predicting_replaces_nothing(tmp_path):
 def test_a_clip_longer_than_its_video_holds_the_last_frame_and_says_so_once(paths):
     data = ClipDataset(paths, range(5), FixedViews(4, 8.0, 16))
     with pytest.warns(UserWarning, match=r"lasts 3.00 s, less than clip_seconds=8.0: its last frame is held") as caught:
-        greys = data[0]["video"][0, 0, :, 8, 1].tolist()
-        _ = data[1]
+        first, _ = [data[index]["video"][0, 0, :, 8, 1].tolist() for index in (0, 1)]
     assert len(caught) == 1
-    assert [round((grey - 9.5) / 4) for grey in greys] == [0, 20, 29, 29]
+    assert [round((grey - 9.5) / 4) for grey in first] == [0, 20, 29, 29]

@@ -122,5 +122,5 @@ def test_one_frame(tmp_path):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(UnreadableVideo, match="gone.mp4' cannot be read: No such file"):
+    with pytest.raises(UnreadableVideo, match=r"gone.mp4' cannot be read: No such file"):
         Video(tmp_path / "gone.mp4")
