@@ -21,12 +21,14 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pytorchvideo.data.clip_sampling import ClipInfo
 from pytorchvideo.data.encoded_video import EncodedVideo
 from pytorchvideo.data.labeled_video_dataset import LabeledVideoDataset
 from torch import Tensor
@@ -88,9 +90,7 @@ class _Fixed:
     def __init__(self, start: float) -> None:
         self.start = start
 
-    def __call__(self, last: float, duration: float, annotation: object) -> tuple[float, float, int, int, bool]:
-        from pytorchvideo.data.clip_sampling import ClipInfo
-
+    def __call__(self, last: float, duration: float, annotation: object) -> ClipInfo:
         return ClipInfo(self.start, self.start + SPAN, 0, 0, True)
 
     def reset(self) -> None:
@@ -112,7 +112,7 @@ def labeled_video_dataset(path: Path, start: float) -> Tensor:
 
 def plain_pyav(path: Path, start: float) -> Tensor:
     """Seek, decode all up to the last wanted frame, convert the wanted ones at full size."""
-    found: list[NDArray[np.uint8]] = []
+    found: list[NDArray[Any]] = []
     wanted = times(start)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]

@@ -131,8 +131,8 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         self._view = view
         self._seed = seed
         self._replace = replace
-        self._broken = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # workers mark, their parent reads
-        self._told = torch.zeros(1, dtype=torch.bool).share_memory_()
+        self._broken = _shared(len(paths))  # workers mark, their parent reads
+        self._told = _shared(1)
 
     def __len__(self) -> int:
         """Number of videos."""
@@ -189,6 +189,11 @@ def _clip(
         )
     times = [start + number * clip_seconds / num_frames for number in range(num_frames)]
     return torch.from_numpy(video.frames(times, choose, edge)).permute(0, 4, 1, 2, 3)
+
+
+def _shared(size: int) -> Tensor:
+    """Flags that all processes of this one see."""
+    return torch.zeros(size, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
 
 
 def _random_box(width: int, height: int, *, share: float, across: float, down: float) -> list[Box]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:  # imported where a video is opened: who has no videos needs no decoder
     import av
     import av.filter
+    from av.video.stream import VideoStream
 
 FOREVER = 1 << 62
 TURNS = {90: (("transpose", "cclock"),), 180: (("hflip", ""), ("vflip", "")), 270: (("transpose", "clock"),)}
@@ -119,6 +120,7 @@ class Video:
         found: list[NDArray[np.uint8]] = []
         shown: av.VideoFrame | None = None
         for frame in self._between(times):
+            assert frame.pts is not None  # _between leaves those out
             begins = self._seconds(frame.pts) - 1e-6
             if shown is not None:
                 wanted = sum(time < begins for time in times[len(found) :])
@@ -146,7 +148,7 @@ class Video:
             yield from (frame for frame in context.decode(packet) if frame.pts is not None)
         yield from (frame for frame in context.decode(None) if frame.pts is not None)
 
-    def _packets(self, first: int, last: int) -> Iterator["av.Packet"]:
+    def _packets(self, first: int, last: int) -> Iterator["av.Packet[VideoStream]"]:
         """Packets from the key frame before ``first`` to the last that can matter at ``last``, in stream units."""
         self._container.seek(first, stream=self._stream)
         for packet in self._container.demux(self._stream):
@@ -157,7 +159,7 @@ class Video:
             if stamp > last:
                 return
 
-    def _needed(self, packets: Sequence["av.Packet"], times: Sequence[float]) -> set[int] | None:
+    def _needed(self, packets: Sequence["av.Packet[VideoStream]"], times: Sequence[float]) -> set[int] | None:
         """Time stamps of the frames on show, and of the one after; ``None`` where packets do not tell (AVI)."""
         stamps = [packet.pts for packet in packets if packet.pts is not None]
         if not stamps or len(stamps) < len(packets):
@@ -166,7 +168,7 @@ class Video:
         places = np.searchsorted([self._seconds(stamp) - 1e-6 for stamp in stamps], times, side="right") - 1
         return {stamps[max(0, place)] for place in places.tolist()}
 
-    def _check_whole(self, packets: Sequence["av.Packet"], until: float) -> None:
+    def _check_whole(self, packets: Sequence["av.Packet[VideoStream]"], until: float) -> None:
         promised = self._promised()
         stamps = [packet.pts if packet.pts is not None else packet.dts for packet in packets]
         reached = self._seconds(max((stamp for stamp in stamps if stamp is not None), default=self._begin))

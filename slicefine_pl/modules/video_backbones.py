@@ -169,6 +169,7 @@ def _i3d(folder: Path, num_classes: int | None) -> Backbone:
     head = model.head.proj
     assert isinstance(head, nn.Linear)
     fresh = _fill(model, head, found, str(folder))
+    names = config.get("label_names")
     return Backbone(
         model=model,
         head=head,
@@ -177,7 +178,7 @@ def _i3d(folder: Path, num_classes: int | None) -> Backbone:
         config={**config, "settings": {"num_classes": classes}},
         fresh=fresh,
         pretrained=True,
-        label_names=None if fresh else config.get("label_names"),
+        label_names=names if isinstance(names, list) and not fresh else None,
     )
 
 

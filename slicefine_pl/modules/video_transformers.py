@@ -12,7 +12,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForVideoClassification
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from slicefine_pl.modules.video_backbones import FACEBOOK, IMAGENET, SYMMETRIC, Backbone, Numbers
 
