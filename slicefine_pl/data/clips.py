@@ -193,7 +193,9 @@ def _clip(
 
 def _shared(size: int) -> Tensor:
     """Flags that all processes of this one see."""
-    return torch.zeros(size, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+    flags = torch.zeros(size, dtype=torch.bool)
+    flags.share_memory_()  # type: ignore[no-untyped-call]
+    return flags
 
 
 def _random_box(width: int, height: int, *, share: float, across: float, down: float) -> list[Box]:
