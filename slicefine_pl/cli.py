@@ -153,9 +153,13 @@ class RecipeCLI(LightningCLI):
         for source, target in LINKS:
             if hasattr(self._datamodule_class, source.removeprefix("data.")):
                 parser.link_arguments(source, target, apply_on="instantiate")
+        defaults = parser.get_defaults()
         for target in PREPARATIONS:
-            if target in parser.get_defaults():
+            if target in defaults:
                 parser.link_arguments("model.backbone", target)
+        for name in ("num_frames", "crop_size"):  # some video networks are built for one size of clips
+            if f"data.{name}" in defaults:
+                parser.link_arguments(f"data.{name}", f"model.{name}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and look at the checkpoint before anything is loaded."""

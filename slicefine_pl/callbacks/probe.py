@@ -2,7 +2,7 @@
 
 Knows Lightning and where a network's head is; knows neither modules nor data of ours.
 
-Shapes:  N examples · D inputs of the head · C classes
+Shapes:  N examples · P places or views of each · D inputs of the head · C classes
 """
 
 import time
@@ -78,16 +78,19 @@ class LinearProbe(Callback):
 
     def _collect(self, trainer: Trainer, module: LightningModule, loader: Any) -> tuple[Tensor, Tensor]:
         """Inputs of the head, shape ``(N, D)``, float32, and labels, shape ``(N,)``, of one loader."""
+        seen: list[Tensor] = []
         inputs: list[Tensor] = []
         labels: list[Tensor] = []
         layer = self._layer(module)
-        hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().float().cpu()))
+        hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().float().cpu()))
         try:
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 for index, batch in enumerate(loader):
                     moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
                     module.predict_step(moved, index)
                     labels.append((batch["labels"] if isinstance(batch, Mapping) else batch[1]).cpu())
+                    inputs.append(_per_example(torch.cat(seen), len(labels[-1])))
+                    seen.clear()
         finally:
             hook.remove()
         return torch.cat(inputs), torch.cat(labels)
@@ -138,6 +141,11 @@ def ridge(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
         }
         best = max(best, scores, key=lambda found: found["val"])
     return best
+
+
+def _per_example(inputs: Tensor, examples: int) -> Tensor:
+    """Average over the places of a feature map and over the views of a video: ``(N P, ..., D)`` to ``(N, D)``."""
+    return inputs.reshape(examples, -1, inputs.shape[-1]).mean(1)
 
 
 def _minimise(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, strength: float) -> None:

@@ -74,6 +74,15 @@ class BatchPlan:
         return sorted(range(len(self.lengths)) if indices is None else indices, key=lambda index: -self.lengths[index])
 
 
+class EpochPlan(BatchPlan):
+    """A plan whose indices carry their epoch, ``epoch * examples + index``, so that persistent workers know it too."""
+
+    def batches(self) -> list[list[int]]:
+        """The indices of each batch of this epoch, for this rank."""
+        offset = self.epoch * len(self.lengths)
+        return [[offset + index for index in batch] for batch in super().batches()]
+
+
 class PlannedLoader:
     """Load the batches of a plan, all of them at each iteration.
 
@@ -83,15 +92,22 @@ class PlannedLoader:
         dataset: Examples by index.
         plan: Which of them form a batch.
         collate: Makes a batch of a list of examples.
-        num_workers: Processes that load ahead; 0 loads in this process.
+        num_workers: Processes that load ahead, and live as long as the loader; 0 loads in this process.
     """
 
     def __init__(
         self, dataset: Dataset[Any], plan: BatchPlan, collate: Callable[[list[Any]], Any], num_workers: int = 0
     ) -> None:
-        self._dataset = dataset
-        self._collate = collate
-        self._num_workers = num_workers
+        self._rest = _Rest(plan)
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._rest,
+            collate_fn=collate,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else each iteration draws from the global generator, and dropout changes
+        )
         self.plan = plan
 
     def __len__(self) -> int:
@@ -104,15 +120,30 @@ class PlannedLoader:
 
     def _load(self, first: int) -> Iterator[Any]:
         """Yield the batches from number ``first`` on; the epoch counts at the first of them, not at the call."""
-        loader = DataLoader(
-            self._dataset,
-            batch_sampler=self.plan.batches()[first:],
-            collate_fn=self._collate,
-            num_workers=self._num_workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else each iteration draws from the global generator, and dropout changes
-        )
-        yield from loader
+        self._rest.first = first
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise RuntimeError(
+                f"a process that loads data died ({error}); if memory ran out, lower num_workers="
+                f"{self._loader.num_workers} or batch_size={self.plan.batch_size}."
+            ) from error
+
+
+class _Rest:
+    """The batches of a plan from number ``first`` on, asked for anew each epoch: so workers may live on."""
+
+    def __init__(self, plan: BatchPlan) -> None:
+        self.plan = plan
+        self.first = 0
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.plan.batches()[self.first :])
 
 
 class ResumableLoader(PlannedLoader):
@@ -190,16 +221,25 @@ class ResumableDataModule(LightningDataModule):
         self.seed = seed
         self._pending: dict[str, int] = {}
 
-    def plan(self, lengths: Sequence[int], *, shuffle: bool) -> BatchPlan:
+    def plan(
+        self,
+        lengths: Sequence[int],
+        *,
+        shuffle: bool,
+        kind: type[BatchPlan] = BatchPlan,
+        batch_size: int | None = None,
+    ) -> BatchPlan:
         """Share examples out over the trainer's processes.
 
         Args:
-            lengths: Of each example, in tokens.
+            lengths: Of each example, in tokens; all equal where examples are of one size.
             shuffle: Whether every epoch has its own order; not where Lightning overfits on the same batches.
+            kind: ``EpochPlan`` where what an example shows depends on the epoch.
+            batch_size: Examples per batch and process; ``None`` takes the module's.
         """
-        return BatchPlan(
+        return kind(
             lengths,
-            self.batch_size,
+            batch_size or self.batch_size,
             shuffle=shuffle and not getattr(self.trainer, "overfit_batches", 0) > 0,
             seed=self.seed,
             rank=0 if self.trainer is None else self.trainer.global_rank,

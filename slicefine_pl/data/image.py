@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from slicefine_pl.data.batching import PlannedLoader, ResumableDataModule, ResumableLoader
+from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.cache import cache_folder
 from slicefine_pl.data.demo_images import DIGITS, load_digits
 from slicefine_pl.data.image_input import ImageInput, image_input
@@ -147,8 +147,8 @@ class ImageDataModule(ResumableDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Random views in a new order each epoch."""
         images = self._load().sets["train"]
-        plan = self.plan([1] * len(images.labels), shuffle=True)  # images are all of one size
-        dataset = ImageDataset(images, self.input, self.augmentation, plan)
+        plan = self.plan([1] * len(images.labels), shuffle=True, kind=EpochPlan)
+        dataset = ImageDataset(images, self.input, self.augmentation, self.seed)
         return self.resumed(ResumableLoader(dataset, plan, collate, self.num_workers))
 
     def val_dataloader(self) -> PlannedLoader:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from slicefine_pl.data.batching import BatchPlan
 from slicefine_pl.data.image_input import ImageInput
 from slicefine_pl.data.image_sets import ImageSet
 from slicefine_pl.data.pixels import UnreadableImageError
@@ -46,7 +45,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         images: Where they come from.
         given: Size, mean and standard deviation of the views.
         augmentation: How training images vary; ``None`` takes the centre.
-        plan: Its seed and epoch decide the random crops.
+        seed: Decides the random crops, with the epoch that the index of an ``EpochPlan`` carries.
     """
 
     def __init__(
@@ -54,10 +53,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
         images: ImageSet,
         given: ImageInput,
         augmentation: Augmentation | None = None,
-        plan: BatchPlan | None = None,
+        seed: int = 0,
     ) -> None:
         self.images = images
-        self.plan = plan
+        self._random = augmentation is not None
+        self._seed = seed
         self._transform = _transform(given, augmentation)
 
     def __len__(self) -> int:
@@ -66,6 +66,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return the view, shape ``(3, S, S)``, the label, and which unreadable images it stands for."""
+        epoch, index = divmod(index, len(self))
         broken: dict[str, str] = {}
         for place in range(index, index + min(TRIES, len(self))):
             row = place % len(self)
@@ -74,13 +75,13 @@ class ImageDataset(Dataset[dict[str, Any]]):
             except UnreadableImageError as error:
                 broken[self.images.place(row)] = str(error)
                 continue
-            return {"images": self._view(image, index), "labels": self.images.labels[row], "broken": broken}
+            return {"images": self._view(image, epoch, index), "labels": self.images.labels[row], "broken": broken}
         raise ValueError(f"{len(broken)} images in a row cannot be read, the first: {next(iter(broken.values()))}.")
 
-    def _view(self, image: "Image", index: int) -> Tensor:
-        if self.plan is None:
+    def _view(self, image: "Image", epoch: int, index: int) -> Tensor:
+        if not self._random:
             return cast(Tensor, self._transform(image))
-        state = np.random.SeedSequence([self.plan.seed, self.plan.epoch, index]).generate_state(1, np.uint64)
+        state = np.random.SeedSequence([self._seed, epoch, index]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(state[0]))  # torch.manual_seed would reach the GPU's generator too
             return cast(Tensor, self._transform(image))

@@ -1,7 +1,7 @@
-"""Read a file of weights into a network.
+"""Files of weights: what is in them, and which tensor belongs to which name of a network.
 
-Answers: which tensor of the file belongs to which name of the network?  Names must agree, but for one known foreign
-layout: EfficientNet-Lite as the Python package ``efficientnet-lite-pytorch`` names it.
+Names must agree, but for one known foreign layout: EfficientNet-Lite as the Python package
+``efficientnet-lite-pytorch`` names it.
 """
 
 from collections.abc import Mapping
@@ -14,28 +14,43 @@ from torch import Tensor, nn
 FOREIGN = "_conv_stem.weight"  # the first name of efficientnet-lite-pytorch
 
 
-def read_weights(path: str, model: nn.Module) -> None:
-    """Copy the weights of a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file into ``model``.
+NESTED = ("state_dict", "model_state")  # below which of its keys a file may hold the weights
+
+
+def weights_in(path: str) -> dict[str, Tensor]:
+    """Read a ``.safetensors`` file, or one that ``torch.load`` reads (``.pth``, ``.pt``, ``.bin``, ``.pyth``).
 
     Args:
-        path: The file: a mapping from names to tensors, by itself or below ``"state_dict"``.
-        model: Takes them; its names and shapes must be those of the file.
+        path: A mapping from names to tensors, by itself, below ``"state_dict"``, or below ``"model_state"`` as in
+            pytorchvideo's model zoo.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file holds something else, or weights of another network.
+        ValueError: The file holds something else.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"weights={path!r} is no file; give a .safetensors, .pth, .pt or .bin file.")
+        raise FileNotFoundError(f"weights={path!r} is no file; give a .safetensors, .pth, .pt, .pyth or .bin file.")
     if path.endswith(".safetensors"):
         found: object = load_file(path)
     else:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
+    for key in NESTED:
+        found = found[key] if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) else found
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"weights={path!r} is no mapping from names to tensors; save model.state_dict().")
-    model.load_state_dict(_efficientnet_lite(found, model) if FOREIGN in found else dict(found))
+        raise ValueError(f"weights={path!r} holds no mapping from names to tensors; save model.state_dict().")
+    return dict(found)
+
+
+def read_weights(path: str, model: nn.Module) -> None:
+    """Copy the weights of a file into ``model``, whose names and shapes must be those of the file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds something else.
+        RuntimeError: It holds the weights of another network.
+    """
+    found = weights_in(path)
+    model.load_state_dict(_efficientnet_lite(found, model) if FOREIGN in found else found)
 
 
 def _efficientnet_lite(found: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -300,5 +300,5 @@ def test_gguf_files_are_split_from_their_folder(tmp_path):
     (tmp_path / "a.gguf").touch()
     assert split_gguf(locate(str(tmp_path / "a.gguf"))) == (str(tmp_path), "a.gguf")
     assert split_gguf(locate("bert-base-uncased")) == ("bert-base-uncased", None)
-    with pytest.raises(FileNotFoundError, match=r"names no folder of 'slicefine_pl'"):
+    with pytest.raises(FileNotFoundError, match=r"names no folder or file of 'slicefine_pl'"):
         locate("package:slicefine_pl/a.gguf")

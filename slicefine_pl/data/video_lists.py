@@ -1,0 +1,192 @@
+"""Which videos a set holds, with their classes: folders, CSV files, and the official splits of UCF101 and HMDB51.
+
+Answers: which file belongs to which split and class?  Opens no video.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from slicefine_pl.data.tables import Table, decode, lines, read_table
+
+SUFFIXES = (".mp4", ".avi", ".mkv", ".webm")
+SPLITS = ("train", "val", "test")
+HELD_OUT = 10  # percent of the training groups of UCF101 and HMDB51, which have no validation split
+Missing = Literal["error", "skip"]
+
+
+def list_videos(root: Path, *, fold: int = 1, missing: Missing = "error") -> dict[str, Table]:
+    """Find the videos of each split; ``test`` is ``val`` where a set has no labelled test split.
+
+    Args:
+        root: A folder that holds ``train/<class>/*.mp4`` and ``val/...``; or ``train.csv`` and ``val.csv``; or UCF101
+            with ``ucfTrainTestlist``; or HMDB51 with its ``*_test_split1.txt``.
+        fold: Which of the three official splits of UCF101 or HMDB51.
+        missing: Whether a listed file that does not exist raises, or is left out.
+
+    Returns:
+        Per split a table whose one column holds paths.
+
+    Raises:
+        FileNotFoundError: ``root`` is none of these, or listed files do not exist.
+        ValueError: A list cannot be understood, or a class has no video.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"data.root={str(root)!r} is no folder; give one with train/<class>/*.mp4 and val/.")
+    if (root / "train").is_dir():
+        tables = {split: _folder(root / split) for split in SPLITS if (root / split).is_dir()}
+    elif (root / "train.csv").is_file():
+        tables = {split: _csv(root, split) for split in SPLITS if (root / f"{split}.csv").is_file()}
+    elif ucf := sorted(root.rglob(f"trainlist0{fold}.txt")):
+        tables = _ucf101(root, ucf[0].parent, fold)
+    elif hmdb := sorted(root.rglob(f"*_test_split{fold}.txt")):
+        tables = _hmdb51(root, hmdb, fold)
+    else:
+        raise FileNotFoundError(
+            f"data.root={str(root)!r} holds neither train/<class>/ folders nor train.csv nor the split files of UCF101 "
+            f"or HMDB51, but {sorted(path.name for path in root.iterdir())[:8]}."
+        )
+    if "val" not in tables:
+        raise FileNotFoundError(f"data.root={str(root)!r} has no val split beside train; add val/ or val.csv.")
+    tables.setdefault("test", tables["val"])
+    return {split: _present(table, missing) for split, table in tables.items()}
+
+
+def _folder(folder: Path) -> Table:
+    """``<class>/*``; files with other suffixes are no videos."""
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not classes:
+        raise ValueError(f"folder {str(folder)!r} holds no class folders; arrange it as <class>/<video>.mp4.")
+    rows = []
+    for place in classes:
+        videos = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not videos:
+            raise ValueError(
+                f"class folder {str(place)!r} holds no video ({', '.join(SUFFIXES)}); add some or remove the folder."
+            )
+        rows += [(path, place.name) for path in videos]
+    return _table(folder, rows)
+
+
+def _csv(root: Path, split: str) -> Table:
+    """``path,label`` with a header; Kinetics' own annotations; or lines of ``path label`` without a header."""
+    path = root / f"{split}.csv"
+    head = (lines(decode(path)) or [""])[0]
+    names = [name.strip().strip('"') for name in head.split(",")]
+    if {"youtube_id", "time_start", "time_end", "label"} <= set(names):
+        return _kinetics(root, path, split)
+    if {"path", "label"} <= set(names):
+        table = read_table(path, ["path"], "label")
+        return Table(table.source, [_below(root, table.columns[0])], table.labels, table.rows, table.unit)
+    rows = []
+    for number, line in enumerate(lines(decode(path)), start=1):
+        parts = line.strip().rsplit("," if "," in line else None, 1)
+        if line.strip() and len(parts) != 2:
+            raise ValueError(
+                f"{str(path)!r}, line {number}, is {line!r}; write 'path label', or a header line 'path,label'."
+            )
+        rows += [parts] if line.strip() else []
+    if not rows:
+        raise ValueError(f"{str(path)!r} lists no video; write one 'path label' a line.")
+    labels = [row[1] for row in rows]
+    numbers = all(label.isdigit() for label in labels)
+    return Table(
+        str(path),
+        [_below(root, [row[0] for row in rows])],
+        [int(label) for label in labels] if numbers else labels,
+        range(1, len(rows) + 1),
+        "line",
+    )
+
+
+def _kinetics(root: Path, path: Path, split: str) -> Table:
+    """The official annotations: ``<id>_<start>_<end>`` below a folder of the split's name, in class folders or not."""
+    frame = pd.read_csv(path, dtype={"youtube_id": str, "label": str})
+    present = {
+        file.stem: file
+        for folder in (root / split, root / "videos" / split, root / "videos")
+        for file in folder.rglob("*")
+        if file.suffix.lower() in SUFFIXES
+    }
+    rows = []
+    for row in frame.to_dict("records"):
+        stem = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}"
+        rows.append((present.get(stem, root / split / f"{stem}.mp4"), str(row["label"])))
+    return _table(path, rows)
+
+
+def _ucf101(root: Path, lists: Path, fold: int) -> dict[str, Table]:
+    """Lines of ``<class>/v_<class>_g<group>_c<clip>.avi``; clips of one group stay together."""
+    videos = _find_videos(root, "UCF101")
+
+    def rows(name: str) -> list[tuple[Path, str]]:
+        entries = [line.split()[0] for line in lines(decode(lists / name)) if line.strip()]
+        return [(videos.get(Path(entry).name, root / entry), Path(entry).parent.name) for entry in entries]
+
+    train, val = _hold_out(rows(f"trainlist0{fold}.txt"), lambda path: path.stem.rsplit("_c", 1)[0])
+    test = rows(f"testlist0{fold}.txt")
+    return {"train": _table(lists, train), "val": _table(lists, val), "test": _table(lists, test)}
+
+
+def _hmdb51(root: Path, files: Iterable[Path], fold: int) -> dict[str, Table]:
+    """One file a class, lines of ``<video> 0|1|2`` for unused, train, test; clips of one film stay together."""
+    videos = _find_videos(root, "HMDB51")
+    rows: dict[str, list[tuple[Path, str]]] = {"1": [], "2": [], "0": []}
+    for file in files:
+        name = file.name.removesuffix(f"_test_split{fold}.txt")
+        for line in lines(decode(file)):
+            if line.strip():
+                entry, use = line.split()
+                rows[use].append((videos.get(entry, root / name / entry), name))
+    source = Path(next(iter(files))).parent
+    train, val = _hold_out(rows["1"], lambda path: re.sub(r"_\w+_\w+_\w+_\w+_\w+_\d+$", "", path.stem))
+    return {"train": _table(source, train), "val": _table(source, val), "test": _table(source, rows["2"])}
+
+
+def _find_videos(root: Path, name: str) -> dict[str, Path]:
+    found = {path.name: path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES}
+    if not found:
+        raise FileNotFoundError(f"data.root={str(root)!r} has the lists of {name} but no videos; unpack them there.")
+    return found
+
+
+def _hold_out(
+    rows: list[tuple[Path, str]], group: Callable[[Path], str]
+) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
+    parts: tuple[list[tuple[Path, str]], list[tuple[Path, str]]] = ([], [])
+    for row in rows:
+        digest = hashlib.sha256(group(row[0]).encode()).digest()
+        parts[int.from_bytes(digest[:8], "big") % 100 < HELD_OUT].append(row)
+    return parts
+
+
+def _table(source: Path, rows: Iterable[tuple[Path, str]]) -> Table:
+    pairs = list(rows)
+    return Table(
+        str(source),
+        [[str(path) for path, _ in pairs]],
+        [label for _, label in pairs],
+        range(1, len(pairs) + 1),
+        "video",
+    )
+
+
+def _below(root: Path, paths: Iterable[str]) -> list[str]:
+    return [str(root / path) for path in paths]  # an absolute path stays as it is
+
+
+def _present(table: Table, missing: Missing) -> Table:
+    """Refuse, or leave out, files that do not exist."""
+    there = [row for row, path in enumerate(table.columns[0]) if Path(path).is_file()]
+    absent = sorted(set(range(len(table))) - set(there))
+    if absent and (missing == "error" or not there):
+        raise FileNotFoundError(
+            f"{table.source!r} lists {len(absent)} of {len(table)} videos that do not exist, such as "
+            f"{table.columns[0][absent[0]]!r} ({table.unit} {table.rows[absent[0]]}); fetch them, or set "
+            "--data.missing skip to go on without."
+        )
+    return table.select(there)

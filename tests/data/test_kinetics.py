@@ -1,0 +1,180 @@
+"""KineticsDataModule: batches, resumption, broken files on two processes, and what it refuses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from slicefine_pl.data import KineticsDataModule
+
+sys.path.insert(0, str(Path(__file__).parent))
+import films
+
+SETTINGS = {"num_frames": 4, "clip_seconds": 0.8, "crop_size": 16, "batch_size": 2, "test_clips": 2, "test_crops": 3}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Three classes, 7 + 3 + 3 videos."""
+    folder = tmp_path_factory.mktemp("kinetics")
+    for split, count in {"train": 7, "val": 3, "test": 3}.items():
+        for number in range(count):
+            place = folder / split / ("jump", "run", "swim")[number % 3]
+            place.mkdir(parents=True, exist_ok=True)
+            films.film(place / f"{number}.mp4", 12)
+    return folder
+
+
+class Recorder(LightningModule):
+    """Learns nothing, and writes down what it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[torch.Tensor] = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch["video"].clone())
+        return self.weight * 1.0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(folder: Path, **settings) -> Trainer:
+    every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return Trainer(max_epochs=2, callbacks=[every_step], **quiet, **settings)
+
+
+def test_batches(root):
+    data = KineticsDataModule(str(root), **SETTINGS)
+    assert (data.label_names, data.num_classes) == (["jump", "run", "swim"], 3)
+    data.prepare_data()
+    data.setup("fit")
+    [*full, last] = sorted(data.train_dataloader(), key=lambda batch: -len(batch["labels"]))
+    assert [batch["video"].shape for batch in full] == [(2, 1, 3, 4, 16, 16)] * 3
+    assert last["video"].shape[0] == 1
+    assert sorted(torch.cat([batch["labels"] for batch in [*full, last]]).tolist()) == [0, 0, 0, 1, 1, 2, 2]
+    assert [batch["video"].shape for batch in data.test_dataloader()] == [(1, 6, 3, 4, 16, 16)] * 3
+    assert [batch["labels"].tolist() for batch in data.test_dataloader()] == [[0], [1], [2]]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("stop", "workers"), [(3, 0), (4, 2), (6, 0)], ids=["inside", "epoch end", "second epoch"])
+def test_a_resumed_run_sees_the_clips_of_an_uninterrupted_one(root, tmp_path, stop, workers):
+    """Same videos, same clips, same crops, bit for bit."""
+    whole = Recorder()
+    trainer(tmp_path).fit(whole, datamodule=KineticsDataModule(str(root), **SETTINGS, num_workers=workers))
+    rest = Recorder()
+    data = KineticsDataModule(str(root), **SETTINGS, num_workers=workers)
+    trainer(tmp_path / "rest").fit(rest, datamodule=data, ckpt_path=tmp_path / f"step={stop}.ckpt")
+    assert len(whole.seen) == 8
+    assert len(rest.seen) == 8 - stop
+    assert all(torch.equal(one, two) for one, two in zip(whole.seen[stop:], rest.seen, strict=True))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {tests!r})
+import test_kinetics as t
+
+
+class Count(t.Recorder):
+    def on_train_end(self):
+        Path({folder!r}, f"rank{{self.trainer.global_rank}}").write_text(str([len(self.seen), *map(len, self.seen)]))
+
+
+if __name__ == "__main__":
+    data = t.KineticsDataModule({root!r}, **t.SETTINGS, num_workers=1)
+    run = t.Trainer(max_epochs=2, accelerator="cpu", strategy="ddp", devices=2, logger=False, enable_progress_bar=False,
+                    default_root_dir={folder!r}, enable_checkpointing=False)
+    run.fit(Count(), datamodule=data)
+"""
+
+
+def test_two_processes_with_broken_videos_finish_with_equal_batches_and_one_list(tmp_path):
+    """Two of 40 videos, 5 %, cannot be read."""
+    root = tmp_path / "set"
+    for split, count in {"train": 38, "val": 2}.items():
+        for number in range(count):
+            place = root / split / ("jump", "run")[number % 2]
+            place.mkdir(parents=True, exist_ok=True)
+            films.film(place / f"{number}.mp4", 6)
+    bad = [root / "train" / "run" / "text.mp4", root / "train" / "jump" / "empty.mp4"]
+    bad[0].write_bytes(b"no video")
+    bad[1].write_bytes(b"")
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path), root=str(root)))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "rank0").read_text() == (tmp_path / "rank1").read_text() == str([20, *[2] * 20])
+    assert (tmp_path / "broken_videos.txt").read_text().split() == sorted(map(str, bad))
+    assert "2 videos could not be read, and others took their place" in done.stderr
+
+
+class Dying(KineticsDataModule):
+    """Its workers are killed, as by the kernel when memory runs out."""
+
+    def setup(self, stage):
+        super().setup(stage)
+        self._datasets["train"]._view = _die
+
+
+def _die(path, rng):
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_worker_that_dies(root, tmp_path):
+    with pytest.raises(RuntimeError, match=r"process that loads data died .* lower num_workers=1 or batch_size=2"):
+        trainer(tmp_path).fit(Recorder(), datamodule=Dying(str(root), **SETTINGS, num_workers=1))
+
+
+def test_classes_that_differ_between_splits(root, tmp_path):
+    for split in ("train", "val"):
+        place = tmp_path / split / ("run" if split == "train" else "fly")
+        place.mkdir(parents=True)
+        (place / "a.mp4").write_bytes(b"x")
+    (tmp_path / "train" / "jump").mkdir()
+    (tmp_path / "train" / "jump" / "b.mp4").write_bytes(b"x")
+    with pytest.raises(
+        ValueError, match=r"val', video 1, has the label 'fly', which is none of the 2 classes 'jump', "
+    ):
+        KineticsDataModule(str(tmp_path), **SETTINGS).setup("fit")
+    with pytest.raises(ValueError, match=r"class 'fly' has no training example in .*train"):
+        KineticsDataModule(str(tmp_path), **SETTINGS, label_names=["run", "jump", "fly"]).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_frames": 0}, "num_frames=0 is too small"),
+        ({"clip_seconds": 0.0}, "clip_seconds=0.0 is no span"),
+        ({"demo_videos": 3}, "demo_videos=3 gives some split no video"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        KineticsDataModule(**settings)
+
+
+def test_predicting(root, tmp_path):
+    data = KineticsDataModule(**SETTINGS, predict_path=str(root / "test"))
+    assert (data.label_names, data.num_classes) == (None, None)
+    data.setup("predict")
+    assert [Path(name).name for name in data.predict_names] == ["0.mp4", "1.mp4", "2.mp4"]
+    assert [batch["video"].shape for batch in data.predict_dataloader()] == [(1, 6, 3, 4, 16, 16)] * 3
+    with pytest.raises(FileNotFoundError, match="is no file and no folder with videos"):
+        _ = KineticsDataModule(**SETTINGS, predict_path=str(tmp_path)).predict_names
+    with pytest.raises(ValueError, match="nothing to predict"):
+        _ = KineticsDataModule(**SETTINGS).predict_names
