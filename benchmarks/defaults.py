@@ -87,7 +87,13 @@ def train(settings: dict[str, Any], seed: int) -> dict[str, Any]:
     )
     [val] = trainer.validate(module, data, verbose=False)
     [test] = trainer.test(module, data, verbose=False)
-    return {"val": val["val/accuracy"], "test": test["test/accuracy"], "seconds": round(seconds, 1), "trained": trained}
+    return {
+        "val": val["val/accuracy"],
+        "val_loss": val["val/loss"],
+        "test": test["test/accuracy"],
+        "seconds": round(seconds, 1),
+        "trained": trained,
+    }
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ class SliceFineCallback(Callback):
         rank: int = 8,
         axis: Axis = "column",
         interval: int | None = 100,
-        order: Order = "sweep",
+        order: Order = "random",
         targets: str | list[str] | None = None,
         also_train: str | list[str] | None = None,
         optimizer_state: OptimizerState = "reset",

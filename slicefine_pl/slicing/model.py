@@ -214,7 +214,7 @@ def slice_model(
     net: nn.Module,
     rank: int = 8,
     axis: Axis = "column",
-    order: Order = "sweep",
+    order: Order = "random",
     targets: Patterns | None = None,
     also_train: Patterns | None = None,
     seed: int = 0,
@@ -230,7 +230,7 @@ def slice_model(
         net: Any network; its layers are changed in place, and changed back by ``handle.close()``.
         rank: Rows or columns per slice (R).
         axis: ``"column"`` sweeps inputs, ``"row"`` sweeps outputs, ``"alternate"`` takes them by turns.
-        order: ``"sweep"`` goes along the axis from a random line, ``"random"`` through a random permutation of it,
+        order: ``"random"`` goes through a random permutation of the axis, ``"sweep"`` along it from a random line on,
             ``"importance"`` to the lines with the largest score since the last move.
         targets: Regular expressions searched in module names, e.g. ``r"layer\.\d+\.attention"``.  ``None`` takes every
             linear map, convolution and attention but output heads, tied weights, weights that are frozen already, and
