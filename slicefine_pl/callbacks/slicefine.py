@@ -39,8 +39,8 @@ class SliceFineCallback(Callback):
 
     **When.** ``setup("fit")`` freezes the model and opens the first slices, before the optimizer is built; a model that
     the module builds in its own ``setup`` or ``configure_model`` is sliced right after.  ``on_before_optimizer_step``
-    examines the gradients and decides whether the step completes an interval; if so the slices move as soon as the
-    optimizer has made it, so that no gradient is lost.  Steps are *optimizer* steps, of each optimizer by itself: not
+    examines the gradients; if the step completes an interval, the slices move as soon as the optimizer has made it, so
+    that no gradient is lost.  Steps are *optimizer* steps, of each optimizer by itself: not
     batches, not steps that a loss scaler skipped.  ``on_fit_end``, and any exception, closes the slices.
 
     **Checkpoint.** The module's own keys and shapes, at any time.  The callback's state holds positions, visits, scores
@@ -49,10 +49,11 @@ class SliceFineCallback(Callback):
     this callback, is an error.
 
     **Limits.** Comes before weight averaging in the list of callbacks.  A slice without any gradient at the first step
-    (``reached_within``) is an error that names the layers; a layer that the network both calls and reads past its
-    forward gets only that part of the gradient which goes through the call.  Running statistics of normalization layers
-    are no weights and still follow the data in train mode.  The generators are set back at each epoch's start, so
-    seeding them in hooks has no effect.
+    (``reached_within``) is an error that names the layers.  A weight that the network reaches by a reference of its own
+    (a list of parameters, ``named_parameters()``) rather than through its module gets no gradient that way; what writes
+    into a sliced weight from outside (clamping, ``nn.init``) is undone on the live lines.  Running statistics of
+    normalization layers are no weights and still follow the data in train mode.  The generators are set back at each
+    epoch's start, so seeding them in hooks has no effect.
 
     Args:
         rank: Rows or columns per slice (R).
@@ -262,9 +263,9 @@ class SliceFineCallback(Callback):
         if share.unreached and share.steps + 1 - share.first_step >= self._reached_within:
             when = "at the first step" if self._reached_within == 1 else f"in the first {self._reached_within} steps"
             raise MisconfigurationException(
-                f"The slices of {some(share.unreached)} received no gradient {when}: the network reads these weights"
-                " without calling the layer, or does not use the layer. Leave them out, for instance with targets that"
-                " name the others; if layers take turns (experts, towers, LayerDrop), raise reached_within."
+                f"The slices of {some(share.unreached)} received no gradient {when}: the network does not use"
+                " these layers, or reaches their weights past the module. Leave them out, for instance with targets"
+                " that name the others; if layers take turns (experts, towers, LayerDrop), raise reached_within."
             )
 
     def _meet_nonfinite(self, trainer: Trainer, pl_module: LightningModule, share: OptimizerShare) -> None:

@@ -38,7 +38,7 @@ class SlicedMultiheadAttention(SlicedLayer):
     _qkv_same_embed_dim: bool
 
     @classmethod
-    def blocks(cls, dense: nn.Module) -> list[Block]:
+    def slicefine_blocks(cls, dense: nn.Module) -> list[Block]:
         attention = cast("nn.MultiheadAttention", dense)
         if not attention._qkv_same_embed_dim:
             return [Block(f"{letter}_proj_weight") for letter in LETTERS]
@@ -57,7 +57,7 @@ class SlicedMultiheadAttention(SlicedLayer):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend; arguments, shapes and results are those of ``torch.nn.MultiheadAttention``."""
-        self.before_forward()
+        self.slicefine_before_forward()
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal=True is a hint about attn_mask, which is None; pass the causal mask as well.")
         batched = query.ndim == 3
@@ -68,9 +68,12 @@ class SlicedMultiheadAttention(SlicedLayer):
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         elif self.batch_first:
             q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
-        k, v, extra = self._extend(k, v)
+        for name, mask in (("attn_mask", attn_mask), ("key_padding_mask", key_padding_mask)):
+            if mask is not None and mask.shape[-1] != len(k):
+                raise RuntimeError(f"{name} of shape {tuple(mask.shape)} does not fit {len(k)} keys.")
+        k, v = self._extend(k, v)
         causal = is_causal and key_padding_mask is None and not need_weights  # then torch drops the mask as well
-        mask = None if causal else _joint_mask(attn_mask, key_padding_mask, q, self.num_heads, extra)
+        mask = None if causal else _joint_mask(attn_mask, key_padding_mask, q, self.num_heads, len(k))
         heads = self._split(q), self._split(k), self._split(v)
         out, weights = self._weigh(*heads, mask) if need_weights else (self._attend(*heads, mask, causal), None)
         out = self.out_proj(out.permute(2, 0, 1, 3).flatten(2))  # (L, B, E)
@@ -83,25 +86,22 @@ class SlicedMultiheadAttention(SlicedLayer):
     def _project(self, letter: str, x: Tensor) -> Tensor:
         """Query, key or value, shape ``(..., E)``."""
         place = LETTERS.index(letter)
-        block = self.blocks(self)[place]
-        weight = block.of(self.stored(block.parameter))
+        block = self.slicefine_blocks(self)[place]
+        weight = block.of(self.slicefine_stored(block.parameter))
         width = self.embed_dim
         bias = None if self.in_proj_bias is None else self.in_proj_bias.narrow(0, place * width, width)
-        piece = self.slice_of(block.parameter, block.part)
+        piece = self.slicefine_slice(block.parameter, block.part)
         return F.linear(x, weight, bias) if piece is None else sliced_linear(x, weight, bias, piece)
 
-    def _extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Keys and values with those that are learned, or zero, behind them, and how many these are."""
-        extra = 0
+    def _extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values with those that are learned, or zero, behind them."""
         if self.bias_k is not None and self.bias_v is not None:
             batch = k.shape[1]
             k, v = torch.cat([k, self.bias_k.repeat(1, batch, 1)]), torch.cat([v, self.bias_v.repeat(1, batch, 1)])
-            extra += 1
         if self.add_zero_attn:
             zeros = k.new_zeros(1, *k.shape[1:])
             k, v = torch.cat([k, zeros]), torch.cat([v, zeros])
-            extra += 1
-        return k, v, extra
+        return k, v
 
     def _split(self, x: Tensor) -> Tensor:
         """From ``(L, B, E)`` to ``(B, H, L, E / H)``."""
@@ -120,20 +120,37 @@ class SlicedMultiheadAttention(SlicedLayer):
         return F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0, causal)
 
 
-def _joint_mask(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, heads: int, extra: int) -> Tensor | None:
-    """Both masks as one that is added to the scores, shape broadcastable to ``(B, H, L, S)``."""
+def _joint_mask(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, heads: int, keys: int) -> Tensor | None:
+    """Both masks as one that is added to the scores, shape broadcastable to ``(B, H, L, S)``.
+
+    Args:
+        attn_mask: Shape ``(L, S)`` or ``(B H, L, S)``.
+        padding: Shape ``(B, S)``.
+        q: Queries, shape ``(L, B, E)``.
+        heads: Their number.
+        keys: Keys with those that are learned or zero, which no mask hides.
+    """
     length, batch, _ = q.shape
     masks = []
     if attn_mask is not None:
-        attn_mask = F.pad(_additive(attn_mask, q.dtype), (0, extra))
-        masks.append(attn_mask if attn_mask.ndim == 2 else attn_mask.view(batch, heads, length, -1))
+        mask = _additive("attn_mask", attn_mask, q.dtype)
+        if mask.shape[:-1] not in ((length,), (batch * heads, length)):
+            raise RuntimeError(
+                f"attn_mask of shape {tuple(mask.shape)} does not fit {length} queries of {batch} examples and {heads}"
+                f" heads; give (L, S) or (B * H, L, S)."
+            )
+        mask = F.pad(mask, (0, keys - mask.shape[-1]))
+        masks.append(mask if mask.ndim == 2 else mask.view(batch, heads, length, keys))
     if padding is not None:
-        masks.append(F.pad(_additive(padding, q.dtype), (0, extra)).view(batch, 1, 1, -1))
+        mask = _additive("key_padding_mask", padding, q.dtype)
+        masks.append(F.pad(mask, (0, keys - mask.shape[-1])).view(batch, 1, 1, keys))
     return sum(masks[1:], masks[0]) if masks else None
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask whose ``True`` forbids becomes one of zeros and minus infinity; others are added as they are."""
-    if mask.dtype != torch.bool:
-        return mask.to(dtype)
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
+def _additive(name: str, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask whose ``True`` forbids becomes one of zeros and minus infinity; one of numbers is added as it is."""
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
+    if not mask.is_floating_point():
+        raise RuntimeError(f"{name} is of {mask.dtype}; give bool, where True forbids, or floating-point numbers.")
+    return mask.to(dtype)

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from slicefine_pl.slicing.layer import SlicedLayer
 from slicefine_pl.slicing.positions import Line
-from slicefine_pl.slicing.slice import Block, Slice, line_norms
+from slicefine_pl.slicing.slice import Block, Slice, line_norms, refuse_second_derivatives
 
 SCORE_EXAMPLES = 1  # the weight gradient of so many examples ranks the channels
 CONVOLUTIONS = {
@@ -53,9 +52,9 @@ class _SlicedConv(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight, live, index, sample = ctx.saved_tensors
+        refuse_second_derivatives()
         needs_x, _, needs_bias, needs_live, *_ = ctx.needs_input_grad
         grad_x = _input_gradient(grad_y, ctx.shape, weight, ctx.geometry) if needs_x else None
         grad_bias = grad_y.transpose(0, 1).flatten(1).sum(1) if needs_bias else None
@@ -130,12 +129,12 @@ class SlicedConv(SlicedLayer):
     _reversed_padding_repeated_twice: list[int]
 
     @classmethod
-    def blocks(cls, dense: nn.Module) -> list[Block]:
+    def slicefine_blocks(cls, dense: nn.Module) -> list[Block]:
         return [Block()]
 
     def forward(self, x: Tensor) -> Tensor:
-        self.before_forward()
-        piece = self.slice_of("weight")
+        self.slicefine_before_forward()
+        piece = self.slicefine_slice("weight")
         assert piece is not None
         padding = [0] * len(self.stride)
         if self.padding_mode != "zeros":
@@ -146,5 +145,5 @@ class SlicedConv(SlicedLayer):
             padding = list(self.padding)
         unbatched = x.ndim == len(self.stride) + 1
         geometry = (list(self.stride), padding, list(self.dilation))
-        y = sliced_conv(x.unsqueeze(0) if unbatched else x, self.stored("weight"), self.bias, piece, geometry)
+        y = sliced_conv(x.unsqueeze(0) if unbatched else x, self.slicefine_stored("weight"), self.bias, piece, geometry)
         return y.squeeze(0) if unbatched else y

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -62,8 +63,10 @@ class Candidate:
 def candidates(net: nn.Module, backend: Backend) -> Iterator[Candidate]:
     """Everything in a network that has at least two dimensions, in the order of ``net.named_modules()``."""
     for name, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # compiled: its class cannot be changed
         kind = compact_kind(module)
-        blocks = [] if kind is None else kind.blocks(module)
+        blocks = [] if kind is None else kind.slicefine_blocks(module)
         served = {block.parameter for block in blocks}
         others = [
             _plain_block(key, parameter)
@@ -106,7 +109,7 @@ def _convolves_plainly(module: nn.Module) -> bool:
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    return nn.parameter.is_lazy(parameter) or sum(size > 1 for size in parameter.shape) > 1 or parameter.ndim > 1
+    return nn.parameter.is_lazy(parameter) or parameter.ndim > 1
 
 
 def _plain_block(name: str, parameter: nn.Parameter) -> Block:
@@ -121,4 +124,4 @@ def _plain_block(name: str, parameter: nn.Parameter) -> Block:
 
 def _told(module: str, block: Block) -> str:
     parts = [module, "" if block.parameter == "weight" else block.parameter, block.part]
-    return ".".join(filter(None, parts))
+    return ".".join(filter(None, parts)) or block.parameter  # the network itself may own the weight

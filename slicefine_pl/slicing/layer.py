@@ -18,76 +18,82 @@ from slicefine_pl.slicing.slice import Block, Slice, line_norms
 class SlicedLayer(nn.Module):
     """What every kind of sliced layer shares.
 
+    Its names begin with ``slicefine``, so that they hide none of the dense class.
+
     **State dict.** Holds the dense layer's keys only, with the live values in their places.
     **Reading.** ``layer.weight``, or whichever parameter is sliced, is the stored parameter where no gradient is
     recorded, and else a tensor with its values that passes the live lines' part of its gradient on to the slice.
 
     Attributes:
-        trusts_weight: Whether somebody calls :meth:`write` after each optimizer step, so that the stored values are
-            right when no gradient is recorded (validation, checkpoints, averages).  A forward pass that records
-            gradients writes in any case.
+        slicefine_trusts_weight: Whether somebody calls :meth:`slicefine_write` after each optimizer step, so that the
+            stored values are right when no gradient is recorded (validation, checkpoints, averages).  A forward pass
+            that records gradients writes in any case.
     """
 
-    trusts_weight: bool
-    kind: type["SlicedLayer"]
-    dense_class: type[nn.Module]
-    sliced_parameters: frozenset[str]
+    slicefine_trusts_weight: bool
+    slicefine_kind: type["SlicedLayer"]
+    slicefine_dense_class: type[nn.Module]
+    slicefine_parameters: frozenset[str]
 
     @classmethod
-    def blocks(cls, dense: nn.Module) -> list[Block]:
+    def slicefine_blocks(cls, dense: nn.Module) -> list[Block]:
         """The matrices of a dense layer whose slices this kind computes without the full gradient."""
         return []
 
-    def slices(self) -> Iterator[Slice]:
+    def slicefine_slices(self) -> Iterator[Slice]:
         """The slices of this layer."""
         return (child for child in self._modules.values() if isinstance(child, Slice))
 
-    def slice_of(self, parameter: str, part: str = "") -> Slice | None:
+    def slicefine_slice(self, parameter: str, part: str = "") -> Slice | None:
         """The slice of a block; ``None`` if this block is not sliced."""
         return cast("Slice | None", self._modules.get(_child_name(parameter, part)))
 
-    def matrix(self, piece: Slice) -> Tensor:
+    def slicefine_matrix(self, piece: Slice) -> Tensor:
         """The stored values of a slice's block, shape ``(O, I, ...)``, as a view outside autograd."""
         # .data, because a write must not count as a change of a tensor that an earlier forward pass saved for backward:
         # it only repeats what the optimizer has already decided.
-        return piece.block.of(self.stored(piece.block.parameter).data)
+        return piece.block.of(self.slicefine_stored(piece.block.parameter).data)
 
-    def stored(self, parameter: str) -> nn.Parameter:
+    def slicefine_stored(self, parameter: str) -> nn.Parameter:
         """The frozen parameter itself."""
         return cast("nn.Parameter", self._parameters[parameter])
 
-    def write(self) -> None:
+    def slicefine_write(self) -> None:
         """Copy the live values to their places in the stored parameters."""
-        for piece in self.slices():
-            piece.write(self.matrix(piece))
+        for piece in self.slicefine_slices():
+            piece.write(self.slicefine_matrix(piece))
 
-    def before_forward(self) -> None:
+    def slicefine_before_forward(self) -> None:
         """Bring the stored values up to date, unless they are known to be."""
-        if torch.is_grad_enabled() or not self.trusts_weight:
-            self.write()
+        if torch.is_grad_enabled() or not self.slicefine_trusts_weight:
+            self.slicefine_write()
 
     def extra_repr(self) -> str:
-        told = (piece.extra_repr() for piece in self.slices())
+        told = (piece.extra_repr() for piece in self.slicefine_slices())
         return ", ".join(filter(None, [super().extra_repr(), *told]))
 
     def train(self, mode: bool = True) -> Self:
-        if not self.trusts_weight:
-            self.write()  # some fast paths of torch read the weight of a layer in eval mode without calling the layer
+        if not self.slicefine_trusts_weight:
+            self.slicefine_write()  # some fast paths of torch read the weight in eval mode without calling the layer
         return super().train(mode)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        if not self.trusts_weight:
-            self.write()
+        if not self.slicefine_trusts_weight:
+            self.slicefine_write()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)
-        for piece in self.slices():
+        for piece in self.slicefine_slices():
             if prefix + piece.block.parameter in state_dict:
-                piece.gather(self.matrix(piece))
+                piece.gather(self.slicefine_matrix(piece))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _blank, (self.kind, self.dense_class, self.sliced_parameters), self.__dict__.copy()
+        return (
+            _blank,
+            (self.slicefine_kind, self.slicefine_dense_class, self.slicefine_parameters),
+            self.__dict__.copy(),
+        )
 
 
 class _Read(torch.autograd.Function):
@@ -96,12 +102,14 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, live: Tensor, piece: Slice) -> Tensor:
         ctx.piece = piece
+        ctx.save_for_backward(live)  # so that torch notices if the slice changes before backward
         return values.view_as(values)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         piece: Slice = ctx.piece
+        _ = ctx.saved_tensors
         dense = gradient.to_dense() if gradient.is_sparse else gradient
         block = piece.block.of(dense)
         if not torch.compiler.is_compiling():
@@ -115,11 +123,11 @@ def _reader(parameter: str) -> property:
     """What stands in the class of a sliced layer for a sliced parameter, in front of the parameter itself."""
 
     def read(self: SlicedLayer) -> Tensor:
-        self.before_forward()
-        values: Tensor = self.stored(parameter)
+        self.slicefine_before_forward()
+        values: Tensor = self.slicefine_stored(parameter)
         if not torch.is_grad_enabled():
             return values
-        for piece in self.slices():
+        for piece in self.slicefine_slices():
             if piece.block.parameter == parameter:
                 values = _Read.apply(values, piece.live, piece)
         return values
@@ -136,7 +144,11 @@ def _sliced_class(
     """The class of a sliced ``dense_class``; also an instance of the dense class, for code that asks."""
     key = (kind, dense_class, parameters)
     if key not in _SLICED_CLASSES:
-        namespace = {"kind": kind, "dense_class": dense_class, "sliced_parameters": parameters}
+        namespace = {
+            "slicefine_kind": kind,
+            "slicefine_dense_class": dense_class,
+            "slicefine_parameters": parameters,
+        }
         readers = {parameter: _reader(parameter) for parameter in parameters}
         bases = (kind, dense_class)
         _SLICED_CLASSES[key] = type(
@@ -167,7 +179,7 @@ def open_layer(module: nn.Module, kind: type[SlicedLayer], blocks: Sequence[Bloc
         module.get_parameter(parameter).requires_grad_(False)
     module.__class__ = _sliced_class(kind, type(module), parameters)
     assert isinstance(module, SlicedLayer)  # what the line above says; for the type checker
-    module.trusts_weight = False
+    module.slicefine_trusts_weight = False
     return module
 
 
@@ -181,20 +193,20 @@ def add_slice(layer: SlicedLayer, block: Block, rank: int, length: int, dtype: t
         length: Numbers per line of ``live`` (L).
         dtype: Of the live lines; ``None`` takes the parameter's.
     """
-    piece = Slice(block, rank, length, layer.stored(block.parameter), dtype)
+    piece = Slice(block, rank, length, layer.slicefine_stored(block.parameter), dtype)
     layer.add_module(_child_name(block.parameter, block.part), piece)
     return piece
 
 
 def close_layer(layer: SlicedLayer) -> None:
     """Turn a sliced layer, in place, back into the dense layer it was; what its slices learned stays."""
-    if not layer.trusts_weight:
-        layer.write()
+    if not layer.slicefine_trusts_weight:
+        layer.slicefine_write()
     for name in [name for name, child in layer._modules.items() if isinstance(child, Slice)]:
         del layer._modules[name]
-    del layer.trusts_weight
-    layer.__class__ = cast("type[SlicedLayer]", layer.dense_class)
+    del layer.slicefine_trusts_weight
+    layer.__class__ = cast("type[SlicedLayer]", layer.slicefine_dense_class)
 
 
 def _child_name(parameter: str, part: str) -> str:
-    return "_".join(filter(None, ["slice", "" if parameter == "weight" else parameter, part]))
+    return "slicefine" if parameter == "weight" else "_".join(filter(None, ["slicefine_in", parameter, part]))

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from slicefine_pl.slicing.layer import SlicedLayer
 from slicefine_pl.slicing.positions import Line
-from slicefine_pl.slicing.slice import Block, Slice, countable
+from slicefine_pl.slicing.slice import Block, Slice, countable, refuse_second_derivatives
 
 SCORE_TOKENS = 64  # gradients of so many tokens rank the lines; more cost more and rank no better
 
@@ -45,9 +44,9 @@ class _SlicedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight, live, index, sample = ctx.saved_tensors
+        refuse_second_derivatives()
         needs_x, _, needs_bias, needs_live, *_ = ctx.needs_input_grad
         outputs = grad_y.reshape(-1, grad_y.shape[-1])  # (T, O)
         inputs = kept.reshape(-1, kept.shape[-1])  # (T, R) for columns, (T, I) for rows
@@ -110,19 +109,19 @@ class SlicedLinear(SlicedLayer):
     bias: nn.Parameter | None
 
     @classmethod
-    def blocks(cls, dense: nn.Module) -> list[Block]:
+    def slicefine_blocks(cls, dense: nn.Module) -> list[Block]:
         return [Block()]
 
     def forward(self, x: Tensor) -> Tensor:
-        self.before_forward()
-        piece = self.slice_of("weight")
+        self.slicefine_before_forward()
+        piece = self.slicefine_slice("weight")
         assert piece is not None
-        return sliced_linear(x, piece.block.of(self.stored("weight")), self.bias, piece)
+        return sliced_linear(x, piece.block.of(self.slicefine_stored("weight")), self.bias, piece)
 
 
 class SlicedConv1D(SlicedLinear):
     """A linear map with its weight stored as ``(I, O)``, as in transformers' ``Conv1D`` (GPT-2)."""
 
     @classmethod
-    def blocks(cls, dense: nn.Module) -> list[Block]:
+    def slicefine_blocks(cls, dense: nn.Module) -> list[Block]:
         return [Block(transposed=True)]

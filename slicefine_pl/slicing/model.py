@@ -92,16 +92,26 @@ class SliceHandle:
         self.skipped = found.skipped
         self.closed = False
         self._net = net
-        self._settings = settings
         self._required_grad = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
         net.requires_grad_(False)
         for parameter in found.trained.values():
             parameter.requires_grad_(True)
-        self._layers = _open(found.chosen)
-        self._tracks = {
-            each.name: SliceTrack(each.name, self._layers[id(each.module)], each.block, settings)
-            for each in found.chosen
-        }
+        try:
+            self._layers = _open(found.chosen)
+            self._roads = {
+                each.name: SliceTrack(each.name, self._layers[id(each.module)], each.block, settings)
+                for each in found.chosen
+            }
+        except BaseException:  # leave the network as it was
+            close_slices(net)
+            self._restore_requires_grad()
+            raise
+
+    @property
+    def _tracks(self) -> dict[str, SliceTrack]:
+        if self.closed:
+            raise RuntimeError("The slices of this handle are closed; open new ones with slice_model().")
+        return self._roads
 
     def __iter__(self) -> Iterator[LiveSlice]:
         return (self._live(name) for name in self._tracks)
@@ -141,7 +151,7 @@ class SliceHandle:
         promise each forward pass, ``state_dict`` and ``eval`` writes by itself.
         """
         for layer in self._layers.values():
-            layer.trusts_weight = True
+            layer.slicefine_trusts_weight = True
 
     @property
     def moves(self) -> int:
@@ -179,6 +189,9 @@ class SliceHandle:
         self.closed = True
         for layer in self._layers.values():
             close_layer(layer)
+        self._restore_requires_grad()
+
+    def _restore_requires_grad(self) -> None:
         for name, parameter in self._net.named_parameters():
             parameter.requires_grad_(self._required_grad.get(name, parameter.requires_grad))
 

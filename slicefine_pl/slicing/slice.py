@@ -75,7 +75,7 @@ class Slice(nn.Module):
         self.score: Tensor | None = None
         self.score_line: Line = "column"
         self.read = False
-        self._own_dtype = self.live.dtype != like.dtype
+        self._own_dtype = dtype is not None
 
     def lines(self, matrix: Tensor) -> Tensor:
         """The block's matrix ``(O, I, ...)`` as a view of shape ``(size, ...)``, one line after the other."""
@@ -130,6 +130,14 @@ class Slice(nn.Module):
 
     def _load_from_state_dict(self, *_: Any) -> None:
         """Load nothing: the layer gathers the values when its parameter has come."""
+
+
+def refuse_second_derivatives() -> None:
+    """Raise in a backward pass whose result is to be differentiated again: compact layers keep too little for that."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "Second derivatives (create_graph=True) do not go through compact slices; open them with backend='mask'."
+        )
 
 
 def line_norms(gradient: Tensor, line: Line) -> Tensor:

@@ -59,7 +59,7 @@ class SliceTrack:
     """
 
     def __init__(self, name: str, layer: SlicedLayer, block: Block, settings: SliceSettings) -> None:
-        matrix = block.of(layer.stored(block.parameter))
+        matrix = block.of(layer.slicefine_stored(block.parameter))
         sizes: dict[Line, int] = {"row": matrix.shape[0], "column": matrix.shape[1]}
         road = name.replace("_orig_mod.", "")  # a compiled module visits the same slices as the plain one
         self._settings = settings
@@ -77,7 +77,7 @@ class SliceTrack:
 
     def matrix(self) -> Tensor:
         """The stored values of the block, shape ``(O, I, ...)``."""
-        return self.layer.matrix(self.piece)
+        return self.layer.slicefine_matrix(self.piece)
 
     def write(self) -> None:
         """Copy the live values to their place in the stored parameter."""
@@ -116,17 +116,17 @@ class SliceTrack:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, as plain numbers, strings and tensors.
 
-        The live values themselves stand in the parameter, unless the slice is kept in a finer type than that.
+        The live values themselves stand in the parameter, unless the slice is kept in another type than that.
         """
         piece = self.piece
-        finer = piece.live.dtype != self.matrix().dtype
+        other = piece.live.dtype != self.matrix().dtype
         return {
             "moves": self.moves,
             "line": piece.line,
             "index": piece.index.cpu().clone(),
             "visited": {line: lines.clone() for line, lines in self.visited.items()},
             "score": None if piece.score is None else piece.score.cpu().clone(),
-            "live": piece.live.detach().cpu().clone() if finer else None,
+            "live": piece.live.detach().cpu().clone() if other else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import test_slicefine as t
 
 class Note(t.Callback):
     def on_train_end(self, trainer, module):
-        places = [module.trunk[i].slice.index.tolist() for i in (0, 2)]
+        places = [module.trunk[i].slicefine.index.tolist() for i in (0, 2)]
         total = module.trunk[2].weight.double().sum().item()
         Path({folder!r}, f"rank{{trainer.global_rank}}").write_text(f"{{places}} {{total}}")
 

@@ -71,8 +71,8 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         layer = pl_module.trunk[0]
-        self.places.append((layer.slice.line, tuple(layer.slice.index.tolist())))
-        self.known.append(copy.deepcopy(trainer.optimizers[0].state.get(layer.slice.live)))
+        self.places.append((layer.slicefine.line, tuple(layer.slicefine.index.tolist())))
+        self.known.append(copy.deepcopy(trainer.optimizers[0].state.get(layer.slicefine.live)))
 
 
 def handmade(net: nn.Module, interval: int, lr: float = 0.1) -> None:
@@ -200,7 +200,7 @@ def test_several_optimizers_under_manual_optimization_count_their_own_steps():
                 second.step()
             first.zero_grad()
             second.zero_grad()
-            self.places.append((self.trunk[0].slice.index.tolist(), self.trunk[2].slice.index.tolist()))
+            self.places.append((self.trunk[0].slicefine.index.tolist(), self.trunk[2].slicefine.index.tolist()))
 
     module = Manual()
     module.automatic_optimization = False
@@ -455,12 +455,14 @@ def broken_at(step: int, what: str) -> Module:
 
         def on_after_backward(self):
             if self.global_step == step and what == "gradient":
-                self.trunk[2].slice.live.grad[0, 0] = math.inf
+                self.trunk[2].slicefine.live.grad[0, 0] = math.inf
 
     return Broken()
 
 
-@pytest.mark.parametrize(("what", "message"), [("loss", "the loss is nan"), ("gradient", r"in trunk\.2\.slice\.live")])
+@pytest.mark.parametrize(
+    ("what", "message"), [("loss", "the loss is nan"), ("gradient", r"in trunk\.2\.slicefine\.live")]
+)
 def test_nonfinite_numbers_stop_the_run_and_leave_the_weights_good(what, message, tmp_path):
     module = broken_at(5, what)
     last = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)

@@ -125,6 +125,23 @@ def test_a_causal_hint_without_a_mask_is_refused():
         layer(*[torch.randn(3, 2, E, dtype=torch.float64)] * 3, is_causal=True)
 
 
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ({"attn_mask": torch.zeros(1, S)}, r"attn_mask of shape \(1, 7\) does not fit 5 queries"),
+        ({"attn_mask": torch.zeros(L, L)}, r"attn_mask of shape \(5, 5\) does not fit 7 keys"),
+        ({"key_padding_mask": torch.zeros(B, S, dtype=torch.int64)}, "key_padding_mask is of torch.int64; give bool"),
+    ],
+)
+def test_masks_that_torch_refuses_are_refused(mask, message):
+    dense, layer, _ = pair({})
+    x = inputs(dense)
+    with pytest.raises(RuntimeError, match=message):
+        layer(*x, **mask)
+    with pytest.raises((RuntimeError, AssertionError)):
+        dense(*x, **mask)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("recorded", [True, False])

@@ -115,7 +115,7 @@ def test_autocast_computes_in_the_low_precision_and_trains_in_the_high():
 @pytest.mark.parametrize("line", ["column", "row"])
 def test_scores_are_the_norms_of_the_first_example_s_gradient(line):
     dense, layer, _, x = pair("2d", line)
-    piece = layer.slice
+    piece = layer.slicefine
     piece.listen(line, layer.weight)
     layer(x).square().sum().backward()
     dense(x[:1]).square().sum().backward()
@@ -131,7 +131,7 @@ def test_compiled_convolutions_are_one_graph_before_and_after_a_move(line):
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     compiled(x).square().sum().backward()
     twin(x).square().sum().backward()
-    torch.testing.assert_close(layer.slice.live.grad, twin.slice.live.grad)
+    torch.testing.assert_close(layer.slicefine.live.grad, twin.slicefine.live.grad)
     handle.move()
     with torch.compiler.set_stance("fail_on_recompile"):
         assert torch.equal(compiled(x), dense(x))

@@ -147,12 +147,12 @@ def test_scores_of_a_masked_parameter_are_the_norms_of_its_dense_gradient(line):
     dense = nn.Conv2d(6, 8, 3, groups=2)
     net = nn.ModuleDict({"part": copy.deepcopy(dense)})
     slice_model(net, R, targets="part", also_train=[])
-    net["part"].slice.listen(line, net["part"].weight)
+    net["part"].slicefine.listen(line, net["part"].weight)
     x = torch.randn(2, 6, 5, 5)
     for model in (net["part"], dense):
         model(x).square().sum().backward()
     lines = dense.weight.grad.transpose(0, 1) if line == "column" else dense.weight.grad
-    torch.testing.assert_close(net["part"].slice.score, lines.flatten(1).norm(dim=1))
+    torch.testing.assert_close(net["part"].slicefine.score, lines.flatten(1).norm(dim=1))
 
 
 @pytest.mark.parametrize("backend", ["auto", "mask"])
@@ -171,3 +171,52 @@ def test_an_embedding_that_rescales_itself_is_refused():
     net = nn.ModuleDict({"part": nn.Embedding(6, 5, max_norm=1.0)})
     with pytest.raises(ValueError, match="max_norm rescales the weight in the forward pass"):
         slice_model(net, R, targets="part", also_train=[])
+
+
+def test_a_gradient_penalty_goes_through_the_masked_backend():
+    dense = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    net, x = copy.deepcopy(dense), torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    handle = slice_model(net, R, targets=["^0", "^2"], also_train=[], backend="mask")
+    for model in (net, dense):
+        (gradient,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+    for live in handle:
+        torch.testing.assert_close(live.parameter.grad, block(dense.get_submodule(live.name).weight.grad, live))
+
+
+def test_changing_a_slice_between_a_read_and_backward_is_an_error():
+    net = Reader(calls=False)
+    (live,) = slice_model(net, R, targets="map", also_train=[])
+    loss = net(torch.randn(4, 6)).sum()
+    with torch.no_grad():
+        live.parameter.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_names_of_the_network_are_not_hidden():
+    """A module may call its own attributes as it likes: a raw parameter of it is sliced all the same."""
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.matrix, self.stored = nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.randn(6, 5))
+            self.slice, self.kind, self.blocks = nn.Linear(6, 6), "own", nn.Linear(6, 6)
+
+        def write(self, x):
+            return self.blocks(self.slice(x)) @ (self.matrix + self.stored)
+
+        forward = write
+
+    net, x = Named(), torch.randn(4, 6)
+    dense = copy.deepcopy(net)
+    handle = slice_model(net, R, targets=".", also_train=[])
+    assert list(net.state_dict()) == list(dense.state_dict())
+    for model in (net, dense):
+        model(x).square().sum().backward()
+    for live in handle:
+        owner = dense.get_submodule(live.name).weight if live.name in ("slice", "blocks") else getattr(dense, live.name)
+        torch.testing.assert_close(live.parameter.grad, block(owner.grad, live))
+    copy.deepcopy(net), handle.summary()
+    handle.close()
+    assert list(dict(net.named_modules())) == list(dict(dense.named_modules()))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from slicefine_pl.slicing import close_slices, slice_model
+from slicefine_pl.slicing.layer import add_slice
 
 
 def network() -> nn.Sequential:
@@ -202,7 +203,7 @@ def test_indices_travel_with_the_module(copier):
     net = network()
     slice_model(net, rank=2, also_train="^4")
     twin = net.to("meta") if copier == "to" else copy.deepcopy(net)
-    assert twin[0].slice.index.device == twin[0].weight.device
+    assert twin[0].slicefine.index.device == twin[0].weight.device
 
 
 @pytest.mark.parametrize(
@@ -276,3 +277,58 @@ def test_frozen_weights_are_left_alone_unless_named():
     assert handle.skipped["0"] == "frozen already"
     handle.close()
     assert [live.name for live in slice_model(net, rank=2, also_train="^4", targets="^0$")] == ["0"]
+
+
+def test_a_closed_handle_says_so():
+    handle = slice_model(network(), rank=2, also_train="^4")
+    handle.close()
+    for ask in (handle.move, handle.write, handle.counts, handle.summary, handle.state_dict):
+        with pytest.raises(RuntimeError, match="are closed; open new ones"):
+            ask()
+
+
+def test_a_network_is_left_as_it_was_if_opening_fails(monkeypatch):
+    net, calls = network(), []
+
+    def fail_at_the_second(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyError("broken")
+        return add_slice(*arguments)
+
+    monkeypatch.setattr("slicefine_pl.slicing.track.add_slice", fail_at_the_second)
+    with pytest.raises(KeyError, match="broken"):
+        slice_model(net, rank=2, also_train="^4")
+    assert all(type(module) in (nn.Sequential, nn.Linear, nn.Tanh) for module in net.modules())
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_a_precision_that_the_user_chose_outlives_a_cast_of_the_network():
+    net = network().float()
+    (live, _) = slice_model(net, rank=2, targets=["^0", "^2"], also_train="^4", slice_dtype=torch.float32)
+    assert net.to(torch.bfloat16)[0].weight.dtype == torch.bfloat16
+    assert live.parameter.dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+def test_compiled_scripts_inside_a_network_are_left_alone():
+    net = nn.Sequential(torch.jit.script(nn.Linear(4, 4)), nn.Linear(4, 4), nn.Linear(4, 2))
+    assert [live.name for live in slice_model(net, rank=2, also_train="^2")] == ["1"]
+
+
+def test_a_copy_averages_the_stored_weights_as_the_readme_says():
+    """AveragedModel over moving slices, against an average kept by hand."""
+    net = network()
+    handle = slice_model(net, rank=2, also_train="^4")
+    handle.trust_weights()
+    average, stored = torch.optim.swa_utils.AveragedModel(net), []
+    optimizer = torch.optim.SGD(trainable(net), lr=0.3)
+    for step in range(6):
+        train(net, optimizer, 1)
+        handle.write()
+        average.update_parameters(net)
+        stored.append(net[0].weight.detach().clone())
+        if step % 2:
+            handle.move()
+    close_slices(average)
+    torch.testing.assert_close(average.module[0].weight, torch.stack(stored).mean(0))

@@ -74,7 +74,7 @@ def test_by_default_all_supported_layers_but_the_head_are_sliced_and_the_head_is
     assert handle.skipped["classifier"] == "trained whole"
     assert handle.skipped["bert.embeddings.word_embeddings"] == "sliced only when named"
     required = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
-    assert required == {f"{name}.slice.live" for name in linears - {"classifier"}} | set(handle.trained)
+    assert required == {f"{name}.slicefine.live" for name in linears - {"classifier"}} | set(handle.trained)
 
 
 def test_gpt2_slices_conv1d_and_leaves_the_tied_head_alone():
