@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from slicefine_pl.modules.apart import keeps_apart
 from slicefine_pl.modules.classifier import Batch
-from slicefine_pl.modules.folders import is_blank, quiet, write_folder
+from slicefine_pl.modules.folders import is_blank, quiet
 from slicefine_pl.modules.generation import IGNORED, complete, decode_sample, keep_samples, split_examples
 from slicefine_pl.modules.scheduled import Decay, ScheduledModule
 from slicefine_pl.pretrained import locate, split_gguf
@@ -210,25 +210,10 @@ class CausalLanguageModel(ScheduledModule):
         pad = next((int(token) for token in known if token is not None), 0)
         return complete(self.model, prompts, pad, self.max_new_tokens)
 
-    def export(self, path: str | Path) -> Path:
-        """Write model (safetensors) and tokenizer as transformers does, or nothing at all.
-
-        Args:
-            path: Folder to make; an empty folder or an earlier export is replaced.
-
-        Returns:
-            The folder.
-
-        Raises:
-            FileExistsError: ``path`` holds something else.
-            OSError: It cannot be written, as the disk is full or the place is read-only.
-        """
-
-        def save(folder: Path) -> None:
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-
-        return write_folder(path, save)
+    def write_files(self, folder: Path) -> None:
+        """Write model (safetensors) and tokenizer, as transformers does."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     def example(self, path: str | Path) -> str:
         """Return three lines of Python that use the folder ``export`` wrote, with transformers alone."""

@@ -16,7 +16,6 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from slicefine_pl.modules.classifier import Batch, Classifier
-from slicefine_pl.modules.folders import write_folder
 from slicefine_pl.modules.image_backbones import load_backbone
 from slicefine_pl.pretrained import locate
 
@@ -105,21 +104,10 @@ class ImageClassifier(Classifier):
         self._size = batch["images"].shape[-1]
         return super().training_step(batch, batch_idx)
 
-    def export(self, path: str | Path) -> Path:
-        """Write weights (safetensors) and ``config.json`` as the backbone's own library does, or nothing at all.
-
-        Args:
-            path: Folder to make; an empty folder or an earlier export is replaced.
-
-        Returns:
-            The folder.
-
-        Raises:
-            FileExistsError: ``path`` holds something else.
-            OSError: It cannot be written, as the disk is full or the place is read-only.
-        """
+    def write_files(self, folder: Path) -> None:
+        """Write weights (safetensors) and ``config.json``, as the backbone's own library does."""
         writers = {"timm": self._write_timm, "transformers": self._write_transformers}
-        return write_folder(path, writers.get(self.library, self._write_plain))
+        writers.get(self.library, self._write_plain)(folder)
 
     def example(self, path: str | Path) -> str:
         """Return three lines of Python that load the folder ``export`` wrote, with the backbone's library alone."""

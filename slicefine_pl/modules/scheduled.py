@@ -1,10 +1,12 @@
-"""The optimizer and the learning-rate schedule that all modules share, and how a resumed run goes on with them.
+"""What all modules share: the optimizer, its schedule, how a resumed run goes on with them, and the export.
 
 Knows neither losses nor metrics.  What does not require a gradient when the optimizer is built is simply not trained.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +15,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from slicefine_pl.modules.folders import write_folder
 
 Decay = Literal["linear", "cosine", "constant"]
 
@@ -45,6 +49,25 @@ class ScheduledModule(LightningModule):
     def head(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of the head, which learn with ``head_lr``; none where nothing is new."""
         yield from ()
+
+    def export(self, path: str | Path) -> Path:
+        """Write the trained network, as its own library loads it, or nothing at all.
+
+        Args:
+            path: Folder to make; an empty folder or an earlier export is replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FileExistsError: ``path`` holds something else.
+            OSError: It cannot be written, as the disk is full or the place is read-only.
+        """
+        return write_folder(path, self.write_files)
+
+    @abstractmethod
+    def write_files(self, folder: Path) -> None:
+        """Write all files of an export into ``folder``, which does not exist yet."""
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build AdamW over what requires a gradient, and its schedule per step."""

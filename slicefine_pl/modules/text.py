@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from slicefine_pl.modules.classifier import Batch, Classifier, check_num_classes
-from slicefine_pl.modules.folders import is_blank, quiet, write_folder
+from slicefine_pl.modules.folders import is_blank, quiet
 from slicefine_pl.modules.mean_pooling import MeanPooledClassifier, MeanPoolingConfig
 from slicefine_pl.pretrained import locate
 
@@ -102,25 +102,10 @@ class TextClassifier(Classifier):
             if name != self.model.base_model_prefix:
                 yield from child.parameters()
 
-    def export(self, path: str | Path) -> Path:
-        """Write model (safetensors) and tokenizer as transformers does, or nothing at all.
-
-        Args:
-            path: Folder to make; an empty folder or an earlier export is replaced.
-
-        Returns:
-            The folder.
-
-        Raises:
-            FileExistsError: ``path`` holds something else.
-            OSError: It cannot be written, as the disk is full or the place is read-only.
-        """
-
-        def save(folder: Path) -> None:
-            self.model.save_pretrained(folder)
-            AutoTokenizer.from_pretrained(locate(self.backbone)).save_pretrained(folder)
-
-        return write_folder(path, save)
+    def write_files(self, folder: Path) -> None:
+        """Write model (safetensors) and tokenizer, as transformers does."""
+        self.model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(locate(self.backbone)).save_pretrained(folder)
 
     def example(self, path: str | Path) -> str:
         """Return three lines of Python that use the folder ``export`` wrote, with transformers alone."""

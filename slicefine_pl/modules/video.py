@@ -20,7 +20,6 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from slicefine_pl.modules.classifier import Batch, Classifier, check_num_classes
-from slicefine_pl.modules.folders import write_folder
 from slicefine_pl.modules.video_backbones import load_backbone
 
 
@@ -135,20 +134,9 @@ class VideoClassifier(Classifier):
                     part.eval()
         return self
 
-    def export(self, path: str | Path) -> Path:
-        """Write weights (safetensors) and settings, or nothing at all.
-
-        Args:
-            path: Folder to make; an empty folder or an earlier export is replaced.
-
-        Returns:
-            The folder.
-
-        Raises:
-            FileExistsError: ``path`` holds something else.
-            OSError: It cannot be written, as the disk is full or the place is read-only.
-        """
-        return write_folder(path, self._write_transformers if self._loaded.config is None else self._write_plain)
+    def write_files(self, folder: Path) -> None:
+        """Write weights (safetensors) and settings."""
+        (self._write_transformers if self._loaded.config is None else self._write_plain)(folder)
 
     def example(self, path: str | Path) -> str:
         """Return lines of Python that load the folder ``export`` wrote, without this package."""
