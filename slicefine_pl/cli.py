@@ -23,6 +23,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 
 from slicefine_pl.callbacks import SliceFineCallback
 from slicefine_pl.callbacks.probe import LinearProbe
@@ -31,7 +32,7 @@ COMMANDS = ("fit", "validate", "test", "predict")
 LINKS = (("data.label_names", "model.label_names"), ("data.num_classes", "model.num_classes"))
 PREPARATIONS = ("data.tokenizer", "data.processor")  # what the data module takes from the backbone's name
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # what a command's author can mend
-EARLY_ERRORS = (RuntimeError, pickle.UnpicklingError)  # likewise, unless a batch was met
+EARLY_ERRORS = (RuntimeError, pickle.UnpicklingError, SafetensorError)  # likewise, unless a batch was met
 
 
 def run(module_class: type[LightningModule], datamodule_class: type[LightningDataModule], config: Path) -> None:
@@ -61,7 +62,9 @@ def run(module_class: type[LightningModule], datamodule_class: type[LightningDat
         if report.steps or os.environ.get("SLICEFINE_DEBUG") or (report.batches and isinstance(error, EARLY_ERRORS)):
             raise
         told = " ".join(str(error).split()) if isinstance(error, EARLY_ERRORS) else str(error)
-        if isinstance(error, pickle.UnpicklingError) or "loading state_dict" in told:
+        if isinstance(error, SafetensorError):
+            told = f"a .safetensors file is damaged ({told}); export or download the model again."
+        elif report.checkpoint and (isinstance(error, pickle.UnpicklingError) or "loading state_dict" in told):
             told = (
                 f"ckpt_path={report.checkpoint!r} does not fit this module ({told[:300]}); give the settings of the "
                 "run that wrote it, or another checkpoint."
@@ -319,7 +322,8 @@ def check_output(folder: Path, needed: int) -> None:
 def _best(checkpoints: Sequence[Callback]) -> str:
     """Path of the checkpoint with the best metric; without a metric, of the latest; empty if none was written."""
     paths = [(getattr(each, "monitor", None) is None, getattr(each, "best_model_path", "")) for each in checkpoints]
-    return min((entry for entry in paths if entry[1]), default=(True, ""), key=lambda entry: entry[0])[1]
+    # A resumed run may remember a file that was moved since.
+    return min((entry for entry in paths if entry[1] and Path(entry[1]).exists()), default=(True, ""))[1]
 
 
 def _told(output: float | list[float], labels: list[str] | None) -> str:

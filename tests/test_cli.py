@@ -134,6 +134,14 @@ def test_resumed_fit_ends_with_the_weights_of_an_uninterrupted_one(recipe, step)
         assert torch.equal(tensor, states[1]["state_dict"][name]), name
 
 
+def test_a_checkpoint_that_was_moved_resumes_tests_and_exports(recipe):
+    """It remembers where the best one lay, and nothing lies there any more."""
+    recipe("fit")
+    Path("runs").rename("elsewhere")
+    recipe("fit", "--trainer.max_epochs", "3", "--ckpt_path", "elsewhere/t/version_0/checkpoints/last.ckpt")
+    assert Path("runs/t/version_0/export/model.safetensors").is_file()
+
+
 def test_last_is_the_last_state_and_best_is_the_best(recipe, monkeypatch):
     """The metric falls from epoch to epoch, so that the first stays the best."""
     Path("recipe.yaml").write_text(Path("recipe.yaml").read_text().replace("val/accuracy", "val/chosen"))

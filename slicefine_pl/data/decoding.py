@@ -10,7 +10,7 @@ Shapes:  K boxes · T times · S edge of the square output, in pixels
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,11 @@ class UnreadableVideo(ValueError):
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"video {str(path)!r} cannot be read: {reason}; replace or remove the file.")
+        self._cause = (path, reason)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker process hands the error on by what made it."""
+        return type(self), self._cause
 
 
 class Box(NamedTuple):

@@ -4,6 +4,7 @@ Answers: which file belongs to which split and class?  Opens no video.
 """
 
 import hashlib
+import io
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -105,7 +106,7 @@ def _csv(root: Path, split: str) -> Table:
 
 def _kinetics(root: Path, path: Path, split: str) -> Table:
     """The official annotations: ``<id>_<start>_<end>`` below a folder of the split's name, in class folders or not."""
-    frame = pd.read_csv(path, dtype={"youtube_id": str, "label": str})
+    frame = pd.read_csv(io.StringIO(decode(path)), dtype=str, keep_default_na=False)
     present = {
         file.stem: file
         for folder in (root / split, root / "videos" / split, root / "videos")
@@ -113,9 +114,12 @@ def _kinetics(root: Path, path: Path, split: str) -> Table:
         if file.suffix.lower() in SUFFIXES
     }
     rows = []
-    for row in frame.to_dict("records"):
+    for number, row in enumerate(frame.to_dict("records"), start=2):
+        if not (row["label"] and row["youtube_id"] and row["time_start"].isdigit() and row["time_end"].isdigit()):
+            told = {name: row[name] for name in ("youtube_id", "label", "time_start", "time_end")}
+            raise ValueError(f"{str(path)!r}, line {number}, has {told}; give all four, times in whole seconds.")
         stem = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}"
-        rows.append((present.get(stem, root / split / f"{stem}.mp4"), str(row["label"])))
+        rows.append((present.get(stem, root / split / f"{stem}.mp4"), row["label"]))
     return _table(path, rows)
 
 

@@ -109,8 +109,20 @@ class Classifier(ScheduledModule):
         """Count the head as trained from the first step on."""
         self.untrained_head = False
 
-    def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Count the head as trained: the checkpoint brings its weights."""
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count the head as trained: the checkpoint brings its weights, for classes in the same order.
+
+        Raises:
+            ValueError: The checkpoint was trained on other classes, or on these in another order.
+        """
+        saved = checkpoint.get("hyper_parameters", {}).get("label_names")
+        present = self.hparams.get("label_names")
+        if saved is not None and present is not None and list(saved) != list(present):
+            place = next((i for i, (a, b) in enumerate(zip(saved, present, strict=False)) if a != b), -1)
+            raise ValueError(
+                f"the checkpoint was trained on {len(saved)} classes and the data have {len(present)}; the first that"
+                f" differs is {saved[place]!r} there and {present[place]!r} here. Give data with the same classes."
+            )
         self.untrained_head = False
 
     def on_predict_start(self) -> None:

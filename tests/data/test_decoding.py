@@ -1,5 +1,6 @@
 """Video.frames against files whose every frame tells its number, and against decoding all of a file."""
 
+import pickle
 import sys
 from pathlib import Path
 
@@ -124,3 +125,9 @@ def test_one_frame(tmp_path):
 def test_no_such_file(tmp_path):
     with pytest.raises(UnreadableVideo, match=r"gone.mp4' cannot be read: No such file"):
         Video(tmp_path / "gone.mp4")
+
+
+def test_an_unreadable_video_is_told_across_processes():
+    """A worker hands its error on by pickle."""
+    error = UnreadableVideo(Path("a.mp4"), "it has no picture")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

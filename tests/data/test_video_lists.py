@@ -125,3 +125,10 @@ def test_bad_lists(tmp_path):
     (tmp_path / "train.csv").write_text("a.mp4 1\n")
     with pytest.raises(FileNotFoundError, match=r"train.csv' lists 1 of 1 videos that do not exist.*\(line 1\)"):
         list_videos(tmp_path, missing="skip")  # nothing would be left
+
+
+@pytest.mark.parametrize("line", [",xyz,1,11,train", "yoga,xyz,,11,train", "yoga,,1,11,train", "yoga,xyz,1.5,11,train"])
+def test_kinetics_annotations_with_holes_are_refused(tmp_path, line):
+    (tmp_path / "train.csv").write_text(f"label,youtube_id,time_start,time_end,split\nyoga,ok,1,11,train\n{line}\n")
+    with pytest.raises(ValueError, match=r"train.csv', line 3, has .*; give all four, times in whole seconds"):
+        list_videos(tmp_path)

@@ -227,3 +227,19 @@ def test_reading_weights_needs_the_same_names(tmp_path):
     save_file({"other": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(RuntimeError, match="Missing key"):
         read_weights(str(tmp_path / "a.safetensors"), Tiny())
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"<html>no weights</html>"])
+def test_a_file_that_holds_no_weights_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}' cannot be read, as it is damaged or holds something else"):
+        read_weights(str(tmp_path / name), Tiny())
+
+
+def test_a_checkpoint_of_other_classes_is_refused():
+    """Their number may be the same: scores would be those of other classes."""
+    module = ImageClassifier(SMALL, label_names=NAMES)
+    module.on_load_checkpoint({"hyper_parameters": {"label_names": list(NAMES)}})
+    with pytest.raises(ValueError, match=rf"the first that differs is 'z' there and '{NAMES[-1]}' here"):
+        module.on_load_checkpoint({"hyper_parameters": {"label_names": [*NAMES[:-1], "z"]}})
