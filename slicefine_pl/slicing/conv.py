@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from slicefine_pl.slicing.layer import SlicedLayer
 from slicefine_pl.slicing.positions import Line
-from slicefine_pl.slicing.slice import Block, Slice, line_norms, refuse_second_derivatives
+from slicefine_pl.slicing.slice import Block, Slice, as_live, line_norms, lines_of, refuse_second_derivatives
 
 SCORE_EXAMPLES = 1  # the weight gradient of so many examples ranks the channels
 CONVOLUTIONS = {
@@ -62,8 +62,7 @@ class _SlicedConv(torch.autograd.Function):
         if needs_live:
             outputs = grad_y if ctx.line == "column" else grad_y.index_select(1, index)
             block = _weight_gradient(outputs, kept, weight, ctx.geometry)  # (O, R, K) or (R, I, K)
-            lines = (block.transpose(0, 1) if ctx.line == "column" else block).flatten(1)
-            grad_live = F.pad(lines, (0, live.shape[1] - lines.shape[1])).to(live.dtype)
+            grad_live = as_live(lines_of(block, ctx.line), live)
         if ctx.score is not None:
             full = _weight_gradient(grad_y[:SCORE_EXAMPLES], sample, weight, ctx.geometry)
             ctx.score += line_norms(full, ctx.score_line)

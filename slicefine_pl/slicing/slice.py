@@ -77,21 +77,17 @@ class Slice(nn.Module):
         self.read = False
         self._own_dtype = dtype is not None
 
-    def lines(self, matrix: Tensor) -> Tensor:
-        """The block's matrix ``(O, I, ...)`` as a view of shape ``(size, ...)``, one line after the other."""
-        return matrix.transpose(0, 1) if self.line == "column" else matrix
-
     @torch.no_grad()
     def write(self, matrix: Tensor) -> None:
         """Copy the live values to their place: R lines, no allocation of the matrix's size."""
-        lines = self.lines(matrix)
+        lines = lines_of(matrix, self.line)
         shape = (len(self.index), *lines.shape[1:])
         lines.index_copy_(0, self.index, self.live[:, : lines[0].numel()].reshape(shape).to(lines.dtype))
 
     @torch.no_grad()
     def gather(self, matrix: Tensor) -> None:
         """Copy the stored values at ``index`` into ``live``."""
-        self.live.copy_(self.flat(self.lines(matrix).index_select(0, self.index)))
+        self.live.copy_(self.pick(matrix))
 
     def place(self, line: Line, indices: Sequence[int], matrix: Tensor) -> None:
         """Leave the live lines where they stand, with what they learned, and make other lines live."""
@@ -99,14 +95,9 @@ class Slice(nn.Module):
         self.index.copy_(torch.tensor(indices))
         self.gather(matrix)
 
-    def pick(self, gradient: Tensor) -> Tensor:
-        """The live lines' part of a dense gradient ``(O, I, ...)``, as the gradient of ``live``."""
-        return self.flat(self.lines(gradient).index_select(0, self.index))
-
-    def flat(self, lines: Tensor) -> Tensor:
-        """Lines ``(R, ...)`` in the shape, and the type, of ``live``: flattened, and padded with zeros."""
-        lines = lines.flatten(1)
-        return F.pad(lines, (0, self.live.shape[1] - lines.shape[1])).to(self.live.dtype)
+    def pick(self, dense: Tensor) -> Tensor:
+        """The live lines of a dense tensor ``(O, I, ...)``, a matrix or its gradient, in the form of ``live``."""
+        return as_live(lines_of(dense, self.line).index_select(0, self.index), self.live)
 
     def listen(self, line: Line, matrix: Tensor) -> None:
         """Start to collect the importance of every column or row, from nothing."""
@@ -140,10 +131,20 @@ def refuse_second_derivatives() -> None:
         )
 
 
+def lines_of(matrix: Tensor, line: Line) -> Tensor:
+    """A matrix ``(O, I, ...)`` as a view of shape ``(size, ...)``, one line after the other."""
+    return matrix.transpose(0, 1) if line == "column" else matrix
+
+
+def as_live(lines: Tensor, live: Tensor) -> Tensor:
+    """Lines ``(R, ...)`` in the shape, and the type, of ``live``: flattened, and padded with zeros."""
+    lines = lines.flatten(1)
+    return F.pad(lines, (0, live.shape[1] - lines.shape[1])).to(live.dtype)
+
+
 def line_norms(gradient: Tensor, line: Line) -> Tensor:
     """Norm of every column or row of a dense gradient ``(O, I, ...)``, shape ``(size,)``."""
-    lines = gradient.transpose(0, 1) if line == "column" else gradient
-    return countable(lines.flatten(1).float().norm(dim=1))
+    return countable(lines_of(gradient, line).flatten(1).float().norm(dim=1))
 
 
 def countable(norms: Tensor) -> Tensor:
