@@ -33,7 +33,7 @@ from pytorchvideo.data.encoded_video import EncodedVideo
 from pytorchvideo.data.labeled_video_dataset import LabeledVideoDataset
 from torch import Tensor
 
-from slicefine_pl.data.decoding import Box, Video
+from slicefine_pl.data.video.decoding import Box, Video
 
 SIZES = {"340x256": (340, 256), "1280x720": (1280, 720)}
 SECONDS, RATE, SPAN, FRAMES, EDGE = 10, 30, 2.0, 16, 224

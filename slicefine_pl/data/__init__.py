@@ -1,8 +1,8 @@
 """LightningDataModules: where examples come from and how they become batches."""
 
-from slicefine_pl.data.image import ImageDataModule
-from slicefine_pl.data.instructions import InstructionDataModule
-from slicefine_pl.data.kinetics import KineticsDataModule
-from slicefine_pl.data.text import TextDataModule
+from slicefine_pl.data.image.datamodule import ImageDataModule
+from slicefine_pl.data.text.classification import TextDataModule
+from slicefine_pl.data.text.instructions import InstructionDataModule
+from slicefine_pl.data.video.kinetics import KineticsDataModule
 
 __all__ = ["ImageDataModule", "InstructionDataModule", "KineticsDataModule", "TextDataModule"]

@@ -1,8 +1,8 @@
 """LightningModules: what is trained, and by which loss."""
 
-from slicefine_pl.modules.causal_lm import CausalLanguageModel
-from slicefine_pl.modules.image import ImageClassifier
-from slicefine_pl.modules.text import TextClassifier
-from slicefine_pl.modules.video import VideoClassifier
+from slicefine_pl.modules.image.classifier import ImageClassifier
+from slicefine_pl.modules.text.causal_lm import CausalLanguageModel
+from slicefine_pl.modules.text.classifier import TextClassifier
+from slicefine_pl.modules.video.classifier import VideoClassifier
 
 __all__ = ["CausalLanguageModel", "ImageClassifier", "TextClassifier", "VideoClassifier"]

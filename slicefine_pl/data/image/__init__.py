@@ -1,0 +1,1 @@
+"""Labelled images: folders, torchvision's datasets, VTAB-1k."""

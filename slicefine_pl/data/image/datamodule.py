@@ -1,0 +1,206 @@
+"""Labelled images as batches: from folders, torchvision's datasets, VTAB-1k, or demo digits out of the registry."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
+from slicefine_pl.data.cache import cache_folder
+from slicefine_pl.data.image.demo import DIGITS, load_digits
+from slicefine_pl.data.image.input import ImageInput, image_input
+from slicefine_pl.data.image.pixels import SUFFIXES
+from slicefine_pl.data.image.published import load_published
+from slicefine_pl.data.image.sets import FileImages, Splits, images_below, read_folder
+from slicefine_pl.data.image.views import Augmentation, ImageDataset, collate
+
+DEMO = "digits"
+
+
+class ImageDataModule(ResumableDataModule):
+    """Serve images as batches of ``images``, shape ``(B, 3, S, S)``, normalised, and ``labels``, shape ``(B,)``.
+
+    **Batches.** Reshuffled each epoch; crops and flips follow from seed, epoch and image alone, whatever the workers
+    do, and a resumed run sees what an uninterrupted one would see. Every process gets equally many.
+    **Broken images.** One that cannot be read is named in a warning and replaced by the next readable one; at the end
+    all are listed. One to predict raises.
+    **Limits.** One label per image.
+
+    Args:
+        root: Folder with ``{train,val,test}/<class>/*``; for a named source the folder of its files, by default in the
+            cache.
+        source: ``"digits"`` (demo), ``"torchvision/<name>"`` or ``"vtab/<task>"``; ``None`` reads the folders of
+            ``root``, or without a root the demo.
+        processor: Backbone whose ``size``, ``mean`` and ``std`` count where these are not given.
+        size: Height and width of the views, in pixels.
+        mean: Of the three colours, for values in [0, 1].
+        std: Of the three colours.
+        min_area: Smallest share of the image that a random training crop takes, in (0, 1].
+        flip: Whether half of the training images are mirrored.
+        batch_size: Images per batch and process.
+        num_workers: Processes that decode ahead; 0 decodes in this one.
+        seed: Of the order, crops and flips.
+        predict_images: Image file, folder of images, or list of files to predict.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        source: str | None = None,
+        processor: str = "timm/tf_efficientnet_lite0",
+        size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        min_area: float = 0.35,
+        flip: bool = True,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        seed: int = 0,
+        predict_images: str | Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(batch_size, seed)
+        if not 0 < min_area <= 1:
+            raise ValueError(f"min_area={min_area} is no share of an image; choose 0 < min_area <= 1.")
+        if size is not None and size < 1:
+            raise ValueError(f"size={size} is too small; give the height and width of the views in pixels.")
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None and len(values) != 3:
+                raise ValueError(
+                    f"{name}={list(values)} has {len(values)} values; give three, for red, green and blue."
+                )
+        self.root = root
+        self.source = source if source is not None or root is not None else DEMO
+        self.processor = processor
+        self.augmentation = Augmentation(min_area, flip)
+        self.num_workers = num_workers
+        self.predict_images = predict_images
+        self.broken: dict[str, str] = {}
+        self._given = (size, mean, std)
+        self._input: ImageInput | None = None
+        self._splits: Splits | None = None
+        self._predict: ImageDataset | None = None
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Names of the classes in order of their index; ``None`` when only predicting: then the model knows."""
+        if self.predict_images is not None:
+            return None
+        return DIGITS if self.source == DEMO else list(self._load().names)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; ``None`` when only predicting."""
+        names = self.label_names
+        return None if names is None else len(names)
+
+    @property
+    def predict_names(self) -> list[str]:
+        """Paths of the images to predict, in order."""
+        if self.predict_images is None:
+            raise ValueError("nothing to predict; give predict_images: a file, a folder of images, or a list of files.")
+        one = isinstance(self.predict_images, str)
+        given = [Path(str(self.predict_images))] if one else [Path(path) for path in self.predict_images]
+        if one and given[0].is_dir():
+            given = images_below(given[0])
+        if not given:
+            raise ValueError(f"predict_images={self.predict_images!r} holds no images ({' '.join(SUFFIXES)}).")
+        if missing := [path for path in given if not path.is_file()]:
+            raise FileNotFoundError(
+                f"predict_images names {str(missing[0])!r}, which does not exist; give image files."
+            )
+        return [str(path) for path in given]
+
+    @property
+    def input(self) -> ImageInput:
+        """Size, mean and standard deviation of the views."""
+        if self._input is None:
+            size, mean, std = self._given
+            if size is not None and mean is not None and std is not None:
+                self._input = ImageInput(size, tuple(mean), tuple(std))
+            else:
+                known = image_input(self.processor)
+                self._input = ImageInput(
+                    size or known.size,
+                    tuple(mean or known.mean),
+                    tuple(std or known.std),
+                    known.crop,
+                    known.interpolation,
+                )
+        return self._input
+
+    def prepare_data(self) -> None:
+        """Download what is not there yet, once per machine."""
+        if self.predict_images is None:
+            self._load()
+
+    def setup(self, stage: str) -> None:
+        """List the images of the stage; pixels are read batch by batch."""
+        if stage == "predict":
+            names = self.predict_names
+            self._predict = ImageDataset(FileImages(names, [0] * len(names)), self.input)
+        else:
+            self._load()
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Random views in a new order each epoch."""
+        images = self._load().sets["train"]
+        plan = self.plan([1] * len(images.labels), shuffle=True, kind=EpochPlan)
+        dataset = ImageDataset(images, self.input, self.augmentation, self.seed)
+        return self.resumed(ResumableLoader(dataset, plan, collate, self.num_workers))
+
+    def val_dataloader(self) -> PlannedLoader:
+        """Central views in a fixed order."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> PlannedLoader:
+        """Central views in a fixed order."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Central views in the order of ``predict_names``."""
+        assert self._predict is not None
+        return DataLoader(self._predict, batch_size=self.batch_size, collate_fn=_readable, num_workers=self.num_workers)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Note which images of the batch were replaced, and warn once for each."""
+        for place, told in batch.pop("broken", {}).items():
+            if place not in self.broken:
+                self.broken[place] = told
+                warnings.warn(f"{told}; another image takes its place.", stacklevel=2)
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """List the images that were replaced; the next fit starts anew."""
+        super().teardown(stage)
+        if self.broken:
+            listed = "\n  ".join(sorted(self.broken))
+            warnings.warn(f"{len(self.broken)} unreadable images were replaced by others:\n  {listed}", stacklevel=2)
+            self.broken = {}
+
+    def _evaluation(self, name: str) -> PlannedLoader:
+        images = self._load().sets[name]
+        plan = self.plan([1] * len(images.labels), shuffle=False)
+        return PlannedLoader(ImageDataset(images, self.input), plan, collate, self.num_workers)
+
+    def _load(self) -> Splits:
+        """List the images once."""
+        if self._splits is None:
+            if self.source == DEMO:
+                self._splits = load_digits()
+            elif self.source is not None:
+                self._splits = load_published(self.source, self.root or cache_folder() / "torchvision")
+            else:
+                assert self.root is not None
+                self._splits = read_folder(self.root)
+        return self._splits
+
+
+def _readable(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join items to a batch, none of which may stand for another image."""
+    for item in items:
+        if item["broken"]:
+            raise ValueError(f"{next(iter(item['broken'].values()))}; leave it out, or repair it.")
+    return collate(items)

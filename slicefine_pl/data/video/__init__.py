@@ -1,0 +1,1 @@
+"""Labelled videos: Kinetics and sets laid out like it, decoded clip by clip."""

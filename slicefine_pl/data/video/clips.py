@@ -1,0 +1,210 @@
+"""Which part of which video is an example: times, crop and mirror image, as a function of (seed, epoch, index).
+
+Answers: what exactly does index i of epoch e show?  No global random state enters, so it is the same in any process,
+on any number of workers, and after a resume.
+
+Shapes:  V views · T frames · S edge of the crop, in pixels
+"""
+
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from slicefine_pl.data.video.decoding import Box, UnreadableVideo, Video
+
+AREA = (0.5, 1.0)  # share of the largest square that a training crop takes
+TRIES = 20  # videos tried before a set is taken for broken as a whole
+
+
+@dataclass(frozen=True)
+class RandomView:
+    """One clip from anywhere in the video, one square from anywhere in the picture.
+
+    Args:
+        num_frames: Frames of a clip (T), evenly spaced.
+        clip_seconds: Time that a clip spans.
+        crop_size: Edge of the output, in pixels (S).
+        flip: Whether half of the clips are mirrored.
+    """
+
+    num_frames: int
+    clip_seconds: float
+    crop_size: int
+    flip: bool
+
+    def __call__(self, path: str, rng: np.random.Generator) -> Tensor:
+        """Return uint8, shape ``(1, 3, T, S, S)``."""
+        from pytorchvideo.data.clip_sampling import RandomClipSampler
+
+        with Video(path) as video:
+            with _seeded(int(rng.integers(1 << 31))):  # pytorchvideo draws from Python's global generator
+                start = float(RandomClipSampler(self.clip_seconds)(0.0, video.seconds, {}).clip_start_sec)
+            share, across, down = np.sqrt(rng.uniform(*AREA)), rng.uniform(), rng.uniform()
+            choose = partial(_random_box, share=float(share), across=across, down=down)
+            clip = _clip(video, start, self.num_frames, self.clip_seconds, choose, self.crop_size)
+        return clip.flip(-1) if self.flip and rng.uniform() < 0.5 else clip
+
+
+@dataclass(frozen=True)
+class FixedViews:
+    """Clips spread evenly over the video, each with squares spread evenly over the picture.
+
+    Args:
+        num_frames: Frames of a clip (T), evenly spaced.
+        clip_seconds: Time that a clip spans.
+        crop_size: Edge of the output, in pixels (S).
+        clips: Clips of a video; a single one is taken from the middle.
+        crops: Squares of a picture along its longer side; a single one is taken from the middle.
+    """
+
+    num_frames: int
+    clip_seconds: float
+    crop_size: int
+    clips: int = 1
+    crops: int = 1
+
+    def __call__(self, path: str, rng: np.random.Generator) -> Tensor:
+        """Return uint8, shape ``(V, 3, T, S, S)`` with V = clips x crops."""
+        choose = partial(_even_boxes, crops=self.crops)
+        with Video(path) as video:
+            starts = self._starts(video.seconds)
+            clips = [
+                _clip(video, start, self.num_frames, self.clip_seconds, choose, self.crop_size) for start in starts
+            ]
+        return torch.cat(clips)
+
+    def _starts(self, seconds: float) -> list[float]:
+        from pytorchvideo.data.clip_sampling import ConstantClipsPerVideoSampler
+
+        room = max(seconds - self.clip_seconds, 0.0)
+        if self.clips == 1 or room == 0:
+            return [room / 2] * self.clips
+        sampler = ConstantClipsPerVideoSampler(self.clip_seconds, self.clips)
+        return [float(sampler(0.0, seconds, {}).clip_start_sec) for _ in range(self.clips)]
+
+
+class ClipDataset(Dataset[dict[str, Tensor]]):
+    """Videos by index; one that cannot be read is replaced by another, so that every process gets equally many.
+
+    The replacement is drawn from (seed, epoch, index, attempt), and a broken file fails everywhere: all processes and
+    all runs replace alike.
+
+    Args:
+        paths: Of the videos.
+        labels: Class of each, or ``None`` when predicting.
+        view: What is shown of a video.
+        seed: Of all random choices.
+        replace: Whether an unreadable video is replaced; otherwise it raises.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Sequence[int] | None,
+        view: RandomView | FixedViews,
+        *,
+        seed: int = 0,
+        replace: bool = True,
+    ) -> None:
+        from pytorchvideo.data.labeled_video_paths import LabeledVideoPaths
+
+        self._videos = LabeledVideoPaths(list(zip(paths, labels or [-1] * len(paths), strict=True)))
+        self._view = view
+        self._seed = seed
+        self._replace = replace
+        self._broken = _shared(len(paths))  # workers mark, their parent reads
+        self._told = _shared(1)
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self._videos)
+
+    @property
+    def broken(self) -> list[str]:
+        """Paths that could not be read so far, in this process or its workers."""
+        return [self._videos[int(index)][0] for index in self._broken.nonzero()]
+
+    def __getitem__(self, key: int) -> dict[str, Tensor]:
+        """Return ``video``, uint8 of shape ``(V, 3, T, S, S)``, and ``labels``; ``key`` is that of ``EpochPlan``."""
+        epoch, index = divmod(key, len(self))
+        for attempt in range(TRIES):
+            rng = np.random.default_rng((self._seed, epoch, index, attempt))
+            place = int(rng.integers(len(self))) if attempt else index
+            if self._broken[place] and self._replace:
+                continue
+            path, about = self._videos[place]
+            try:
+                views = self._views(path, rng)
+            except UnreadableVideo as error:
+                if not self._replace:
+                    raise
+                self._broken[place] = True
+                warnings.warn(f"{error} Another video takes its place.", stacklevel=2)
+                continue
+            return {"video": views, "labels": torch.tensor(about["label"])}
+        raise ValueError(
+            f"{TRIES} videos in a row cannot be read, such as {self.broken[0]!r}; check that the files of "
+            f"{str(Path(self.broken[0]).parent)!r} are whole."
+        )
+
+    def _views(self, path: str, rng: np.random.Generator) -> Tensor:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            views = self._view(path, rng)
+        for warning in caught:  # once for the set, not once for each of its videos
+            if not self._told:
+                self._told[0] = True
+                warnings.warn(str(warning.message), stacklevel=3)
+        return views
+
+
+def _clip(
+    video: Video, start: float, num_frames: int, clip_seconds: float, choose: "partial[list[Box]]", edge: int
+) -> Tensor:
+    """One clip as uint8, shape ``(K, 3, T, S, S)``."""
+    if video.seconds < clip_seconds * (num_frames - 1) / num_frames:
+        warnings.warn(
+            f"video {str(video.path)!r} lasts {video.seconds:.2f} s, less than clip_seconds={clip_seconds}: its last "
+            "frame is held (told once for all such videos).",
+            stacklevel=2,
+        )
+    times = [start + number * clip_seconds / num_frames for number in range(num_frames)]
+    return torch.from_numpy(video.frames(times, choose, edge)).permute(0, 4, 1, 2, 3)
+
+
+def _shared(size: int) -> Tensor:
+    """Flags that all processes of this one see."""
+    flags = torch.zeros(size, dtype=torch.bool)
+    flags.share_memory_()  # type: ignore[no-untyped-call]
+    return flags
+
+
+def _random_box(width: int, height: int, *, share: float, across: float, down: float) -> list[Box]:
+    edge = max(1, round(share * min(width, height)))
+    return [Box(round(across * (width - edge)), round(down * (height - edge)), edge, edge)]
+
+
+def _even_boxes(width: int, height: int, *, crops: int) -> list[Box]:
+    edge = min(width, height)
+    shares = [0.5] if crops == 1 else np.linspace(0, 1, crops).tolist()
+    return [Box(round(share * (width - edge)), round(share * (height - edge)), edge, edge) for share in shares]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Python's global generator starts from ``seed`` inside, and is as before afterwards."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)

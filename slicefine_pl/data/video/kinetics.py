@@ -1,0 +1,215 @@
+"""Videos as batches of clips: Kinetics, UCF101, HMDB51, folders and lists of one's own, or a small made-up set."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
+from slicefine_pl.data.labels import check_trained, class_indices, class_names
+from slicefine_pl.data.tables import Table
+from slicefine_pl.data.video import demo
+from slicefine_pl.data.video.clips import ClipDataset, FixedViews, RandomView
+from slicefine_pl.data.video.lists import SUFFIXES, list_videos
+
+
+class KineticsDataModule(ResumableDataModule):
+    """Serve videos as batches of ``video``, uint8 of shape ``(B, V, 3, T, S, S)``, and ``labels``, shape ``(B,)``.
+
+    **Views.** Training shows one clip (V = 1) from anywhere in the video, a random square of it, mirrored half of the
+    time; validation the middle; test ``test_clips`` x ``test_crops`` views of each video, in one example, so that a
+    model can average them and count per video.
+    **Random choices** depend on (seed, epoch, index) alone: processes, workers and a resumed run agree.
+    **Broken files** are named in a warning and replaced by another video, so that every process has as many batches;
+    at the end all of them are listed, and written to ``broken_videos.txt`` beside the logs.
+    **Limits.** One label a video; no sound; whole-video labels, not times within one.
+
+    Args:
+        root: Folder as ``list_videos`` knows them, such as ``root/{train,val,test}/<class>/*.mp4``; ``None`` makes the
+            small motion set of ``data/video/demo.py``.
+        label_names: Name of each class, in order; ``None`` takes those of the training split, sorted.
+        num_frames: Frames of a clip (T).
+        clip_seconds: Time that a clip spans.
+        crop_size: Edge of the squares that are cut out, in pixels (S).
+        flip: Whether training mirrors half of the clips; never in the motion set, where left and right are classes.
+        test_clips: Clips of each test video.
+        test_crops: Squares of each test clip.
+        fold: Which official split of UCF101 or HMDB51: 1, 2 or 3.
+        missing: Whether listed files that do not exist raise, or are left out.
+        demo_videos: Videos of each class of the motion set.
+        batch_size: Videos per batch and process; test batches hold fewer, by their number of views.
+        num_workers: Processes that decode, per training process.
+        seed: Of the order, the clips and the crops.
+        predict_path: Video, or folder of videos, to predict.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        label_names: list[str] | None = None,
+        num_frames: int = 16,
+        clip_seconds: float = 2.0,
+        crop_size: int = 224,
+        flip: bool = True,
+        test_clips: int = 4,
+        test_crops: int = 3,
+        fold: Literal[1, 2, 3] = 1,
+        missing: Literal["error", "skip"] = "error",
+        demo_videos: int = 50,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+        predict_path: str | None = None,
+    ) -> None:
+        super().__init__(batch_size, seed)
+        sizes = {"num_frames": num_frames, "crop_size": crop_size, "test_clips": test_clips, "test_crops": test_crops}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name}={value} is too small; choose at least 1.")
+        if clip_seconds <= 0:
+            raise ValueError(f"clip_seconds={clip_seconds} is no span of time; choose more than 0.")
+        if demo_videos < 10:
+            raise ValueError(f"demo_videos={demo_videos} gives some split no video of a class; choose at least 10.")
+        self.root = root
+        self.num_frames = num_frames
+        self.clip_seconds = clip_seconds
+        self.crop_size = crop_size
+        self.flip = flip and root is not None
+        self.test_views = (test_clips, test_crops)
+        self.fold = fold
+        self.missing = missing
+        self.demo_videos = demo_videos
+        self.num_workers = num_workers
+        self.predict_path = predict_path
+        self._given_names = None if label_names is None else list(label_names)
+        self._tables: dict[str, Table] = {}
+        self._datasets: dict[str, ClipDataset] = {}
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Names of the classes in order of their index; ``None`` when only predicting."""
+        if self.predict_path is not None:
+            return None
+        if self._given_names is not None:
+            return self._given_names
+        return sorted(demo.MOTIONS) if self.root is None else class_names(self._load()["train"])
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; ``None`` when only predicting: then the trained model knows."""
+        names = self.label_names
+        return None if names is None else len(names)
+
+    @property
+    def predict_names(self) -> list[str]:
+        """Paths of the videos to predict, in order."""
+        if self.predict_path is None:
+            raise ValueError("nothing to predict; give --data.predict_path, a video or a folder of videos.")
+        place = Path(self.predict_path)
+        found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise FileNotFoundError(
+                f"predict_path={self.predict_path!r} is no file and no folder with videos {SUFFIXES}."
+            )
+        return [str(path) for path in found]
+
+    def prepare_data(self) -> None:
+        """Make the motion set where none is given, once per machine, and say so."""
+        if self.root is None and self.predict_path is None:
+            rank_zero_warn(
+                f"no data.root is given: training on {8 * self.demo_videos} SYNTHETIC videos, a moving patch in "
+                f"{len(demo.MOTIONS)} motion classes ({demo.demo_root(self.demo_videos)}); give "
+                "--data.root for real ones."
+            )
+            demo.make_demo(self.demo_videos)
+
+    def setup(self, stage: str) -> None:
+        """Find the videos that the stage needs."""
+        if stage == "predict":
+            self._datasets["predict"] = ClipDataset(
+                self.predict_names, None, self._fixed(*self.test_views), replace=False
+            )
+        elif not self._datasets:
+            self._find()
+
+    def _find(self) -> None:
+        names = self.label_names
+        assert names is not None
+        tables = self._load()
+        indices = {
+            split: class_indices(table, names, positions=self._given_names is not None)
+            for split, table in tables.items()
+        }
+        check_trained(indices["train"], names, tables["train"].source)
+        views: dict[str, RandomView | FixedViews] = {
+            "train": RandomView(self.num_frames, self.clip_seconds, self.crop_size, self.flip),
+            "val": self._fixed(1, 1),
+            "test": self._fixed(*self.test_views),
+        }
+        for split, view in views.items():
+            self._datasets[split] = ClipDataset(tables[split].columns[0], indices[split], view, seed=self.seed)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """One random clip of each video, in a new order each epoch."""
+        plan = self.plan([1] * len(self._datasets["train"]), shuffle=True, kind=EpochPlan)
+        return self.resumed(ResumableLoader(self._datasets["train"], plan, _collate, self.num_workers))
+
+    def val_dataloader(self) -> PlannedLoader:
+        """The middle of each video."""
+        return self._evaluation("val", self.batch_size)
+
+    def test_dataloader(self) -> PlannedLoader:
+        """All views of each video."""
+        return self._evaluation("test", max(1, self.batch_size // (self.test_views[0] * self.test_views[1])))
+
+    def predict_dataloader(self) -> PlannedLoader:
+        """All views of each video, in the order of ``predict_names``."""
+        return self._evaluation("predict", 1)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Name the broken files of this process; the others may be gone."""
+        self._tell(self._broken())
+
+    def teardown(self, stage: str) -> None:
+        """List the broken files that any process met."""
+        super().teardown(stage)
+        if self.trainer is None:
+            return
+        mine = self._broken()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            everyone: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather_object(everyone, mine)
+            mine = sorted({path for paths in everyone for path in paths})
+        folder = self.trainer.log_dir  # asking for it takes all processes
+        self._tell(mine)
+        if mine and folder is not None and self.trainer.is_global_zero:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            (Path(folder) / "broken_videos.txt").write_text("\n".join(mine) + "\n", "utf-8")
+
+    def _broken(self) -> list[str]:
+        return sorted({path for dataset in self._datasets.values() for path in dataset.broken})
+
+    def _tell(self, broken: list[str]) -> None:
+        if broken:
+            listed = "\n  ".join(broken)
+            rank_zero_warn(f"{len(broken)} videos could not be read, and others took their place:\n  {listed}")
+
+    def _fixed(self, clips: int, crops: int) -> FixedViews:
+        return FixedViews(self.num_frames, self.clip_seconds, self.crop_size, clips, crops)
+
+    def _evaluation(self, name: str, batch_size: int) -> PlannedLoader:
+        plan = self.plan([1] * len(self._datasets[name]), shuffle=False, batch_size=batch_size)
+        return PlannedLoader(self._datasets[name], plan, _collate, self.num_workers)
+
+    def _load(self) -> dict[str, Table]:
+        """List the videos once."""
+        if not self._tables:
+            root = demo.demo_root(self.demo_videos) if self.root is None else Path(self.root).expanduser()
+            self._tables = list_videos(root, fold=self.fold, missing=self.missing)
+        return self._tables
+
+
+def _collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}

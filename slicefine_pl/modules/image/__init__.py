@@ -1,0 +1,1 @@
+"""Image classifiers over timm, torchvision and transformers."""

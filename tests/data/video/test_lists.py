@@ -1,0 +1,134 @@
+"""list_videos: folders, CSV files, UCF101, HMDB51, and what it refuses.  No file here is a real video."""
+
+import re
+
+import pytest
+
+from slicefine_pl.data.video.lists import list_videos
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+
+
+def pairs(table, root):
+    return {(path.removeprefix(f"{root}/"), label) for path, label in zip(table.columns[0], table.labels, strict=True)}
+
+
+def test_folders(tmp_path):
+    touch(tmp_path, "train/run/a.mp4", "train/run/b.AVI", "train/jump/c.mkv", "train/jump/notes.txt", "val/run/d.webm")
+    tables = list_videos(tmp_path)
+    assert pairs(tables["train"], tmp_path) == {
+        ("train/run/a.mp4", "run"),
+        ("train/run/b.AVI", "run"),
+        ("train/jump/c.mkv", "jump"),
+    }
+    assert tables["test"] is not None
+    assert pairs(tables["test"], tmp_path) == pairs(tables["val"], tmp_path) == {("val/run/d.webm", "run")}
+
+
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        ("path,label\nclips/a b.mp4,run\nclips/c.mp4,jump\n", {"run", "jump"}),
+        ("clips/a b.mp4 1\nclips/c.mp4 0\n", {0, 1}),
+        ("clips/a b.mp4,run\nclips/c.mp4,jump\n", {"run", "jump"}),
+    ],
+    ids=["header", "slowfast", "commas"],
+)
+def test_csv(tmp_path, content, labels):
+    touch(tmp_path, "clips/a b.mp4", "clips/c.mp4")
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.csv").write_text(content)
+    table = list_videos(tmp_path)["train"]
+    assert {path for path, _ in pairs(table, tmp_path)} == {"clips/a b.mp4", "clips/c.mp4"}
+    assert set(table.labels) == labels
+
+
+def test_kinetics_annotations(tmp_path):
+    """Clips are named id_start_end with six digits, in class folders or not; many have gone from the web."""
+    header = "label,youtube_id,time_start,time_end,split\n"
+    (tmp_path / "train.csv").write_text(header + "tap dancing,-abc_d,4,14,train\nyoga,xyz,123,133,train\n")
+    (tmp_path / "val.csv").write_text(header + "yoga,gone,0,10,val\nyoga,here,0,10,val\n")
+    touch(tmp_path, "videos/train/tap dancing/-abc_d_000004_000014.mp4", "videos/train/xyz_000123_000133.mp4")
+    touch(tmp_path, "videos/val/here_000000_000010.mp4")
+    with pytest.raises(
+        FileNotFoundError, match=r"val.csv' lists 1 of 2 videos that do not exist, such as .*gone_000000"
+    ):
+        list_videos(tmp_path)
+    tables = list_videos(tmp_path, missing="skip")
+    assert sorted(tables["train"].labels) == ["tap dancing", "yoga"]
+    assert pairs(tables["val"], tmp_path) == {("videos/val/here_000000_000010.mp4", "yoga")}
+
+
+def test_ucf101_holds_out_whole_groups(tmp_path):
+    names = [f"Yoga/v_Yoga_g{group:02d}_c{clip:02d}.avi" for group in range(60) for clip in (1, 2)]
+    touch(tmp_path, *(f"UCF-101/{name}" for name in names))
+    lists = tmp_path / "ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "trainlist02.txt").write_text("".join(f"{name} 1\n" for name in names[:100]))
+    (lists / "testlist02.txt").write_text("".join(f"{name}\n" for name in names[100:]))
+    tables = list_videos(tmp_path, fold=2)
+    groups = {
+        split: {re.search(r"_g(\d\d)_c", path)[1] for path in table.columns[0]} for split, table in tables.items()
+    }
+    assert not groups["train"] & groups["val"]
+    assert len(tables["train"]) + len(tables["val"]) == 100
+    assert 2 <= len(tables["val"]) <= 24
+    assert sorted(groups["test"]) == [f"{group:02d}" for group in range(50, 60)]
+    assert set(tables["train"].labels) == {"Yoga"}
+
+
+def test_hmdb51(tmp_path):
+    stem = "film{}_run_f_cm_np1_ba_med_{}.avi"
+    entries = [
+        (stem.format(film, clip), 1 if film < 40 else 2 if film < 50 else 0) for film in range(55) for clip in (0, 1)
+    ]
+    touch(tmp_path, *(f"videos/run/{name}" for name, _ in entries))
+    (tmp_path / "splits").mkdir()
+    lines = "".join(f"{name} {use} \n" for name, use in entries)
+    (tmp_path / "splits" / "run_test_split1.txt").write_text(lines)
+    tables = list_videos(tmp_path)
+    assert len(tables["train"]) + len(tables["val"]) == 80
+    assert len(tables["test"]) == 20
+    films = {split: {re.search(r"film\d+", path)[0] for path in tables[split].columns[0]} for split in ("train", "val")}
+    assert not films["train"] & films["val"]
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "message"),
+    [
+        ([], FileNotFoundError, r"holds neither train/<class>/ folders nor train.csv .* but \[\]"),
+        (["train/run/a.mp4"], FileNotFoundError, "has no val split beside train"),
+        (["train/a.mp4", "val/run/a.mp4"], ValueError, "train' holds no class folders"),
+        (["train/run/a.mp4", "train/jump/a.txt", "val/run/a.mp4"], ValueError, r"jump' holds no video \(.mp4, .avi"),
+    ],
+)
+def test_refused(tmp_path, files, error, message):
+    touch(tmp_path, *files)
+    with pytest.raises(error, match=message):
+        list_videos(tmp_path)
+
+
+def test_bad_lists(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone' is no folder"):
+        list_videos(tmp_path / "gone")
+    (tmp_path / "val.csv").write_text("a.mp4 1\n")
+    (tmp_path / "train.csv").write_text("a.mp4\n")
+    with pytest.raises(ValueError, match=r"train.csv', line 1, is 'a.mp4'; write 'path label'"):
+        list_videos(tmp_path)
+    (tmp_path / "train.csv").write_text("\n")
+    with pytest.raises(ValueError, match="lists no video"):
+        list_videos(tmp_path)
+    (tmp_path / "train.csv").write_text("a.mp4 1\n")
+    with pytest.raises(FileNotFoundError, match=r"train.csv' lists 1 of 1 videos that do not exist.*\(line 1\)"):
+        list_videos(tmp_path, missing="skip")  # nothing would be left
+
+
+@pytest.mark.parametrize("line", [",xyz,1,11,train", "yoga,xyz,,11,train", "yoga,,1,11,train", "yoga,xyz,1.5,11,train"])
+def test_kinetics_annotations_with_holes_are_refused(tmp_path, line):
+    (tmp_path / "train.csv").write_text(f"label,youtube_id,time_start,time_end,split\nyoga,ok,1,11,train\n{line}\n")
+    with pytest.raises(ValueError, match=r"train.csv', line 3, has .*; give all four, times in whole seconds"):
+        list_videos(tmp_path)
