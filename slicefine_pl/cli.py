@@ -9,6 +9,7 @@ import os
 import pickle
 import pickletools
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
@@ -32,6 +34,7 @@ COMMANDS = ("fit", "validate", "test", "predict")
 LINKS = (("data.label_names", "model.label_names"), ("data.num_classes", "model.num_classes"))
 PREPARATIONS = ("data.tokenizer", "data.processor")  # what the data module takes from the backbone's name
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # what a command's author can mend
+TERMINATED = 128 + signal.SIGTERM
 EARLY_ERRORS = (RuntimeError, pickle.UnpicklingError, SafetensorError)  # likewise, unless a batch was met
 
 
@@ -39,7 +42,7 @@ def run(module_class: type[LightningModule], datamodule_class: type[LightningDat
     """Run the command line ``<recipe> fit|validate|test|predict [--config more.yaml] [--flag value]``.
 
     What goes wrong before the first training step is told in one sentence, exit code 2; ``SLICEFINE_DEBUG=1`` shows
-    where it was raised.
+    where it was raised.  SIGTERM ends a run after the batch at hand, exit code 143.
 
     Args:
         module_class: What is trained.
@@ -71,6 +74,9 @@ def run(module_class: type[LightningModule], datamodule_class: type[LightningDat
             )
         print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
+    except SIGTERMException:  # by itself it would exit with 0, and a scheduler would take the run for finished
+        print(f"stopped by SIGTERM after {report.steps} steps; go on from the last checkpoint.", file=sys.stderr)
+        sys.exit(TERMINATED)
 
 
 class RunReport(Callback):

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -255,8 +256,33 @@ def test_a_runtime_error_of_the_first_step_keeps_its_trace(recipe, monkeypatch):
         recipe("fit")
 
 
-def test_random_head_is_refused(refused):
-    assert "has no trained head" in refused("predict", "--data.predict_text", "good")
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_random_head_is_refused(refused, command):
+    assert "has no trained head" in refused(command, *(["--data.predict_text", "good"] * (command == "predict")))
+
+
+@pytest.mark.parametrize("setting", ["data.batch_size=0", "model.lr=-0.1", "model.head_lr=.inf", "model.weight_decay=-1"])
+def test_refused_settings_leave_no_folder(refused, setting):
+    name, value = setting.split("=")
+    told = refused("fit", f"--{name}", value)
+    assert told.startswith(f"error: {name.split('.')[1]}={value.strip('.')}") and "choose" in told
+    assert not Path("runs").exists()
+
+
+def test_sigterm_is_no_success(recipe, monkeypatch, capsys):
+    """A scheduler takes exit code 0 for a finished run, and would not start it again."""
+
+    def terminated(self, batch, batch_idx):
+        if self.global_step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    original = TextClassifier.training_step
+    monkeypatch.setattr(TextClassifier, "training_step", terminated)
+    with pytest.raises(SystemExit) as stopped:
+        recipe("fit")
+    assert stopped.value.code == 143
+    assert "stopped by SIGTERM after 3 steps" in capsys.readouterr().err
 
 
 def test_output_folder_that_cannot_be_written(refused, tmp_path):

@@ -217,6 +217,8 @@ class ResumableDataModule(LightningDataModule):
 
     def __init__(self, batch_size: int = 1, seed: int = 0) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} is too small; choose at least 1.")
         self.batch_size = batch_size
         self.seed = seed
         self._pending: dict[str, int] = {}

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
@@ -125,11 +126,24 @@ class Classifier(ScheduledModule):
             )
         self.untrained_head = False
 
+    def on_validation_start(self) -> None:
+        """Refuse to score a head of random weights; within a fit, Lightning's sanity check may."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._check_head("scores")
+
+    def on_test_start(self) -> None:
+        """Refuse to score a head of random weights."""
+        self._check_head("scores")
+
     def on_predict_start(self) -> None:
         """Refuse to predict with a head of random weights."""
+        self._check_head("predictions")
+
+    def _check_head(self, wanted: str) -> None:
         if self.untrained_head:
+            name = type(self.backbone).__name__ if isinstance(self.backbone, nn.Module) else repr(self.backbone)
             raise ValueError(
-                f"backbone={self.backbone!r} has no trained head, so predictions would be random; "
+                f"backbone={name} has no trained head, so {wanted} would be random; "
                 "give a checkpoint (ckpt_path) or an exported folder as backbone."
             )
 

@@ -38,6 +38,9 @@ class ScheduledModule(LightningModule):
 
     def __init__(self, *, lr: float, head_lr: float | None, weight_decay: float, warmup: float, decay: Decay) -> None:
         super().__init__()
+        for name, value in {"lr": lr, "head_lr": head_lr, "weight_decay": weight_decay}.items():
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value} is no rate; choose a finite number of at least 0.")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup={warmup} is no share of the steps; choose 0 <= warmup < 1.")
         self.lr = lr

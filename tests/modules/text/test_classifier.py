@@ -80,6 +80,7 @@ def test_metrics_are_those_of_sklearn(tiny_bert, batch, tmp_path):
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     module = TextClassifier(str(tiny_bert), num_classes=3)
+    module.untrained_head = False  # random on purpose
     labels = torch.tensor([0, 2, 1, 2])
     [scores] = trainer(tmp_path).validate(module, loader(batch, labels), verbose=False)
     guess = module.eval()(batch).argmax(-1)
@@ -88,6 +89,7 @@ def test_metrics_are_those_of_sklearn(tiny_bert, batch, tmp_path):
     assert scores["val/matthews"] == pytest.approx(matthews_corrcoef(labels, guess))
 
     module = TextClassifier(str(tiny_bert), num_classes=1)
+    module.untrained_head = False
     values = torch.tensor([0.5, -2.0, 1.0, 3.0])
     [scores] = trainer(tmp_path).test(module, loader(batch, values), verbose=False)
     guess = module.eval()(batch)[:, 0].detach()
