@@ -261,11 +261,14 @@ def test_random_head_is_refused(refused, command):
     assert "has no trained head" in refused(command, *(["--data.predict_text", "good"] * (command == "predict")))
 
 
-@pytest.mark.parametrize("setting", ["data.batch_size=0", "model.lr=-0.1", "model.head_lr=.inf", "model.weight_decay=-1"])
+@pytest.mark.parametrize(
+    "setting", ["data.batch_size=0", "model.lr=-0.1", "model.head_lr=.inf", "model.weight_decay=-1"]
+)
 def test_refused_settings_leave_no_folder(refused, setting):
     name, value = setting.split("=")
     told = refused("fit", f"--{name}", value)
-    assert told.startswith(f"error: {name.split('.')[1]}={value.strip('.')}") and "choose" in told
+    assert told.startswith(f"error: {name.split('.')[1]}={value.strip('.')}")
+    assert "choose" in told
     assert not Path("runs").exists()
 
 

@@ -1,12 +1,13 @@
 """Sliced convolutions: one dense forward pass, and the weight gradient of the live channels only.
 
-A column is an input channel, a row an output channel, each with all places of the kernel.
+A column is an input channel, a row an output channel, each with all places of the kernel.  With groups, a weight has as
+many columns as a group has input channels, and column j stands for the j-th channel of every group.
 
-Shapes:  B batch · O output channels · I input channels · K places of the kernel · R rank of the slice
+Shapes:  B batch · G groups · O output channels · I input channels of a group · K places of the kernel · R rank
 Source:  Kowsher et al., SliceFine, arXiv:2510.08513; rows and columns of a convolution as channels are our reading.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,14 @@ CONVOLUTIONS = {
     3: F.conv3d,
 }  # by spatial dimensions; unlike torch.convolution known to autocast
 
-Geometry = tuple[list[int], list[int], list[int]]  # stride, padding, dilation: a number for each spatial dimension
+
+class Geometry(NamedTuple):
+    """How a convolution lays its kernel; a number for each spatial dimension, and the number of groups (G)."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
 
 
 class _SlicedConv(torch.autograd.Function):
@@ -42,13 +50,14 @@ class _SlicedConv(torch.autograd.Function):
         score: Tensor | None,
         score_line: Line,
     ) -> Tensor:
-        stride, padding, dilation = geometry
-        y = CONVOLUTIONS[len(stride)](x, weight, bias, stride, padding, dilation)
+        y = CONVOLUTIONS[len(geometry.stride)](x, weight, bias, *geometry)
+        channels, groups = _inputs(index, weight, geometry.groups, line)
         # index_select copies: a view would keep all of x alive until backward.
-        kept = x.index_select(1, index) if line == "column" else x
+        kept = x if channels is None else x.index_select(1, channels)
         sample = None if score is None else x[:SCORE_EXAMPLES].to(y.dtype)
         ctx.save_for_backward(kept.to(y.dtype), weight, live, index, sample)
         ctx.geometry, ctx.line, ctx.score, ctx.score_line, ctx.shape = geometry, line, score, score_line, x.shape
+        ctx.live_geometry = geometry._replace(groups=groups)
         return y
 
     @staticmethod
@@ -61,7 +70,7 @@ class _SlicedConv(torch.autograd.Function):
         grad_live = None
         if needs_live:
             outputs = grad_y if ctx.line == "column" else grad_y.index_select(1, index)
-            block = _weight_gradient(outputs, kept, weight, ctx.geometry)  # (O, R, K) or (R, I, K)
+            block = _weight_gradient(outputs, kept, weight, ctx.live_geometry)  # (O, R, K) or (R, I, K)
             grad_live = as_live(lines_of(block, ctx.line), live)
         if ctx.score is not None:
             full = _weight_gradient(grad_y[:SCORE_EXAMPLES], sample, weight, ctx.geometry)
@@ -69,24 +78,44 @@ class _SlicedConv(torch.autograd.Function):
         return grad_x, None, grad_bias, grad_live, *[None] * 5
 
 
+def _inputs(index: Tensor, weight: Tensor, groups: int, line: Line) -> tuple[Tensor | None, int]:
+    """The input channels that the live lines read, ``None`` for all, and in how many groups they lie.
+
+    A live row reads the channels of its own group: R groups of one output channel each.
+    """
+    outputs, inputs = weight.shape[:2]
+    if line == "column":
+        return (_at(groups, inputs, index) if groups > 1 else index), groups
+    if groups == 1:
+        return None, 1
+    own = (index // (outputs // groups) * inputs).unsqueeze(1)
+    return (own + torch.arange(inputs, device=index.device)).flatten(), len(index)
+
+
+def _at(groups: int, inputs: int, index: Tensor) -> Tensor:
+    """The channels that stand at ``index`` within their group, group by group, shape ``(G R,)``."""
+    first = torch.arange(groups, device=index.device).unsqueeze(1) * inputs
+    return (first + index).flatten()
+
+
 def _input_gradient(grad_y: Tensor, shape: torch.Size, weight: Tensor, geometry: Geometry) -> Tensor:
-    stride, padding, dilation = geometry
     like = grad_y.new_empty(1).expand(shape)  # only its shape counts
-    grad_x: Tensor = torch.ops.aten.convolution_backward(
-        grad_y, like, weight.to(grad_y.dtype), None, stride, padding, dilation, False, [0] * len(stride), 1,
-        [True, False, False],
-    )[0]  # fmt: skip
-    return grad_x
+    return _backward(grad_y, like, weight.to(grad_y.dtype), geometry, [True, False, False])[0]
 
 
 def _weight_gradient(grad_y: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """Weight gradient between the given channels, shape ``(channels of grad_y, channels of x, *kernel)``."""
-    stride, padding, dilation = geometry
-    like = grad_y.new_empty(1).expand(grad_y.shape[1], x.shape[1], *weight.shape[2:])  # only its shape counts
-    gradient: Tensor = torch.ops.aten.convolution_backward(
-        grad_y, x, like, None, stride, padding, dilation, False, [0] * len(stride), 1, [False, True, False]
-    )[1]
-    return gradient
+    """Weight gradient between the given channels, shape ``(channels of grad_y, channels of x / G, *kernel)``."""
+    shape = (grad_y.shape[1], x.shape[1] // geometry.groups, *weight.shape[2:])
+    like = grad_y.new_empty(1).expand(shape)  # only its shape counts
+    return _backward(grad_y, x, like, geometry, [False, True, False])[1]
+
+
+def _backward(grad_y: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: list[bool]) -> tuple[Tensor, ...]:
+    stride, padding, dilation, groups = geometry
+    gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+        grad_y, x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups, wanted
+    )
+    return gradients
 
 
 def sliced_conv(
@@ -98,15 +127,15 @@ def sliced_conv(
 ) -> Tensor:
     """Convolve with a weight of which only some channels are trainable.
 
-    The value is that of ``F.conv1d``, ``F.conv2d`` or ``F.conv3d`` with one group: ``weight`` must already hold the
-    live values.  Saves the live channels of the input for backward, or for rows the input itself.
+    The value is that of ``F.conv1d``, ``F.conv2d`` or ``F.conv3d``: ``weight`` must already hold the live values.
+    Saves for backward the channels of the input that the live lines read; for rows of a single group, the input itself.
 
     Args:
-        x: Input, shape ``(B, I, ...)``.
+        x: Input, shape ``(B, G I, ...)``.
         weight: Shape ``(O, I, ...)``; receives no gradient.
         bias: Shape ``(O,)``, or ``None``; receives a gradient if it requires one.
         piece: The channels that receive a gradient.
-        geometry: Stride, padding and dilation, a number for each spatial dimension.
+        geometry: Stride, padding, dilation and groups.
 
     Returns:
         Output, shape ``(B, O, ...)``.
@@ -118,12 +147,13 @@ def sliced_conv(
 
 
 class SlicedConv(SlicedLayer):
-    """A convolution with one group: ``torch.nn.Conv1d``, ``Conv2d`` or ``Conv3d``."""
+    """A convolution: ``torch.nn.Conv1d``, ``Conv2d`` or ``Conv3d``."""
 
     bias: nn.Parameter | None
     stride: tuple[int, ...]
     padding: tuple[int, ...] | str
     dilation: tuple[int, ...]
+    groups: int
     padding_mode: str
     _reversed_padding_repeated_twice: list[int]
 
@@ -143,6 +173,6 @@ class SlicedConv(SlicedLayer):
         else:
             padding = list(self.padding)
         unbatched = x.ndim == len(self.stride) + 1
-        geometry = (list(self.stride), padding, list(self.dilation))
+        geometry = Geometry(list(self.stride), padding, list(self.dilation), self.groups)
         y = sliced_conv(x.unsqueeze(0) if unbatched else x, self.slicefine_stored("weight"), self.bias, piece, geometry)
         return y.squeeze(0) if unbatched else y

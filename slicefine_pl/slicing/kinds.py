@@ -22,7 +22,7 @@ Backend = Literal["auto", "compact", "mask"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (nn.Linear, _ConvNd, nn.MultiheadAttention)  # sliced without being named; other parameters only by name
-COMPACT = "nn.Linear, transformers' Conv1D, nn.Conv1d, nn.Conv2d and nn.Conv3d with one group, nn.MultiheadAttention"
+COMPACT = "nn.Linear, transformers' Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention"
 
 
 class MaskedLayer(SlicedLayer):
@@ -94,7 +94,7 @@ def compact_kind(module: nn.Module) -> type[SlicedLayer] | None:
     if isinstance(module, nn.Linear):
         return SlicedLinear if forward is nn.Linear.forward else None
     if isinstance(module, CONVOLUTIONS):
-        return SlicedConv if module.groups == 1 and _convolves_plainly(module) else None
+        return SlicedConv if _convolves_plainly(module) else None
     names = {(base.__module__, base.__name__) for base in type(module).__mro__ if "forward" in vars(base)}
     # By name, because this floor imports torch only; the one forward must be Conv1D's own.
     if names == {("transformers.pytorch_utils", "Conv1D"), ("torch.nn.modules.module", "Module")}:

@@ -19,6 +19,12 @@ CONVOLUTIONS = {
     "2d reflect": (lambda: nn.Conv2d(I, O, 3, padding=1, padding_mode="reflect"), (3, I, 6, 5)),
     "2d pointwise": (lambda: nn.Conv2d(I, O, 1), (3, I, 6, 5)),
     "2d without batch": (lambda: nn.Conv2d(I, O, 3), (I, 6, 5)),
+    "1d grouped": (lambda: nn.Conv1d(2 * 3, 2 * 4, 3, padding=1, groups=2), (3, 2 * 3, 11)),
+    "2d grouped": (lambda: nn.Conv2d(3 * 4, 3 * 2, 3, stride=2, groups=3, dilation=(1, 2)), (3, 3 * 4, 9, 8)),
+    "3d grouped, circular": (
+        lambda: nn.Conv3d(2 * 3, 2 * 3, (3, 1, 1), padding=(1, 0, 0), padding_mode="circular", groups=2, bias=False),
+        (2, 2 * 3, 4, 5, 5),
+    ),
     "3d": (lambda: nn.Conv3d(I, O, (3, 2, 2), stride=(1, 2, 2), padding=(1, 0, 0)), (2, I, 4, 6, 6)),
 }
 

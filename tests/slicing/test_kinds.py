@@ -22,7 +22,7 @@ from slicefine_pl.slicing.linear import SlicedConv1D, SlicedLinear
         (nn.Bilinear(2, 2, 2), None),
         (nn.Conv1d(2, 2, 1), SlicedConv),
         (nn.Conv3d(2, 2, 1), SlicedConv),
-        (nn.Conv2d(2, 2, 1, groups=2), None),
+        (nn.Conv2d(2, 2, 1, groups=2), SlicedConv),
         (nn.ConvTranspose2d(2, 2, 1), None),
         (type("OwnConv", (nn.Conv2d,), {"forward": F.conv2d})(2, 2, 1), None),
         (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), None),

@@ -36,7 +36,6 @@ def dense_modules() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     return {
         "embedding": (nn.Embedding(6, 5, padding_idx=0), torch.randint(6, (3, 4))),
         "sparse embedding": (nn.Embedding(6, 5, sparse=True), torch.randint(6, (3, 4))),
-        "grouped convolution": (nn.Conv2d(6, 8, 3, groups=2), torch.randn(2, 6, 5, 5)),
         "transposed convolution": (nn.ConvTranspose2d(4, 6, 2, stride=2), torch.randn(2, 4, 5, 5)),
         "own forward": (Scaled(5, 4), torch.randn(3, 5)),
         "raw table": (Positions(), torch.randn(2, 3, 5)),
@@ -144,7 +143,7 @@ def test_a_reader_sees_the_values_the_optimizer_has_just_changed():
 
 @pytest.mark.parametrize("line", ["column", "row"])
 def test_scores_of_a_masked_parameter_are_the_norms_of_its_dense_gradient(line):
-    dense = nn.Conv2d(6, 8, 3, groups=2)
+    dense = nn.ConvTranspose2d(6, 8, 3)
     net = nn.ModuleDict({"part": copy.deepcopy(dense)})
     slice_model(net, R, targets="part", also_train=[])
     net["part"].slicefine.listen(line, net["part"].weight)
