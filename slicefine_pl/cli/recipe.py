@@ -4,21 +4,14 @@ Answers: how does a recipe become a run?  Knows no modality: a module brings ``e
 brings ``label_names`` and ``predict_names``, or leaves them out.
 """
 
-import json
 import os
 import pickle
-import pickletools
-import shutil
 import signal
 import sys
-import tempfile
-import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -29,13 +22,15 @@ from safetensors import SafetensorError
 
 from slicefine_pl.callbacks import SliceFineCallback
 from slicefine_pl.callbacks.probe import LinearProbe
+from slicefine_pl.cli.checks import check_checkpoint, check_output
+from slicefine_pl.cli.report import RunReport
 
 COMMANDS = ("fit", "validate", "test", "predict")
 LINKS = (("data.label_names", "model.label_names"), ("data.num_classes", "model.num_classes"))
 PREPARATIONS = ("data.tokenizer", "data.processor")  # what the data module takes from the backbone's name
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # what a command's author can mend
-TERMINATED = 128 + signal.SIGTERM
 EARLY_ERRORS = (RuntimeError, pickle.UnpicklingError, SafetensorError)  # likewise, unless a batch was met
+TERMINATED = 128 + signal.SIGTERM
 
 
 def run(module_class: type[LightningModule], datamodule_class: type[LightningDataModule], config: Path) -> None:
@@ -77,61 +72,6 @@ def run(module_class: type[LightningModule], datamodule_class: type[LightningDat
     except SIGTERMException:  # by itself it would exit with 0, and a scheduler would take the run for finished
         print(f"stopped by SIGTERM after {report.steps} steps; go on from the last checkpoint.", file=sys.stderr)
         sys.exit(TERMINATED)
-
-
-class RunReport(Callback):
-    """Keep what the closing table tells of a fit, and print each prediction as it comes."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.batches = 0
-        self.checkpoint: str | None = None
-        self.trained = 0
-        self.seconds = 0.0
-        self._predicted = 0
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Count the batches of every kind: from the first on, an error may be a bug of ours."""
-        self.batches += 1
-
-    def on_validation_batch_start(self, *_: Any) -> None:
-        """As above."""
-        self.batches += 1
-
-    def on_test_batch_start(self, *_: Any) -> None:
-        """As above."""
-        self.batches += 1
-
-    def on_predict_batch_start(self, *_: Any) -> None:
-        """As above."""
-        self.batches += 1
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the trained parameters, and start the clock."""
-        self.trained = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
-        self._began = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Count the steps."""
-        self.steps = trainer.global_step
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
-        self.seconds = time.perf_counter() - self._began
-
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: torch.Tensor | list[str], *_: Any
-    ) -> None:
-        """Print a line per example: its classes with probabilities, most probable first, its value, or what follows."""
-        names = getattr(trainer, "datamodule").predict_names  # noqa: B009  (Trainer does not declare it)
-        labels = getattr(pl_module, "label_names", None)
-        for output in outputs.tolist() if isinstance(outputs, torch.Tensor) else outputs:
-            name = names[self._predicted]
-            if isinstance(output, str):  # may hold line breaks
-                print(json.dumps({"prompt": name, "completion": output}, ensure_ascii=False))
-            else:
-                print(f"{_told(output, labels)}\t{name}")
-            self._predicted += 1
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -265,75 +205,8 @@ class RecipeCLI(LightningCLI):
             print(self.model.example(folder))
 
 
-def check_checkpoint(path: Path) -> None:
-    """Refuse a checkpoint file that cannot be one.
-
-    Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is truncated, damaged, or something else.
-    """
-    if path.is_dir():
-        if (path / "meta.pt").is_file():
-            return  # a sharded checkpoint
-        raise ValueError(f"ckpt_path={str(path)!r} is a folder; give a .ckpt file in it, such as last.ckpt.")
-    if not path.is_file():
-        raise FileNotFoundError(f"ckpt_path={str(path)!r} does not exist; give a .ckpt file that a fit has written.")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"ckpt_path={str(path)!r} is truncated or no checkpoint ({path.stat().st_size:,} bytes, not a complete "
-            "archive); give another one, such as the last or the best of that run."
-        )
-    damaged = f"ckpt_path={str(path)!r} is damaged{{}}; give another one, such as the last or the best of that run."
-    with zipfile.ZipFile(path) as archive:
-        try:
-            if bad := archive.testzip():
-                raise ValueError(damaged.format(f" (the checksum of its entry {bad!r} is wrong)"))
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            words = {word for name in pickles for _, word, _ in pickletools.genops(archive.read(name))}  # runs nothing
-        except zipfile.BadZipFile as error:
-            raise ValueError(damaged.format(f" ({error})")) from error
-    if not {"pytorch-lightning_version", "state_dict"} <= words:
-        raise ValueError(
-            f"ckpt_path={str(path)!r} is no checkpoint of Lightning; give a .ckpt file that a fit has written, or a "
-            "folder of a model and its tokenizer as --model.backbone."
-        )
-
-
-def check_output(folder: Path, needed: int) -> None:
-    """Refuse an output folder that cannot be written, or a disk that is nearly full.
-
-    Args:
-        folder: Where the run will write; need not exist.
-        needed: Free space, in bytes.
-
-    Raises:
-        OSError: It cannot take the run's files.
-    """
-    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=place):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"output folder {str(folder)!r} cannot be written ({error.strerror}); set --trainer.logger.save_dir, or "
-            "--trainer.default_root_dir where there is no logger, to a writable folder."
-        ) from error
-    if (free := shutil.disk_usage(place).free) < needed:
-        raise OSError(
-            f"output folder {str(folder)!r} has {free / 1e6:,.0f} MB free, and the run needs about "
-            f"{needed / 1e6:,.0f} MB; free some space or choose another folder."
-        )
-
-
 def _best(checkpoints: Sequence[Callback]) -> str:
     """Path of the checkpoint with the best metric; without a metric, of the latest; empty if none was written."""
     paths = [(getattr(each, "monitor", None) is None, getattr(each, "best_model_path", "")) for each in checkpoints]
     # A resumed run may remember a file that was moved since.
     return min((entry for entry in paths if entry[1] and Path(entry[1]).exists()), default=(True, ""))[1]
-
-
-def _told(output: float | list[float], labels: list[str] | None) -> str:
-    if not isinstance(output, list):
-        return f"{output:.4f}"
-    named = zip(labels or map(str, range(len(output))), output, strict=True)
-    return "  ".join(f"{name} {share:.4f}" for name, share in sorted(named, key=lambda pair: -pair[1]))

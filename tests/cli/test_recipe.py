@@ -13,7 +13,8 @@ import yaml
 from safetensors.torch import load_file
 
 from slicefine_pl.callbacks import SliceFineCallback
-from slicefine_pl.cli import check_checkpoint, check_output, run
+from slicefine_pl.cli import run
+from slicefine_pl.cli.checks import check_checkpoint, check_output
 from slicefine_pl.data import TextDataModule
 from slicefine_pl.modules import TextClassifier
 
@@ -30,7 +31,7 @@ def recipe(tiny_bert, tmp_path, monkeypatch):
         f"{word} {a} {b} {c},{word == 'good'}" for word in ("good", "bad") for a in NOUNS for b in NOUNS for c in NOUNS
     ]
     Path("data.csv").write_text("\n".join(["text,label", *rows]))
-    real = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "configs" / "text.yaml").read_text())
+    real = yaml.safe_load((Path(__file__).parents[2] / "recipes" / "configs" / "text.yaml").read_text())
     checkpoints = [entry for entry in real["trainer"]["callbacks"] if entry["class_path"].endswith("ModelCheckpoint")]
     settings = {
         "model": {"backbone": str(tiny_bert), "lr": 0.01},

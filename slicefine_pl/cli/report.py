@@ -1,0 +1,70 @@
+"""What a command tells of a run: how far it came and what it cost, and each prediction as it comes."""
+
+import json
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class RunReport(Callback):
+    """Keep what the closing table tells of a fit, and print each prediction as it comes."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.batches = 0
+        self.checkpoint: str | None = None
+        self.trained = 0
+        self.seconds = 0.0
+        self._predicted = 0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Count the batches of every kind: from the first on, an error may be a bug of ours."""
+        self.batches += 1
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """As above."""
+        self.batches += 1
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        """As above."""
+        self.batches += 1
+
+    def on_predict_batch_start(self, *_: Any) -> None:
+        """As above."""
+        self.batches += 1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the trained parameters, and start the clock."""
+        self.trained = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Count the steps."""
+        self.steps = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self.seconds = time.perf_counter() - self._began
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: torch.Tensor | list[str], *_: Any
+    ) -> None:
+        """Print a line per example: its classes with probabilities, most probable first, its value, or what follows."""
+        names = getattr(trainer, "datamodule").predict_names  # noqa: B009  (Trainer does not declare it)
+        labels = getattr(pl_module, "label_names", None)
+        for output in outputs.tolist() if isinstance(outputs, torch.Tensor) else outputs:
+            name = names[self._predicted]
+            if isinstance(output, str):  # may hold line breaks
+                print(json.dumps({"prompt": name, "completion": output}, ensure_ascii=False))
+            else:
+                print(f"{_told(output, labels)}\t{name}")
+            self._predicted += 1
+
+
+def _told(output: float | list[float], labels: list[str] | None) -> str:
+    if not isinstance(output, list):
+        return f"{output:.4f}"
+    named = zip(labels or map(str, range(len(output))), output, strict=True)
+    return "  ".join(f"{name} {share:.4f}" for name, share in sorted(named, key=lambda pair: -pair[1]))
