@@ -55,7 +55,8 @@ def test_folder_gives_normalised_centres_in_order(root):
         v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD),
     ])  # fmt: skip
     expected = torch.stack([look(Image.open(path)) for path in paths])
-    torch.testing.assert_close(torch.cat([batch["images"] for batch in batches]), expected)
+    found = torch.cat([batch["images"] for batch in batches])
+    torch.testing.assert_close(found, expected, rtol=0, atol=2.1 / 255 / min(STD))  # both round to 8 bits on the way
     assert torch.cat([batch["labels"] for batch in batches]).tolist() == [0] * 5 + [1] * 5 + [2] * 5
 
 
