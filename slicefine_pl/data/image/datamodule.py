@@ -16,11 +16,12 @@ from slicefine_pl.data.image.pixels import SUFFIXES
 from slicefine_pl.data.image.published import load_published
 from slicefine_pl.data.image.sets import FileImages, Splits, images_below, read_folder
 from slicefine_pl.data.image.views import Augmentation, ImageDataset, collate
+from slicefine_pl.data.labels import NamedClasses
 
 DEMO = "digits"
 
 
-class ImageDataModule(ResumableDataModule):
+class ImageDataModule(NamedClasses, ResumableDataModule):
     """Serve images as batches of ``images``, shape ``(B, 3, S, S)``, normalised, and ``labels``, shape ``(B,)``.
 
     **Batches.** Reshuffled each epoch; crops and flips follow from seed, epoch and image alone, whatever the workers
@@ -89,12 +90,6 @@ class ImageDataModule(ResumableDataModule):
         if self.predict_images is not None:
             return None
         return DIGITS if self.source == DEMO else list(self._load().names)
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes; ``None`` when only predicting."""
-        names = self.label_names
-        return None if names is None else len(names)
 
     @property
     def predict_names(self) -> list[str]:

@@ -91,6 +91,28 @@ def test_metrics_are_those_of_sklearn(tmp_path, classes):
         assert scores["test/top5"] == pytest.approx(top_k_accuracy_score(labels, shares, k=5, labels=range(classes)))
 
 
+class Echo(nn.Module):
+    """Gives its images' first pixels as logits; the linear layer only serves as a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(1, 7)
+
+    def forward(self, images):
+        return images.flatten(1)[:, :7] + 0 * self.last.weight.sum()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_top5_is_its_own_where_the_first_batch_is_all_right(tmp_path):
+    """torchmetrics merges metrics that agree on the first batch, if it is let: top-5 accuracy became accuracy."""
+    labels = torch.tensor([0, 1, 2, 3])
+    images = torch.zeros(4, 3, 2, 2)
+    images.flatten(1)[range(4), labels] = 1.0
+    images.flatten(1)[2:, 6] = 2.0  # the second batch: the true class comes second
+    [scores] = trainer(tmp_path).test(ImageClassifier(Echo(), num_classes=7), loader(images, labels, 2), verbose=False)
+    assert (scores["test/accuracy"], scores["test/top5"]) == (0.5, 1.0)
+
+
 def check_export(module, folder, images, path):
     """The three lines load it without this package, and the classifier loads it again."""
     module.eval()
@@ -214,7 +236,7 @@ def test_checkpoint_builds_the_module_anew_and_a_random_head_is_refused(tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_classes": 1}, "num_classes=1 is too small for images"),
+        ({"num_classes": 1}, "num_classes=1 is too small; give at least two classes"),
         ({"num_classes": 4, "label_names": NAMES}, r"num_classes=4 differs from the 3 label_names"),
     ],
 )
