@@ -116,13 +116,20 @@ class Classifier(ScheduledModule):
         Raises:
             ValueError: The checkpoint was trained on other classes, or on these in another order.
         """
-        saved = checkpoint.get("hyper_parameters", {}).get("label_names")
+        settings = checkpoint.get("hyper_parameters", {})
+        saved = settings.get("label_names")
         present = self.hparams.get("label_names")
         if saved is not None and present is not None and list(saved) != list(present):
             place = next((i for i, (a, b) in enumerate(zip(saved, present, strict=False)) if a != b), -1)
             raise ValueError(
                 f"the checkpoint was trained on {len(saved)} classes and the data have {len(present)}; the first that"
                 f" differs is {saved[place]!r} there and {present[place]!r} here. Give data with the same classes."
+            )
+        classes = settings.get("num_classes") if saved is None else len(saved)
+        if classes not in (None, self.num_classes):
+            raise ValueError(
+                f"the checkpoint was trained on {classes} classes and this model has {self.num_classes}; give"
+                f" num_classes={classes}, and data with these classes."
             )
         self.untrained_head = False
 

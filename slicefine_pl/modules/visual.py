@@ -63,7 +63,7 @@ class VisualClassifier(Classifier):
             label_smoothing=label_smoothing,
             metrics=_accuracies(num_classes),
         )
-        self.backbone = backbone
+        self.backbone = backbone if isinstance(backbone, str) else type(backbone).__name__
         self.model = model
         self.label_names = None if label_names is None else list(label_names)
         self.untrained_head = fresh

@@ -77,7 +77,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 broken[self.images.place(row)] = str(error)
                 continue
             return {"images": self._view(image, epoch, index), "labels": self.images.labels[row], "broken": broken}
-        raise ValueError(f"{len(broken)} images in a row cannot be read, the first: {next(iter(broken.values()))}.")
+        several = f"{len(broken)} images in a row cannot be read, the first: " if len(broken) > 1 else ""
+        raise ValueError(f"{several}{next(iter(broken.values()))}; leave it out, or repair it.")
 
     def _view(self, image: "Image", epoch: int, index: int) -> Tensor:
         if not self._random:
