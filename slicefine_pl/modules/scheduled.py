@@ -43,13 +43,6 @@ class ScheduledModule(LightningModule):
                 raise ValueError(f"{name}={value} is no rate; choose a finite number of at least 0.")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup={warmup} is no share of the steps; choose 0 <= warmup < 1.")
-        for name, value in (
-            ("lr", lr),
-            ("head_lr", lr if head_lr is None else head_lr),
-            ("weight_decay", weight_decay),
-        ):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value} is no rate; choose a number, 0 or more.")
         if decay not in get_args(Decay):
             raise ValueError(f"decay={decay!r} is unknown; choose one of {get_args(Decay)}.")
         self.lr = lr

@@ -63,8 +63,6 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         predict_images: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(batch_size, seed)
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} is too small; choose at least 1.")
         if num_workers < 0:
             raise ValueError(f"num_workers={num_workers} is too small; choose 0 to decode in this process, or more.")
         if not 0 < min_area <= 1:

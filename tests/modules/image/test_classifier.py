@@ -246,7 +246,7 @@ def test_checkpoint_builds_the_module_anew_and_a_random_head_is_refused(tmp_path
         ({"num_classes": 4, "label_names": NAMES}, r"num_classes=4 differs from the 3 label_names"),
         ({"label_names": []}, r"num_classes=0 is too small; give at least two classes"),
         ({"num_classes": 3, "label_smoothing": -0.1}, "label_smoothing=-0.1 is no share"),
-        ({"num_classes": 3, "lr": -1.0}, "lr=-1.0 is no rate; choose a number, 0 or more"),
+        ({"num_classes": 3, "lr": -1.0}, "lr=-1.0 is no rate; choose a finite number of at least 0"),
         ({"num_classes": 3, "head_lr": float("nan")}, "head_lr=nan is no rate"),
         ({"num_classes": 3, "weight_decay": -1.0}, "weight_decay=-1.0 is no rate"),
         ({"num_classes": 3, "decay": "exponential"}, r"decay='exponential' is unknown; choose one of \('linear', "),
