@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.utils.data import DataLoader
-
 from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.cache import cache_folder
 from slicefine_pl.data.image.demo import DIGITS, load_digits
@@ -158,10 +155,11 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         """Central views in a fixed order."""
         return self._evaluation("test")
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def predict_dataloader(self) -> PlannedLoader:
         """Central views in the order of ``predict_names``."""
         assert self._predict is not None
-        return DataLoader(self._predict, batch_size=self.batch_size, collate_fn=_readable, num_workers=self.num_workers)
+        plan = self.plan([1] * len(self._predict), shuffle=False)
+        return PlannedLoader(self._predict, plan, _readable, self.num_workers)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Note which images of the batch were replaced, and warn once for each."""
