@@ -216,14 +216,18 @@ class ResumableDataModule(LightningDataModule):
     Args:
         batch_size: Examples per batch and process.
         seed: Of the order of the batches.
+        num_workers: Processes that load ahead; 0 loads in this one.
     """
 
-    def __init__(self, batch_size: int = 1, seed: int = 0) -> None:
+    def __init__(self, batch_size: int = 1, seed: int = 0, num_workers: int = 0) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is too small; choose at least 1.")
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers} is too small; choose 0 to load in this process, or more.")
         self.batch_size = batch_size
         self.seed = seed
+        self.num_workers = num_workers
         self._pending: dict[str, int] = {}
 
     def plan(

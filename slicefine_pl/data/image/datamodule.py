@@ -59,9 +59,7 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         seed: int = 0,
         predict_images: str | Sequence[str] | None = None,
     ) -> None:
-        super().__init__(batch_size, seed)
-        if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers} is too small; choose 0 to decode in this process, or more.")
+        super().__init__(batch_size, seed, num_workers)
         if not 0 < min_area <= 1:
             raise ValueError(f"min_area={min_area} is no share of an image; choose 0 < min_area <= 1.")
         if size is not None and size < 1:
@@ -77,7 +75,6 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         self.source = source if source is not None or root is not None else DEMO
         self.processor = processor
         self.augmentation = Augmentation(min_area, flip)
-        self.num_workers = num_workers
         self.predict_images = predict_images
         self.broken: dict[str, str] = {}
         self._given = (size, mean, std)

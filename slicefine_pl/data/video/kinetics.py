@@ -64,7 +64,7 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         seed: int = 0,
         predict_path: str | None = None,
     ) -> None:
-        super().__init__(batch_size, seed)
+        super().__init__(batch_size, seed, num_workers)
         sizes = {"num_frames": num_frames, "crop_size": crop_size, "test_clips": test_clips, "test_crops": test_crops}
         for name, value in sizes.items():
             if value < 1:
@@ -82,7 +82,6 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         self.fold = fold
         self.missing = missing
         self.demo_videos = demo_videos
-        self.num_workers = num_workers
         self.predict_path = predict_path
         self._given_names = None if label_names is None else list(label_names)
         self._tables: dict[str, Table] = {}
