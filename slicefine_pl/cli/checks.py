@@ -4,7 +4,11 @@ import pickletools
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 
 def check_checkpoint(path: Path) -> None:
@@ -38,6 +42,24 @@ def check_checkpoint(path: Path) -> None:
         raise ValueError(
             f"ckpt_path={str(path)!r} is no checkpoint of Lightning; give a .ckpt file that a fit has written, or a "
             "folder of a model and its tokenizer as --model.backbone."
+        )
+
+
+def check_writer(path: Path, module_class: Callable[..., Any]) -> None:
+    """Refuse the checkpoint of another module.
+
+    Args:
+        path: What ``check_checkpoint`` has let pass.
+        module_class: That is to take it.
+
+    Raises:
+        ValueError: A module of another class wrote it.
+    """
+    writer = None if path.is_dir() else torch.load(path, weights_only=True, mmap=True).get("module")
+    if writer not in (None, module_class.__name__):
+        raise ValueError(
+            f"ckpt_path={str(path)!r} was written by {writer}, and this recipe trains {module_class.__name__}; give a "
+            "checkpoint of this recipe."
         )
 
 

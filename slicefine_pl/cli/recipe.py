@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from slicefine_pl.callbacks import SliceFineCallback
 from slicefine_pl.callbacks.probe import LinearProbe
-from slicefine_pl.cli.checks import check_checkpoint, check_output
+from slicefine_pl.cli.checks import check_checkpoint, check_output, check_writer
 from slicefine_pl.cli.report import RunReport
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -116,6 +116,7 @@ class RecipeCLI(LightningCLI):
         settings = self.config[self.config.subcommand]
         if settings.get("ckpt_path") not in (None, "best", "last", "hpc"):
             check_checkpoint(Path(settings.ckpt_path))
+            check_writer(Path(settings.ckpt_path), self._model_class)
             [report] = self.trainer_defaults["callbacks"]
             report.checkpoint = str(settings.ckpt_path)
 

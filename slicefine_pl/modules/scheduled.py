@@ -74,6 +74,10 @@ class ScheduledModule(LightningModule):
     def write_files(self, folder: Path) -> None:
         """Write all files of an export into ``folder``, which does not exist yet."""
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say which module wrote it, as the settings of modules look alike."""
+        checkpoint["module"] = type(self).__name__
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build AdamW over what requires a gradient, and its schedule per step."""
         head = {id(parameter) for parameter in self.head()}

@@ -51,13 +51,13 @@ class _SlicedConv(torch.autograd.Function):
         score_line: Line,
     ) -> Tensor:
         y = CONVOLUTIONS[len(geometry.stride)](x, weight, bias, *geometry)
-        channels, groups = _inputs(index, weight, geometry.groups, line)
+        channels = _channels(index, weight, geometry.groups, line)
         # index_select copies: a view would keep all of x alive until backward.
         kept = x if channels is None else x.index_select(1, channels)
         sample = None if score is None else x[:SCORE_EXAMPLES].to(y.dtype)
         ctx.save_for_backward(kept.to(y.dtype), weight, live, index, sample)
         ctx.geometry, ctx.line, ctx.score, ctx.score_line, ctx.shape = geometry, line, score, score_line, x.shape
-        ctx.live_geometry = geometry._replace(groups=groups)
+        ctx.own_groups = line == "row" and geometry.groups > 1 and channels is not None
         return y
 
     @staticmethod
@@ -69,8 +69,7 @@ class _SlicedConv(torch.autograd.Function):
         grad_bias = grad_y.transpose(0, 1).flatten(1).sum(1) if needs_bias else None
         grad_live = None
         if needs_live:
-            outputs = grad_y if ctx.line == "column" else grad_y.index_select(1, index)
-            block = _weight_gradient(outputs, kept, weight, ctx.live_geometry)  # (O, R, K) or (R, I, K)
+            block = _block_gradient(ctx, grad_y, kept, weight, index)  # (O, R, K) or (R, I, K)
             grad_live = as_live(lines_of(block, ctx.line), live)
         if ctx.score is not None:
             full = _weight_gradient(grad_y[:SCORE_EXAMPLES], sample, weight, ctx.geometry)
@@ -78,24 +77,30 @@ class _SlicedConv(torch.autograd.Function):
         return grad_x, None, grad_bias, grad_live, *[None] * 5
 
 
-def _inputs(index: Tensor, weight: Tensor, groups: int, line: Line) -> tuple[Tensor | None, int]:
-    """The input channels that the live lines read, ``None`` for all, and in how many groups they lie.
+def _channels(index: Tensor, weight: Tensor, groups: int, line: Line) -> Tensor | None:
+    """The input channels that the live lines read, once for each line; ``None`` where that is no fewer than all.
 
-    A live row reads the channels of its own group: R groups of one output channel each.
+    A live column reads a channel of every group, a live row all channels of its own group.
     """
     outputs, inputs = weight.shape[:2]
     if line == "column":
-        return (_at(groups, inputs, index) if groups > 1 else index), groups
-    if groups == 1:
-        return None, 1
-    own = (index // (outputs // groups) * inputs).unsqueeze(1)
-    return (own + torch.arange(inputs, device=index.device)).flatten(), len(index)
+        first = torch.arange(groups, device=index.device).unsqueeze(1) * inputs
+        return (first + index).flatten()
+    if len(index) >= groups:
+        return None
+    first = (index // (outputs // groups) * inputs).unsqueeze(1)
+    return (first + torch.arange(inputs, device=index.device)).flatten()
 
 
-def _at(groups: int, inputs: int, index: Tensor) -> Tensor:
-    """The channels that stand at ``index`` within their group, group by group, shape ``(G R,)``."""
-    first = torch.arange(groups, device=index.device).unsqueeze(1) * inputs
-    return (first + index).flatten()
+def _block_gradient(ctx: Any, grad_y: Tensor, kept: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    """Weight gradient of the live lines, shape ``(O, R, ...)`` or ``(R, I, ...)``."""
+    geometry: Geometry = ctx.geometry
+    if ctx.line == "column":
+        return _weight_gradient(grad_y, kept, weight, geometry)
+    if geometry.groups > 1 and not ctx.own_groups:  # few groups: to take each row's apart would cost more than all rows
+        return _weight_gradient(grad_y, kept, weight, geometry).index_select(0, index)
+    lone = geometry._replace(groups=len(index) if ctx.own_groups else 1)
+    return _weight_gradient(grad_y.index_select(1, index), kept, weight, lone)
 
 
 def _input_gradient(grad_y: Tensor, shape: torch.Size, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -128,7 +133,8 @@ def sliced_conv(
     """Convolve with a weight of which only some channels are trainable.
 
     The value is that of ``F.conv1d``, ``F.conv2d`` or ``F.conv3d``: ``weight`` must already hold the live values.
-    Saves for backward the channels of the input that the live lines read; for rows of a single group, the input itself.
+    Saves for backward the channels of the input that the live lines read; for rows of no more groups than lines, the
+    input itself.
 
     Args:
         x: Input, shape ``(B, G I, ...)``.

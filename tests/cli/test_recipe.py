@@ -241,6 +241,15 @@ def test_a_checkpoint_of_another_model_is_told_in_one_sentence(refused, tiny_ber
     assert "ckpt_path='other.ckpt' does not fit this module" in told
 
 
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_a_checkpoint_of_another_recipe_is_told_by_name(recipe, refused, command):
+    recipe("fit", "--trainer.max_epochs", "1")
+    saved = torch.load("runs/t/version_0/checkpoints/last.ckpt", weights_only=True)
+    torch.save(saved | {"module": "ImageClassifier"}, "images.ckpt")
+    told = refused(command, "--ckpt_path", "images.ckpt")
+    assert "ckpt_path='images.ckpt' was written by ImageClassifier, and this recipe trains TextClassifier" in told
+
+
 def test_two_slicefine_callbacks_are_told_in_one_sentence(refused):
     settings = yaml.safe_load(Path("recipe.yaml").read_text())
     settings["trainer"]["callbacks"].append(settings["slicefine"])

@@ -84,10 +84,18 @@ def test_training_moving_channels_equals_dense_training_with_a_moving_mask(axis)
     torch.testing.assert_close(layer.weight, dense.weight)
 
 
-def test_columns_keep_only_the_live_channels_of_the_input():
+@pytest.mark.parametrize(
+    ("name", "column", "row"),
+    [
+        ("2d pointwise", 3 * R * 6 * 5, 3 * I * 6 * 5),
+        ("2d grouped", 3 * (3 * R) * 9 * 8, 3 * (R * 4) * 9 * 8),  # two rows read the four channels of their groups
+        ("1d grouped", 3 * (2 * R) * 11, 3 * (2 * 3) * 11),  # as many rows as groups: the input once, not row by row
+    ],
+)
+def test_what_is_kept_for_backward_is_what_the_live_lines_read(name, column, row):
     kept = {}
     for axis in ("column", "row"):
-        _, layer, _, x = pair("2d pointwise", axis)
+        _, layer, _, x = pair(name, axis)
         own = {parameter.data_ptr() for parameter in layer.parameters()}
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(
@@ -101,7 +109,7 @@ def test_columns_keep_only_the_live_channels_of_the_input():
         ):
             layer(x.requires_grad_())
         kept[axis] = sum(sizes)
-    assert kept == {"column": 3 * R * 6 * 5 * 8, "row": 3 * I * 6 * 5 * 8}
+    assert kept == {"column": 8 * column, "row": 8 * row}
 
 
 def test_autocast_computes_in_the_low_precision_and_trains_in_the_high():

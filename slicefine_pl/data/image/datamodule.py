@@ -171,7 +171,7 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         super().teardown(stage)
         if self.broken:
             listed = "\n  ".join(sorted(self.broken))
-            warnings.warn(f"{len(self.broken)} unreadable images were replaced by others:\n  {listed}", stacklevel=2)
+            warnings.warn(f"unreadable images, replaced by others: {len(self.broken)}\n  {listed}", stacklevel=2)
             self.broken = {}
 
     def _evaluation(self, name: str) -> PlannedLoader:

@@ -95,8 +95,9 @@ class FixedViews:
 class ClipDataset(Dataset[dict[str, Tensor]]):
     """Videos by index; one that cannot be read is replaced by another, so that every process gets equally many.
 
-    The replacement is drawn from (seed, epoch, index, attempt), and a broken file fails everywhere: all processes and
-    all runs replace alike.
+    The replacement is drawn from (seed, epoch, index, attempt), and whether a clip can be read depends on the file
+    alone: all processes, and a run that resumes, replace alike.  So a file that is broken in part still serves the
+    clips before the damage.
 
     Args:
         paths: Of the videos.
@@ -139,16 +140,15 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         for attempt in range(TRIES):
             rng = np.random.default_rng((self._seed, epoch, index, attempt))
             place = int(rng.integers(len(self))) if attempt else index
-            if self._broken[place] and self._replace:
-                continue
             path, about = self._videos[place]
             try:
                 views = self._views(path, rng)
             except UnreadableVideo as error:
                 if not self._replace:
                     raise
+                if not self._broken[place]:
+                    warnings.warn(f"{error} Another video takes its place.", stacklevel=2)
                 self._broken[place] = True
-                warnings.warn(f"{error} Another video takes its place.", stacklevel=2)
                 continue
             return {"video": views, "labels": torch.tensor(about["label"])}
         raise ValueError(

@@ -65,7 +65,7 @@ class Video:
 
         self.path = Path(path)
         try:
-            self._container = av.open(str(path))
+            self._container = av.open(str(path), metadata_errors="replace")
         except (FFmpegError, OSError) as error:
             raise UnreadableVideo(self.path, _reason(error)) from error
         pictures = [stream for stream in self._container.streams.video if stream.codec_context is not None]
@@ -88,10 +88,19 @@ class Video:
 
     @property
     def seconds(self) -> float:
-        """Length by the header, or where that is silent by counting through the packets."""
+        """Length by the header, or where that is silent by counting through the packets.
+
+        Raises:
+            UnreadableVideo: The data are damaged.
+        """
+        from av.error import FFmpegError
+
         if (promised := self._promised()) is not None:
             return promised
-        stamps = [packet.pts for packet in self._packets(0, FOREVER) if packet.pts is not None]
+        try:
+            stamps = [packet.pts for packet in self._packets(0, FOREVER) if packet.pts is not None]
+        except FFmpegError as error:
+            raise UnreadableVideo(self.path, _reason(error)) from error
         return self._seconds(max(stamps, default=self._begin))
 
     def frames(

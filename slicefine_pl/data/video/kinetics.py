@@ -101,7 +101,7 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         """Paths of the videos to predict, in order."""
         if self.predict_path is None:
             raise ValueError("nothing to predict; give --data.predict_path, a video or a folder of videos.")
-        place = Path(self.predict_path)
+        place = Path(self.predict_path).expanduser()
         found = [place] if place.is_file() else videos_below(place)
         if not found:
             raise FileNotFoundError(

@@ -149,13 +149,13 @@ def test_broken_images_are_named_replaced_and_listed(root, tmp_path, num_workers
     bad[0].write_bytes(bad[0].read_bytes()[:100])
     bad[1].write_text("not a picture")
     data, recorder = module(root, num_workers=num_workers, min_area=1.0, flip=False), Recorder()
-    with pytest.warns(UserWarning, match="2 unreadable images were replaced by others") as told:
+    with pytest.warns(UserWarning, match="unreadable images, replaced by others: 2") as told:
         Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
                 enable_model_summary=False).fit(recorder, datamodule=data)  # fmt: skip
     texts = [str(each.message) for each in told]
     for path in bad:
         assert sum(f"{str(path)!r} cannot be read" in text and "another image" in text for text in texts) == 1
-    assert sum(text.count("\n") for text in texts if text.startswith("2 unreadable images were replaced")) == 2
+    assert sum(text.count("\n") for text in texts if text.startswith("unreadable images, replaced by others: 2")) == 2
     assert sorted(map(len, recorder.seen)) == [3] * 2 + [4] * 6  # nothing was dropped
 
 

@@ -17,12 +17,21 @@ def picture(number: int) -> np.ndarray:
 
 
 def film(
-    path: Path, frames: int = 30, codec: str = "libx264", stamps=None, rotation: int = 0, header_first=False, tone=0.0
+    path: Path,
+    frames: int = 30,
+    codec: str = "libx264",
+    stamps=None,
+    rotation: int = 0,
+    header_first=False,
+    tone=0.0,
+    title="",
 ) -> Path:
     """Encode ``frames`` pictures at 10 per second, or at the given time stamps in milliseconds; beside ``tone`` seconds
     of silence."""
     flags = {"movflags": "faststart"} if header_first else {}
     with av.open(str(path), "w", options=flags) as container:
+        if title:
+            container.metadata["title"] = title
         stream = container.add_stream(codec, rate=RATE, options={"g": "12"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.thread_count = 1

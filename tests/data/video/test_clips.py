@@ -101,6 +101,21 @@ def test_a_broken_video_is_named_once_and_replaced_alike(paths, tmp_path):
     assert fresh.broken == [bad]  # though a worker found it
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_video_broken_in_part_gives_a_resumed_run_the_clips_of_an_uninterrupted_one(paths, tmp_path):
+    """Its beginning can be read: some epochs show it, others another video, whatever was met before."""
+    cut = films.film(tmp_path / "cut.mp4", 50, header_first=True)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 9 // 10])
+    mixed = [*paths, str(cut)]
+    whole = ClipDataset(mixed, range(6), VIEW)
+    uninterrupted = [whole[6 * epoch + 5] for epoch in range(12)]
+    shown = [int(example["labels"]) for example in uninterrupted]
+    assert 5 in shown[shown.index(next(label for label in shown if label != 5)) :]  # after it has failed once
+    for epoch, example in enumerate(uninterrupted):
+        again = ClipDataset(mixed, range(6), VIEW)[6 * epoch + 5]
+        assert torch.equal(again["video"], example["video"]), epoch
+
+
 def test_nothing_but_broken_videos(tmp_path):
     bad = [str(path) for path in films.broken(tmp_path).values()]
     with (

@@ -151,6 +151,29 @@ def test_one_frame(tmp_path):
     assert numbers(films.film(tmp_path / "film.mp4", 1), [0.0, 1.0, 2.0]) == [0, 0, 0]
 
 
+def test_a_title_that_is_no_utf_8_is_no_damage(tmp_path):
+    """Old files are tagged in Latin-1."""
+    path = films.film(tmp_path / "old.mp4", title="Ferien at sea")
+    content = path.read_bytes()
+    assert b"Ferien at" in content
+    path.write_bytes(content.replace(b"Ferien at", b"Ferien \xfct"))
+    with Video(path) as video:
+        assert video.seconds == pytest.approx(3.0)
+
+
+def test_damage_met_while_measuring_is_told_as_such(tmp_path, monkeypatch):
+    """A header without a length whose data cannot be sought, as some broken AVI files have it."""
+    from av.error import PermissionError as Forbidden
+
+    def refused(self, first, last):
+        raise Forbidden(1, "Operation not permitted")
+
+    monkeypatch.setattr(Video, "_promised", lambda self: None)
+    monkeypatch.setattr(Video, "_packets", refused)
+    with Video(films.film(tmp_path / "a.mp4")) as video, pytest.raises(UnreadableVideo, match="cannot be read"):
+        _ = video.seconds
+
+
 def test_no_such_file(tmp_path):
     with pytest.raises(UnreadableVideo, match=r"gone.mp4' cannot be read: No such file"):
         Video(tmp_path / "gone.mp4")
