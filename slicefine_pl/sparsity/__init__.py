@@ -1,0 +1,8 @@
+"""Which weights stay, when they go, and what it costs and brings.  Pure torch, numpy and scipy."""
+
+from slicefine_pl.sparsity.masks import LayerSparsity, NetworkMasks, Scope
+from slicefine_pl.sparsity.patterns import Pattern, parse_pattern
+from slicefine_pl.sparsity.schedules import Schedule
+from slicefine_pl.sparsity.targets import Criterion
+
+__all__ = ["Criterion", "LayerSparsity", "NetworkMasks", "Pattern", "Schedule", "Scope", "parse_pattern"]
