@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 COLUMNS = 8
+LINE = 17  # characters of a title that fit above an image
 
 
 class PredictionPicture(Callback):
@@ -83,18 +84,22 @@ def draw(kept: list[tuple[Tensor, int, int]], names: list[str] | None, given: An
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = -(-len(kept) // COLUMNS)
-    figure = Figure(figsize=(1.4 * COLUMNS, 1.65 * rows + 0.4), layout="constrained", dpi=100)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
+    figure = Figure(figsize=(1.4 * COLUMNS, 1.75 * rows + 0.5), layout=layout, dpi=100)
     for place, (image, truth, guess) in enumerate(kept):
         axes = figure.add_subplot(rows, COLUMNS, place + 1)
         axes.imshow(_visible(image, given))
-        axes.set_axis_off()
+        axes.set(xticks=[], yticks=[])
         told = [str(label) if names is None else names[label] for label in (truth, guess)]
-        text = _short(told[0]) if truth == guess else f"{_short(told[1])}\nnot {_short(told[0])}"
+        text = _title(*told)
         axes.set_title(text, fontsize=9, color="black" if truth == guess else "crimson")
+        axes.spines[:].set(linewidth=0.5 if truth == guess else 3, edgecolor="silver" if truth == guess else "crimson")
     right = sum(truth == guess for _, truth, guess in kept)
-    figure.suptitle(f"Predictions on test images: {right} of these {len(kept)} are right, red ones wrong", fontsize=10)
+    told_wrong = "" if right == len(kept) else "; the framed ones are wrong"
+    figure.suptitle(f"Predictions on test images: {right} of these {len(kept)} are right{told_wrong}", fontsize=12)
     path = folder / "predictions.png"
     canvas: Any = FigureCanvasAgg(figure)
     canvas.print_png(str(path))
@@ -110,5 +115,13 @@ def _visible(image: Tensor, given: Any) -> Any:
     return image.clamp(0, 1).permute(1, 2, 0).numpy()
 
 
+def _title(truth: str, guess: str) -> str:
+    """The predicted class, and the true one if it is another; what is too long for one line takes two."""
+    if truth == guess:
+        return _short(guess)
+    together = f"{guess}, not {truth}"
+    return together if len(together) <= LINE else f"{_short(guess)}\n{_short(f'not {truth}')}"
+
+
 def _short(name: str) -> str:
-    return name if len(name) <= 16 else f"{name[:15]}…"
+    return name if len(name) <= LINE else f"{name[: LINE - 1]}…"

@@ -3,9 +3,25 @@
 Answers: which classes are there, in which order, and is every label one of them?
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from slicefine_pl.data.tables import Table
+
+
+class NamedClasses:
+    """What data with classes tell a model: how they are called, and how many they are."""
+
+    @property
+    @abstractmethod
+    def label_names(self) -> list[str] | None:
+        """Names of the classes in order of their index; ``None`` when only predicting: then the trained model knows."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; ``None`` when only predicting."""
+        names = self.label_names
+        return None if names is None else len(names)
 
 
 def class_names(train: Table) -> list[str]:

@@ -7,8 +7,8 @@ Shapes:  B batch · C classes (1 for regression)
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
@@ -61,7 +61,8 @@ class Classifier(ScheduledModule):
             raise ValueError(f"label_smoothing={label_smoothing} is no share; choose 0 <= label_smoothing < 1.")
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
-        counted = MetricCollection(dict(_metrics(num_classes) if metrics is None else metrics))
+        chosen: dict[str, Metric | MetricCollection] = {**(_metrics(num_classes) if metrics is None else metrics)}
+        counted = MetricCollection(chosen, compute_groups=False)  # groups merge what agrees on the first batch for good
         self.metrics = nn.ModuleDict({stage: counted.clone(prefix=f"{stage}/") for stage in ("val", "test")})
 
     @abstractmethod
@@ -116,13 +117,20 @@ class Classifier(ScheduledModule):
         Raises:
             ValueError: The checkpoint was trained on other classes, or on these in another order.
         """
-        saved = checkpoint.get("hyper_parameters", {}).get("label_names")
+        settings = checkpoint.get("hyper_parameters", {})
+        saved = settings.get("label_names")
         present = self.hparams.get("label_names")
         if saved is not None and present is not None and list(saved) != list(present):
             place = next((i for i, (a, b) in enumerate(zip(saved, present, strict=False)) if a != b), -1)
             raise ValueError(
                 f"the checkpoint was trained on {len(saved)} classes and the data have {len(present)}; the first that"
                 f" differs is {saved[place]!r} there and {present[place]!r} here. Give data with the same classes."
+            )
+        classes = settings.get("num_classes") if saved is None else len(saved)
+        if classes not in (None, self.num_classes):
+            raise ValueError(
+                f"the checkpoint was trained on {classes} classes and this model has {self.num_classes}; give"
+                f" num_classes={classes}, and data with these classes."
             )
         self.untrained_head = False
 
@@ -148,10 +156,26 @@ class Classifier(ScheduledModule):
             )
 
 
-def check_num_classes(num_classes: int) -> None:
-    """Refuse a number of classes that is none, before a network is loaded for it."""
-    if num_classes < 1:
-        raise ValueError(f"num_classes={num_classes} is too small; give the classes, or 1 for regression.")
+def agreed_classes(num_classes: int | None, names: Sequence[str] | None, least: Literal[1, 2]) -> int | None:
+    """Return the number of classes that two settings tell, before a network is loaded for it; ``None`` if neither does.
+
+    Raises:
+        ValueError: They differ, or there are fewer than ``least`` (1 where regression is known, else 2).
+    """
+    if num_classes is not None and names is not None and len(names) != num_classes:
+        raise ValueError(f"num_classes={num_classes} differs from the {len(names)} label_names={list(names)}.")
+    classes = num_classes if names is None else len(names)
+    if classes is not None and classes < least:
+        allowed = "the classes, or 1 for regression" if least == 1 else "at least two classes"
+        raise ValueError(f"num_classes={classes} is too small; give {allowed}.")
+    return classes
+
+
+def name_outputs(config: Any, names: Sequence[str] | None) -> None:
+    """Write the names of the classes, where there are any, into a model's ``config`` of transformers."""
+    if names is not None:
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in enumerate(names)}
 
 
 def _metrics(num_classes: int) -> dict[str, Metric]:

@@ -7,7 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -43,6 +43,8 @@ class ScheduledModule(LightningModule):
                 raise ValueError(f"{name}={value} is no rate; choose a finite number of at least 0.")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup={warmup} is no share of the steps; choose 0 <= warmup < 1.")
+        if decay not in get_args(Decay):
+            raise ValueError(f"decay={decay!r} is unknown; choose one of {get_args(Decay)}.")
         self.lr = lr
         self.head_lr = lr if head_lr is None else head_lr
         self.weight_decay = weight_decay

@@ -58,7 +58,26 @@ def read_weights(path: str, model: nn.Module) -> None:
         RuntimeError: It holds the weights of another network.
     """
     found = weights_in(path)
-    model.load_state_dict(_efficientnet_lite(found, model) if FOREIGN in found else found)
+    renamed = _efficientnet_lite(found, model) if FOREIGN in found else found
+    try:
+        model.load_state_dict(renamed)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"weights={path!r} are those of another network: {_difference(renamed, model.state_dict())}"
+        ) from error
+
+
+def _difference(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Say in a few words how the tensors of a file differ from a network's own."""
+    lacking, besides = [name for name in own if name not in found], [name for name in found if name not in own]
+    shapes = [
+        f"{name!r} has the shape {tuple(found[name].shape)} there and {tuple(tensor.shape)} here"
+        for name, tensor in own.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    told = [f"{len(lacking)} tensors are lacking, such as {lacking[0]!r}"] if lacking else []
+    told += [f"{len(besides)} are unknown, such as {besides[0]!r}"] if besides else []
+    return ", ".join([*told, *shapes[:1]])
 
 
 def _efficientnet_lite(found: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from slicefine_pl.callbacks import picture
-from slicefine_pl.callbacks.picture import PredictionPicture, _visible
+from slicefine_pl.callbacks.picture import LINE, PredictionPicture, _title, _visible
 
 pytest.importorskip("matplotlib")
 
@@ -50,3 +50,10 @@ def test_normalisation_is_undone():
 def test_too_few_images_are_refused():
     with pytest.raises(ValueError, match="images=0 is too few"):
         PredictionPicture(0)
+
+
+def test_titles_fit_above_their_images():
+    assert (_title("5", "5"), _title("5", "4"), _title("ape", "bee")) == ("5", "4, not 5", "bee, not ape")
+    long = _title("staffordshire bull terrier", "german shorthaired pointer").split("\n")
+    assert [line[:9] for line in long] == ["german sh", "not staff"]
+    assert all(len(line) == LINE for line in long)

@@ -16,11 +16,12 @@ from slicefine_pl.data.image.pixels import SUFFIXES
 from slicefine_pl.data.image.published import load_published
 from slicefine_pl.data.image.sets import FileImages, Splits, images_below, read_folder
 from slicefine_pl.data.image.views import Augmentation, ImageDataset, collate
+from slicefine_pl.data.labels import NamedClasses
 
 DEMO = "digits"
 
 
-class ImageDataModule(ResumableDataModule):
+class ImageDataModule(NamedClasses, ResumableDataModule):
     """Serve images as batches of ``images``, shape ``(B, 3, S, S)``, normalised, and ``labels``, shape ``(B,)``.
 
     **Batches.** Reshuffled each epoch; crops and flips follow from seed, epoch and image alone, whatever the workers
@@ -62,6 +63,8 @@ class ImageDataModule(ResumableDataModule):
         predict_images: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(batch_size, seed)
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers} is too small; choose 0 to decode in this process, or more.")
         if not 0 < min_area <= 1:
             raise ValueError(f"min_area={min_area} is no share of an image; choose 0 < min_area <= 1.")
         if size is not None and size < 1:
@@ -71,6 +74,8 @@ class ImageDataModule(ResumableDataModule):
                 raise ValueError(
                     f"{name}={list(values)} has {len(values)} values; give three, for red, green and blue."
                 )
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"std={list(std)} divides by {min(std)}; give three values above 0.")
         self.root = root
         self.source = source if source is not None or root is not None else DEMO
         self.processor = processor
@@ -91,19 +96,13 @@ class ImageDataModule(ResumableDataModule):
         return DIGITS if self.source == DEMO else list(self._load().names)
 
     @property
-    def num_classes(self) -> int | None:
-        """Number of classes; ``None`` when only predicting."""
-        names = self.label_names
-        return None if names is None else len(names)
-
-    @property
     def predict_names(self) -> list[str]:
         """Paths of the images to predict, in order."""
         if self.predict_images is None:
             raise ValueError("nothing to predict; give predict_images: a file, a folder of images, or a list of files.")
-        one = isinstance(self.predict_images, str)
-        given = [Path(str(self.predict_images))] if one else [Path(path) for path in self.predict_images]
-        if one and given[0].is_dir():
+        named = [self.predict_images] if isinstance(self.predict_images, str) else self.predict_images
+        given = [Path(name).expanduser() for name in named if name]
+        if isinstance(self.predict_images, str) and given and given[0].is_dir():
             given = images_below(given[0])
         if not given:
             raise ValueError(f"predict_images={self.predict_images!r} holds no images ({' '.join(SUFFIXES)}).")

@@ -97,15 +97,17 @@ class Splits:
 def read_folder(root: str) -> Splits:
     """List the images of ``root/{train,val,test}/<class>/``, at any depth below a class.
 
-    Hidden files and files that are no images by their suffix are passed over.
+    Hidden files and folders, linked folders below a class, and files that are no images by their suffix are passed
+    over.
 
     Raises:
         FileNotFoundError: The folder or one of its splits does not exist.
         ValueError: A split has no classes or other ones than ``train``, or a class has no images.
     """
-    if not Path(root).is_dir():
+    top = Path(root).expanduser()
+    if not top.is_dir():
         raise FileNotFoundError(f"root={root!r} is no folder; give one that holds train, val and test.")
-    found = {name: _classes(_split(Path(root), stems)) for name, stems in FOLDERS.items()}
+    found = {name: _classes(_split(top, stems)) for name, stems in FOLDERS.items()}
     names = sorted(found["train"])
     if len(names) < 2:
         raise ValueError(f"root={root!r} has only the class {names[0]!r} in train; give at least two class folders.")
@@ -121,9 +123,9 @@ def read_folder(root: str) -> Splits:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Every image file below a folder, in order of the path."""
-    visible = (path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.parts[-1:]))
-    return sorted(path for path in visible if path.suffix.lower() in SUFFIXES and path.is_file())
+    """Every image file below a folder, in order of the path; a link to nowhere counts, and is broken when read."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def spread(labels: Sequence[int], seed: int) -> list[int]:

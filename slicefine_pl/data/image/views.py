@@ -5,6 +5,7 @@ resumed run can change it.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from slicefine_pl.data.image.input import ImageInput
+from slicefine_pl.data.image.input import RESAMPLING, ImageInput
 from slicefine_pl.data.image.pixels import UnreadableImageError
 from slicefine_pl.data.image.sets import ImageSet
 
@@ -76,7 +77,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 broken[self.images.place(row)] = str(error)
                 continue
             return {"images": self._view(image, epoch, index), "labels": self.images.labels[row], "broken": broken}
-        raise ValueError(f"{len(broken)} images in a row cannot be read, the first: {next(iter(broken.values()))}.")
+        several = f"{len(broken)} images in a row cannot be read, the first: " if len(broken) > 1 else ""
+        raise ValueError(f"{several}{next(iter(broken.values()))}; leave it out, or repair it.")
 
     def _view(self, image: "Image", epoch: int, index: int) -> Tensor:
         if not self._random:
@@ -97,14 +99,32 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return {**batch, "broken": broken} if broken else batch
 
 
+def centre(image: "Image", given: ImageInput) -> "Image":
+    """Resize the short side to ``size / crop`` and cut out the middle, reading only the pixels that it shows.
+
+    The resized whole, which for an image of 20,000 x 1 pixels is enormous, is never made.
+
+    Returns:
+        The middle, ``size`` on each side, or the side of the resized image where that is smaller.
+    """
+    short, edge = min(image.size), int(given.size / given.crop + 1e-6)
+    resized = [edge if side == short else int(edge * side / short) for side in image.size]
+    width, height = (min(given.size, side) for side in resized)
+    left, top = (round((side - shown) / 2) for side, shown in zip(resized, (width, height), strict=True))
+    corners = zip((left, top, left + width, top + height), resized * 2, image.size * 2, strict=True)
+    box = tuple(min(at * own / side, own) for at, side, own in corners)  # in pixels of the image, with fractions
+    method = next(number for number, name in RESAMPLING.items() if name == given.interpolation)
+    return image.resize((width, height), method, box=cast(tuple[float, float, float, float], box))
+
+
 def _transform(given: ImageInput, augmentation: Augmentation | None) -> Any:
     from torchvision.transforms import InterpolationMode, v2
 
-    mode = InterpolationMode(given.interpolation)
-    if augmentation is None:
-        crop = [v2.Resize(int(given.size / given.crop + 1e-6), mode, antialias=True), v2.CenterCrop(given.size)]
-    else:
-        crop = [v2.RandomResizedCrop(given.size, (augmentation.min_area, 1.0), interpolation=mode, antialias=True)]
-        crop += [v2.RandomHorizontalFlip()] if augmentation.flip else []
     norm = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(given.mean), list(given.std))]
-    return v2.Compose([v2.PILToTensor(), *crop, *norm])
+    if augmentation is None:
+        padded = v2.CenterCrop(given.size)  # where the network's crop is larger than its resized image
+        return v2.Compose([partial(centre, given=given), v2.PILToTensor(), padded, *norm])
+    mode = InterpolationMode(given.interpolation)
+    crop = v2.RandomResizedCrop(given.size, (augmentation.min_area, 1.0), interpolation=mode, antialias=True)
+    flip = [v2.RandomHorizontalFlip()] if augmentation.flip else []
+    return v2.Compose([v2.PILToTensor(), crop, *flip, *norm])

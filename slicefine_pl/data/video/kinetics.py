@@ -8,14 +8,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
-from slicefine_pl.data.labels import check_trained, class_indices, class_names
+from slicefine_pl.data.labels import NamedClasses, check_trained, class_indices, class_names
 from slicefine_pl.data.tables import Table
 from slicefine_pl.data.video import demo
 from slicefine_pl.data.video.clips import ClipDataset, FixedViews, RandomView
 from slicefine_pl.data.video.lists import SUFFIXES, list_videos
 
 
-class KineticsDataModule(ResumableDataModule):
+class KineticsDataModule(NamedClasses, ResumableDataModule):
     """Serve videos as batches of ``video``, uint8 of shape ``(B, V, 3, T, S, S)``, and ``labels``, shape ``(B,)``.
 
     **Views.** Training shows one clip (V = 1) from anywhere in the video, a random square of it, mirrored half of the
@@ -95,12 +95,6 @@ class KineticsDataModule(ResumableDataModule):
         if self._given_names is not None:
             return self._given_names
         return sorted(demo.MOTIONS) if self.root is None else class_names(self._load()["train"])
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes; ``None`` when only predicting: then the trained model knows."""
-        names = self.label_names
-        return None if names is None else len(names)
 
     @property
     def predict_names(self) -> list[str]:

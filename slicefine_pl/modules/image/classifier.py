@@ -5,22 +5,19 @@ Knows networks and how to export them; knows neither where images come from nor 
 Shapes:  B batch · H, W height and width in pixels · C classes
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import save_model
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
-from slicefine_pl.modules.classifier import Batch, Classifier
+from slicefine_pl.modules.classifier import Batch, agreed_classes, name_outputs
 from slicefine_pl.modules.image.backbones import load_backbone
+from slicefine_pl.modules.visual import VisualClassifier
 from slicefine_pl.pretrained import locate
 
 
-class ImageClassifier(Classifier):
+class ImageClassifier(VisualClassifier):
     """Fine-tune an image network with a new head.
 
     **Head.** A backbone without a fitting head gets a new one, random until trained; predicting with it is refused.
@@ -61,32 +58,28 @@ class ImageClassifier(Classifier):
         decay: Literal["linear", "cosine", "constant"] = "cosine",
     ) -> None:
         names = None if label_names is None else list(label_names)
-        classes = _agreed(num_classes, names)
+        classes = agreed_classes(num_classes, names, least=2)
         loaded = load_backbone(backbone, classes)
-        classes = classes if classes is not None else _outputs(loaded.head)
         super().__init__(
-            num_classes=classes,
+            backbone=backbone,
+            model=loaded.model,
+            head=loaded.head,
+            fresh=loaded.fresh,
+            label_names=names if names is not None else loaded.label_names,
+            num_classes=classes if classes is not None else _outputs(loaded.head),
+            label_smoothing=label_smoothing,
             lr=lr,
             head_lr=head_lr,
             weight_decay=weight_decay,
             warmup=warmup,
             decay=decay,
-            label_smoothing=label_smoothing,
-            metrics=_metrics(classes),
         )
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
-        self.backbone = backbone
-        self.model = loaded.model
         self.library = loaded.library
-        self.label_names = names if names is not None else loaded.label_names
-        self.untrained_head = loaded.fresh
         self._architecture = loaded.architecture
-        self._head = {id(parameter) for layer in loaded.head for parameter in layer.parameters()}
         self._size: int | None = None  # of the images it was trained on
-        if loaded.library == "transformers" and self.label_names is not None:
-            config: Any = self.model.config
-            config.id2label = dict(enumerate(self.label_names))
-            config.label2id = {name: index for index, name in enumerate(self.label_names)}
+        if loaded.library == "transformers":
+            name_outputs(self.model.config, self.label_names)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the logits, shape ``(B, C)``, of ``batch["images"]``, shape ``(B, 3, H, W)``."""
@@ -94,10 +87,6 @@ class ImageClassifier(Classifier):
         logits = getattr(output, "logits", output)
         assert isinstance(logits, Tensor)
         return logits
-
-    def head(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters of the last layer."""
-        yield from (parameter for parameter in self.model.parameters() if id(parameter) in self._head)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a training batch."""
@@ -145,25 +134,13 @@ class ImageClassifier(Classifier):
         processor.save_pretrained(folder)
 
     def _write_plain(self, folder: Path) -> None:
-        folder.mkdir()
-        save_model(self.model, str(folder / "model.safetensors"))
         settings = {
             "library": self.library,
             "architecture": self._architecture or type(self.model).__name__,
             "num_classes": self.num_classes,
-            "label_names": self.label_names,
             "input_size": self._size,
         }
-        (folder / "config.json").write_text(json.dumps(settings, indent=2), "utf-8")
-
-
-def _agreed(num_classes: int | None, names: Sequence[str] | None) -> int | None:
-    if num_classes is not None and names is not None and len(names) != num_classes:
-        raise ValueError(f"num_classes={num_classes} differs from the {len(names)} label_names={names}.")
-    classes = num_classes if names is None else len(names)
-    if classes is not None and classes < 2:
-        raise ValueError(f"num_classes={classes} is too small for images; give at least two classes.")
-    return classes
+        self.write_plain(folder, settings)
 
 
 def _outputs(head: Sequence[nn.Module]) -> int:
@@ -171,13 +148,3 @@ def _outputs(head: Sequence[nn.Module]) -> int:
     if not linears:
         raise ValueError("the backbone's head is no linear layer; give num_classes or label_names.")
     return linears[-1].out_features
-
-
-def _metrics(num_classes: int) -> dict[str, Metric]:
-    metrics: dict[str, Metric] = {
-        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-        "mean_class": MulticlassAccuracy(num_classes, average="macro"),
-    }
-    if num_classes > 5:
-        metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
-    return metrics

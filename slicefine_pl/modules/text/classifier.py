@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from slicefine_pl.modules.classifier import Batch, Classifier, check_num_classes
+from slicefine_pl.modules.classifier import Batch, Classifier, agreed_classes, name_outputs
 from slicefine_pl.modules.folders import is_blank, quiet
 from slicefine_pl.modules.text.mean_pooling import MeanPooledClassifier, MeanPoolingConfig
 from slicefine_pl.pretrained import locate
@@ -59,11 +59,7 @@ class TextClassifier(Classifier):
         gradient_checkpointing: bool = False,
     ) -> None:
         names = None if label_names is None else list(label_names)
-        if names is not None and num_classes is not None and len(names) != num_classes:
-            raise ValueError(f"num_classes={num_classes} differs from the {len(names)} label_names={names}.")
-        if num_classes is not None:
-            check_num_classes(num_classes)
-        model, fresh = _load(backbone, num_classes if names is None else len(names), pooling)
+        model, fresh = _load(backbone, agreed_classes(num_classes, names, least=1), pooling)
         super().__init__(
             num_classes=int(model.config.num_labels or 2),
             lr=lr,
@@ -76,9 +72,7 @@ class TextClassifier(Classifier):
         self.model = model
         self.backbone = backbone
         self.untrained_head = fresh
-        if names is not None:
-            model.config.id2label = dict(enumerate(names))
-            model.config.label2id = {name: index for index, name in enumerate(names)}
+        name_outputs(model.config, names)
         model.config.problem_type = "regression" if self.num_classes == 1 else "single_label_classification"
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]

@@ -5,25 +5,22 @@ Knows networks and how to export them; knows neither where clips come from nor w
 Shapes:  B videos · V views of each · T frames · S edge of a frame, in pixels · C classes
 """
 
-import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from safetensors.torch import save_model
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
-from slicefine_pl.modules.classifier import Batch, Classifier, check_num_classes
+from slicefine_pl.modules.classifier import Batch, agreed_classes, name_outputs
 from slicefine_pl.modules.video.backbones import load_backbone
+from slicefine_pl.modules.visual import VisualClassifier
 
 
-class VideoClassifier(Classifier):
+class VideoClassifier(VisualClassifier):
     """Fine-tune a video network with a new head.
 
     **Head.** A backbone without a fitting head gets a new one, random until trained; predicting with it is refused.
@@ -73,32 +70,27 @@ class VideoClassifier(Classifier):
         decay: Literal["linear", "cosine", "constant"] = "cosine",
     ) -> None:
         names = None if label_names is None else list(label_names)
-        if names is not None and num_classes is not None and len(names) != num_classes:
-            raise ValueError(f"num_classes={num_classes} differs from the {len(names)} label_names={names}.")
-        if num_classes is not None:
-            check_num_classes(num_classes)
-        classes = num_classes if names is None else len(names)
+        classes = agreed_classes(num_classes, names, least=2)
         loaded = load_backbone(backbone, weights, classes, num_frames=num_frames, crop_size=crop_size)
         super().__init__(
+            backbone=backbone,
+            model=loaded.model,
+            head=(loaded.head,),
+            fresh=loaded.fresh,
+            label_names=names if names is not None else loaded.label_names,
             num_classes=loaded.head.out_features,
+            label_smoothing=label_smoothing,
             lr=lr,
             head_lr=head_lr,
             weight_decay=weight_decay,
             warmup=warmup,
             decay=decay,
-            label_smoothing=label_smoothing,
-            metrics=_metrics(loaded.head.out_features),
         )
         self.save_hyperparameters()
         if not loaded.pretrained:
             rank_zero_warn(f"backbone={backbone!r} starts from random numbers; set weights to a file of trained ones.")
-        self.backbone = backbone
-        self.model = loaded.model
-        self.label_names = names if names is not None else loaded.label_names
-        self.untrained_head = loaded.fresh
         self.crop_size = crop_size
         self._loaded = loaded
-        self._head = {id(parameter) for parameter in loaded.head.parameters()}
         mean, std = (torch.tensor(numbers).view(3, 1, 1, 1) for numbers in loaded.normalisation)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
@@ -120,10 +112,6 @@ class VideoClassifier(Classifier):
             return logits
         each = logits.float().log_softmax(-1).view(-1, views, self.num_classes)
         return each.logsumexp(1) - torch.tensor(float(views)).log().item()
-
-    def head(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters of the last layer."""
-        yield from (parameter for parameter in self.model.parameters() if id(parameter) in self._head)
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training, except for batch norm in a pretrained network."""
@@ -167,24 +155,12 @@ class VideoClassifier(Classifier):
         from slicefine_pl.modules.video.transformers import write_processor
 
         model: Any = self.model
-        if self.label_names is not None:
-            model.config.id2label = dict(enumerate(self.label_names))
-            model.config.label2id = {name: index for index, name in enumerate(self.label_names)}
+        name_outputs(model.config, self.label_names)
         model.save_pretrained(folder)
         write_processor(folder, self._loaded.normalisation, self.crop_size)
 
     def _write_plain(self, folder: Path) -> None:
-        folder.mkdir()
-        mean, std = self._loaded.normalisation
-        config = {**(self._loaded.config or {}), "label_names": self.label_names, "mean": mean, "std": std}
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
-        save_model(self.model, str(folder / "model.safetensors"))
+        config, (mean, std) = self._loaded.config or {}, self._loaded.normalisation
+        self.write_plain(folder, {**config, "mean": mean, "std": std})
         if config["library"] == "i3d":
             shutil.copyfile(Path(__file__).with_name("i3d.py"), folder / "i3d.py")
-
-
-def _metrics(classes: int) -> dict[str, Metric]:
-    metrics: dict[str, Metric] = {"accuracy": MulticlassAccuracy(classes, average="micro")}
-    if classes > 5:
-        metrics["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
-    return {**metrics, "mean_class": MulticlassAccuracy(classes, average="macro")}

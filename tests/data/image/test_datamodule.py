@@ -15,6 +15,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from slicefine_pl.data import ImageDataModule
+from slicefine_pl.data.image.pixels import UnreadableImageError, read_rgb
 
 CLASSES = ("apple", "pear", "quince")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
@@ -55,7 +56,8 @@ def test_folder_gives_normalised_centres_in_order(root):
         v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD),
     ])  # fmt: skip
     expected = torch.stack([look(Image.open(path)) for path in paths])
-    torch.testing.assert_close(torch.cat([batch["images"] for batch in batches]), expected)
+    found = torch.cat([batch["images"] for batch in batches])
+    torch.testing.assert_close(found, expected, rtol=0, atol=2.1 / 255 / min(STD))  # both round to 8 bits on the way
     assert torch.cat([batch["labels"] for batch in batches]).tolist() == [0] * 5 + [1] * 5 + [2] * 5
 
 
@@ -201,6 +203,32 @@ def test_bad_folders_are_told_in_one_sentence(root, damage, message):
         module(root).setup("fit")
 
 
+def test_hidden_and_linked_folders_are_passed_over_and_dangling_links_are_broken(root):
+    """Jupyter keeps copies in hidden folders; a link to itself must not be walked for ever."""
+    apple = root / "train" / "apple"
+    (apple / ".ipynb_checkpoints").mkdir()
+    picture(1).save(apple / ".ipynb_checkpoints" / "0.png")
+    (apple / "again").symlink_to(apple)
+    (apple / "self").symlink_to(apple / "self")
+    (apple / "folder.png").mkdir()
+    (apple / "z.png").symlink_to(root / "gone.png")
+    images = module(root)._load().sets["train"]
+    assert images.labels == [0] * 6 + [1] * 5 + [2] * 5
+    with pytest.raises(UnreadableImageError, match=r"z.png' cannot be read \(the file does not exist"):
+        images.read(5)
+
+
+def test_a_file_that_may_not_be_read_is_named(root, monkeypatch):
+    """By a stand-in for the system's refusal, as whoever runs the tests may be allowed everything."""
+
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(UnreadableImageError, match=r"0.png' cannot be read \(.*Permission denied"):
+        read_rgb(root / "train" / "apple" / "0.png")
+
+
 def test_missing_and_empty_roots(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no folder; give one that holds train, val and test"):
         _ = module(tmp_path / "gone").label_names
@@ -213,6 +241,9 @@ def test_missing_and_empty_roots(tmp_path):
     [
         ({"min_area": 0.0}, "min_area=0.0 is no share"),
         ({"size": 0}, "size=0 is too small"),
+        ({"batch_size": 0}, "batch_size=0 is too small; choose at least 1"),
+        ({"num_workers": -1}, "num_workers=-1 is too small; choose 0"),
+        ({"std": (0.0, 1.0, 1.0)}, r"std=\[0.0, 1.0, 1.0\] divides by 0.0; give three values above 0"),
         ({"mean": (0.5,)}, r"mean=\[0.5\] has 1 values; give three"),
     ],
 )
@@ -235,6 +266,14 @@ def test_predict_takes_files_and_folders_in_order(root, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="holds no images"):
         module(root, predict_images=str(tmp_path / "none")).setup("predict")
+    for nothing in ("", []):
+        with pytest.raises(ValueError, match="holds no images"):
+            module(root, predict_images=nothing).setup("predict")
+    (tmp_path / "a.png").write_text("no image")
+    alone = module(root, predict_images=str(tmp_path / "a.png"))
+    alone.setup("predict")
+    with pytest.raises(ValueError, match=r"^image '.*a.png' cannot be read .*; leave it out, or repair it.$"):
+        list(alone.predict_dataloader())
     Path(files[1]).write_bytes(b"")
     data.setup("predict")
     with pytest.raises(ValueError, match=r"apple/0.png' cannot be read .*; leave it out, or repair it"):

@@ -92,6 +92,28 @@ def test_metrics_are_those_of_sklearn(tmp_path, classes):
         assert scores["test/top5"] == pytest.approx(top_k_accuracy_score(labels, shares, k=5, labels=range(classes)))
 
 
+class Echo(nn.Module):
+    """Gives its images' first pixels as logits; the linear layer only serves as a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(1, 7)
+
+    def forward(self, images):
+        return images.flatten(1)[:, :7] + 0 * self.last.weight.sum()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_top5_is_its_own_where_the_first_batch_is_all_right(tmp_path):
+    """torchmetrics merges metrics that agree on the first batch, if it is let: top-5 accuracy became accuracy."""
+    labels = torch.tensor([0, 1, 2, 3])
+    images = torch.zeros(4, 3, 2, 2)
+    images.flatten(1)[range(4), labels] = 1.0
+    images.flatten(1)[2:, 6] = 2.0  # the second batch: the true class comes second
+    [scores] = trainer(tmp_path).test(ImageClassifier(Echo(), num_classes=7), loader(images, labels, 2), verbose=False)
+    assert (scores["test/accuracy"], scores["test/top5"]) == (0.5, 1.0)
+
+
 def check_export(module, folder, images, path):
     """The three lines load it without this package, and the classifier loads it again."""
     module.eval()
@@ -153,6 +175,9 @@ def test_a_module_of_ones_own_gets_a_fitting_head_and_is_exported(tmp_path):
     module = ImageClassifier(Tiny(), label_names=NAMES)
     assert module.untrained_head
     assert {id(p) for p in module.head()} == {id(p) for p in module.model.last.parameters()}
+    assert all(name.startswith("model.") for name in module.state_dict())
+    with pytest.raises(ValueError, match="backbone='Tiny' has no trained head"):
+        module.on_predict_start()
     place = module.export(tmp_path / "export")
     assert json.loads((place / "config.json").read_text())["label_names"] == NAMES
     fresh = Tiny(3)
@@ -175,7 +200,9 @@ def test_weights_of_a_file(tmp_path):
     for bad, message in (("gone.pth", "is no file"), ("c.pth", "no mapping from names to tensors")):
         with pytest.raises(ValueError, match=message):
             ImageClassifier(f"timm/test_vit@{tmp_path / bad}", num_classes=3)
-    with pytest.raises(ValueError, match=r"could not be loaded \(Error\(s\) in loading state_dict"):
+    with pytest.raises(
+        ValueError, match=r"b.pth' are those of another network: \d+ tensors are lacking, such as 'conv"
+    ):
         ImageClassifier(f"timm/test_efficientnet@{tmp_path / 'b.pth'}", num_classes=3)
 
 
@@ -215,8 +242,14 @@ def test_checkpoint_builds_the_module_anew_and_a_random_head_is_refused(tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_classes": 1}, "num_classes=1 is too small for images"),
+        ({"num_classes": 1}, "num_classes=1 is too small; give at least two classes"),
         ({"num_classes": 4, "label_names": NAMES}, r"num_classes=4 differs from the 3 label_names"),
+        ({"label_names": []}, r"num_classes=0 is too small; give at least two classes"),
+        ({"num_classes": 3, "label_smoothing": -0.1}, "label_smoothing=-0.1 is no share"),
+        ({"num_classes": 3, "lr": -1.0}, "lr=-1.0 is no rate; choose a finite number of at least 0"),
+        ({"num_classes": 3, "head_lr": float("nan")}, "head_lr=nan is no rate"),
+        ({"num_classes": 3, "weight_decay": -1.0}, "weight_decay=-1.0 is no rate"),
+        ({"num_classes": 3, "decay": "exponential"}, r"decay='exponential' is unknown; choose one of \('linear', "),
     ],
 )
 def test_bad_settings(settings, message):
@@ -226,7 +259,12 @@ def test_bad_settings(settings, message):
 
 def test_reading_weights_needs_the_same_names(tmp_path):
     save_file({"other": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(RuntimeError, match="Missing key"):
+    with pytest.raises(
+        RuntimeError, match=r"4 tensors are lacking, such as 'body.2.weight', 1 are unknown, .* 'other'$"
+    ):
+        read_weights(str(tmp_path / "a.safetensors"), Tiny())
+    save_file(Tiny(5).state_dict(), tmp_path / "a.safetensors")
+    with pytest.raises(RuntimeError, match=r"network: 'last.weight' has the shape \(5, 7\) there and \(4, 7\) here$"):
         read_weights(str(tmp_path / "a.safetensors"), Tiny())
 
 
@@ -244,3 +282,6 @@ def test_a_checkpoint_of_other_classes_is_refused():
     module.on_load_checkpoint({"hyper_parameters": {"label_names": list(NAMES)}})
     with pytest.raises(ValueError, match=rf"the first that differs is 'z' there and '{NAMES[-1]}' here"):
         module.on_load_checkpoint({"hyper_parameters": {"label_names": [*NAMES[:-1], "z"]}})
+    for saved in ({"num_classes": 5}, {"label_names": list("abcde")}):
+        with pytest.raises(ValueError, match="trained on 5 classes and this model has 4; give num_classes=5, and data"):
+            ImageClassifier(Tiny(), num_classes=4).on_load_checkpoint({"hyper_parameters": saved})
