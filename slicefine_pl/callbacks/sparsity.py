@@ -6,9 +6,10 @@ Source:  Frantar et al., Scaling Laws for Sparsely-Connected Foundation Models, 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
@@ -45,6 +46,8 @@ class SparsityCallback(RepeatableTraining):
     its zeros too: see docs/sparsity.md for Adafactor.
     **Checkpoint.** The module's own keys; masks as bits, steps and scores in the callback's state: a run that stops at
     any step and resumes equals one that never stopped.
+    **Best checkpoints.** A ``ModelCheckpoint`` that monitors a score forgets, when the target is reached, what it took
+    for best before: denser networks score better, and would be exported with too few zeros.
     **With SliceFineCallback.** Slices keep the zeros too, and the network may be pruned while they move; only
     ``criterion="gradient"`` is refused, as there is no gradient but that of the slice.
 
@@ -210,6 +213,8 @@ class SparsityCallback(RepeatableTraining):
         for average in _averages(trainer):
             self.masks.cut_weights(average)
         self._slices_respect(trainer)
+        if share == 1:
+            _forget_denser_checkpoints(trainer)
         self._history.append((self._steps, self.masks.sparsity))
         self._unlogged = True
 
@@ -295,6 +300,15 @@ def _target(sparsity: float | None, pattern: str, final: float | None) -> float:
     if final is not None and sparsity != final:
         raise ValueError(f"pattern={pattern!r} leaves a sparsity of {final:g}, not {sparsity}; leave sparsity out.")
     return sparsity
+
+
+def _forget_denser_checkpoints(trainer: Trainer) -> None:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
+            callback.best_k_models, callback.kth_best_model_path, callback.kth_value = {}, "", worst
+            callback.best_model_path, callback.best_model_score = "", None
 
 
 def _averages(trainer: Trainer) -> Iterator[nn.Module]:

@@ -335,6 +335,22 @@ def test_a_longer_run_keeps_the_ramp_it_began_with(tmp_path):
     assert [zeros for training, zeros in module.seen if training] == zeros_by_step(0.6, 3, 9, 1, 24)[4:]
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_best_checkpoint_is_one_that_has_all_zeros(tmp_path, mode):
+    """The score gets worse from epoch to epoch, as with pruning it does."""
+
+    class Worse(Module):
+        def on_validation_epoch_end(self):
+            self.log("score", float(self.current_epoch) * (1 if mode == "min" else -1))
+
+    best = ModelCheckpoint(tmp_path, monitor="score", mode=mode, filename="best")
+    callback = SparsityCallback(0.5, targets="trunk", start=1, end=11, interval=2)
+    trainer(callback, best, epochs=5, enable_checkpointing=True).fit(Worse(), loader(4), loader(1))
+    saved = torch.load(best.best_model_path, weights_only=True)
+    assert saved["epoch"] == 2  # step 12: the first epoch that ends at the target
+    assert (saved["state_dict"]["trunk.0.weight"] == 0).sum() == 48
+
+
 def test_what_is_logged_and_drawn(tmp_path):
     logger = CSVLogger(tmp_path, name="", version="v")
     trainer(SparsityCallback(0.5, **SETTINGS), logger=logger, log_every_n_steps=1).fit(Module(), loader())
