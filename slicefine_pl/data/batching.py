@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from slicefine_pl.data.workers import WholeBatches, as_it_is, raised
+
 BUCKET = 50  # batches whose examples are sorted together: little padding, much randomness
 
 
@@ -86,7 +88,8 @@ class EpochPlan(BatchPlan):
 class PlannedLoader:
     """Load the batches of a plan, all of them at each iteration.
 
-    Not a ``DataLoader``, so Lightning leaves the batches as the plan shards them.
+    Not a ``DataLoader``, so Lightning leaves the batches as the plan shards them.  An error in a process that loads is
+    raised as it was there.
 
     Args:
         dataset: Examples by index.
@@ -100,9 +103,9 @@ class PlannedLoader:
     ) -> None:
         self._rest = _Rest(plan)
         self._loader = DataLoader(
-            dataset,
+            WholeBatches(dataset, collate),
             batch_sampler=self._rest,
-            collate_fn=collate,
+            collate_fn=as_it_is,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -122,7 +125,7 @@ class PlannedLoader:
         """Yield the batches from number ``first`` on; the epoch counts at the first of them, not at the call."""
         self._rest.first = first
         try:
-            yield from self._loader
+            yield from raised(self._loader)
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
@@ -213,14 +216,18 @@ class ResumableDataModule(LightningDataModule):
     Args:
         batch_size: Examples per batch and process.
         seed: Of the order of the batches.
+        num_workers: Processes that load ahead; 0 loads in this one.
     """
 
-    def __init__(self, batch_size: int = 1, seed: int = 0) -> None:
+    def __init__(self, batch_size: int = 1, seed: int = 0, num_workers: int = 0) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is too small; choose at least 1.")
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers} is too small; choose 0 to load in this process, or more.")
         self.batch_size = batch_size
         self.seed = seed
+        self.num_workers = num_workers
         self._pending: dict[str, int] = {}
 
     def plan(

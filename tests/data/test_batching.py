@@ -76,6 +76,56 @@ def test_iterating_leaves_the_global_generator_alone(loader_class):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Coded(ValueError):
+    """Made of two values, which torch's loader cannot make again."""
+
+    def __init__(self, code: int, told: str) -> None:
+        super().__init__(f"{told} {code}")
+        self._made_of = (code, told)
+
+    def __reduce__(self):
+        return type(self), self._made_of
+
+
+class Stuck(ValueError):
+    """Pickles, but does not come back."""
+
+    def __init__(self, code: int, told: str) -> None:
+        super().__init__(told)
+
+
+class Failing:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getitem__(self, index):
+        if index == 7:
+            raise self.error
+        return index
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "error", [Coded(3, "no such text"), KeyError("text"), OSError(5, "disk")], ids=lambda error: type(error).__name__
+)
+def test_an_error_in_a_worker_is_raised_as_it_was(error, workers):
+    order = BatchPlan([1] * 12, 2, shuffle=False)
+    batches = iter(PlannedLoader(Failing(error), order, list, workers))
+    assert [next(batches) for _ in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(type(error)) as caught:
+        next(batches)
+    assert str(caught.value) == str(error)
+    if workers:
+        assert "in __getitem__" in str(caught.value.__cause__)
+
+
+def test_an_error_that_does_not_travel_is_left_to_torch():
+    """It must not hang; its sentence is somewhere in what torch raises."""
+    loader = PlannedLoader(Failing(Stuck(1, "no such text")), BatchPlan([1] * 12, 2, shuffle=False), list, 1)
+    with pytest.raises(RuntimeError, match="no such text"):
+        list(loader)
+
+
 def test_resuming_inside_an_epoch_with_another_batch_size_names_the_difference():
     loader = ResumableLoader(range(47), plan(), collate=list)
     next(iter(loader))

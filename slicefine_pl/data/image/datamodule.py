@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.utils.data import DataLoader
-
 from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.cache import cache_folder
 from slicefine_pl.data.image.demo import DIGITS, load_digits
@@ -62,9 +59,7 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         seed: int = 0,
         predict_images: str | Sequence[str] | None = None,
     ) -> None:
-        super().__init__(batch_size, seed)
-        if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers} is too small; choose 0 to decode in this process, or more.")
+        super().__init__(batch_size, seed, num_workers)
         if not 0 < min_area <= 1:
             raise ValueError(f"min_area={min_area} is no share of an image; choose 0 < min_area <= 1.")
         if size is not None and size < 1:
@@ -80,7 +75,6 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         self.source = source if source is not None or root is not None else DEMO
         self.processor = processor
         self.augmentation = Augmentation(min_area, flip)
-        self.num_workers = num_workers
         self.predict_images = predict_images
         self.broken: dict[str, str] = {}
         self._given = (size, mean, std)
@@ -158,10 +152,11 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         """Central views in a fixed order."""
         return self._evaluation("test")
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def predict_dataloader(self) -> PlannedLoader:
         """Central views in the order of ``predict_names``."""
         assert self._predict is not None
-        return DataLoader(self._predict, batch_size=self.batch_size, collate_fn=_readable, num_workers=self.num_workers)
+        plan = self.plan([1] * len(self._predict), shuffle=False)
+        return PlannedLoader(self._predict, plan, _readable, self.num_workers)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Note which images of the batch were replaced, and warn once for each."""

@@ -91,8 +91,6 @@ class Video:
         """Length by the header, or where that is silent by counting through the packets."""
         if (promised := self._promised()) is not None:
             return promised
-        if self._container.duration:
-            return self._container.duration / 1_000_000  # in FFmpeg's own unit
         stamps = [packet.pts for packet in self._packets(0, FOREVER) if packet.pts is not None]
         return self._seconds(max(stamps, default=self._begin))
 
@@ -145,7 +143,7 @@ class Video:
         packets = list(self._packets(first, last))
         if first > self._begin and packets and (packets[0].pts or 0) > first:  # an index that leads astray
             packets = list(self._packets(0, last))
-        self._check_whole(packets, times[-1])
+        self._check_whole(packets, first, times[-1])
         needed = self._needed(packets, times)
         context = self._stream.codec_context
         for packet in packets:
@@ -173,14 +171,25 @@ class Video:
         places = np.searchsorted([self._seconds(stamp) - 1e-6 for stamp in stamps], times, side="right") - 1
         return {stamps[max(0, place)] for place in places.tolist()}
 
-    def _check_whole(self, packets: Sequence["av.Packet[VideoStream]"], until: float) -> None:
+    def _check_whole(self, packets: Sequence["av.Packet[VideoStream]"], first: int, until: float) -> None:
         promised = self._promised()
-        stamps = [packet.pts if packet.pts is not None else packet.dts for packet in packets]
-        reached = self._seconds(max((stamp for stamp in stamps if stamp is not None), default=self._begin))
-        if promised is not None and reached < min(until, promised) - SLACK:
+        if promised is None or any(self._end(packet) >= min(until, promised) - SLACK for packet in reversed(packets)):
+            return
+        reached = max(map(self._end, packets), default=0.0)
+        if self._stream.duration is None:  # a promise of the whole file's: the sound may keep it
+            self._container.seek(first, stream=self._stream)
+            reached = max(map(self._end, self._container.demux()), default=reached)
+        if reached < promised - SLACK:
             raise UnreadableVideo(
                 self.path, f"it is truncated: its data end at {reached:.1f} of the {promised:.1f} s its header promises"
             )
+
+    def _end(self, packet: "av.Packet[Any]") -> float:
+        """When what a packet holds is over."""
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is None or packet.time_base is None:
+            return 0.0
+        return float((stamp + (packet.duration or 0)) * packet.time_base) + self._seconds(0)
 
     def _cut(self, frame: "av.VideoFrame", choose: Callable[[int, int], Sequence[Box]], edge: int) -> NDArray[np.uint8]:
         turn = round(frame.rotation / 90) * 90 % 360
@@ -211,9 +220,10 @@ class Video:
         return graph
 
     def _promised(self) -> float | None:
-        """Length by the header of the picture track itself."""
-        duration = self._stream.duration
-        return None if duration is None else float(duration * self._base())
+        """Length by the header: of the picture track, or where that is silent (Matroska) of the whole file."""
+        if self._stream.duration is not None:
+            return float(self._stream.duration * self._base())
+        return self._container.duration / 1_000_000 if self._container.duration else None  # in FFmpeg's own unit
 
     def _seconds(self, stamp: int) -> float:
         return float((stamp - self._begin) * self._base())

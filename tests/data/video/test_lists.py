@@ -18,15 +18,45 @@ def pairs(table, root):
 
 
 def test_folders(tmp_path):
-    touch(tmp_path, "train/run/a.mp4", "train/run/b.AVI", "train/jump/c.mkv", "train/jump/notes.txt", "val/run/d.webm")
+    touch(tmp_path, "train/run/a.mp4", "train/run/b.AVI", "train/jump/c.mkv", "train/jump/notes.txt")
+    touch(tmp_path, "val/run/d.webm", "val/jump/e.mp4")
     tables = list_videos(tmp_path)
     assert pairs(tables["train"], tmp_path) == {
         ("train/run/a.mp4", "run"),
         ("train/run/b.AVI", "run"),
         ("train/jump/c.mkv", "jump"),
     }
-    assert tables["test"] is not None
-    assert pairs(tables["test"], tmp_path) == pairs(tables["val"], tmp_path) == {("val/run/d.webm", "run")}
+    assert pairs(tables["val"], tmp_path) == {("val/run/d.webm", "run"), ("val/jump/e.mp4", "jump")}
+    assert pairs(tables["test"], tmp_path) == pairs(tables["val"], tmp_path)
+
+
+HIDDEN = ("._a.mp4", ".a.mp4", ".cache/a.mp4", "more/._b.mp4")
+
+
+def test_hidden_files_are_no_videos(tmp_path):
+    """macOS leaves ``._a.mp4`` beside ``a.mp4`` on foreign disks; the set itself may lie in a hidden folder."""
+    root = tmp_path / ".data"
+    whole = [f"{split}/{name}/a.mp4" for split in ("train", "val") for name in ("run", "jump")]
+    touch(root, *whole, *(f"train/run/{name}" for name in HIDDEN), "train/.git/a.mp4", "val/run/.DS_Store")
+    tables = list_videos(root)
+    assert {path for split in ("train", "val") for path, _ in pairs(tables[split], root)} == set(whole)
+    touch(tmp_path / "none", "train/run/._a.mp4", "val/run/a.mp4")
+    with pytest.raises(ValueError, match="run' holds no video"):
+        list_videos(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("splits", "told"),
+    [
+        ({"train": "run jump", "val": "run"}, "has the class 'jump' in train but not in val (1 such in all)"),
+        ({"train": "run", "val": "run fly hop"}, "has the class 'fly' in val but not in train (2 such in all)"),
+        ({"train": "run jump", "val": "run jump", "test": "run"}, "has the class 'jump' in train but not in test"),
+    ],
+)
+def test_class_folders_that_differ_between_splits(tmp_path, splits, told):
+    touch(tmp_path, *(f"{split}/{name}/a.mp4" for split, names in splits.items() for name in names.split()))
+    with pytest.raises(ValueError, match=re.escape(told)):
+        list_videos(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +72,7 @@ def test_csv(tmp_path, content, labels):
     touch(tmp_path, "clips/a b.mp4", "clips/c.mp4")
     for split in ("train", "val"):
         (tmp_path / f"{split}.csv").write_text(content)
+    touch(tmp_path, "clips/._c.mp4")
     table = list_videos(tmp_path)["train"]
     assert {path for path, _ in pairs(table, tmp_path)} == {"clips/a b.mp4", "clips/c.mp4"}
     assert set(table.labels) == labels
@@ -97,6 +128,53 @@ def test_hmdb51(tmp_path):
     assert not films["train"] & films["val"]
 
 
+FOREIGN = {
+    "v_Yoga_g01_c01.avi 1": "no class folder",
+    "Yoga/v_Yoga_g01_c01.avi 1 2": "three words",
+    "Yoga/v_Yoga_g01_c01.avi one": "a class that is no number",
+    "Yoga/ 1": "no file",
+    "Yoga/readme.txt 1": "no video",
+    "Yoga/v_Yoga_g01\x00\x01": "no text",
+}
+
+
+@pytest.mark.parametrize("line", FOREIGN, ids=FOREIGN.get)
+@pytest.mark.parametrize("name", ["trainlist01.txt", "testlist01.txt"])
+def test_foreign_lines_in_the_lists_of_ucf101(tmp_path, line, name):
+    whole = "Yoga/v_Yoga_g01_c01.avi"
+    touch(tmp_path, f"UCF-101/{whole}", "lists/._trainlist01.txt")
+    for each in ("trainlist01.txt", "testlist01.txt"):
+        (tmp_path / "lists" / each).write_text(f"{whole} 1\n\n" + (f"{line}\n" if each == name else ""))
+    message = f"{name}', line 3, is {line!r}; a line holds '<class>/<video>.avi', and the number of the class or not."
+    with pytest.raises(ValueError, match=re.escape(message) + "$"):
+        list_videos(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["a.avi", "a.avi 3", "a.avi 1 2", " 1", "a.txt 1", "a.avi x", "run/a.avi 1"])
+def test_foreign_lines_in_the_lists_of_hmdb51(tmp_path, line):
+    touch(tmp_path, "run/a.avi")
+    (tmp_path / "._run_test_split1.txt").write_bytes(b"\x00\x05\x16\x07 \xff")  # macOS; passed over
+    (tmp_path / "run_test_split1.txt").write_text(f"a.avi 1 \n{line}\n")
+    message = f"run_test_split1.txt', line 2, is {line!r}; a line holds '<video>.avi' and 0, 1 or 2, for unused, train "
+    with pytest.raises(ValueError, match=re.escape(message) + "or test.$"):
+        list_videos(tmp_path)
+
+
+def test_lists_of_ucf101_and_hmdb51_that_are_no_text_or_not_there(tmp_path):
+    touch(tmp_path / "ucf", "Yoga/v_Yoga_g01_c01.avi")
+    touch(tmp_path / "hmdb", "run/a.avi")
+    (tmp_path / "ucf" / "trainlist01.txt").write_text("Yoga/v_Yoga_g01_c01.avi 1\n")
+    with pytest.raises(FileNotFoundError, match=r"testlist01.txt' does not exist; unpack all lists"):
+        list_videos(tmp_path / "ucf")
+    for place in ("ucf/trainlist01.txt", "hmdb/run_test_split1.txt"):
+        (tmp_path / place).write_bytes(b"\n\xff\xfe\x00")
+        with pytest.raises(ValueError, match=r"is not UTF-8: byte 0xff at offset 1 \(line 2\)"):
+            list_videos((tmp_path / place).parent)
+    (tmp_path / "hmdb" / "run_test_split1.txt").write_text("a.avi 0\n")
+    with pytest.raises(ValueError, match="lists no video for train; add some"):
+        list_videos(tmp_path / "hmdb")
+
+
 @pytest.mark.parametrize(
     ("files", "error", "message"),
     [
@@ -119,6 +197,9 @@ def test_bad_lists(tmp_path):
     (tmp_path / "train.csv").write_text("a.mp4\n")
     with pytest.raises(ValueError, match=r"train.csv', line 1, is 'a.mp4'; write 'path label'"):
         list_videos(tmp_path)
+    (tmp_path / "train.csv").write_text("a.mp4 1\nb.mp4,\n")
+    with pytest.raises(ValueError, match=r"train.csv', line 2, is 'b.mp4,'; write 'path label'"):
+        list_videos(tmp_path)
     (tmp_path / "train.csv").write_text("\n")
     with pytest.raises(ValueError, match="lists no video"):
         list_videos(tmp_path)
@@ -131,4 +212,10 @@ def test_bad_lists(tmp_path):
 def test_kinetics_annotations_with_holes_are_refused(tmp_path, line):
     (tmp_path / "train.csv").write_text(f"label,youtube_id,time_start,time_end,split\nyoga,ok,1,11,train\n{line}\n")
     with pytest.raises(ValueError, match=r"train.csv', line 3, has .*; give all four, times in whole seconds"):
+        list_videos(tmp_path)
+
+
+def test_kinetics_annotations_with_a_short_line(tmp_path):
+    (tmp_path / "train.csv").write_text("label,youtube_id,time_start,time_end,split\nyoga,ok\n")
+    with pytest.raises(ValueError, match=r"train.csv', line 2, has 2 fields, and the first line names 5 columns"):
         list_videos(tmp_path)
