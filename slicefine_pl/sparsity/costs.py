@@ -128,7 +128,8 @@ class Measured:
             raise ValueError(f"speedup={self.speedup} is no ratio; give dense time over sparse time, such as 1.3.")
         if not 0 < self.sparsity < 1 or not 0 <= self.share <= 1:
             raise ValueError(
-                f"sparsity={self.sparsity}, share={self.share} fit no pattern; choose 0 < sparsity < 1, share in [0, 1]."
+                f"sparsity={self.sparsity}, share={self.share} describe no pattern; "
+                "choose 0 < sparsity < 1 and 0 <= share <= 1."
             )
 
     @property
