@@ -34,8 +34,9 @@ def _without_pattern(rows: list[Row], told: Start) -> str:
     sparse, parent = rows[0], rows[5]
     start = "the dense model at hand" if told.from_dense else "scratch"
     return (
-        "Train dense. Without 2:4 products your hardware multiplies the zeros: a sparse model trains and serves at "
-        f"the cost of its dense parent of {parent.parameters:.3g} parameters, whose expected loss is {parent.loss:#.4g} "
+        "Train dense. Without 2:4 products your hardware multiplies zeros: a sparse model trains and serves at "
+        f"the cost of its dense parent of {parent.parameters:.3g} parameters, whose expected loss is "
+        f"{parent.loss:#.4g} "
         f"against {sparse.loss:#.4g}. Sparsity pays only where stored bytes count; then start from {start}."
     )
 
@@ -56,8 +57,9 @@ def _from_scratch(question: Question, rows: list[Row], usable: float, real: Best
             "budget is worth more as data than as 2:4 sparsity."
         )
     return (
-        f"Train {_percent(usable)} sparse in the 2:4 pattern, from scratch, pruning as you train. {_beyond(real)}At "
-        f"the real cost of training, {timed}, the expected loss is {rows[0].loss:#.4g}; a dense model of as many non-zeros "
+        f"Train {_percent(usable)} sparse in the 2:4 pattern, from scratch, pruning as you train. "
+        f"{_beyond(real)}At the real cost of training, {timed}, the "
+        f"expected loss is {rows[0].loss:#.4g}; a dense model of as many non-zeros "
         f"reaches {real.dense_loss:#.4g} on the same budget and data."
     )
 
