@@ -18,6 +18,7 @@ from slicefine_pl.sparsity.fitting import INTERVAL
 LARGEST_STUDIED = 85e6  # non-zero parameters of the largest sparse models that a published law was fitted to
 NEAR_BEST = 1.005  # losses that differ by less than half a percent are within the law's own error
 TWO_FOUR = 0.5
+EDGE = 1.01  # outside what was fitted: no extrapolation yet
 FAR = 10.0  # outside what was fitted: too far for the losses to mean anything
 RETRAINING = costs.Ideal(start=0.0, end=2 / 3)  # the published schedule without its dense first quarter
 
@@ -230,7 +231,12 @@ def start(known: KnownLaw, question: Question) -> Start:
     scratch = best(known, question, question.real_cost)
     dense = question.dense
     if dense is None:
-        return Start(False, 0.0, 0.0, None, None, scratch.loss, "no dense model is at hand to prune")
+        first = 6 * question.nonzero_params / (1 - scratch.sparsity) * scratch.data * question.per_item
+        reason = (
+            f"no dense model is at hand, and training one to prune would first cost {first:.2g} FLOPs, "
+            f"{100 * first / question.flops:.2g} % of the budget"
+        )
+        return Start(False, 0.0, 0.0, None, None, scratch.loss, reason)
     size, law = question.nonzero_params, known.law
     if size >= dense.parameters:
         raise ValueError(
@@ -269,7 +275,7 @@ def warnings(known: KnownLaw, question: Question, shown: float) -> list[str]:
         (unit, data, known.ranges.data),
     ):
         factor = strayed(value, fitted)
-        if factor > 1 + 1e-6:
+        if factor > EDGE:
             trust = "the losses are no more than a direction" if factor < FAR else "do not believe the losses"
             span = f"{fitted[0]:.3g} to {fitted[1]:.3g}"
             found.append(f"Extrapolation: {value:.3g} {name}, {factor:.3g} times outside the fit ({span}); {trust}.")

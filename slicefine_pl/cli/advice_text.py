@@ -20,33 +20,54 @@ NOTES = {"data": "d: uses up the data at hand, at any coefficients", "fit": "f: 
 
 def verdict(known: KnownLaw, question: Question, rows: list[Row], usable: float, real: Best, told: Start) -> str:
     """What to do and why, in a few sentences: hardware first, then the cost of training, then the start."""
-    sparse, parent = rows[0], rows[5]
-    far = max(strayed(question.nonzero_params, known.ranges.nonzero_params), strayed(sparse.data, known.ranges.data))
-    doubt = "No law covers this case: believe what follows from the hardware, not the losses. " if far > FAR else ""
-    timed = "as you timed it" if question.speedup else "with no speed-up, as you gave no timing (--speedup)"
-    start = f"As to the start: {told.reason}."
+    sizes = strayed(question.nonzero_params, known.ranges.nonzero_params)
+    far = max(sizes, strayed(rows[0].data, known.ranges.data)) > FAR
+    doubt = "No law covers this case: believe what follows from the hardware, not the losses. " if far else ""
     if not question.two_four:
-        return doubt + (
-            "Train dense. Without 2:4 products your hardware multiplies the zeros: a sparse model trains and serves at "
-            f"the cost of its dense parent of {parent.parameters:.3g} parameters, whose expected loss is "
-            f"{parent.loss:#.4g} against {sparse.loss:#.4g}. Sparsity then pays only where stored bytes count. {start}"
-        )
+        return doubt + _without_pattern(rows, told)
     if told.from_dense:
-        pattern = "fits" if abs(told.sparsity - TWO_FOUR) < 0.01 else "does not fit"
-        return doubt + (
-            f"Prune the dense model at hand to {_percent(told.sparsity)}: {told.reason}. That {pattern} 2:4, which is "
-            "exactly 50 %; what 2:4 gains at inference is to be timed on your hardware."
-        )
-    if usable:
-        return doubt + (
-            f"Train {_percent(usable)} sparse in the 2:4 pattern. At the real cost of training, {timed}, the expected "
-            f"loss is {sparse.loss:#.4g}; a dense model of as many non-zeros reaches {real.dense_loss:#.4g} on the "
-            f"same budget and data. {start}"
-        )
-    return doubt + (
-        f"Train dense at {question.nonzero_params:.3g} parameters: at the real cost of training, {timed}, the "
-        f"budget is worth more as data than as 2:4 sparsity. {start}"
+        return doubt + _pruned(told)
+    return doubt + _from_scratch(question, rows, usable, real)
+
+
+def _without_pattern(rows: list[Row], told: Start) -> str:
+    sparse, parent = rows[0], rows[5]
+    start = "the dense model at hand" if told.from_dense else "scratch"
+    return (
+        "Train dense. Without 2:4 products your hardware multiplies zeros: a sparse model trains and serves at "
+        f"the cost of its dense parent of {parent.parameters:.3g} parameters, whose expected loss is "
+        f"{parent.loss:#.4g} "
+        f"against {sparse.loss:#.4g}. Sparsity pays only where stored bytes count; then start from {start}."
     )
+
+
+def _pruned(told: Start) -> str:
+    pattern = "fits" if abs(told.sparsity - TWO_FOUR) < 0.01 else "does not fit"
+    return (
+        f"Prune the dense model at hand to {_percent(told.sparsity)}: {told.reason}. That {pattern} 2:4, which is "
+        "exactly 50 %; what 2:4 gains at inference is to be timed on your hardware."
+    )
+
+
+def _from_scratch(question: Question, rows: list[Row], usable: float, real: Best) -> str:
+    timed = "as you timed it" if question.speedup else "with no speed-up, as you gave no timing (--speedup)"
+    if not usable:
+        return (
+            f"Train dense at {question.nonzero_params:.3g} parameters: at the real cost of training, {timed}, the "
+            "budget is worth more as data than as 2:4 sparsity."
+        )
+    return (
+        f"Train {_percent(usable)} sparse in the 2:4 pattern, from scratch, pruning as you train. "
+        f"{_beyond(real)}At the real cost of training, {timed}, the "
+        f"expected loss is {rows[0].loss:#.4g}; a dense model of as many non-zeros "
+        f"reaches {real.dense_loss:#.4g} on the same budget and data."
+    )
+
+
+def _beyond(real: Best) -> str:
+    if real.sparsity <= TWO_FOUR:
+        return ""
+    return f"{_percent(real.sparsity)} would be better, but 2:4 makes use of 50 % and no more. "
 
 
 def tell(known: KnownLaw, question: Question, answer: dict[str, Any], console: Console) -> None:
@@ -140,8 +161,9 @@ def _start_line(question: Question, told: dict[str, Any], unit: str) -> str:
     return (
         f"From dense or from scratch: pruned to {_percent(told['sparsity'])} and retrained on {told['data']:.3g} {unit}"
         f", the dense model ends between {told['optimistic']:#.4g} (all it has seen counts) and "
-        f"{told['pessimistic']:#.4g} (none counts); from scratch at the same real cost {told['scratch']:#.4g}. The bracket is ours: no "
-        "coefficients for pretrained starts are known."
+        f"{told['pessimistic']:#.4g} (none counts); "
+        f"from scratch at the same real cost {told['scratch']:#.4g}. "
+        "The bracket is ours: no coefficients for pretrained starts are known."
     )
 
 

@@ -52,13 +52,13 @@ def advice_picture(
     axes.set(title="Best sparsity where data are without limit, and yours")
     axes.plot(nonzero_params, flops, "*", color="black", markersize=16, zorder=5)
     best = "\n".join(f"{name}: {100 * sparsity:.0f} %" for name, sparsity in sparsities.items())
-    to_the_left = nonzero_params**2 > np.prod(axes.get_xlim())
     axes.annotate(
         f"your budget and data\n{best}",
         (nonzero_params, flops),
-        xytext=(-14 if to_the_left else 14, 14),
-        textcoords="offset points",
-        ha="right" if to_the_left else "left",
+        xytext=(0.03, 0.96),
+        textcoords="axes fraction",
+        va="top",
+        arrowprops={"arrowstyle": "-", "color": "0.4", "shrinkB": 8},
         fontsize=9,
         bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": "0.6"},
     )
