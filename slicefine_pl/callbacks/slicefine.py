@@ -5,7 +5,7 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 
 import time
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -14,13 +14,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from slicefine_pl.callbacks.building import when_built
 from slicefine_pl.callbacks.finite import all_finite, describe_nonfinite
 from slicefine_pl.callbacks.random_state import TrainingRandomState
+from slicefine_pl.callbacks.repeatable import RepeatableTraining
 from slicefine_pl.callbacks.share import OptimizerShare, updated_by
 from slicefine_pl.slicing import Axis, Backend, Order, SliceHandle, Summary, slice_model
 from slicefine_pl.slicing.positions import check_choice, check_rank
@@ -31,7 +32,7 @@ NonFinite = Literal["raise", "skip"]
 SliceDtype = Literal["float32", "bfloat16", "float16"]
 
 
-class SliceFineCallback(Callback):
+class SliceFineCallback(RepeatableTraining):
     r"""Train one narrow slice of each chosen weight, and move it every ``interval`` optimizer steps.
 
     Works on any LightningModule whose optimizer takes ``self.parameters()``, those that require a gradient, or groups
@@ -119,6 +120,7 @@ class SliceFineCallback(Callback):
                 "optimizer_state='keep' cannot go with axis='alternate': the moments of a column mean nothing to a row;"
                 " choose optimizer_state='reset'."
             )
+        super().__init__()
         self._interval = interval
         self._keep_state = optimizer_state == "keep"
         self._skip_nonfinite = nonfinite == "skip"
@@ -136,7 +138,6 @@ class SliceFineCallback(Callback):
         self._handle: SliceHandle | None = None
         self._shares: list[OptimizerShare] = []
         self._hooks: list[RemovableHandle] = []
-        self._random = TrainingRandomState()
         self._closed_state: dict[str, Any] = {}
         self._steps_before: dict[int, int] = {}
         self._loss: Tensor | None = None
@@ -149,10 +150,7 @@ class SliceFineCallback(Callback):
         if stage != "fit" or self._handle is not None:
             return
         _check_order(self, trainer)
-        if is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module):
-            _run_after_configure_model(pl_module, lambda: self._open(trainer, pl_module))
-        else:
-            self._open(trainer, pl_module)
+        when_built(pl_module, lambda: self._open(trainer, pl_module))
 
     def _open(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._handle is not None:
@@ -166,7 +164,7 @@ class SliceFineCallback(Callback):
             self._handle.load_state_dict(self._closed_state["slices"])
             self._steps_before = self._closed_state["steps"]
         else:
-            self._steps_before, self._random = {}, TrainingRandomState()
+            self._steps_before, self.random = {}, TrainingRandomState()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         owners = {id(parameter): optimizer for optimizer in trainer.optimizers for parameter in updated_by(optimizer)}
@@ -235,15 +233,10 @@ class SliceFineCallback(Callback):
             raise RuntimeError("The slices are not open; SliceFineCallback opens them in setup('fit').")
         return self._handle
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loop = trainer.fit_loop
-        # As Lightning decides it: a first or resumed epoch goes on with the iterator made before this hook.
-        self._random.before_epoch(trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting)
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             self._check_strays(pl_module)  # again, as some callbacks unfreeze layers when an epoch starts
-        self._random.before_batch()
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._batch_started = time.perf_counter()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -297,12 +290,9 @@ class SliceFineCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._seconds += time.perf_counter() - self._batch_started
-        self._random.remember()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._moved:
             self._log(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._random.expect_detour()
 
     def _log(self, trainer: Trainer) -> None:
         """Log when something has changed: at the start and after a move."""
@@ -323,7 +313,7 @@ class SliceFineCallback(Callback):
             "settings": self._settings(),
             "steps": {position: share.steps for position, share in enumerate(self._shares)},
             "slices": self._handle.state_dict(),
-            "random": self._random.state_dict(),
+            "random": self.random.state_dict(),
         }
 
     def _settings(self) -> dict[str, Any]:
@@ -337,23 +327,10 @@ class SliceFineCallback(Callback):
         # Not load_state_dict: this hook comes after the weights too, and sees a checkpoint that holds nothing for us.
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        state = checkpoint["callbacks"].get(self.state_key)
-        if state is None:
-            raise MisconfigurationException(
-                "The checkpoint was written without SliceFineCallback, so its optimizer knows no slices. Resume without"
-                " this callback, or start a new run from its weights: load them into the module and give no ckpt_path."
-            )
-        present = self._settings()
-        changed = [f"{name}: saved {state['settings'].get(name)!r}, now {value!r}" for name, value in present.items()
-                   if state["settings"].get(name) != value]  # fmt: skip
-        if changed:
-            raise MisconfigurationException(
-                f"The checkpoint was written with other settings ({'; '.join(changed)}). Resume with those, or start a"
-                " new run from its weights: load them into the module and give no ckpt_path."
-            )
+        state = self.saved_state(checkpoint, self._settings(), "its optimizer knows no slices")
         self._opened().load_state_dict(state["slices"])
         if trainer.world_size == 1:  # the checkpoint holds the generators of one process only
-            self._random.load_state_dict(state["random"])
+            self.random.load_state_dict(state["random"])
         self._steps_before = state["steps"]
 
 
@@ -367,16 +344,3 @@ def _check_order(callback: SliceFineCallback, trainer: Trainer) -> None:
                 f"{type(earlier).__name__} stands before SliceFineCallback and would average a module without slices;"
                 " put SliceFineCallback first in the list of callbacks."
             )
-
-
-def _run_after_configure_model(pl_module: LightningModule, action: Callable[[], None]) -> None:
-    """Have ``action`` run once, right after the module's next ``configure_model``: the model exists from then on."""
-    configure_model = pl_module.configure_model
-
-    def configure_then_act() -> None:
-        configure_model()
-        del pl_module.__dict__["configure_model"]
-        action()
-
-    # Not a wrapper in Lightning's eyes (no functools.wraps): it then calls the hook even if the class has none.
-    pl_module.__dict__["configure_model"] = configure_then_act

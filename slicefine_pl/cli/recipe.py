@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
-from slicefine_pl.callbacks import SliceFineCallback
+from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
 from slicefine_pl.callbacks.probe import LinearProbe
 from slicefine_pl.cli.checks import check_checkpoint, check_output, check_writer
 from slicefine_pl.cli.report import RunReport
@@ -89,12 +89,18 @@ class RecipeCLI(LightningCLI):
     _before: Mapping[str, float] = {}  # scores of the pretrained network, where they were asked for
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let data decide the classes, and the backbone how data are prepared; give SliceFine a section of its own."""
+        """Let data decide the classes, and the backbone how data are prepared; give our callbacks sections."""
         parser.add_argument(
             "--slicefine",
             type=SliceFineCallback | None,
             default=None,
             help="How to slice, e.g. --slicefine.rank 16; null trains all weights.",
+        )
+        parser.add_argument(
+            "--sparsity",
+            type=SparsityCallback | None,
+            default=None,
+            help="How to prune, e.g. --sparsity.pattern 2:4; null leaves all weights.",
         )
         parser.add_argument(
             "--score_before", type=bool, default=False, help="Whether fit tests the pretrained network before training."
@@ -121,11 +127,11 @@ class RecipeCLI(LightningCLI):
             report.checkpoint = str(settings.ckpt_path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Put SliceFine before the other callbacks: weight averaging copies what it finds."""
-        slicefine = self._get(self.config_init, "slicefine")
-        if slicefine is not None:
+        """Put our callbacks before the others: weight averaging copies what it finds."""
+        ours = [self._get(self.config_init, name) for name in ("slicefine", "sparsity")]
+        if any(ours):
             given = self._get(self.config_init, "trainer").get("callbacks") or []
-            kwargs["callbacks"] = [slicefine, *(given if isinstance(given, list) else [given])]
+            kwargs["callbacks"] = [*filter(None, ours), *(given if isinstance(given, list) else [given])]
         return super().instantiate_trainer(**kwargs)
 
     def before_instantiate_classes(self) -> None:

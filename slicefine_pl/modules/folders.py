@@ -41,12 +41,6 @@ def write_folder(path: str | Path, save: Callable[[Path], None]) -> Path:
     return target
 
 
-def is_blank(folder: Path) -> bool:
-    """Whether a local folder describes a model without its weights."""
-    weights = [file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern)]
-    return (folder / "config.json").is_file() and not weights
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers from reporting what the modules say themselves, and from drawing bars."""

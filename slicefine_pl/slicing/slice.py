@@ -61,6 +61,8 @@ class Slice(nn.Module):
         score: Importance of every line that could be live next, shape ``(size,)``, float32; ``None`` unless asked for.
         score_line: Whether ``score`` ranks columns or rows.
         read: Whether a gradient has come past the layer, from somebody who read its parameter.
+        keep: Where the block may differ from zero, bool of the block's shape; ``None`` if everywhere.  A pruned network
+            that is trained by slices keeps its zeros by it.
     """
 
     live: nn.Parameter
@@ -75,11 +77,14 @@ class Slice(nn.Module):
         self.score: Tensor | None = None
         self.score_line: Line = "column"
         self.read = False
+        self.keep: Tensor | None = None
         self._own_dtype = dtype is not None
 
     @torch.no_grad()
     def write(self, matrix: Tensor) -> None:
         """Copy the live values to their place: R lines, no allocation of the matrix's size."""
+        if self.keep is not None:
+            self.live.masked_fill_(self.pruned(), 0)
         lines = lines_of(matrix, self.line)
         shape = (len(self.index), *lines.shape[1:])
         lines.index_copy_(0, self.index, self.live[:, : lines[0].numel()].reshape(shape).to(lines.dtype))
@@ -99,6 +104,11 @@ class Slice(nn.Module):
         """The live lines of a dense tensor ``(O, I, ...)``, a matrix or its gradient, in the form of ``live``."""
         return as_live(lines_of(dense, self.line).index_select(0, self.index), self.live)
 
+    def pruned(self) -> Tensor:
+        """Which live values must stay zero, bool of the shape of ``live``; needs ``keep``."""
+        assert self.keep is not None
+        return self.pick(self.keep) == 0
+
     def listen(self, line: Line, matrix: Tensor) -> None:
         """Start to collect the importance of every column or row, from nothing."""
         self.score_line = line
@@ -114,6 +124,7 @@ class Slice(nn.Module):
             self.live.data = live.to(self.live.device)
         self.index = fn(self.index)
         self.score = None if self.score is None else self.score.to(self.index.device)
+        self.keep = None if self.keep is None else self.keep.to(self.index.device)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -195,6 +195,18 @@ def test_slicefine_is_a_flag_and_comes_first(recipe, monkeypatch, off):
     assert ((3, 16) in seen["shapes"]) != off  # three rows of a 16 x 16 weight
 
 
+def test_pruning_is_a_flag_and_the_export_has_the_zeros(recipe):
+    """From random weights, all of them trained; the plain folder holds a network with 2:4 zeros."""
+    prune = ["--sparsity", "SparsityCallback", "--sparsity.pattern", "2:4", "--sparsity.targets", "encoder"]
+    recipe("fit", "--slicefine", "null", *prune, "--sparsity.interval", "1")
+    exported = load_file("runs/t/version_0/export/model.safetensors")
+    pruned = [name for name in exported if "encoder" in name and exported[name].ndim == 2]
+    assert pruned
+    for name in pruned:
+        assert ((exported[name].reshape(-1, 4) != 0).sum(1) == 2).all(), name
+    assert Path("runs/t/version_0/sparsity.png").is_file()
+
+
 def test_no_step_no_export(recipe, capsys):
     recipe("fit", "--trainer.max_epochs", "0")
     assert "nothing is tested or exported" in capsys.readouterr().out

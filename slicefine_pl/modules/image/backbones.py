@@ -104,10 +104,13 @@ def _transformers(name: str, weights: str, num_classes: int | None) -> LoadedBac
     config = AutoConfig.from_pretrained(name)
     if num_classes is not None:
         config.num_labels = num_classes
-    model, report = AutoModelForImageClassification.from_pretrained(
-        name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    fresh = bool(report["missing_keys"] or report["mismatched_keys"])
+    if weights == "random":
+        model, report = AutoModelForImageClassification.from_config(config), {}  # type: ignore[no-untyped-call]
+    else:
+        model, report = AutoModelForImageClassification.from_pretrained(
+            name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    fresh = weights == "random" or bool(report["missing_keys"] or report["mismatched_keys"])
     children = dict(model.named_children())
     head = [child for key, child in children.items() if key != model.base_model_prefix and _has_parameters(child)]
     names = None if fresh else list((model.config.id2label or {}).values())

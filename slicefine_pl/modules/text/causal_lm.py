@@ -18,11 +18,11 @@ from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from slicefine_pl.modules.classifier import Batch
-from slicefine_pl.modules.folders import is_blank, quiet
+from slicefine_pl.modules.folders import quiet
 from slicefine_pl.modules.scheduled import Decay, ScheduledModule
 from slicefine_pl.modules.text.apart import keeps_apart
 from slicefine_pl.modules.text.generation import IGNORED, complete, decode_sample, keep_samples, split_examples
-from slicefine_pl.pretrained import locate, split_gguf
+from slicefine_pl.pretrained import locate, split_gguf, starts_random
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -236,8 +236,8 @@ def _load(backbone: str, dtype: str) -> PreTrainedModel:
 
                 rank_zero_info(f"backbone={backbone!r} is quantised: its weights are de-quantised to {dtype}.")
                 settings |= {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
-            if gguf is None and is_blank(Path(folder)):
-                rank_zero_warn(f"backbone={backbone!r} holds settings but no weights; they start as random numbers.")
+            if gguf is None and starts_random(backbone, folder):
+                rank_zero_warn(f"backbone={backbone!r} is taken without weights; they start as random numbers.")
                 config = AutoConfig.from_pretrained(folder)
                 model = AutoModelForCausalLM.from_config(config, **settings)  # type: ignore[no-untyped-call]
             else:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from slicefine_pl.modules.classifier import Batch, Classifier, agreed_classes, name_outputs
-from slicefine_pl.modules.folders import is_blank, quiet
+from slicefine_pl.modules.folders import quiet
 from slicefine_pl.modules.text.mean_pooling import MeanPooledClassifier, MeanPoolingConfig
-from slicefine_pl.pretrained import locate
+from slicefine_pl.pretrained import locate, starts_random
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -125,8 +125,8 @@ def _load(backbone: str, num_classes: int | None, pooling: str) -> tuple[PreTrai
                 config.num_labels = num_classes
             if getattr(config, "pad_token_id", None) is None:  # decoders find the end of a text by its padding
                 config.pad_token_id = getattr(config, "eos_token_id", None)
-            if is_blank(Path(folder)):
-                rank_zero_warn(f"backbone={backbone!r} holds settings but no weights; they start as random numbers.")
+            if starts_random(backbone, folder):
+                rank_zero_warn(f"backbone={backbone!r} is taken without weights; they start as random numbers.")
                 return AutoModelForSequenceClassification.from_config(config), True  # type: ignore[no-untyped-call]
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from slicefine_pl.modules.video.backbones import FACEBOOK, IMAGENET, SYMMETRIC, Backbone, Numbers
+from slicefine_pl.pretrained import starts_random
 
 NORMALISATION = {"timesformer": FACEBOOK, "vivit": SYMMETRIC}  # of the published weights; all others ImageNet's
 
@@ -40,9 +41,9 @@ def from_transformers(name: str, place: str, num_classes: int | None, *, num_fra
         _check_size(name, config, num_frames, crop_size)
         if num_classes is not None and num_classes != config.num_labels:
             config.num_labels = num_classes
-        blank = Path(place).is_dir() and not [*Path(place).glob("*.safetensors"), *Path(place).glob("*.bin")]
+        blank = starts_random(name, place)
         if blank:
-            rank_zero_warn(f"backbone={name!r} holds settings but no weights; they start as random numbers.")
+            rank_zero_warn(f"backbone={name!r} is taken without weights; they start as random numbers.")
             model, report = AutoModelForVideoClassification.from_config(config), {}  # type: ignore[no-untyped-call]
         else:
             model, report = AutoModelForVideoClassification.from_pretrained(

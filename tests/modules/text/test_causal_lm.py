@@ -277,7 +277,7 @@ def test_checkpoint_export_and_the_three_lines_agree(tiny_llama, examples, tmp_p
 def test_a_folder_without_weights_starts_at_random(tiny_llama, tmp_path):
     config = json.loads((tiny_llama / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.warns(UserWarning, match="holds settings but no weights; they start as random numbers"):
+    with pytest.warns(UserWarning, match="is taken without weights; they start as random numbers"):
         module = CausalLanguageModel(str(tmp_path), dtype="bfloat16")
     assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
 

@@ -1,0 +1,62 @@
+"""What a callback needs so that a run that stops and resumes equals one that never stopped."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from slicefine_pl.callbacks.random_state import TrainingRandomState
+
+
+class RepeatableTraining(Callback):
+    """Keeps the random numbers of training, and takes a checkpoint only if it was written with the same settings.
+
+    A subclass saves ``random`` in its own state, beside its ``settings``, and extends these hooks.
+    """
+
+    def __init__(self) -> None:
+        self.random = TrainingRandomState()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loop = trainer.fit_loop
+        # As Lightning decides it: a first or resumed epoch goes on with the iterator made before this hook.
+        self.random.before_epoch(trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.random.before_batch()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.random.remember()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.random.expect_detour()
+
+    def saved_state(self, checkpoint: Mapping[str, Any], settings: Mapping[str, Any], consequence: str) -> Any:
+        """This callback's state in a checkpoint that a fit goes on from.
+
+        Args:
+            checkpoint: As Lightning hands it to ``on_load_checkpoint``.
+            settings: Those of now.
+            consequence: What a checkpoint lacks that knows nothing of this callback.
+
+        Raises:
+            MisconfigurationException: There is no state, or it was saved with other settings.
+        """
+        afresh = "or start a new run from its weights: load them into the module and give no ckpt_path."
+        state = checkpoint["callbacks"].get(self.state_key)
+        if not state:
+            raise MisconfigurationException(
+                f"The checkpoint was written without {type(self).__name__}, so {consequence}. Resume without this"
+                f" callback, {afresh}"
+            )
+        saved = state["settings"]
+        changed = [name for name, value in settings.items() if saved.get(name) != value]
+        if changed:
+            told = "; ".join(f"{name}: saved {saved.get(name)!r}, now {settings[name]!r}" for name in changed)
+            raise MisconfigurationException(
+                f"The checkpoint was written with other settings ({told}). Resume with those, {afresh}"
+            )
+        return state

@@ -1,0 +1,41 @@
+"""The command ``slicefine``: what to advise before a sparse run, and what a set of runs says.
+
+Answers one question: which subcommand?  Whatever the user got wrong is one sentence on stderr and exit code 2.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from slicefine_pl.cli import advise, fit_law
+
+
+class OneSentenceParser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence; the usage is for ``--help``."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the sentence and leave with 2."""
+        self.exit(2, f"{self.prog}: {message.strip()}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
+    whole = OneSentenceParser(
+        prog="slicefine", description="Sparse models: advice before the run, a law from your runs."
+    )
+    commands = whole.add_subparsers(dest="command", required=True, parser_class=OneSentenceParser)
+    for command in (advise, fit_law):
+        command.add_parser(commands)
+    return whole
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code."""
+    parsed = parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except (ValueError, OSError) as error:
+        print(f"slicefine {parsed.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,149 @@
+"""``slicefine fit-law``: the scaling law of the runs in a CSV file.
+
+Answers one question: what law do these runs support, how far?  Prints coefficients with intervals and checks; writes
+the JSON that ``slicefine advise --law`` reads, and a picture.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from slicefine_pl.cli.laws import KnownLaw, text_of, written
+from slicefine_pl.cli.quantities import quantity
+from slicefine_pl.sparsity import FittedLaw, costs, fit_scaling_law
+
+EXAMPLE = """example:
+  slicefine fit-law runs.csv --data-unit images --json law.json --plot law.png
+  slicefine fit-law t5-data.csv --parameters-column scale --parameters-factor 169869312 --dense-parameters \\
+      --data-column steps --data-factor 65536 --loss-column val-loss --json t5.json"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``fit-law`` to the command's parsers."""
+    parser = commands.add_parser(
+        "fit-law",
+        help="fit the scaling law L(S, N, D) to your runs",
+        description="Fit L(S, N, D) = (a_S (1-S)^b_S + c_S) N^-b_N + (a_D/D)^b_D + c to runs, one a line of CSV.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("runs", type=Path, help="CSV file with a header and a run a line")
+    add("--sparsity-column", default="sparsity", help="fraction of zeros, in [0, 1)")
+    add("--parameters-column", default="nonzero_params", help="non-zero parameters without embeddings")
+    add("--parameters-factor", type=quantity, default=1.0, help="parameters that 1 in that column stands for, e.g. 1M")
+    add(
+        "--dense-parameters",
+        action="store_true",
+        help="the column counts all parameters, zeros too: take (1 - S) of it",
+    )
+    add("--data-column", default="data", help="images or tokens seen in training")
+    add("--data-factor", type=quantity, default=1.0, help="images or tokens that 1 in that column stands for")
+    add("--data-unit", choices=("tokens", "images"), default="tokens", help="what the data are (default: tokens)")
+    add("--loss-column", default="loss", help="validation loss")
+    add(
+        "--residual",
+        choices=("log", "plain"),
+        default="log",
+        help="of the loss; the paper: log for text, plain for images",
+    )
+    add("--delta", type=float, help="where the Huber loss turns linear (default: 1e-3 log, 1e-2 plain)")
+    add("--starts", type=int, default=50, help="searches for the minimum (default: 50)")
+    add("--replicates", type=int, default=100, help="laws in the bootstrap (default: 100)")
+    add("--seed", type=int, default=0, help="of starts and bootstrap (default: 0)")
+    add("--json", type=Path, help="write the law here, for slicefine advise --law")
+    add("--plot", type=Path, help="write a picture here: the fit, its residuals, contours of equal best sparsity")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read, fit, tell."""
+    runs = read_runs(arguments)
+    fit = fit_scaling_law(
+        **runs,
+        data_unit=arguments.data_unit,
+        residual=arguments.residual,
+        delta=arguments.delta,
+        starts=arguments.starts,
+        replicates=arguments.replicates,
+        seed=arguments.seed,
+    )
+    console = Console()
+    console.width = console.width if console.is_terminal else 110
+    tell(fit, console)
+    source = f"slicefine fit-law {arguments.runs.name}, {fit.runs} runs"
+    if arguments.json:
+        arguments.json.write_text(text_of(written(fit, source)), "utf-8")
+    if arguments.plot:
+        from slicefine_pl.cli.law_plots import fit_picture
+
+        known = KnownLaw(fit.law, fit.ranges, fit.replicates, fit.statement, source)
+        fit_picture(known, runs).savefig(arguments.plot, dpi=150)
+
+
+def read_runs(arguments: argparse.Namespace) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """The four vectors of the file, in single parameters and single images or tokens.
+
+    Raises:
+        ValueError: A column is missing or holds no numbers, or the file is no CSV.
+    """
+    try:
+        table = pd.read_csv(arguments.runs)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"file {str(arguments.runs)!r} is no CSV ({error}); give a header and a run a line."
+        ) from error
+    columns = {
+        "sparsity": arguments.sparsity_column,
+        "nonzero_params": arguments.parameters_column,
+        "data": arguments.data_column,
+        "loss": arguments.loss_column,
+    }
+    runs = {}
+    for name, column in columns.items():
+        if column not in table:
+            flag = {"nonzero_params": "parameters"}.get(name, name)
+            raise ValueError(
+                f"column {column!r} ({name}) is not among {', '.join(map(repr, table.columns))}; name it with "
+                f"--{flag}-column."
+            )
+        runs[name] = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
+        if not np.isfinite(runs[name]).all():
+            row = int(np.flatnonzero(~np.isfinite(runs[name]))[0])
+            raise ValueError(
+                f"column {column!r}, run {row} holds {table[column][row]!r}; give a number, or drop the run."
+            )
+    density = 1 - costs.checked_sparsity(runs["sparsity"]) if arguments.dense_parameters else 1.0
+    runs["nonzero_params"] = runs["nonzero_params"] * arguments.parameters_factor * density
+    runs["data"] = runs["data"] * arguments.data_factor
+    return runs
+
+
+def tell(fit: FittedLaw, console: Console) -> None:
+    """Print coefficients, checks and the statement on what stays open."""
+    table = Table(title=f"L(S, N, D) of {fit.runs} runs", title_justify="left")
+    for heading in ("coefficient", "value", "90 % of the bootstrap", "determined"):
+        table.add_column(heading, justify="left" if heading == "coefficient" else "right")
+    for name, value in fit.law.coefficients.items():
+        low, high = fit.intervals.get(name, (float("nan"), float("nan")))
+        inside = f"{low:.4g} … {high:.4g}" if fit.intervals else "none drawn"
+        table.add_row(name, f"{value:.5g}", inside, "no" if name in fit.undetermined else "yes")
+    console.print(table)
+    console.print(
+        f"Objective {fit.objective:.4e}: mean Huber loss of the {fit.residual} residual, delta {fit.delta:g}. "
+        f"{fit.agreeing} of {fit.starts} starts agree. Mean error on these runs {100 * fit.mean_error:.2f} %."
+    )
+    for held in fit.hold_outs:
+        if held.mean_error is None or held.bias is None:
+            console.print(f"Left out the {held.runs} {held.left_out}: no error, {held.reason}")
+        else:
+            console.print(
+                f"Left out the {held.runs} {held.left_out}: error {100 * held.mean_error:.2f} %, "
+                f"bias {100 * held.bias:+.2f} % (negative: promised too much)."
+            )
+    console.print(fit.statement)
