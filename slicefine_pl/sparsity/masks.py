@@ -27,6 +27,8 @@ from slicefine_pl.sparsity.targets import Criterion, Patterns, Prunable, find_ta
 
 Scope = Literal["layer", "global"]
 
+CHUNK = 65_536  # entries cut at a time on a CPU
+
 
 @dataclass(frozen=True)
 class LayerSparsity:
@@ -169,21 +171,21 @@ class NetworkMasks:
         """Set the gradient of every pruned entry to zero, so that clippers and optimizers count the living alone."""
         for name, each in self._chosen.items():
             if each.parameter.grad is not None:
-                each.parameter.grad.mul_(self._masks[name])
+                cut(each.parameter.grad, self._masks[name])
 
     @torch.no_grad()
     def cut_trained(self) -> None:
         """Set every pruned entry of the weights that require a gradient to zero: after each optimizer step."""
         for name, each in self._chosen.items():
             if each.parameter.requires_grad:
-                each.parameter.data.mul_(self._masks[name])
+                cut(each.parameter.data, self._masks[name])
 
     @torch.no_grad()
     def cut_weights(self, net: nn.Module | None = None) -> None:
         """Set every pruned entry to zero: in the network, or in a copy of it."""
         for name, each in self._chosen.items():
             parameter = each.parameter if net is None else net.get_parameter(name)
-            parameter.data.mul_(self._masks[name])
+            cut(parameter.data, self._masks[name])
 
     @torch.no_grad()
     def cut_state(self, optimizer: Optimizer) -> None:
@@ -191,7 +193,7 @@ class NetworkMasks:
         for name, each in self._chosen.items():
             for value in optimizer.state.get(each.parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == self._masks[name].shape:
-                    value.mul_(self._masks[name])
+                    cut(value, self._masks[name])
 
     def watch(self) -> None:
         """Have the scores see what the network is fed from now on; only ``"wanda"`` needs it."""
@@ -260,6 +262,25 @@ class NetworkMasks:
             name: each.matrix(kept.view(scores[name].shape)).contiguous()
             for (name, each), kept in zip(self._chosen.items(), parts, strict=True)
         }
+
+
+def cut(values: Tensor, mask: Tensor) -> None:
+    """Multiply values by a mask, in place: 0 where it is false, bit-equal where it is true.
+
+    A mask takes one byte for each weight.  On a CPU torch would turn all of it into the type of the values first; in
+    pieces that fit the cache, and as integers, that costs a quarter of the time: as much as a mask kept in float32 at
+    four bytes (LOG.md).
+
+    Args:
+        values: Of any type and layout.
+        mask: Bool, of the same shape.
+    """
+    if values.device.type != "cpu":
+        values.mul_(mask)
+        return
+    lines = max(1, CHUNK * len(values) // values.numel())
+    for some_values, some_bits in zip(values.split(lines), mask.view(torch.uint8).split(lines), strict=True):
+        some_values.mul_(some_bits)
 
 
 def packed(mask: Tensor) -> Tensor:

@@ -1,0 +1,220 @@
+"""What does SparsityCallback add to a training step?
+
+python benchmarks/sparsity_step.py --network minilm --rounds 15 --out benchmarks/results/NAME.json
+
+Three real Trainers train the same network (random weights, no dropout) on the same batch with AdamW and take turns, one
+step each, so that a machine that slows down slows all of them: plain training; with SparsityCallback within its ramp;
+and with it after its ramp, at the final sparsity.  A step lasts from one batch that Lightning asks for to the next, so
+all hooks count.  New masks, which come every 100 steps, are timed apart and divided by 100.
+
+Beside it, what the callback does most: three ways to cut the weights of the network, all exact, in turns.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from networks import NETWORKS, Task, build
+from torch import Tensor
+from train_step import adamw, machine, percentiles, timed
+
+from slicefine_pl import SparsityCallback
+from slicefine_pl.sparsity import NetworkMasks, parse_pattern
+from slicefine_pl.sparsity.masks import cut
+
+INTERVAL = 100
+WARM_UP = 3
+
+
+class Training(LightningModule):
+    """The task as a module."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.net, self.loss = task.net, task.loss
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.loss(self.net)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return adamw(self.net)
+
+
+class Turns:
+    """Lets several trainings take one step each in turn, and keeps their times.
+
+    Args:
+        names: Of the trainings, in the order of their turns.
+        steps: Of each.
+    """
+
+    def __init__(self, names: list[str], steps: int) -> None:
+        self.steps = steps
+        self.seconds: dict[str, list[float]] = {name: [] for name in names}
+        self._next = dict(zip(names, [*names[1:], names[0]], strict=True))
+        self._gates = {name: threading.Semaphore(name == names[0]) for name in names}
+
+    def batches(self, name: str) -> Iterator[Tensor]:
+        """The loader of one training: gives out a batch when it is its turn, and ends the turn when the next is due."""
+        for _ in range(self.steps):
+            self._gates[name].acquire()
+            start = time.perf_counter()
+            yield torch.zeros(1)
+            self.seconds[name].append(time.perf_counter() - start)
+            self.pass_on(name)
+
+    def pass_on(self, name: str) -> None:
+        """End a turn; also after the last step, which is not timed: Lightning asks for no batch beyond it."""
+        self._gates[self._next[name]].release()
+
+
+class Loader:
+    """A loader of known length over such batches."""
+
+    def __init__(self, turns: Turns, name: str) -> None:
+        self._turns, self._name = turns, name
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self._turns.batches(self._name)
+
+    def __len__(self) -> int:
+        return self._turns.steps
+
+
+def contestants(pattern: str, steps: int) -> dict[str, list[Callback]]:
+    ramp = SparsityCallback(pattern=pattern, start=0, end=steps, interval=INTERVAL)
+    return {"plain": [], "ramp": [ramp], "after": [SparsityCallback(pattern=pattern, schedule="constant")]}
+
+
+def compete(task: Task, pattern: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every step of each training, after the warm-up."""
+    steps = rounds + WARM_UP + 1
+    methods = contestants(pattern, steps)
+    turns = Turns([*methods], steps)
+    settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+
+    def train(name: str) -> None:
+        trainer = Trainer(
+            callbacks=methods[name], accelerator="cpu", max_epochs=1, enable_model_summary=False, **settings
+        )
+        try:
+            trainer.fit(Training(copy.deepcopy(task)), Loader(turns, name))
+        finally:
+            turns.pass_on(name)
+
+    threads = [threading.Thread(target=train, args=(name,)) for name in methods]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {name: seconds[WARM_UP:] for name, seconds in turns.seconds.items()}
+
+
+def masks_seconds(task: Task, pattern: str, repeats: int = 5) -> float:
+    """Median time of making new masks, putting them on the weights and on what AdamW remembers."""
+    net = copy.deepcopy(task.net)
+    optimizer = adamw(net)
+    task.loss(net).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    masks = NetworkMasks(net, parse_pattern(pattern))
+
+    def renew() -> None:
+        masks.prune(0.5)
+        masks.cut_state(optimizer)
+
+    return statistics.median(timed(renew, "cpu") for _ in range(repeats))
+
+
+def ways_to_cut(task: Task, rounds: int) -> dict[str, dict[str, object]]:
+    """Milliseconds that each way takes to cut all prunable weights once, and the bytes of its masks for a weight."""
+    masks = NetworkMasks(copy.deepcopy(task.net), parse_pattern("unstructured"))
+    masks.prune(0.5)
+    weights = [each.parameter.detach() for each in masks.prunable.values()]
+    keep = [masks[name] for name in masks.prunable]
+    drop = [~mask for mask in keep]
+    floats = [mask.to(weight.dtype) for mask, weight in zip(keep, weights, strict=True)]
+
+    def each(action: Callable[[Tensor, Tensor], object], others: list[Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            for weight, other in zip(weights, others, strict=True):
+                action(weight, other)
+
+        return run
+
+    ways: dict[str, tuple[Callable[[], None], int]] = {
+        "cut, bool mask in pieces (ours)": (each(cut, keep), 1),
+        "mul_ by the bool mask": (each(Tensor.mul_, keep), 1),
+        "masked_fill_ by the inverse mask": (each(lambda weight, mask: weight.masked_fill_(mask, 0), drop), 1),
+        "mul_ by a mask of the weight's type": (each(Tensor.mul_, floats), floats[0].element_size()),
+        "_foreach_mul_ by such masks": (lambda: torch._foreach_mul_(weights, floats), floats[0].element_size()),
+    }
+    times = [{name: timed(way, "cpu") for name, (way, _) in ways.items()} for _ in range(rounds + WARM_UP)][WARM_UP:]
+    return {
+        name: {"ms": percentiles([1e3 * row[name] for row in times]), "bytes_per_weight": size}
+        for name, (_, size) in ways.items()
+    }
+
+
+def measure(network: str, pattern: str, rounds: int) -> dict[str, Any]:
+    """Run the whole comparison for one network."""
+    task = build(network)
+    seconds = compete(task, pattern, rounds)
+    plain = seconds["plain"]
+    rows = {
+        name: {
+            "step_ms": percentiles([1e3 * value for value in values]),
+            "time_vs_plain": percentiles([value / base for value, base in zip(values, plain, strict=True)]),
+        }
+        for name, values in seconds.items()
+    }
+    masks = masks_seconds(task, pattern)
+    return {
+        "rows": rows,
+        "masks_ms": round(1e3 * masks, 2),
+        "masks_share": round(masks / INTERVAL / statistics.median(plain), 5),
+        "ways_to_cut": ways_to_cut(task, rounds),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    lines = ["| training | step ms | time / plain (16th to 84th percentile) |", "|---|---|---|"]
+    for name, row in result["rows"].items():
+        ratio = row["time_vs_plain"]
+        lines.append(
+            f"| {name} | {row['step_ms']['median']:.0f} | {ratio['median']:.3f} ({ratio['p16']:.3f}-{ratio['p84']:.3f}) |"
+        )
+    lines += ["", f"New masks take {result['masks_ms']:.0f} ms: {result['masks_share']:.2%} of {INTERVAL} steps.", ""]
+    lines += ["| cutting all weights once | ms (16th to 84th percentile) | bytes of masks per weight |", "|---|---|---|"]
+    for name, way in result["ways_to_cut"].items():
+        ms = way["ms"]
+        lines.append(f"| {name} | {ms['median']:.1f} ({ms['p16']:.1f}-{ms['p84']:.1f}) | {way['bytes_per_weight']} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=NETWORKS, default="minilm")
+    parser.add_argument("--pattern", default="unstructured", help="as SparsityCallback takes it")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    arguments = parser.parse_args()
+    result = measure(arguments.network, arguments.pattern, arguments.rounds)
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps({"machine": machine("cpu"), **result}, indent=1) + "\n")
+    print(table(result), file=sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
