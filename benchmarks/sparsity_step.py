@@ -4,8 +4,11 @@ python benchmarks/sparsity_step.py --network minilm --rounds 15 --out benchmarks
 
 Three real Trainers train the same network (random weights, no dropout) on the same batch with AdamW and take turns, one
 step each, so that a machine that slows down slows all of them: plain training; with SparsityCallback within its ramp;
-and with it after its ramp, at the final sparsity.  A step lasts from one batch that Lightning asks for to the next, so
-all hooks count.  New masks, which come every 100 steps, are timed apart and divided by 100.
+with it after its ramp, at the final sparsity; and so with gradients clipped to a norm, plain and pruned.  A step lasts
+from one batch that Lightning asks for to the next, so all hooks count; its time is the processor's (`thread_time`),
+which leaves out what other programs take of a shared machine: run it with OMP_NUM_THREADS=1.  As neighbours still slow
+the memory down from one moment to the next, the time spent inside the callback's hooks is given too: it varies less
+than the ratio of two steps.  New masks, which come every 100 steps, are timed apart and divided by 100.
 
 Beside it, what the callback does most: three ways to cut the weights of the network, all exact, in turns.
 """
@@ -23,10 +26,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from networks import NETWORKS, Task, build
 from torch import Tensor
-from train_step import adamw, machine, percentiles, timed
+from train_step import adamw, machine, percentiles
 
 from slicefine_pl import SparsityCallback
 from slicefine_pl.sparsity import NetworkMasks, parse_pattern
@@ -50,6 +52,24 @@ class Training(LightningModule):
         return adamw(self.net)
 
 
+class Timed(SparsityCallback):
+    """The callback, with the seconds that its hooks took in each step."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.own: list[float] = []
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        hook = super().on_before_optimizer_step
+        self.own.append(processor_seconds(lambda: hook(trainer, pl_module, optimizer)))
+
+    def _after_step(self, trainer: Trainer, optimizer: torch.optim.Optimizer, counts: bool) -> None:
+        hook = super()._after_step
+        self.own[-1] += processor_seconds(lambda: hook(trainer, optimizer, counts))
+
+
 class Turns:
     """Lets several trainings take one step each in turn, and keeps their times.
 
@@ -68,9 +88,9 @@ class Turns:
         """The loader of one training: gives out a batch when it is its turn, and ends the turn when the next is due."""
         for _ in range(self.steps):
             self._gates[name].acquire()
-            start = time.perf_counter()
+            start = time.thread_time()
             yield torch.zeros(1)
-            self.seconds[name].append(time.perf_counter() - start)
+            self.seconds[name].append(time.thread_time() - start)
             self.pass_on(name)
 
     def pass_on(self, name: str) -> None:
@@ -91,22 +111,27 @@ class Loader:
         return self._turns.steps
 
 
-def contestants(pattern: str, steps: int) -> dict[str, list[Callback]]:
-    ramp = SparsityCallback(pattern=pattern, start=0, end=steps, interval=INTERVAL)
-    return {"plain": [], "ramp": [ramp], "after": [SparsityCallback(pattern=pattern, schedule="constant")]}
+def contestants(pattern: str, steps: int) -> dict[str, list[Timed]]:
+    return {
+        "plain": [],
+        "ramp": [Timed(pattern=pattern, start=0, end=steps, interval=INTERVAL)],
+        "after": [Timed(pattern=pattern, schedule="constant")],
+        "plain, clipped": [],
+        "after, clipped": [Timed(pattern=pattern, schedule="constant")],
+    }
 
 
-def compete(task: Task, pattern: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every step of each training, after the warm-up."""
+def compete(task: Task, pattern: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of every step of each training, and those within the callback, after the warm-up."""
     steps = rounds + WARM_UP + 1
     methods = contestants(pattern, steps)
     turns = Turns([*methods], steps)
     settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    settings |= {"enable_model_summary": False, "accelerator": "cpu", "max_epochs": 1}
 
     def train(name: str) -> None:
-        trainer = Trainer(
-            callbacks=methods[name], accelerator="cpu", max_epochs=1, enable_model_summary=False, **settings
-        )
+        clip = 1.0 if name.endswith("clipped") else None
+        trainer = Trainer(callbacks=[*methods[name]], gradient_clip_val=clip, **settings)
         try:
             trainer.fit(Training(copy.deepcopy(task)), Loader(turns, name))
         finally:
@@ -117,7 +142,8 @@ def compete(task: Task, pattern: str, rounds: int) -> dict[str, list[float]]:
         thread.start()
     for thread in threads:
         thread.join()
-    return {name: seconds[WARM_UP:] for name, seconds in turns.seconds.items()}
+    own = {name: callback.own[WARM_UP:] for name, callbacks in methods.items() for callback in callbacks}
+    return {name: seconds[WARM_UP:] for name, seconds in turns.seconds.items()}, own
 
 
 def masks_seconds(task: Task, pattern: str, repeats: int = 5) -> float:
@@ -132,7 +158,13 @@ def masks_seconds(task: Task, pattern: str, repeats: int = 5) -> float:
         masks.prune(0.5)
         masks.cut_state(optimizer)
 
-    return statistics.median(timed(renew, "cpu") for _ in range(repeats))
+    return statistics.median(processor_seconds(renew) for _ in range(repeats))
+
+
+def processor_seconds(action: Callable[[], object]) -> float:
+    start = time.thread_time()
+    action()
+    return time.thread_time() - start
 
 
 def ways_to_cut(task: Task, rounds: int) -> dict[str, dict[str, object]]:
@@ -158,7 +190,9 @@ def ways_to_cut(task: Task, rounds: int) -> dict[str, dict[str, object]]:
         "mul_ by a mask of the weight's type": (each(Tensor.mul_, floats), floats[0].element_size()),
         "_foreach_mul_ by such masks": (lambda: torch._foreach_mul_(weights, floats), floats[0].element_size()),
     }
-    times = [{name: timed(way, "cpu") for name, (way, _) in ways.items()} for _ in range(rounds + WARM_UP)][WARM_UP:]
+    times = [{name: processor_seconds(way) for name, (way, _) in ways.items()} for _ in range(rounds + WARM_UP)][
+        WARM_UP:
+    ]
     return {
         name: {"ms": percentiles([1e3 * row[name] for row in times]), "bytes_per_weight": size}
         for name, (_, size) in ways.items()
@@ -168,15 +202,16 @@ def ways_to_cut(task: Task, rounds: int) -> dict[str, dict[str, object]]:
 def measure(network: str, pattern: str, rounds: int) -> dict[str, Any]:
     """Run the whole comparison for one network."""
     task = build(network)
-    seconds = compete(task, pattern, rounds)
+    seconds, own = compete(task, pattern, rounds)
     plain = seconds["plain"]
-    rows = {
-        name: {
+    rows = {}
+    for name, values in seconds.items():
+        base = seconds["plain, clipped" if name.endswith("clipped") else "plain"]
+        rows[name] = {
             "step_ms": percentiles([1e3 * value for value in values]),
-            "time_vs_plain": percentiles([value / base for value, base in zip(values, plain, strict=True)]),
+            "time_vs_plain": percentiles([value / other for value, other in zip(values, base, strict=True)]),
+            "hooks_vs_plain": percentiles([value / statistics.median(base) for value in own.get(name, [0.0])]),
         }
-        for name, values in seconds.items()
-    }
     masks = masks_seconds(task, pattern)
     return {
         "rows": rows,
@@ -188,14 +223,17 @@ def measure(network: str, pattern: str, rounds: int) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
-    lines = ["| training | step ms | time / plain (16th to 84th percentile) |", "|---|---|---|"]
+    lines = ["| training | step ms | time / plain (16th to 84th percentile) | in the hooks |", "|---|---|---|---|"]
     for name, row in result["rows"].items():
-        ratio = row["time_vs_plain"]
-        lines.append(
-            f"| {name} | {row['step_ms']['median']:.0f} | {ratio['median']:.3f} ({ratio['p16']:.3f}-{ratio['p84']:.3f}) |"
-        )
+        ratio, hooks = row["time_vs_plain"], row["hooks_vs_plain"]
+        spread = f"{ratio['median']:.3f} ({ratio['p16']:.3f}-{ratio['p84']:.3f})"
+        share = f"{hooks['median']:.2%} ({hooks['p16']:.2%}-{hooks['p84']:.2%})"
+        lines.append(f"| {name} | {row['step_ms']['median']:.0f} | {spread} | {share} |")
     lines += ["", f"New masks take {result['masks_ms']:.0f} ms: {result['masks_share']:.2%} of {INTERVAL} steps.", ""]
-    lines += ["| cutting all weights once | ms (16th to 84th percentile) | bytes of masks per weight |", "|---|---|---|"]
+    lines += [
+        "| cutting all weights once | ms (16th to 84th percentile) | bytes of masks per weight |",
+        "|---|---|---|",
+    ]
     for name, way in result["ways_to_cut"].items():
         ms = way["ms"]
         lines.append(f"| {name} | {ms['median']:.1f} ({ms['p16']:.1f}-{ms['p84']:.1f}) | {way['bytes_per_weight']} |")

@@ -21,7 +21,7 @@ from slicefine_pl.callbacks.repeatable import RepeatableTraining
 from slicefine_pl.callbacks.share import updated_by
 from slicefine_pl.callbacks.sliced_masks import MaskedSlices
 from slicefine_pl.slicing.positions import check_choice
-from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, parse_pattern
+from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, ledger, parse_pattern
 from slicefine_pl.sparsity.schedules import RAMPS, check_ramp, in_steps
 
 KEEP = "keep"
@@ -183,6 +183,8 @@ class SparsityCallback(RepeatableTraining):
             self._tell_skipped()
             if self._schedule is not None and self._schedule.due(0):
                 self._prune(trainer, self._schedule.share(0))
+        for optimizer in trainer.optimizers:
+            self.masks.cut_state(optimizer)
         self._slices_respect(trainer)
         self._log(trainer)
 
@@ -195,7 +197,7 @@ class SparsityCallback(RepeatableTraining):
     def _after_step(self, trainer: Trainer, optimizer: Optimizer, counts: bool) -> None:
         if all(parameter.grad is None for parameter in updated_by(optimizer)):
             return  # nothing was applied
-        self.masks.cut_trained()
+        self.masks.cut_trained(optimizer)
         self._steps += counts
         if counts and self._schedule is not None and self._schedule.due(self._steps):
             self._prune(trainer, self._schedule.share(self._steps))
@@ -233,8 +235,7 @@ class SparsityCallback(RepeatableTraining):
                 f"{self.masks.sparsity:.4f}, not {self._target}; resume it to go on."
             )
         counts = list(self.masks)
-        kept, weights = sum(each.kept for each in counts), sum(each.weights for each in counts)
-        rank_zero_info(f"Sparsity: {weights - kept:,} of {weights:,} weights in {len(counts)} matrices are zero.")
+        rank_zero_info(f"Sparsity: {ledger(pl_module).summary()}")
         if trainer.loggers and trainer.is_global_zero and trainer.log_dir is not None:
             draw_pruning(trainer.log_dir, self._history, self._steps, counts)
 

@@ -1,8 +1,22 @@
 """Which weights stay, when they go, and what it costs and brings.  Pure torch, numpy and scipy."""
 
+from slicefine_pl.sparsity.ledger import Ledger, ledger
 from slicefine_pl.sparsity.masks import LayerSparsity, NetworkMasks, Scope
 from slicefine_pl.sparsity.patterns import Pattern, parse_pattern
 from slicefine_pl.sparsity.schedules import Schedule
+from slicefine_pl.sparsity.semi_structured import SemiStructuredReport, export_semi_structured
 from slicefine_pl.sparsity.targets import Criterion
 
-__all__ = ["Criterion", "LayerSparsity", "NetworkMasks", "Pattern", "Schedule", "Scope", "parse_pattern"]
+__all__ = [
+    "Criterion",
+    "LayerSparsity",
+    "Ledger",
+    "NetworkMasks",
+    "Pattern",
+    "Schedule",
+    "Scope",
+    "SemiStructuredReport",
+    "export_semi_structured",
+    "ledger",
+    "parse_pattern",
+]

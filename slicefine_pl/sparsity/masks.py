@@ -28,6 +28,8 @@ from slicefine_pl.sparsity.targets import Criterion, Patterns, Prunable, find_ta
 Scope = Literal["layer", "global"]
 
 CHUNK = 65_536  # entries cut at a time on a CPU
+# Optimizers that leave a zero without a gradient and without a memory where it is, whatever the other entries do.
+ELEMENTWISE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class NetworkMasks:
         self.skipped = found.skipped
         self._chosen = {each.name: each for each in found.chosen}
         self._masks = {name: torch.ones_like(each.parameter, dtype=torch.bool) for name, each in self._chosen.items()}
+        self._seen: dict[str, tuple[Tensor, int]] = {}  # gradients as they were cut last, and their version
         self._scores = {name: Score(each, criterion, _seed(seed, name)) for name, each in self._chosen.items()}
 
     def __iter__(self) -> Iterator[LayerSparsity]:
@@ -170,15 +173,27 @@ class NetworkMasks:
     def cut_gradients(self) -> None:
         """Set the gradient of every pruned entry to zero, so that clippers and optimizers count the living alone."""
         for name, each in self._chosen.items():
-            if each.parameter.grad is not None:
-                cut(each.parameter.grad, self._masks[name])
+            if (gradient := each.parameter.grad) is not None:
+                cut(gradient, self._masks[name])
+                self._seen[name] = gradient, gradient._version
 
     @torch.no_grad()
-    def cut_trained(self) -> None:
-        """Set every pruned entry of the weights that require a gradient to zero: after each optimizer step."""
+    def cut_trained(self, optimizer: Optimizer | None = None) -> None:
+        """Set every pruned entry of the weights that require a gradient to zero: after each optimizer step.
+
+        Args:
+            optimizer: Whose step it was.  Plain SGD, Adam and AdamW keep zeros by themselves where the gradient is as
+                :meth:`cut_gradients` left it, so there is nothing to do; their memory of pruned entries must be clear.
+        """
         for name, each in self._chosen.items():
-            if each.parameter.requires_grad:
+            if each.parameter.requires_grad and not self._left_alone(name, each, optimizer):
                 cut(each.parameter.data, self._masks[name])
+        self._seen = {}
+
+    def _left_alone(self, name: str, each: Prunable, optimizer: Optimizer | None) -> bool:
+        gradient, version = self._seen.get(name, (None, -1))
+        untouched = gradient is not None and gradient is each.parameter.grad and gradient._version == version
+        return type(optimizer) in ELEMENTWISE and untouched
 
     @torch.no_grad()
     def cut_weights(self, net: nn.Module | None = None) -> None:
