@@ -287,14 +287,15 @@ def cut(values: Tensor, mask: Tensor) -> None:
     four bytes (LOG.md).
 
     Args:
-        values: Of any type and layout.
+        values: Of any type and layout, sparse too.
         mask: Bool, of the same shape.
     """
-    if values.device.type != "cpu":
+    if values.device.type != "cpu" or values.is_sparse:
         values.mul_(mask)
         return
     lines = max(1, CHUNK * len(values) // values.numel())
-    for some_values, some_bits in zip(values.split(lines), mask.view(torch.uint8).split(lines), strict=True):
+    pieces = zip(torch.split(values, lines), torch.split(mask.view(torch.uint8), lines), strict=True)
+    for some_values, some_bits in pieces:
         some_values.mul_(some_bits)
 
 

@@ -36,7 +36,7 @@ def train(net, x, y, optimizer, steps, masks=None):
             masks.cut_trained(optimizer)
 
 
-@pytest.mark.parametrize(("spike", "about"), [(1, 0.5), (2, 0.9), (100, 1.0)])
+@pytest.mark.parametrize(("spike", "about"), [(1, 0.55), (1.5, 0.8), (100, 1.0)])
 def test_dead_rows_shorten_adafactors_step_by_the_root_of_the_density_unless_it_is_clipped(spike, about):
     """The closed form of docs/sparsity.md: sqrt(d) max(1, R) / max(1, sqrt(d) R), R the RMS of the small update.
 
@@ -80,7 +80,7 @@ def test_with_clipping_they_differ_by_what_is_clipped_only():
     train(small, x, y, torch.optim.Adafactor(small.parameters(), lr=0.01), 30)
     train(whole, x, y, torch.optim.Adafactor(whole.parameters(), lr=0.01 / math.sqrt(DENSITY)), 30, masks)
     ours, theirs = (net.weight.detach()[:LIVE] - start for net in (whole, small))
-    assert ours.norm() == pytest.approx(theirs.norm(), rel=0.1)
+    assert ours.norm().item() == pytest.approx(theirs.norm().item(), rel=0.1)
 
 
 def relative_step(pattern, density):
