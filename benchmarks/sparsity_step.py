@@ -10,9 +10,9 @@ which leaves out what other programs take of a shared machine: run it with OMP_N
 the memory down from one moment to the next, the time spent inside the callback's hooks is given too: it varies less
 than the ratio of two steps.  New masks, which come every 100 steps, are timed apart and divided by 100.
 
-AdamW is torch's default one, or with --fused the one in a single kernel.  On Intel CPUs the first takes ten times as long
-for the square root of a zero as for that of another number (MKL), and a pruned network has many: that is no work of the
-callback's, and fused it is gone.
+AdamW is torch's default one, or with --fused the one in a single kernel.  On Intel CPUs the first takes ten times as
+long for the square root of a zero as for that of another number, and the memory of a pruned network has many: that is
+no work of the callback's, and fused it is gone.
 
 Beside it, what the callback does most: three ways to cut the weights of the network, all exact, in turns.
 """

@@ -1,4 +1,4 @@
-"""Which weights stay, when they go, and what it costs and brings.  Pure torch, numpy and scipy."""
+"""Which weights stay, when they go, and what it costs and brings.  Pure torch, numpy and scipy; rich for a table."""
 
 from slicefine_pl.sparsity.ledger import Ledger, ledger
 from slicefine_pl.sparsity.masks import LayerSparsity, NetworkMasks, Scope

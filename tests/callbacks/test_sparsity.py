@@ -347,6 +347,16 @@ def test_what_is_logged_and_drawn(tmp_path):
     assert (tmp_path / "v" / "sparsity.png").stat().st_size > 10_000
 
 
+def test_the_ledger_s_line_is_told_at_the_end(caplog):
+    with caplog.at_level("INFO"):
+        trainer(SparsityCallback(pattern="2:4", **SETTINGS)).fit(Module(), loader())
+    [told] = [record.message for record in caplog.records if record.message.startswith("Sparsity: pruned")]
+    assert told.startswith(
+        "Sparsity: pruned 50.0 % (2:4; 96 of 192 weights in 2 matrices are zero): stored 0.0 MB dense"
+    )
+    assert told.endswith("A plain checkpoint is as large and as fast as before.")
+
+
 def test_a_run_that_ends_early_says_so():
     class Impatient(Module):
         def on_train_batch_end(self, *_):
