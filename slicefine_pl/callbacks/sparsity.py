@@ -122,6 +122,7 @@ class SparsityCallback(RepeatableTraining):
         self._history: list[tuple[int, float]] = []
         self._hooks: list[RemovableHandle] = []
         self._unlogged = False
+        self._scalings = 0
 
     @property
     def masks(self) -> NetworkMasks:
@@ -146,6 +147,7 @@ class SparsityCallback(RepeatableTraining):
                 "criterion='gradient' needs the gradient of every weight, and SliceFineCallback computes those of"
                 " slices alone; choose criterion='magnitude' or 'wanda'."
             )
+        self._scalings = _scalings(trainer, pl_module)
         counted = self._counted(trainer.optimizers)
         for optimizer in trainer.optimizers:
             counts = optimizer is counted
@@ -197,7 +199,7 @@ class SparsityCallback(RepeatableTraining):
     def _after_step(self, trainer: Trainer, optimizer: Optimizer, counts: bool) -> None:
         if all(parameter.grad is None for parameter in updated_by(optimizer)):
             return  # nothing was applied
-        self.masks.cut_trained(optimizer)
+        self.masks.cut_trained(optimizer, self._scalings)
         self._steps += counts
         if counts and self._schedule is not None and self._schedule.due(self._steps):
             self._prune(trainer, self._schedule.share(self._steps))
@@ -296,6 +298,12 @@ def _target(sparsity: float | None, pattern: str, final: float | None) -> float:
     if final is not None and sparsity != final:
         raise ValueError(f"pattern={pattern!r} leaves a sparsity of {final:g}, not {sparsity}; leave sparsity out.")
     return sparsity
+
+
+def _scalings(trainer: Trainer, pl_module: LightningModule) -> int:
+    """How often Lightning itself multiplies gradients between ``on_before_optimizer_step`` and the optimizer's step."""
+    usual = type(pl_module).configure_gradient_clipping is LightningModule.configure_gradient_clipping
+    return int(usual and bool(trainer.gradient_clip_val) and trainer.gradient_clip_algorithm in (None, "norm"))
 
 
 def _averages(trainer: Trainer) -> Iterator[nn.Module]:

@@ -38,7 +38,7 @@ class Ledger:
 
     Attributes:
         entries: One for each matrix, and one for all other parameters.
-        per: What the FLOPs are of: a forward pass of ``"the example"``, or ``"k positions"`` in every layer.
+        per: What the FLOPs are of: a forward pass of ``"the example"``, or ``"k tokens"`` in every layer.
     """
 
     entries: tuple[Entry, ...]
@@ -118,25 +118,25 @@ class Ledger:
         return captured.get()
 
 
-def ledger(net: nn.Module, example: Example | None = None, positions: int = 1) -> Ledger:
+def ledger(net: nn.Module, example: Example | None = None, tokens: int = 1) -> Ledger:
     """Count what a network costs as it is.
 
     Args:
         net: The network, with its zeros; unchanged.  Slices should be closed.
         example: One batch for its forward pass: a tensor, a tuple of arguments, or a mapping of named ones.
-        positions: Tokens or places that every layer sees, where there is no example; right for layers that all see the
+        tokens: Tokens, or places, that every layer sees, where there is no example; right for layers that all see the
             same number, as in a transformer, and not for convolutions of several sizes.
 
     Raises:
-        ValueError: The positions are none, or the network has no parameters that hold numbers yet.
+        ValueError: The tokens are none, or the network has no parameters that hold numbers yet.
     """
-    if isinstance(positions, bool) or not isinstance(positions, int) or positions < 1:
-        raise ValueError(f"positions={positions!r} is no number of tokens or places; choose at least 1, or an example.")
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise ValueError(f"tokens={tokens!r} is no number of tokens or places; choose at least 1, or an example.")
     _check_filled(net)
     matrices = list(prunable(net))
     parts = {each.name: 3 if each.key == "in_proj_weight" else 1 for each in matrices}
     seen = (
-        {each.name: (0 if each.embedding else positions,) * parts[each.name] for each in matrices}
+        {each.name: (0 if each.embedding else tokens,) * parts[each.name] for each in matrices}
         if example is None
         else uses(net, matrices, example)
     )
@@ -148,7 +148,7 @@ def ledger(net: nn.Module, example: Example | None = None, positions: int = 1) -
     others = [parameter for parameter in net.parameters() if id(parameter) not in first]
     if others:
         entries.append(rest_of(others))
-    return Ledger(tuple(entries), "the example" if example is not None else f"{positions} positions")
+    return Ledger(tuple(entries), "the example" if example is not None else f"{tokens} token{'s' * (tokens > 1)}")
 
 
 def _check_filled(net: nn.Module) -> None:

@@ -178,21 +178,23 @@ class NetworkMasks:
                 self._seen[name] = gradient, gradient._version
 
     @torch.no_grad()
-    def cut_trained(self, optimizer: Optimizer | None = None) -> None:
+    def cut_trained(self, optimizer: Optimizer | None = None, scalings: int = 0) -> None:
         """Set every pruned entry of the weights that require a gradient to zero: after each optimizer step.
 
         Args:
             optimizer: Whose step it was.  Plain SGD, Adam and AdamW keep zeros by themselves where the gradient is as
                 :meth:`cut_gradients` left it, so there is nothing to do; their memory of pruned entries must be clear.
+            scalings: How often every gradient was multiplied by a number in place between cut and step, as by a clipper
+                of norms; where it was changed more often or less, the weight is cut.
         """
         for name, each in self._chosen.items():
-            if each.parameter.requires_grad and not self._left_alone(name, each, optimizer):
+            if each.parameter.requires_grad and not self._left_alone(name, each, optimizer, scalings):
                 cut(each.parameter.data, self._masks[name])
         self._seen = {}
 
-    def _left_alone(self, name: str, each: Prunable, optimizer: Optimizer | None) -> bool:
+    def _left_alone(self, name: str, each: Prunable, optimizer: Optimizer | None, scalings: int) -> bool:
         gradient, version = self._seen.get(name, (None, -1))
-        untouched = gradient is not None and gradient is each.parameter.grad and gradient._version == version
+        untouched = gradient is not None and gradient is each.parameter.grad and gradient._version == version + scalings
         return type(optimizer) in ELEMENTWISE and untouched
 
     @torch.no_grad()

@@ -88,7 +88,7 @@ def test_a_whole_encoder():
     assert book.parameters == sum(parameter.numel() for parameter in net.parameters())
     assert book.stored.dense == 4 * book.parameters
     body = 2 * (4 * 32 * 32 + 2 * 32 * 48)  # without an example: 2 FLOPs for each weight at each position
-    assert ledger(net, positions=7).forward.dense == 2 * 7 * (body + 32 * 32)  # and the pooler
+    assert ledger(net, tokens=7).forward.dense == 2 * 7 * (body + 32 * 32)  # and the pooler
 
 
 def test_ideal_flops_are_those_of_the_network_without_the_pruned_rows():
@@ -252,8 +252,8 @@ def test_many_unequal_matrices_are_cut():
 @pytest.mark.parametrize(
     ("net", "settings", "told"),
     [
-        (nn.Linear(4, 4), {"positions": 0}, r"positions=0 is no number of tokens"),
-        (nn.Linear(4, 4), {"positions": 1.5}, r"positions=1.5"),
+        (nn.Linear(4, 4), {"tokens": 0}, r"tokens=0 is no number of tokens"),
+        (nn.Linear(4, 4), {"tokens": 1.5}, r"tokens=1.5"),
         (nn.Linear(4, 4, device="meta"), {}, r"weight holds no numbers yet"),
         (nn.LazyLinear(4), {}, r"weight holds no numbers yet"),
         (nn.ReLU(), {}, r"it has none"),
