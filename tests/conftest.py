@@ -1,5 +1,6 @@
 """Fixtures every folder of tests may use: fixed random numbers, and a tiny text model made on the spot."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,14 @@ import pytest
 import torch
 
 WORDS = "a the film movie plot acting was is not very good bad great awful dull but i liked hated it".split()  # noqa: SIM905
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked ``needs_cuda`` skip without a GPU, and fail there if REQUIRE_CUDA=1."""
+    if item.get_closest_marker("needs_cuda") and not torch.cuda.is_available():
+        if os.environ.get("REQUIRE_CUDA") == "1":
+            pytest.fail("REQUIRE_CUDA=1, and torch sees no GPU")
+        pytest.skip("needs a GPU")
 
 
 @pytest.fixture(autouse=True)

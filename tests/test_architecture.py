@@ -14,7 +14,7 @@ MATHS = {"torch", "numpy", "scipy"}
 # For each part: which of our parts, and which other packages, it may import (None: any).
 RULES = {
     "slicing": (set(), MATHS | {"rich"}),
-    "sparsity": (set(), MATHS),
+    "sparsity": (set(), MATHS | {"rich"}),
     "analysis": ({"slicing"}, MATHS | {"matplotlib"}),
     "callbacks": ({"slicing", "sparsity"}, MATHS | {"lightning", "matplotlib"}),
     "pretrained": (set(), set()),

@@ -22,7 +22,7 @@ from slicefine_pl.callbacks.repeatable import RepeatableTraining
 from slicefine_pl.callbacks.share import updated_by
 from slicefine_pl.callbacks.sliced_masks import MaskedSlices
 from slicefine_pl.slicing.positions import check_choice
-from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, parse_pattern
+from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, ledger, parse_pattern
 from slicefine_pl.sparsity.schedules import RAMPS, check_ramp, in_steps
 
 KEEP = "keep"
@@ -125,6 +125,7 @@ class SparsityCallback(RepeatableTraining):
         self._history: list[tuple[int, float]] = []
         self._hooks: list[RemovableHandle] = []
         self._unlogged = False
+        self._scalings = 0
 
     @property
     def masks(self) -> NetworkMasks:
@@ -149,6 +150,7 @@ class SparsityCallback(RepeatableTraining):
                 "criterion='gradient' needs the gradient of every weight, and SliceFineCallback computes those of"
                 " slices alone; choose criterion='magnitude' or 'wanda'."
             )
+        self._scalings = _scalings(trainer, pl_module)
         counted = self._counted(trainer.optimizers)
         for optimizer in trainer.optimizers:
             counts = optimizer is counted
@@ -186,6 +188,8 @@ class SparsityCallback(RepeatableTraining):
             self._tell_skipped()
             if self._schedule is not None and self._schedule.due(0):
                 self._prune(trainer, self._schedule.share(0))
+        for optimizer in trainer.optimizers:
+            self.masks.cut_state(optimizer)
         self._slices_respect(trainer)
         self._log(trainer)
 
@@ -198,7 +202,7 @@ class SparsityCallback(RepeatableTraining):
     def _after_step(self, trainer: Trainer, optimizer: Optimizer, counts: bool) -> None:
         if all(parameter.grad is None for parameter in updated_by(optimizer)):
             return  # nothing was applied
-        self.masks.cut_trained()
+        self.masks.cut_trained(optimizer, self._scalings)
         self._steps += counts
         if counts and self._schedule is not None and self._schedule.due(self._steps):
             self._prune(trainer, self._schedule.share(self._steps))
@@ -238,8 +242,7 @@ class SparsityCallback(RepeatableTraining):
                 f"{self.masks.sparsity:.4f}, not {self._target}; resume it to go on."
             )
         counts = list(self.masks)
-        kept, weights = sum(each.kept for each in counts), sum(each.weights for each in counts)
-        rank_zero_info(f"Sparsity: {weights - kept:,} of {weights:,} weights in {len(counts)} matrices are zero.")
+        rank_zero_info(f"Sparsity: {ledger(pl_module).summary()}")
         if trainer.loggers and trainer.is_global_zero and trainer.log_dir is not None:
             draw_pruning(trainer.log_dir, self._history, self._steps, counts)
 
@@ -309,6 +312,12 @@ def _forget_denser_checkpoints(trainer: Trainer) -> None:
             worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
             callback.best_k_models, callback.kth_best_model_path, callback.kth_value = {}, "", worst
             callback.best_model_path, callback.best_model_score = "", None
+
+
+def _scalings(trainer: Trainer, pl_module: LightningModule) -> int:
+    """How often Lightning itself multiplies gradients between ``on_before_optimizer_step`` and the optimizer's step."""
+    usual = type(pl_module).configure_gradient_clipping is LightningModule.configure_gradient_clipping
+    return int(usual and bool(trainer.gradient_clip_val) and trainer.gradient_clip_algorithm in (None, "norm"))
 
 
 def _averages(trainer: Trainer) -> Iterator[nn.Module]:

@@ -173,6 +173,9 @@ def keep_best(scores: Tensor, count: int) -> Tensor:
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     least = scores.kthvalue(len(scores) - count + 1).values  # the smallest score that stays
+    stay = scores >= least
+    if stay.sum() == count:
+        return stay
     above, level = scores > least, scores == least
     return above | (level & (level.cumsum(0) <= count - above.sum()))
 

@@ -9,7 +9,7 @@ Source:  Frantar et al., arXiv:2309.08520 and its code, for what is pruned; the 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -121,11 +121,11 @@ def find_targets(net: nn.Module, pattern: Pattern, criterion: Criterion, targets
     return found
 
 
-def some(names: Sequence[str] | Iterator[str], most: int = 3) -> str:
+def some(names: Iterable[str], most: int = 3, none: str = "no linear map, convolution or attention") -> str:
     """The first few names of many, for a message."""
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return (", ".join(listed[:most]) or "no linear map, convolution or attention") + more
+    return (", ".join(listed[:most]) or none) + more
 
 
 def _read_by_attention(net: nn.Module) -> set[int]:

@@ -9,13 +9,15 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from slicefine_pl import SliceFineCallback, SparsityCallback
 from slicefine_pl.data.batching import BatchPlan, ResumableLoader
+from slicefine_pl.sparsity import masks
+from slicefine_pl.sparsity.masks import cut
 
 SETTINGS = {"targets": "trunk", "start": 2, "end": 7, "interval": 2}
 WEIGHTS = ("trunk.0.weight", "trunk.2.weight")
@@ -164,6 +166,47 @@ def test_training_equals_a_loop_by_hand(name, clip):
                         value *= masks[place]
     for ours, theirs in zip(module.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+class Noise(Callback):
+    """Changes gradients after they were cut, as noise for privacy does."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        for parameter in pl_module.parameters():
+            parameter.grad += 1e-3
+
+
+class OwnClipping(Module):
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        for parameter in self.parameters():
+            parameter.grad += 1e-3
+
+
+CLIPPING = [{}, {"gradient_clip_val": 0.05}, {"gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"}]
+
+
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("kind", [Module, OwnClipping])
+@pytest.mark.parametrize("clip", CLIPPING, ids=str)
+def test_zeros_hold_whatever_happens_to_gradients_after_the_cut(clip, kind, noise):
+    module = kind()
+    trainer(SparsityCallback(0.7, **SETTINGS), *[Noise()] * noise, **clip).fit(module, loader())
+    assert [zeros for _, zeros in module.seen] == zeros_by_step(0.7, 2, 7, 2, 10)
+
+
+@pytest.mark.parametrize(("clip", "times"), [(CLIPPING[0], 0), (CLIPPING[1], 0), (CLIPPING[2], 10)])
+def test_weights_are_cut_only_where_the_step_might_have_moved_them(clip, times, monkeypatch):
+    """AdamW keeps zeros by itself, with Lightning's clipper of norms too; one of values changes gradients otherwise."""
+    module, callback, trained = Module(), SparsityCallback(0.7, schedule="constant", targets="trunk.0"), []
+
+    def watched(values, mask):
+        if values.data_ptr() == module.trunk[0].weight.data_ptr():
+            trained.append(values)
+        cut(values, mask)
+
+    monkeypatch.setattr(masks, "cut", watched)
+    trainer(callback, **clip).fit(module, loader())
+    assert len(trained) == 1 + times  # the first when the masks were made
 
 
 @pytest.mark.parametrize("schedule", ["constant", "one_shot"])
@@ -361,6 +404,16 @@ def test_what_is_logged_and_drawn(tmp_path):
         [expected[step][0] / 96 for step in (0, 2, 4, 6, 7)]
     )
     assert (tmp_path / "v" / "sparsity.png").stat().st_size > 10_000
+
+
+def test_the_ledger_s_line_is_told_at_the_end(caplog):
+    with caplog.at_level("INFO"):
+        trainer(SparsityCallback(pattern="2:4", **SETTINGS)).fit(Module(), loader())
+    [told] = [record.message for record in caplog.records if record.message.startswith("Sparsity: pruned")]
+    assert told.startswith(
+        "Sparsity: pruned 50.0 % (2:4; 96 of 192 weights in 2 matrices are zero): stored 0.0 MB dense"
+    )
+    assert told.endswith("A plain checkpoint is as large and as fast as before.")
 
 
 def test_a_run_that_ends_early_says_so():

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from slicefine_pl.sparsity import NetworkMasks, parse_pattern
-from slicefine_pl.sparsity.masks import packed, unpacked
+from slicefine_pl.sparsity.masks import CHUNK, cut, packed, unpacked
 
 
 class Net(nn.Module):
@@ -278,3 +278,24 @@ def test_attention_computes_with_its_zeros():
     heads = [part.view(2, 5, 2, 48).transpose(1, 2) for part in (q, k, v)]
     mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(2, 5, 96)
     torch.testing.assert_close(net.attention(x, x, x)[0], net.attention.out_proj(mixed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 5), (CHUNK // 64 + 7, 64), (2, CHUNK + 1), (8, 4, 3, 3)])
+def test_cutting_keeps_the_living_bit_for_bit(dtype, shape):
+    """Also where the pieces do not divide the matrix, where a row is longer than a piece, and in another layout."""
+    values, mask = torch.randn(shape).to(dtype), torch.rand(shape) < 0.5
+    expected = torch.where(mask, values, torch.zeros((), dtype=dtype))
+    turned = values.transpose(0, 1).contiguous().transpose(0, 1)
+    for stored in (values, turned):
+        cut(stored, mask)
+        assert torch.equal(stored, expected)
+
+
+def test_sparse_gradients_are_cut_too():
+    table = nn.Embedding(9, 4, sparse=True)
+    table(torch.tensor([1, 1, 7])).sum().backward()
+    mask = torch.rand(9, 4) < 0.5
+    expected = table.weight.grad.to_dense() * mask
+    cut(table.weight.grad, mask)
+    assert torch.equal(table.weight.grad.to_dense(), expected)

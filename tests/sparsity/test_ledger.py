@@ -1,0 +1,265 @@
+"""The ledger against torch's FLOP counter, and against tensors really stored in each format."""
+
+import copy
+import json
+import math
+
+import pytest
+import scipy.sparse
+import torch
+from torch import nn
+from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertModel
+from transformers.pytorch_utils import Conv1D
+
+from slicefine_pl.sparsity import NetworkMasks, ledger, parse_pattern
+from slicefine_pl.sparsity.masks import packed
+
+SCORES = {"bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math"}
+
+
+def reference_flops(net, *inputs):
+    """What torch counts in eval mode, without the products of attention's scores."""
+    net = copy.deepcopy(net).eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(*inputs)
+    torch.backends.mha.set_fastpath_enabled(True)
+    counts = counter.get_flop_counts()["Global"]
+    return sum(flops for operation, flops in counts.items() if str(operation).removeprefix("aten.") not in SCORES)
+
+
+class Attending(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(32, 2, batch_first=True, **settings)
+        self.sizes = settings.get("kdim", 32), settings.get("vdim", 32)
+
+    def forward(self, query):
+        key, value = (torch.randn(len(query), 5, size) for size in self.sizes)
+        return self.attention(query, key, value=value, need_weights=False)[0]
+
+
+class Shared(nn.Module):
+    """One module called three times."""
+
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.map(self.map(self.map(x)))
+
+
+CASES = {
+    "linear": (nn.Linear(16, 24), (2, 7, 16)),
+    "no batch": (nn.Linear(16, 24), (16,)),
+    "conv1d": (nn.Conv1d(8, 12, 3, padding=1), (2, 8, 9)),
+    "conv2d, stride, dilation": (nn.Conv2d(8, 12, (3, 5), stride=2, padding=4, dilation=2), (2, 8, 13, 17)),
+    "groups": (nn.Conv2d(8, 12, 3, groups=4), (2, 8, 9, 9)),
+    "depthwise": (nn.Conv1d(8, 16, 3, groups=8), (2, 8, 9)),
+    "conv3d": (nn.Conv3d(4, 6, 3), (1, 4, 5, 6, 7)),
+    "transposed": (nn.ConvTranspose2d(8, 12, 3, stride=2, padding=1), (2, 8, 5, 6)),
+    "transposed, groups": (nn.ConvTranspose1d(8, 12, 4, groups=2, stride=3), (2, 8, 5)),
+    "Conv1D": (Conv1D(24, 16), (2, 7, 16)),
+    "attention": (Attending(), (2, 7, 32)),
+    "attention of several sizes": (Attending(kdim=24, vdim=40), (2, 7, 32)),
+    "encoder": (nn.TransformerEncoderLayer(32, 2, 48, batch_first=True), (2, 7, 32)),
+    "called three times": (Shared(), (2, 16)),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", CASES)
+def test_dense_flops_are_those_that_torch_counts(case):
+    net, shape = CASES[case]
+    x = torch.randn(shape)
+    assert ledger(net, x).forward.dense == reference_flops(net, x) > 0
+    assert not ledger(net, x).unseen
+
+
+def test_a_whole_encoder():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    net = BertModel(BertConfig(vocab_size=50, **sizes))
+    words = torch.randint(50, (3, 11))
+    book = ledger(net, {"input_ids": words})
+    assert book.forward.dense == reference_flops(net, words)
+    assert book.parameters == sum(parameter.numel() for parameter in net.parameters())
+    assert book.stored.dense == 4 * book.parameters
+    body = 2 * (4 * 32 * 32 + 2 * 32 * 48)  # without an example: 2 FLOPs for each weight at each position
+    assert ledger(net, tokens=7).forward.dense == 2 * 7 * (body + 32 * 32)  # and the pooler
+
+
+def test_ideal_flops_are_those_of_the_network_without_the_pruned_rows():
+    """A real small network is the reference: rows that are zero are taken out of it."""
+    net = nn.Conv2d(8, 12, 3, bias=False)
+    x = torch.randn(2, 8, 9, 9)
+    with torch.no_grad():
+        net.weight[3:] = 0
+    assert ledger(net, x).forward.ideal == reference_flops(nn.Conv2d(8, 3, 3, bias=False), x)
+    attention = Attending()
+    with torch.no_grad():
+        attention.attention.in_proj_weight[32:] = 0  # only the queries are left: 7 of them, where keys are 5
+    book = ledger(attention, torch.randn(2, 7, 32))
+    assert book.entries[0].forward.ideal == 2 * 2 * 7 * 32 * 32
+
+
+def test_training_is_three_times_forward_and_tensor_cores_help_its_forward_pass_alone():
+    net, x = nn.Sequential(nn.Linear(16, 24), nn.Linear(24, 8)), torch.randn(6, 16, requires_grad=True)
+    NetworkMasks(net, parse_pattern("2:4"), targets="weight").prune(0.5)
+    book = ledger(net, x)
+    with FlopCounterMode(display=False) as counter:
+        net(x).sum().backward()
+    assert book.training.dense == counter.get_total_flops() == 3 * book.forward.dense
+    assert book.forward.real == book.forward.ideal == book.forward.dense / 2
+    assert book.training.ideal == 1.5 * book.forward.dense
+    assert book.training.real == 2.5 * book.forward.dense
+
+
+def test_only_linear_maps_run_on_sparse_tensor_cores():
+    net = nn.Sequential(nn.Conv1d(16, 8, 3), nn.Flatten(1), nn.Linear(32, 8))
+    NetworkMasks(net, parse_pattern("2:4"), targets="weight").prune(0.5)
+    convolution, linear = ledger(net, torch.randn(1, 16, 6)).entries[:2]
+    assert (convolution.pattern, convolution.forward.real) == ("2:4", convolution.forward.dense)
+    assert (linear.pattern, linear.forward.real) == ("2:4", linear.forward.dense // 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_bytes_are_those_of_tensors_stored_in_that_format(dtype):
+    net = nn.Linear(256, 64, bias=False).to(dtype)
+    NetworkMasks(net, parse_pattern("unstructured")).prune(0.8)
+    weight = net.weight.detach()
+    values = weight[weight != 0]
+    stored = ledger(net).stored
+    assert stored.dense == stored.compressed == weight.nbytes  # not 2:4: that format keeps it dense
+    assert stored.bitmask == values.nbytes + packed(weight != 0).nbytes
+    rows = scipy.sparse.csr_array(weight.double().numpy())
+    pointers, columns = rows.indptr.astype("int32"), rows.indices.astype("uint16")
+    assert stored.csr == values.nbytes + pointers.nbytes + columns.nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_bytes_of_2_4_are_those_that_torch_compresses_to(dtype):
+    """Nine sixteenths of dense: torch's own conversion, which needs no GPU, is the reference."""
+    net = nn.Linear(256, 64, bias=False).to(dtype)
+    NetworkMasks(net, parse_pattern("2:4")).prune(0.5)
+    values, places = sparse_semi_structured_from_dense_cutlass(net.weight.detach())
+    stored = ledger(net).stored
+    assert stored.compressed == values.nbytes + places.nbytes == 9 / 16 * stored.dense
+    assert stored.bitmask == stored.compressed  # half the values and a bit for each weight, as it happens
+
+
+def test_wide_rows_need_four_bytes_for_a_column_and_dense_stays_where_a_format_is_larger():
+    net = nn.Linear(65_540, 4, bias=False)
+    with torch.no_grad():
+        net.weight[:, 1::4] = 0
+        assert ledger(net).stored.csr == net.weight.nbytes
+        net.weight[:, 2::4] = 0
+        net.weight[:, 3::4] = 0
+    assert ledger(net).stored.csr == 4 * 16_385 * (4 + 4) + 5 * 4
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(50, 16)
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 50, bias=False)
+        self.head.weight, self.second.weight = self.words.weight, self.first.weight
+
+    def forward(self, words):
+        return self.head(self.second(self.first(self.words(words))))
+
+
+def test_tied_weights_count_once_in_bytes_and_at_every_use_in_flops():
+    net, words = Tied(), torch.randint(50, (2, 7))
+    book = ledger(net, words)
+    assert book.forward.dense == reference_flops(net, words)
+    assert book.parameters == sum(parameter.numel() for parameter in net.parameters())
+    assert book.stored.dense == 4 * book.parameters
+    assert {each.name: each.tied_to for each in book.entries if each.tied_to} == {
+        "head.weight": "words.weight",
+        "second.weight": "first.weight",
+    }
+    assert book.entries[0].forward.dense == 0  # looked up
+
+
+def test_the_network_is_as_it_was_afterwards():
+    net = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).train()
+    net[2].eval()
+    before = copy.deepcopy(net.state_dict())
+    random = torch.get_rng_state()
+    ledger(net, torch.randn(4, 8, generator=torch.Generator()))
+    assert [module.training for module in net.modules()] == [True, True, True, False]
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    assert not net[0]._forward_hooks
+    with pytest.raises(RuntimeError):
+        ledger(net, torch.randn(4, 9))
+    assert net.training
+    assert not net[0]._forward_hooks
+
+
+def test_weights_that_are_read_past_their_layer_are_named():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.read = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return nn.functional.linear(self.used(x), self.read.weight)
+
+    assert ledger(Reads(), torch.randn(2, 8)).unseen == ("read.weight",)
+    assert "do not count 1 matrix that the example was not seen to use" in ledger(Reads(), torch.randn(2, 8)).summary()
+
+
+def test_the_line():
+    net = nn.Sequential(nn.Linear(256, 256, bias=False), nn.Linear(256, 256, bias=False)).half()
+    assert ledger(net).summary() == "nothing is pruned: 0.3 MB of parameters, all of them multiplied."
+    NetworkMasks(net, parse_pattern("2:4")).prune(0.5)
+    assert ledger(net).summary() == (
+        "pruned 50.0 % (2:4; 65,536 of 131,072 weights in 2 matrices are zero): stored 0.3 MB dense, 0.1 MB as 2:4;"
+        " FLOPs 100 % on hardware without sparse units, 50 % on 2:4 tensor cores, 50 % ideal. A plain checkpoint is as"
+        " large and as fast as before."
+    )
+    NetworkMasks(net, parse_pattern("unstructured"), targets="0").prune(0.9)
+    assert "pruned 70.0 % (2:4 and unstructured" in ledger(net).summary()
+    assert "MB as a bitmask" in ledger(net).summary()
+
+
+def test_table_and_json_agree_with_the_sums():
+    net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(40)))
+    NetworkMasks(net, parse_pattern("2:4")).prune(0.5)
+    book = ledger(net, torch.randn(5, 64))
+    told = json.loads(book.to_json())
+    assert told["total"]["stored"]["bitmask"] == sum(each["stored"]["bitmask"] for each in told["entries"])
+    assert told["total"]["forward"]["ideal"] == 40 * 5 * 64 * 64
+    assert len(told["entries"]) == 41
+    printed = str(book)
+    assert "64 x 64 (40 times)" in printed
+    assert "163,840" in printed
+    assert "as large and as fast as before" in printed
+    assert str(ledger(nn.Linear(4, 4))).count("\n") < 12
+
+
+def test_many_unequal_matrices_are_cut():
+    net = nn.Sequential(*(nn.Linear(size, size) for size in range(4, 44)))
+    assert math.isclose(str(ledger(net)).count(" x "), 29, abs_tol=1)
+    assert "and 11 smaller ones" in str(ledger(net))
+
+
+@pytest.mark.parametrize(
+    ("net", "settings", "told"),
+    [
+        (nn.Linear(4, 4), {"tokens": 0}, r"tokens=0 is no number of tokens"),
+        (nn.Linear(4, 4), {"tokens": 1.5}, r"tokens=1.5"),
+        (nn.Linear(4, 4, device="meta"), {}, r"weight holds no numbers yet"),
+        (nn.LazyLinear(4), {}, r"weight holds no numbers yet"),
+        (nn.ReLU(), {}, r"it has none"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_what_cannot_be_counted(net, settings, told):
+    with pytest.raises(ValueError, match=told):
+        ledger(net, **settings)
