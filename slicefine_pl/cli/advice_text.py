@@ -140,8 +140,8 @@ def _start_line(question: Question, told: dict[str, Any], unit: str) -> str:
     return (
         f"From dense or from scratch: pruned to {_percent(told['sparsity'])} and retrained on {told['data']:.3g} {unit}"
         f", the dense model ends between {told['optimistic']:#.4g} (all it has seen counts) and "
-        f"{told['pessimistic']:#.4g} (none counts); from scratch at the same real cost {told['scratch']:#.4g}. The bracket is ours: no "
-        "coefficients for pretrained starts are known."
+        f"{told['pessimistic']:#.4g} (none counts); from scratch at the same real cost {told['scratch']:#.4g}. "
+        "The bracket is ours: no coefficients for pretrained starts are known."
     )
 
 
