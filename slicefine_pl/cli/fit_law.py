@@ -17,6 +17,8 @@ from slicefine_pl.cli.laws import KnownLaw, text_of, written
 from slicefine_pl.cli.quantities import quantity
 from slicefine_pl.sparsity import FittedLaw, costs, fit_scaling_law
 
+Runs = dict[str, np.ndarray[Any, np.dtype[np.float64]]]  # as law_plots has them, without matplotlib
+
 EXAMPLE = """example:
   slicefine fit-law runs.csv --data-unit images --json law.json --plot law.png
   slicefine fit-law t5-data.csv --parameters-column scale --parameters-factor 169869312 --dense-parameters \\
@@ -73,20 +75,33 @@ def run(arguments: argparse.Namespace) -> None:
         replicates=arguments.replicates,
         seed=arguments.seed,
     )
+    publish(fit, runs, f"slicefine fit-law {arguments.runs.name}", arguments.json, arguments.plot)
+
+
+def publish(fit: FittedLaw, runs: Runs, origin: str, law: Path | None, plot: Path | None) -> None:
+    """Print what the runs say; write the law and its picture where they are wanted.
+
+    Args:
+        fit: What was found.
+        runs: The four vectors that were fitted.
+        origin: Where the runs come from, in words.
+        law: JSON file for ``slicefine advise --law``.
+        plot: Picture of the fit, its residuals and the contours of equal best sparsity.
+    """
     console = Console()
     console.width = console.width if console.is_terminal else 110
     tell(fit, console)
-    source = f"slicefine fit-law {arguments.runs.name}, {fit.runs} runs"
-    if arguments.json:
-        arguments.json.write_text(text_of(written(fit, source)), "utf-8")
-    if arguments.plot:
+    source = f"{origin}, {fit.runs} runs"
+    if law:
+        law.write_text(text_of(written(fit, source)), "utf-8")
+    if plot:
         from slicefine_pl.cli.law_plots import fit_picture
 
         known = KnownLaw(fit.law, fit.ranges, fit.replicates, fit.statement, source)
-        fit_picture(known, runs).savefig(arguments.plot, dpi=150)
+        fit_picture(known, runs).savefig(plot, dpi=150)
 
 
-def read_runs(arguments: argparse.Namespace) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+def read_runs(arguments: argparse.Namespace) -> Runs:
     """The four vectors of the file, in single parameters and single images or tokens.
 
     Raises:

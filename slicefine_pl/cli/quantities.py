@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from slicefine_pl.pretrained import folder_settings, image_backbone, split_gguf
+from slicefine_pl.sparsity.targets import POSITIONS
 
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
@@ -79,13 +80,22 @@ def parameters_of(model: str) -> float:
         raise ValueError(
             f"model={model!r} cannot be counted ({first}); give a folder with config.json, a name, or --parameters."
         ) from error
-    embeddings = {
+    return float(sum(parameter.numel() for parameter in without_embeddings(network).values()))
+
+
+def without_embeddings(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by name that the laws count: all but tables of tokens and of positions."""
+    tables = {
         id(parameter)
         for module in network.modules()
         if isinstance(module, nn.Embedding)
         for parameter in module.parameters()
     }
-    return float(sum(p.numel() for p in network.parameters() if id(p) not in embeddings))
+    return {
+        name: parameter
+        for name, parameter in network.named_parameters()
+        if id(parameter) not in tables and not POSITIONS.search(name)
+    }
 
 
 def _network(model: str) -> nn.Module:

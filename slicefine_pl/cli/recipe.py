@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from slicefine_pl.cli.checks import check_checkpoint, check_output, check_writer
 from slicefine_pl.cli.report import RunReport
 
 COMMANDS = ("fit", "validate", "test", "predict")
+GRID_HELP = "This recipe has one more subcommand, grid: a law of sizes, sparsities and lengths; see grid --help."
 LINKS = (("data.label_names", "model.label_names"), ("data.num_classes", "model.num_classes"))
 PREPARATIONS = ("data.tokenizer", "data.processor")  # what the data module takes from the backbone's name
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # what a command's author can mend
@@ -33,8 +35,15 @@ EARLY_ERRORS = (RuntimeError, pickle.UnpicklingError, SafetensorError)  # likewi
 TERMINATED = 128 + signal.SIGTERM
 
 
-def run(module_class: type[LightningModule], datamodule_class: type[LightningDataModule], config: Path) -> None:
+def run(
+    module_class: type[LightningModule],
+    datamodule_class: type[LightningDataModule],
+    config: Path,
+    grid: Path | None = None,
+) -> None:
     """Run the command line ``<recipe> fit|validate|test|predict [--config more.yaml] [--flag value]``.
+
+    With a grid there is ``<recipe> grid`` too, which trains many networks and fits a scaling law to them.
 
     What goes wrong before the first training step is told in one sentence, exit code 2; ``SLICEFINE_DEBUG=1`` shows
     where it was raised.  SIGTERM ends a run after the batch at hand, exit code 143.
@@ -43,16 +52,24 @@ def run(module_class: type[LightningModule], datamodule_class: type[LightningDat
         module_class: What is trained.
         datamodule_class: What it is trained on.
         config: The recipe's defaults; a ``--config`` overlays them, and flags win last.
+        grid: The networks, sparsities and lengths of the recipe's grid.
     """
     report = RunReport()
     try:
+        if grid is not None and sys.argv[1:2] == ["grid"]:
+            from slicefine_pl.cli.grid import run_grid  # not above: both build on this file
+            from slicefine_pl.cli.grid_point import GridPoint
+
+            run_grid(sys.argv[2:], grid, report, partial(GridPoint, module_class, datamodule_class, config))
+            return
         RecipeCLI(
             module_class,
             datamodule_class,
             save_config_callback=SaveFitConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"callbacks": [report]},
-            parser_kwargs={command: {"default_config_files": [str(config)]} for command in COMMANDS},
+            parser_kwargs={command: {"default_config_files": [str(config)]} for command in COMMANDS}
+            | ({} if grid is None else {"epilog": GRID_HELP}),
             auto_configure_optimizers=False,
             seed_everything_default=0,
         )
