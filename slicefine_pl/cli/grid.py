@@ -7,6 +7,7 @@ Source:  Frantar et al., arXiv:2309.08520, in miniature.
 """
 
 import argparse
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,6 +88,7 @@ def _train(
         report.steps = report.batches = 0
         append_run(folder / "runs.csv", rows[point])
         _tell(point, rows, points)
+        gc.collect()  # a trainer holds itself, and with it the processes that load its data
 
 
 def _tell(point: Point, rows: Mapping[Point, Row], points: list[Point]) -> None:
