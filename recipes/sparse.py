@@ -1,11 +1,11 @@
 """Prune a vision transformer while it trains from scratch; then a grid of them, and the scaling law of sparse networks.
 
-python recipes/sparse.py fit                                          # 75 % zeros, cubic; two minutes on two CPU cores
+python recipes/sparse.py fit                                          # 75 % zeros, cubic; not timed yet
 python recipes/sparse.py fit --sparsity null                          # the same network, dense
 python recipes/sparse.py fit --sparsity.pattern 2:4 --sparsity.sparsity null
 python recipes/sparse.py fit --model.backbone timm/vit_tiny_patch16_224 --model.lr 1.0e-4   # pretrained, from the hub
 python recipes/sparse.py fit --model.backbone timm/vit_tiny_patch16_224@random              # the same from scratch
-python recipes/sparse.py grid                                         # 27 runs and a law; some ten minutes; resumes
+python recipes/sparse.py grid                                         # 27 runs and a law; resumes; not timed yet
 python recipes/sparse.py grid --grid my_grid.yaml --folder runs/mine --data.root DIR
 python recipes/sparse.py predict --model.backbone runs/sparse/version_0/export --data.predict_images photo.jpg
 
