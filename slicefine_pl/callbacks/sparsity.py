@@ -25,7 +25,6 @@ from slicefine_pl.slicing.positions import check_choice
 from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, ledger, parse_pattern
 from slicefine_pl.sparsity.schedules import RAMPS, check_ramp, in_steps
 
-KEEP = "keep"
 ScheduleName = Literal["cubic", "linear", "one_shot", "constant", "keep"]
 
 
