@@ -27,7 +27,7 @@ class TrainingRandomState:
             "python": random.getstate(),
             "numpy": np.random.get_state(legacy=False),
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,  # of this process's device
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,  # of this process's device
         }
 
     def expect_detour(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
 from slicefine_pl.data.workers import WholeBatches, as_it_is, raised
@@ -102,15 +103,9 @@ class PlannedLoader:
         self, dataset: Dataset[Any], plan: BatchPlan, collate: Callable[[list[Any]], Any], num_workers: int = 0
     ) -> None:
         self._rest = _Rest(plan)
-        self._loader = DataLoader(
-            WholeBatches(dataset, collate),
-            batch_sampler=self._rest,
-            collate_fn=as_it_is,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else each iteration draws from the global generator, and dropout changes
-        )
+        self._batches = WholeBatches(dataset, collate)
+        self._num_workers = num_workers
+        self._loader: DataLoader[Any] | None = None
         self.plan = plan
 
     def __len__(self) -> int:
@@ -121,9 +116,27 @@ class PlannedLoader:
         """Yield the batches of the plan's epoch."""
         return self._load(first=0)
 
+    def close(self) -> None:
+        """End the processes that load; a later iteration starts new ones.
+
+        Left to the garbage collector, which may take their queues away first, they would be waited for in vain for five
+        seconds each.
+        """
+        self._loader = None
+
     def _load(self, first: int) -> Iterator[Any]:
         """Yield the batches from number ``first`` on; the epoch counts at the first of them, not at the call."""
         self._rest.first = first
+        if self._loader is None:
+            self._loader = DataLoader(
+                self._batches,
+                batch_sampler=self._rest,
+                collate_fn=as_it_is,
+                num_workers=self._num_workers,
+                persistent_workers=self._num_workers > 0,
+                pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator(),  # else each iteration draws from the global generator, and dropout changes
+            )
         try:
             yield from raised(self._loader)
         except RuntimeError as error:
@@ -131,7 +144,7 @@ class PlannedLoader:
                 raise
             raise RuntimeError(
                 f"a process that loads data died ({error}); if memory ran out, lower num_workers="
-                f"{self._loader.num_workers} or batch_size={self.plan.batch_size}."
+                f"{self._num_workers} or batch_size={self.plan.batch_size}."
             ) from error
 
 
@@ -271,7 +284,13 @@ class ResumableDataModule(LightningDataModule):
         self._pending = state_dict.get("train_loader", {})
 
     def teardown(self, stage: str) -> None:
-        """Forget the state: the next fit starts anew."""
+        """End the processes that load, and forget the state: the next fit starts anew."""
+        trainer = self.trainer
+        if trainer is not None:
+            used = [trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders]
+            for loader in tree_leaves([*used, trainer.predict_dataloaders]):
+                if isinstance(loader, PlannedLoader):
+                    loader.close()
         if stage == "fit":
             self._pending = {}
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import chain
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,19 @@ def test_resumed_run_sees_the_batches_of_an_uninterrupted_one(tmp_path, schedule
         checkpoint = tmp_path / "whole" / f"step={step}.ckpt"
         trainer(tmp_path / f"rest{step}", **settings).fit(rest, datamodule=Batches(num_workers), ckpt_path=checkpoint)
         assert rest.seen == whole.seen[step:], f"resumed after step {step}"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("steps", [-1, 4], ids=["whole epochs", "stopped within one"])
+def test_processes_that_load_end_with_the_run(tmp_path, steps):
+    """Not when the garbage collector finds the trainer, where each would be waited for in vain for five seconds."""
+    before = set(active_children())
+    data, module = Batches(num_workers=2), Recorder(schedule=True)
+    run = trainer(tmp_path, max_steps=steps, limit_val_batches=0)
+    run.fit(module, datamodule=data)
+    assert set(active_children()) == before
+    assert len(module.seen) == (4 if steps == 4 else 30)
+    run.fit_loop.max_epochs, run.fit_loop.epoch_loop.max_steps = 4, -1  # the same loader once more
+    run.fit(module, datamodule=data)
+    assert len(module.seen) > 30
+    assert set(active_children()) == before

@@ -5,7 +5,6 @@ resumed run can change it.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -57,9 +56,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
     ) -> None:
         self.images = images
-        self._random = augmentation is not None
+        self._given = given
+        self._augmentation = augmentation
         self._seed = seed
-        self._transform = _transform(given, augmentation)
+        self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (given.mean, given.std))
 
     def __len__(self) -> int:
         """Number of images."""
@@ -81,12 +81,16 @@ class ImageDataset(Dataset[dict[str, Any]]):
         raise ValueError(f"{several}{next(iter(broken.values()))}; leave it out, or repair it.")
 
     def _view(self, image: "Image", epoch: int, index: int) -> Tensor:
-        if not self._random:
-            return cast(Tensor, self._transform(image))
-        state = np.random.SeedSequence([self._seed, epoch, index]).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(state[0]))  # torch.manual_seed would reach the GPU's generator too
-            return cast(Tensor, self._transform(image))
+        if self._augmentation is None:
+            view = _padded(_pixels(centre(image, self._given)), self._given.size)
+        else:
+            state = np.random.SeedSequence([self._seed, epoch, index]).generate_state(1, np.uint64)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(int(state[0]))  # torch.manual_seed would reach the GPU's too
+                view = _pixels(_random_crop(image, self._given, self._augmentation.min_area))
+                if self._augmentation.flip and torch.rand(()) < 0.5:
+                    view = view.flip(-1)
+        return view.sub_(self._mean).div_(self._std)
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -113,18 +117,29 @@ def centre(image: "Image", given: ImageInput) -> "Image":
     left, top = (round((side - shown) / 2) for side, shown in zip(resized, (width, height), strict=True))
     corners = zip((left, top, left + width, top + height), resized * 2, image.size * 2, strict=True)
     box = tuple(min(at * own / side, own) for at, side, own in corners)  # in pixels of the image, with fractions
-    method = next(number for number, name in RESAMPLING.items() if name == given.interpolation)
-    return image.resize((width, height), method, box=cast(tuple[float, float, float, float], box))
+    return image.resize((width, height), _method(given), box=cast(tuple[float, float, float, float], box))
 
 
-def _transform(given: ImageInput, augmentation: Augmentation | None) -> Any:
-    from torchvision.transforms import InterpolationMode, v2
+def _random_crop(image: "Image", given: ImageInput, min_area: float) -> "Image":
+    """Cut out a random part, and resize it; Pillow reads the pixels of the part alone."""
+    from torchvision.transforms import RandomResizedCrop
 
-    norm = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(given.mean), list(given.std))]
-    if augmentation is None:
-        padded = v2.CenterCrop(given.size)  # where the network's crop is larger than its resized image
-        return v2.Compose([partial(centre, given=given), v2.PILToTensor(), padded, *norm])
-    mode = InterpolationMode(given.interpolation)
-    crop = v2.RandomResizedCrop(given.size, (augmentation.min_area, 1.0), interpolation=mode, antialias=True)
-    flip = [v2.RandomHorizontalFlip()] if augmentation.flip else []
-    return v2.Compose([v2.PILToTensor(), crop, *flip, *norm])
+    top, left, height, width = RandomResizedCrop.get_params(image, [min_area, 1.0], [3 / 4, 4 / 3])
+    box = (left, top, left + width, top + height)
+    return image.resize((given.size, given.size), _method(given), box=box)
+
+
+def _padded(view: Tensor, size: int) -> Tensor:
+    """Black around it, where the network's crop is larger than its resized image."""
+    from torchvision.transforms.functional import center_crop
+
+    return cast(Tensor, center_crop(view, [size]))
+
+
+def _method(given: ImageInput) -> int:
+    return next(number for number, name in RESAMPLING.items() if name == given.interpolation)
+
+
+def _pixels(image: "Image") -> Tensor:
+    """Values in [0, 1], shape ``(3, H, W)``."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().div(255)
