@@ -1,12 +1,12 @@
 """Prune a vision transformer while it trains from scratch; then a grid of them, and the scaling law of sparse networks.
 
-python recipes/sparse.py fit                                          # 75 % zeros, cubic; under a minute of training on 2 CPU cores
-python recipes/sparse.py fit --sparsity null                          # the same network, dense
-python recipes/sparse.py fit --sparsity null --model.backbone recipes/configs/sparse/vit_32 --model.lr 5.0e-3  # as many non-zeros
+python recipes/sparse.py fit                           # 75 % zeros, cubic; under a minute of training on 2 CPU cores
+python recipes/sparse.py fit --sparsity null                                              # the same network, dense
+python recipes/sparse.py fit --sparsity null --model.backbone recipes/configs/sparse/vit_32     # as many non-zeros
 python recipes/sparse.py fit --sparsity.pattern 2:4 --sparsity.sparsity null --sparsity.targets null
-python recipes/sparse.py fit --model.backbone timm/vit_tiny_patch16_224 --model.lr 1.0e-4   # pretrained, from the hub
-python recipes/sparse.py fit --model.backbone timm/vit_tiny_patch16_224@random              # the same from scratch
-OMP_NUM_THREADS=1 python recipes/sparse.py grid                       # 27 runs, a law, plots: 9 minutes; resumes
+python recipes/sparse.py fit --model.backbone timm/vit_tiny_patch16_224 --model.lr 1.0e-4 # pretrained, from the hub
+python recipes/sparse.py fit --model.backbone timm/vit_tiny_patch16_224@random            # the same from scratch
+OMP_NUM_THREADS=1 python recipes/sparse.py grid        # 27 runs, a law, plots: 9 minutes; resumes
 python recipes/sparse.py grid --grid my_grid.yaml --folder runs/mine --data.root DIR
 python recipes/sparse.py predict --model.backbone runs/sparse/version_0/export --data.predict_images photo.jpg
 

@@ -27,7 +27,7 @@ class TrainingRandomState:
             "python": random.getstate(),
             "numpy": np.random.get_state(legacy=False),
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,  # of this process's device
+            "cuda": torch.cuda.get_rng_state() if _on_gpu() else None,  # of this process's device
         }
 
     def expect_detour(self) -> None:
@@ -77,3 +77,8 @@ class TrainingRandomState:
         self._state = {**state, "numpy": {**saved, "state": {"key": key, "pos": saved["state"]["pos"]}}}
         self._restore()
         self._due = True
+
+
+def _on_gpu() -> bool:
+    """Whether this process uses one; to ask whether there is one takes a millisecond."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
