@@ -3,6 +3,7 @@
 Source:  Frantar et al., Scaling Laws for Sparsely-Connected Foundation Models, arXiv:2309.08520.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -41,17 +42,19 @@ class SparsityCallback(RepeatableTraining):
     they hold at every forward pass under any optimizer, momentum and weight decay; what an optimizer remembers of them
     is cleared, and weight averages are pruned as well.
     **Clipping.** Gradients of pruned weights are set to zero in ``on_before_optimizer_step``, before Lightning clips: a
-    global norm counts the living weights alone.  Optimizers that scale by root mean squares over a whole matrix count
-    its zeros too: see docs/sparsity.md for Adafactor.
+    global norm counts the living weights alone.  Under manual optimization you clip before that, and it counts all.
+    Optimizers that scale by root mean squares over a whole matrix count its zeros too: see docs/sparsity.md for
+    Adafactor.
     **Checkpoint.** The module's own keys; masks as bits, steps and scores in the callback's state: a run that stops at
     any step and resumes equals one that never stopped.
     **Best checkpoints.** A ``ModelCheckpoint`` that monitors a score forgets, when the target is reached, what it took
-    for best before: denser networks score better, and would be exported with too few zeros.
+    for best before: denser networks score better, and would be exported with too few zeros.  ``EarlyStopping``
+    forgets nothing: give it patience beyond ``end``.
     **With SliceFineCallback.** Slices keep the zeros too, and the network may be pruned while they move; only
     ``criterion="gradient"`` is refused, as there is no gradient but that of the slice.
 
     Args:
-        sparsity: Share of the weights that become zero (S), in (0, 1); ``None`` is 0.5, or what ``pattern`` leaves.
+        sparsity: Share of the weights that become zero (S), in [0, 1); ``None`` is 0.5, or what ``pattern`` leaves.
         pattern: ``"unstructured"``; ``"n:m"`` such as ``"2:4"``, n of each m weights along the inputs stay, as hardware
             wants it; ``"block(r,c)"``; ``"row"`` (outputs) or ``"column"`` (inputs).
         schedule: How the sparsity rises: ``"cubic"``, ``"linear"``; ``"one_shot"`` all at ``start``; ``"constant"`` all
@@ -297,11 +300,11 @@ class SparsityCallback(RepeatableTraining):
 def _target(sparsity: float | None, pattern: str, final: float | None) -> float:
     if sparsity is None:
         return 0.5 if final is None else final
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity={sparsity} is out of range; choose 0 <= sparsity < 1.")
-    if final is not None and sparsity != final:
+    if isinstance(sparsity, str) or not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity={sparsity!r} is out of range; choose a number, 0 <= sparsity < 1.")
+    if final is not None and not math.isclose(sparsity, final):
         raise ValueError(f"pattern={pattern!r} leaves a sparsity of {final:g}, not {sparsity}; leave sparsity out.")
-    return sparsity
+    return sparsity if final is None else final
 
 
 def _forget_denser_checkpoints(trainer: Trainer) -> None:

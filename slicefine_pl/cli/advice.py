@@ -265,8 +265,15 @@ def strayed(value: float, fitted: tuple[float, float]) -> float:
     return max(low / value, value / high, 1.0)
 
 
-def warnings(known: KnownLaw, question: Question, shown: float) -> list[str]:
-    """What the user must know before trusting the numbers."""
+def warnings(known: KnownLaw, question: Question, shown: float, told: Start) -> list[str]:
+    """What the user must know before trusting the numbers.
+
+    Args:
+        known: The law.
+        question: What was asked.
+        shown: Sparsity of the run from scratch.
+        told: Whether to prune the dense model at hand instead, and how.
+    """
     law, size, unit = known.law, question.nonzero_params, known.law.data_unit
     data = float(law.data_within(shown, size, question.budget, question.real_cost, question.data))
     found = []
@@ -285,6 +292,17 @@ def warnings(known: KnownLaw, question: Question, shown: float) -> list[str]:
         found.append(
             f"Extrapolation: the dense model saw {question.dense.data:.3g} {unit}, more than any run of the fit."
         )
+    if told.from_dense:
+        if told.sparsity > known.ranges.sparsity[1]:
+            found.append(
+                f"Extrapolation: pruning to {100 * told.sparsity:.3g} %, and no run of the fit was beyond "
+                f"{100 * known.ranges.sparsity[1]:.3g} %; the law knows nothing of networks so sparse."
+            )
+        if (factor := strayed(told.data, known.ranges.data)) > EDGE:
+            found.append(
+                f"Extrapolation: {told.data:.3g} {unit} while pruning the dense model, {factor:.3g} times outside the "
+                "fit."
+            )
     if "do not determine" in known.statement:
         found.append(known.statement)
     found.append("The law is for unstructured zeros; for 2:4 no coefficients are known, and its loss is no lower.")

@@ -42,11 +42,11 @@ def _without_pattern(rows: list[Row], told: Start) -> str:
 
 
 def _pruned(told: Start) -> str:
-    pattern = "fits" if abs(told.sparsity - TWO_FOUR) < 0.01 else "does not fit"
-    return (
-        f"Prune the dense model at hand to {_percent(told.sparsity)}: {told.reason}. That {pattern} 2:4, which is "
-        "exactly 50 %; what 2:4 gains at inference is to be timed on your hardware."
-    )
+    if abs(told.sparsity - TWO_FOUR) < 0.01:
+        pattern = "That fits 2:4, which is exactly 50 %; what 2:4 gains at inference is to be timed on your hardware."
+    else:
+        pattern = "That does not fit 2:4, which is exactly 50 %: your hardware will multiply the zeros."
+    return f"Prune the dense model at hand to {_percent(told.sparsity)}: {told.reason}. {pattern}"
 
 
 def _from_scratch(question: Question, rows: list[Row], usable: float, real: Best) -> str:

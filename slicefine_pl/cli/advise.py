@@ -122,6 +122,8 @@ def asked(arguments: argparse.Namespace, known: KnownLaw) -> Question:
 
 def _dense(arguments: argparse.Namespace) -> Dense | None:
     if arguments.dense_at_hand is None:
+        if arguments.dense_data is not None or not arguments.sunk_cost:
+            raise ValueError("--dense-data and --no-sunk-cost speak of a dense model; name it with --dense-at-hand.")
         return None
     if arguments.dense_data is None:
         raise ValueError(
@@ -155,7 +157,7 @@ def answered(known: KnownLaw, question: Question) -> dict[str, Any]:
         "budget_in_dense_optima": question.budget / float(known.law.chinchilla_compute(question.nonzero_params)),
         "start": asdict(beginning),
         "verdict": verdict(known, question, rows, usable, found[-1], beginning),
-        "warnings": warnings(known, question, shown),
+        "warnings": warnings(known, question, shown, beginning),
     }
 
 

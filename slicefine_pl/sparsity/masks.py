@@ -137,8 +137,14 @@ class NetworkMasks:
         """Take the zeros that the weights have now as masks.
 
         Raises:
-            ValueError: The zeros of some weight are not in the pattern, or there are none.
+            ValueError: The zeros of some weight are not in the pattern, or there are none, or nothing else.
         """
+        empty = [name for name, each in self._chosen.items() if not each.parameter.count_nonzero()]
+        if empty:
+            raise ValueError(
+                f"{some(empty)} holds nothing but zeros, and would never train; choose targets that leave it out, or"
+                " give it values."
+            )
         self._masks = {name: each.parameter != 0 for name, each in self._chosen.items()}
         if self.sparsity == 0:
             raise ValueError(
@@ -184,6 +190,7 @@ class NetworkMasks:
         Args:
             optimizer: Whose step it was.  Plain SGD, Adam and AdamW keep zeros by themselves where the gradient is as
                 :meth:`cut_gradients` left it, so there is nothing to do; their memory of pruned entries must be clear.
+                What is written through ``gradient.data`` is not seen, and must not touch pruned entries.
             scalings: How often every gradient was multiplied by a number in place between cut and step, as by a clipper
                 of norms; where it was changed more often or less, the weight is cut.
         """
@@ -206,7 +213,13 @@ class NetworkMasks:
 
     @torch.no_grad()
     def cut_state(self, optimizer: Optimizer) -> None:
-        """Clear what an optimizer remembers of pruned entries: every state that has the shape of its parameter."""
+        """Clear what an optimizer remembers of pruned entries: every state that has the shape of its parameter.
+
+        L-BFGS keeps one history for all its parameters, so it loses all of it.
+        """
+        if isinstance(optimizer, torch.optim.LBFGS):
+            optimizer.state.clear()
+            return
         for name, each in self._chosen.items():
             for value in optimizer.state.get(each.parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == self._masks[name].shape:
@@ -282,7 +295,7 @@ class NetworkMasks:
 
 
 def cut(values: Tensor, mask: Tensor) -> None:
-    """Multiply values by a mask, in place: 0 where it is false, bit-equal where it is true.
+    """Multiply values by a mask, in place: 0 (or -0) where it is false, bit-equal where it is true; NaN stays NaN.
 
     A mask takes one byte for each weight.  On a CPU torch would turn all of it into the type of the values first; in
     pieces that fit the cache, and as integers, that costs a quarter of the time: as much as a mask kept in float32 at

@@ -22,6 +22,8 @@ NEEDED = {
     "data": (3, "a_D, b_D and c", "train longer or shorter"),
 }
 
+LARGEST_LOSS = 1e6  # nats; beyond it float64 does not hold every a_D
+
 
 class Ranges(NamedTuple):
     """What a fit has seen, smallest and largest; beyond it, the law is a guess."""
@@ -69,6 +71,8 @@ def checked_runs(sparsity: ArrayLike, nonzero_params: ArrayLike, data: ArrayLike
             f"shapes {lengths} of sparsity, nonzero_params, data and loss differ; give a number of each a run."
         )
     checked_sparsity(runs.sparsity)
+    if runs.loss.max(initial=0.0) > LARGEST_LOSS:
+        raise ValueError(f"loss={runs.loss.max():g} is no validation loss; give nats, not perplexities or sums.")
     checked_positive("loss", runs.loss, "nats, as a validation loss is")
     _once_each(runs)
     _enough(runs)
@@ -76,6 +80,8 @@ def checked_runs(sparsity: ArrayLike, nonzero_params: ArrayLike, data: ArrayLike
 
 
 def _whole_units(name: str, values: Array) -> None:
+    if values.size == 0:
+        raise ValueError("there are no runs; give one a line.")
     if values.min() < 1000:
         raise ValueError(
             f"{name}={values.min():g} is too few to be single ones; multiply by 1e6 if your column holds millions."

@@ -108,7 +108,7 @@ def in_steps(name: str, point: float, total: float) -> int:
     Raises:
         ValueError: It is negative, or a share above 1, or a share of a run without a known end.
     """
-    if isinstance(point, bool) or point < 0 or (isinstance(point, float) and point > 1):
+    if isinstance(point, bool) or not point >= 0 or (isinstance(point, float) and point > 1):
         raise ValueError(f"{name}={point!r} is no point in training; give steps (an integer) or a share in [0.0, 1.0].")
     if isinstance(point, int):
         return point

@@ -69,7 +69,9 @@ class Score:
     def see_gradient(self) -> None:
         """Add the gradient at hand, before an optimizer step; for ``"gradient"`` alone."""
         parameter = self.each.parameter
-        if self.criterion == "gradient" and parameter.grad is not None:
+        if self.criterion != "gradient" or parameter.grad is None:
+            return
+        if parameter.grad.isfinite().all():  # else a loss scaler skips the step
             product = (parameter.detach() * parameter.grad).float()
             self.products = product if self.products is None else self.products.add_(product)
 

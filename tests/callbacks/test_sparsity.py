@@ -125,11 +125,11 @@ def test_zeros_hold_at_every_forward_pass_under(name, average):
     least = 0
     for _, zeros in module.seen[2 * 2 :]:  # after the sanity check
         assert min(zeros) >= least
-        least = min(zeros) if name != "lbfgs" else least
+        least = min(zeros)
     for each in WEIGHTS:
         weight = module.get_parameter(each)
         assert ((weight.reshape(-1, 4) != 0).sum(1) <= 2).all()
-        assert torch.equal(weight != 0, callback.masks[each]) or name == "lbfgs"
+        assert torch.equal(weight != 0, callback.masks[each])
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
@@ -429,7 +429,9 @@ def test_a_run_that_ends_early_says_so():
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"sparsity": 1.0}, r"sparsity=1.0 is out of range; choose 0 <= sparsity < 1"),
+        ({"sparsity": 1.0}, r"sparsity=1.0 is out of range; choose a number, 0 <= sparsity < 1"),
+        ({"sparsity": "0.5"}, r"sparsity='0.5' is out of range"),
+        ({"start": float("nan")}, r"start=nan is no point in training"),
         ({"sparsity": -0.1}, r"sparsity=-0.1"),
         ({"sparsity": float("nan")}, r"sparsity=nan"),
         ({"sparsity": 0.6, "pattern": "2:4"}, r"pattern='2:4' leaves a sparsity of 0.5, not 0.6"),

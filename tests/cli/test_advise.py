@@ -135,6 +135,16 @@ def test_extrapolation_is_warned_of_by_its_factor(advise):
     assert "No law covers this case" in printed
 
 
+def test_pruning_a_dense_model_beyond_the_fit_is_warned_of(advise):
+    flags = ["--law", "t5", "--parameters", "85M", "--data", "40B", "--device", "a100", "--hours", "24"]
+    told, printed = advise(*flags, "--dense-at-hand", "8.5B", "--dense-data", "60B")
+    assert told["start"]["from_dense"] is True
+    assert any("pruning to 99 %" in line and "beyond 87.5 %" in line for line in told["warnings"])
+    assert any("while pruning the dense model" in line for line in told["warnings"])
+    assert "does not fit 2:4" in printed
+    assert "is to be timed" not in printed
+
+
 def test_the_picture_is_written(advise, tmp_path):
     advise("--law", "vit", "--parameters", "20M", "--data", "1B", "--plot", str(tmp_path / "a.png"))
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
@@ -169,6 +179,8 @@ BASE = ["--law", "t5", "--parameters", "20M"]
         ([*BASE, "--hours", "3", "--device", "abacus"], "device='abacus' is unknown; choose one of v100"),
         ([*BASE, "--hours", "3", "--device", "a100", "--utilisation", "2"], "utilisation=2.0"),
         ([*BASE, "--data", "1B", "--speedup", "1.3"], "speedup=1.3 is that of 2:4 products"),
+        ([*BASE, "--data", "1B", "--dense-data", "40M"], "name it with --dense-at-hand"),
+        ([*BASE, "--data", "1B", "--no-sunk-cost"], "name it with --dense-at-hand"),
         ([*BASE, "--data", "1B", "--dense-at-hand", "40M"], "dense-at-hand=40M needs what it was trained on"),
         ([*BASE, "--data", "1B", "--dense-at-hand", "10M", "--dense-data", "1B"], "is not fewer than the 1e+07"),
         (["--law", "t6", "--parameters", "20M", "--data", "1B"], "law='t6' cannot be read"),

@@ -87,6 +87,17 @@ def test_outliers_hardly_move_the_fit():
     assert fit.law.dense_equivalent(0.75) == pytest.approx(float(VIT_JFT4B.dense_equivalent(0.75)), rel=0.03)
 
 
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_runs_whose_loss_does_not_depend_on_data_leave_those_coefficients_open(scale):
+    runs = grid(sizes=(1e6, 4e6, 16e6), data=[1e7, 1e8, 1e9])
+    wobble = np.random.default_rng(0).uniform(0.99, 1.01, len(runs["data"]))
+    fit = fit_scaling_law(
+        **runs, loss=scale * (2 + 3 * runs["nonzero_params"] ** -0.1) * wobble, starts=5, replicates=5
+    )
+    assert {"a_D", "b_D"} <= set(fit.undetermined)
+    assert np.isfinite([*fit.law.coefficients.values()]).all()
+
+
 def test_short_spans_of_data_leave_their_coefficients_open():
     """The last 30 % of training cannot tell what endless training would reach; all else stays clear."""
     fit = fit_scaling_law(**runs_of(T5_C4, noise=2e-3, data=[2e10, 2.3e10, 2.6e10]), starts=6, replicates=20)
@@ -183,6 +194,8 @@ def one_changed(index, value):
         (bad(loss=one_changed(3, -2.0)), "loss=-2 is not possible"),
         (bad(loss=one_changed(3, np.nan)), "loss=nan is not possible"),
         (bad(data=one_changed(0, np.inf)), "data=inf is not possible"),
+        (bad(loss=one_changed(3, 2e6)), "loss=2e\\+06 is no validation loss; give nats"),
+        ({name: array[:0] for name, array in runs_of(VIT_JFT4B).items()}, "there are no runs"),
         (bad(nonzero_params=lambda a: a / 1e6), "nonzero_params=1 is too few .* multiply by 1e6"),
         (bad(data=lambda a: a / 1e6), "data=10 is too few"),
         (bad(loss=lambda a: a[:-1]), "differ; give a number of each a run"),

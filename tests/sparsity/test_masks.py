@@ -181,6 +181,8 @@ def test_gradient_is_the_first_order_change_of_the_loss():
         net(torch.randn(5, 80)).square().sum().backward()
         masks.see_gradients()
         total += net[0].weight.detach() * net[0].weight.grad
+    net[0].weight.grad[0, 0] = float("inf")  # an overflow, whose step a loss scaler skips
+    masks.see_gradients()
     masks.prune(0.5)
     mask = net[0].weight != 0
     assert total[~mask].abs().max() <= total[mask].abs().min()
@@ -226,6 +228,9 @@ def test_zeros_of_a_pruned_network_are_kept_and_examined():
     masks = NetworkMasks(net, parse_pattern("unstructured"))
     masks.keep_zeros()
     assert masks.sparsity == 0.5
+    nn.init.zeros_(net[0].weight)
+    with pytest.raises(ValueError, match=r"0\.weight holds nothing but zeros, and would never train"):
+        masks.keep_zeros()
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (8, 8), (2, 3, 1, 5)])

@@ -64,7 +64,7 @@ def test_points_in_training():
     assert in_steps("end", 1, 1001) == 1
     assert in_steps("end", 1.0, 1001) == 1001
     assert in_steps("start", 0, float("inf")) == 0
-    for point in (-1, 1.5, -0.1, True):
+    for point in (-1, 1.5, -0.1, True, float("nan")):
         with pytest.raises(ValueError, match=f"end={point} is no point in training"):
             in_steps("end", point, 10)
     with pytest.raises(ValueError, match="a run without a known end"):
