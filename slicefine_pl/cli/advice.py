@@ -298,7 +298,7 @@ def warnings(known: KnownLaw, question: Question, shown: float, told: Start) -> 
                 f"Extrapolation: pruning to {100 * told.sparsity:.3g} %, and no run of the fit was beyond "
                 f"{100 * known.ranges.sparsity[1]:.3g} %; the law knows nothing of networks so sparse."
             )
-        if (factor := strayed(told.data, known.ranges.data)) > EDGE:
+        if (factor := strayed(told.data, known.ranges.data)) > EDGE and not np.isclose(told.data, data):
             found.append(
                 f"Extrapolation: {told.data:.3g} {unit} while pruning the dense model, {factor:.3g} times outside the "
                 "fit."
