@@ -1,9 +1,15 @@
-"""When does the module's model exist?  A callback that changes it must wait until then."""
+"""When does the module's model exist?  A callback that changes it must wait until then, and sharding until after that."""
 
 from collections.abc import Callable
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.distributed.device_mesh import DeviceMesh
+
+from slicefine_pl.slicing.sharding import shard_model
+from slicefine_pl.slicing.targets import Patterns
+
+WAITING = "slicefine_waiting"  # an attribute of the module: what is to be done when its model exists
 
 
 def when_built(pl_module: LightningModule, action: Callable[[], None]) -> None:
@@ -11,20 +17,58 @@ def when_built(pl_module: LightningModule, action: Callable[[], None]) -> None:
 
     To be called in ``Callback.setup``, which comes before both.
     """
-    if is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module):
-        _run_after_configure_model(pl_module, action)
-    else:
+    if not (is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module)):
         action()
+        return
+    if WAITING not in pl_module.__dict__:
+        pl_module.__dict__[WAITING] = []
+        _run_after_configure_model(pl_module)
+    pl_module.__dict__[WAITING].append(action)
 
 
-def _run_after_configure_model(pl_module: LightningModule, action: Callable[[], None]) -> None:
-    """Have ``action`` run once, right after the module's next ``configure_model``: the model exists from then on."""
+def shard_sliced_model(
+    pl_module: LightningModule,
+    mesh: DeviceMesh | None = None,
+    blocks: Patterns | None = None,
+    offload: bool = False,
+) -> list[str]:
+    """Share a module out among processes from within its own ``configure_model``, after its slices were opened.
+
+    Only who wants another mesh or other blocks than ``FullyShardedStrategy`` takes needs it: that shards by itself.
+
+    Args:
+        pl_module: The module, whose model exists by now.
+        mesh: See :func:`slicefine_pl.slicing.sharding.shard_model`; ``None`` takes all processes.
+        blocks: Likewise.
+        offload: Likewise.
+
+    Returns:
+        Names of the blocks.
+
+    Example:
+        >>> class Module(LightningModule):
+        ...     def configure_model(self):
+        ...         if not hasattr(self, "net"):
+        ...             self.net = build_a_large_network()
+        ...             shard_sliced_model(self, self.device_mesh["data_parallel"], blocks=r"net\\.layers\\.\\d+")
+    """
+    _run_waiting(pl_module)
+    return shard_model(pl_module, mesh, blocks, offload)
+
+
+def _run_after_configure_model(pl_module: LightningModule) -> None:
+    """Have what waits run once, right after the module's next ``configure_model``: the model exists from then on."""
     configure_model = pl_module.configure_model
 
     def configure_then_act() -> None:
         configure_model()
         del pl_module.__dict__["configure_model"]
-        action()
+        _run_waiting(pl_module)
 
     # Not a wrapper in Lightning's eyes (no functools.wraps): it then calls the hook even if the class has none.
     pl_module.__dict__["configure_model"] = configure_then_act
+
+
+def _run_waiting(pl_module: LightningModule) -> None:
+    for action in pl_module.__dict__.pop(WAITING, []):
+        action()

@@ -5,12 +5,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from slicefine_pl.slicing.parts import local_of
 from slicefine_pl.slicing.targets import some
 
 
 def all_finite(parameters: Iterable[nn.Parameter], loss: Tensor | None) -> bool:
     """Whether the loss and all gradients are finite; one synchronisation with the device."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    # Of a sharded gradient each process sees its share; whether all shares are finite is asked of all processes then.
+    gradients = [local_of(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    gradients = [gradient for gradient in gradients if gradient.numel()]
     # The largest entry, not the 2-norm: that one may overflow in half precision though every entry is finite.
     largest = torch.nn.utils.get_total_norm(gradients, norm_type=float("inf"))
     finite = torch.isfinite(largest)
@@ -22,7 +25,7 @@ def describe_nonfinite(net: nn.Module, loss: Tensor | None) -> str:
     guilty = [
         name
         for name, parameter in net.named_parameters()
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        if parameter.grad is not None and not torch.isfinite(local_of(parameter.grad)).all()
     ]
     value = "unknown" if loss is None else f"{loss.float().mean().item():g}"
     return f"the loss is {value} and the gradient is not finite in {some(guilty)}"

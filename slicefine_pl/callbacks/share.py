@@ -16,7 +16,6 @@ class OptimizerShare:
     Args:
         optimizer: Before its first step.
         slices: Those it updates.
-        steps: Steps it made before, in a run that is resumed.
 
     Attributes:
         names: Of the sliced modules.
@@ -25,10 +24,10 @@ class OptimizerShare:
         unreached: Those of ``names`` whose slice has not received a gradient yet.
     """
 
-    def __init__(self, optimizer: Optimizer, slices: list[LiveSlice], steps: int) -> None:
+    def __init__(self, optimizer: Optimizer, slices: list[LiveSlice]) -> None:
         self.optimizer = optimizer
         self.names = [live.name for live in slices]
-        self.steps = self.first_step = steps
+        self.steps = self.first_step = 0
         self.unreached = self.names
         # Most optimizers make a parameter's state at its first step; Adagrad makes it in its constructor.
         self._initial: dict[nn.Parameter, Any] = {
@@ -36,6 +35,10 @@ class OptimizerShare:
             for live in slices
             if live.parameter in optimizer.state
         }
+
+    def begin(self, steps: int) -> None:
+        """Start to train, after so many steps of an earlier run that goes on."""
+        self.steps = self.first_step = steps
 
     def has_gradients(self) -> bool:
         """Whether a step of the optimizer has anything to apply."""

@@ -35,13 +35,13 @@ class MaskedSlices:
     def write(self) -> None:
         """Bring the pruned weights in step with their slices, before they are scored."""
         for _, layer, piece in self._found:
-            piece.write(layer.slicefine_matrix(piece))
+            piece.write(layer.slicefine_part(piece), piece.live)
 
     def respect(self, optimizers: list[Optimizer]) -> None:
         """Have the slices keep to the masks as they are now, in their values and in what optimizers remember."""
         for name, layer, piece in self._found:
             piece.keep = piece.block.of(self._masks[name])
-            piece.write(layer.slicefine_matrix(piece))
+            piece.write(layer.slicefine_part(piece), piece.live)
             states = (optimizer.state.get(piece.live, {}) for optimizer in optimizers)
             for value in (value for state in states for value in state.values()):
                 if isinstance(value, Tensor) and value.shape == piece.live.shape:

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.building import when_built
 from slicefine_pl.callbacks.finite import all_finite, describe_nonfinite
+from slicefine_pl.callbacks.processes import check_agreement, check_strategy
 from slicefine_pl.callbacks.random_state import TrainingRandomState
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
 from slicefine_pl.callbacks.share import OptimizerShare, updated_by
@@ -150,6 +151,7 @@ class SliceFineCallback(RepeatableTraining):
         if stage != "fit" or self._handle is not None:
             return
         _check_order(self, trainer)
+        check_strategy(trainer, type(self).__name__)
         when_built(pl_module, lambda: self._open(trainer, pl_module))
 
     def _open(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -170,11 +172,9 @@ class SliceFineCallback(RepeatableTraining):
         owners = {id(parameter): optimizer for optimizer in trainer.optimizers for parameter in updated_by(optimizer)}
         self._check_owners(owners.keys())
         self._check_strays(pl_module)
-        for position, optimizer in enumerate(trainer.optimizers):
+        for optimizer in trainer.optimizers:
             slices = [live for live in self._opened() if owners[id(live.parameter)] is optimizer]
-            share = OptimizerShare(optimizer, slices, self._steps_before.get(position, 0))
-            self._shares.append(share)
-            self._hooks.append(optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(share)))
+            self._shares.append(OptimizerShare(optimizer, slices))
 
     def _check_owners(self, owned: Collection[int]) -> None:
         """The optimizers must hold all that is to be trained."""
@@ -201,7 +201,16 @@ class SliceFineCallback(RepeatableTraining):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not earlier: a sharded run has its checkpoint restored after on_fit_start, and that may step the optimizer.
+        for position, share in enumerate(self._shares):
+            share.begin(self._steps_before.get(position, 0))
+            hook = share.optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(trainer, share))
+            self._hooks.append(hook)
+        self._check_agreement(trainer)
         self._log(trainer)
+
+    def _check_agreement(self, trainer: Trainer) -> None:
+        check_agreement(trainer, {live.name: live.indices for live in self._opened()}, "live lines")
 
     def summary(self) -> Summary:
         """How every matrix of the module is trained, or why it is not, while it is: print it."""
@@ -218,11 +227,19 @@ class SliceFineCallback(RepeatableTraining):
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._handle is not None:
+        if self._handle is None:
+            return
+        if trainer.world_size > 1:  # an error may be this process's alone, and the state is what all know together
+            self._closed_state = {}
+            self._close_slices()
+        else:
             self._close()
 
     def _close(self) -> None:
         self._closed_state = self.state_dict()
+        self._close_slices()
+
+    def _close_slices(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._opened().close()
@@ -248,7 +265,9 @@ class SliceFineCallback(RepeatableTraining):
             return  # training_step returned None: nothing to learn from this batch
         self._check_reached(share)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is None and not all_finite(updated_by(optimizer), self._loss):
+        finite = scaler is not None or all_finite(updated_by(optimizer), self._loss)
+        # A loss is one process's own; all of them must drop the step, or none.
+        if not trainer.strategy.reduce_boolean_decision(finite):
             self._meet_nonfinite(trainer, pl_module, share)
 
     def _check_reached(self, share: OptimizerShare) -> None:
@@ -272,7 +291,7 @@ class SliceFineCallback(RepeatableTraining):
         self._skipped += 1
         warnings.warn(f"{message} This step is dropped, {self._skipped} so far.", stacklevel=2)
 
-    def _after_step(self, share: OptimizerShare) -> None:
+    def _after_step(self, trainer: Trainer, share: OptimizerShare) -> None:
         """After the optimizer has changed the slices: put them into the weights, and move them if their time is up."""
         if not share.has_gradients():
             return  # nothing to apply, or a step that was dropped
@@ -284,6 +303,7 @@ class SliceFineCallback(RepeatableTraining):
             moved = handle.move(share.names)
             if not self._keep_state:
                 share.forget(moved)
+            self._check_agreement(trainer)
             self._moved = True
 
     def on_train_batch_end(

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.building import when_built
+from slicefine_pl.callbacks.processes import check_agreement, check_strategy
 from slicefine_pl.callbacks.pruning_picture import draw_pruning
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
 from slicefine_pl.callbacks.share import updated_by
@@ -138,6 +139,7 @@ class SparsityCallback(RepeatableTraining):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not (self._masks is not None and trainer.global_step > 0):
+            check_strategy(trainer, type(self).__name__)
             when_built(pl_module, lambda: self._prepare(pl_module))
 
     def _prepare(self, pl_module: LightningModule) -> None:
@@ -219,6 +221,7 @@ class SparsityCallback(RepeatableTraining):
         for average in _averages(trainer):
             self.masks.cut_weights(average)
         self._slices_respect(trainer)
+        check_agreement(trainer, {name: self.masks[name] for name in self.masks.prunable}, "masks")
         if share == 1:
             _forget_denser_checkpoints(trainer)
         self._history.append((self._steps, self.masks.sparsity))

@@ -76,7 +76,7 @@ class ScheduledModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which module wrote it, as the settings of modules look alike."""
-        checkpoint["module"] = type(self).__name__
+        checkpoint["module"] = type(self).__name__.removeprefix("FSDP")  # which a sharded module's class is given
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build AdamW over what requires a gradient, and its schedule per step."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from slicefine_pl.slicing.layer import SlicedLayer
 from slicefine_pl.slicing.linear import sliced_linear
-from slicefine_pl.slicing.slice import Block
+from slicefine_pl.slicing.parts import Block
 
 LETTERS = "qkv"
 

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicefine_pl.slicing.layer import SlicedLayer
+from slicefine_pl.slicing.parts import Block, lines_of
 from slicefine_pl.slicing.positions import Line
-from slicefine_pl.slicing.slice import Block, Slice, as_live, line_norms, lines_of, refuse_second_derivatives
+from slicefine_pl.slicing.slice import Slice, as_live, line_norms, refuse_second_derivatives
 
 SCORE_EXAMPLES = 1  # the weight gradient of so many examples ranks the channels
 CONVOLUTIONS = {

@@ -16,7 +16,7 @@ from slicefine_pl.slicing.attention import SlicedMultiheadAttention
 from slicefine_pl.slicing.conv import SlicedConv
 from slicefine_pl.slicing.layer import SlicedLayer
 from slicefine_pl.slicing.linear import SlicedConv1D, SlicedLinear
-from slicefine_pl.slicing.slice import Block
+from slicefine_pl.slicing.parts import Block
 
 Backend = Literal["auto", "compact", "mask"]
 

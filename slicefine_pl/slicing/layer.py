@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from slicefine_pl.slicing.slice import Block, Slice, line_norms
+from slicefine_pl.slicing.parts import Block, Part, is_sharded, wholes
+from slicefine_pl.slicing.slice import Slice, line_norms
 
 
 class SlicedLayer(nn.Module):
@@ -48,11 +49,11 @@ class SlicedLayer(nn.Module):
         """The slice of a block; ``None`` if this block is not sliced."""
         return cast("Slice | None", self._modules.get(_child_name(parameter, part)))
 
-    def slicefine_matrix(self, piece: Slice) -> Tensor:
-        """The stored values of a slice's block, shape ``(O, I, ...)``, as a view outside autograd."""
-        # .data, because a write must not count as a change of a tensor that an earlier forward pass saved for backward:
-        # it only repeats what the optimizer has already decided.
-        return piece.block.of(self.slicefine_stored(piece.block.parameter).data)
+    def slicefine_part(self, piece: Slice) -> Part:
+        """What this process holds of a slice's block, as a view outside autograd."""
+        # Outside, because a write must not count as a change of a tensor that an earlier forward pass saved for
+        # backward: it only repeats what the optimizer has already decided.
+        return piece.block.part_of(self.slicefine_stored(piece.block.parameter))
 
     def slicefine_stored(self, parameter: str) -> nn.Parameter:
         """The frozen parameter itself."""
@@ -60,13 +61,20 @@ class SlicedLayer(nn.Module):
 
     def slicefine_write(self) -> None:
         """Copy the live values to their places in the stored parameters."""
-        for piece in self.slicefine_slices():
-            piece.write(self.slicefine_matrix(piece))
+        for piece, [live] in ((piece, wholes([piece.live])) for piece in self.slicefine_slices()):
+            piece.write(self.slicefine_part(piece), live)
 
     def slicefine_before_forward(self) -> None:
         """Bring the stored values up to date, unless they are known to be."""
-        if torch.is_grad_enabled() or not self.slicefine_trusts_weight:
-            self.slicefine_write()
+        if self.slicefine_trusts_weight and not torch.is_grad_enabled():
+            return
+        if getattr(self, "_is_fsdp_managed_module", False) and not self.slicefine_trusts_weight:
+            raise RuntimeError(
+                "This layer was sharded by FSDP2, whose backward pass takes the weight anew from its shards: what"
+                " a slice has learned must stand in them. Call handle.trust_weights() once, and handle.write() after"
+                " every optimizer step."
+            )
+        self.slicefine_write()
 
     def extra_repr(self) -> str:
         told = (piece.extra_repr() for piece in self.slicefine_slices())
@@ -86,7 +94,7 @@ class SlicedLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
         for piece in self.slicefine_slices():
             if prefix + piece.block.parameter in state_dict:
-                piece.gather(self.slicefine_matrix(piece))
+                piece.gather(self.slicefine_part(piece))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return (
@@ -123,6 +131,8 @@ def _reader(parameter: str) -> property:
     """What stands in the class of a sliced layer for a sliced parameter, in front of the parameter itself."""
 
     def read(self: SlicedLayer) -> Tensor:
+        if is_sharded(self._parameters[parameter]):
+            return self.slicefine_stored(parameter)  # read by FSDP2 itself; a network computes with whole weights
         self.slicefine_before_forward()
         values: Tensor = self.slicefine_stored(parameter)
         if not torch.is_grad_enabled():

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicefine_pl.slicing.layer import SlicedLayer
+from slicefine_pl.slicing.parts import Block
 from slicefine_pl.slicing.positions import Line
-from slicefine_pl.slicing.slice import Block, Slice, as_live, countable, refuse_second_derivatives
+from slicefine_pl.slicing.slice import Slice, as_live, countable, refuse_second_derivatives
 
 SCORE_TOKENS = 64  # gradients of so many tokens rank the lines; more cost more and rank no better
 

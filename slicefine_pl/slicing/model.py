@@ -14,6 +14,7 @@
 Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 """
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from slicefine_pl.slicing.kinds import Backend, Candidate
 from slicefine_pl.slicing.layer import SlicedLayer, close_layer, open_layer
+from slicefine_pl.slicing.parts import wholes
 from slicefine_pl.slicing.positions import Axis, Line, Order, check_choice
 from slicefine_pl.slicing.summary import Summary, summarise
 from slicefine_pl.slicing.targets import Patterns, Targets, Wanted, find_targets
@@ -82,13 +84,12 @@ class SliceHandle:
     Iterating yields every :class:`LiveSlice`, in the order of ``net.named_modules()``.
 
     Attributes:
-        trained: Parameters trained whole, by name.
         skipped: Matrices that are not sliced, by name, and the reason.
         closed: Whether :meth:`close` was called.
     """
 
     def __init__(self, net: nn.Module, found: Targets, settings: SliceSettings) -> None:
-        self.trained = found.trained
+        self._whole = list(found.trained)
         self.skipped = found.skipped
         self.closed = False
         self._net = net
@@ -106,6 +107,12 @@ class SliceHandle:
             close_slices(net)
             self._restore_requires_grad()
             raise
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters trained whole, by name."""
+        parameters = dict(self._net.named_parameters())  # anew: sharding puts others in their places
+        return {name: parameters[name] for name in self._whole}
 
     @property
     def _tracks(self) -> dict[str, SliceTrack]:
@@ -134,6 +141,7 @@ class SliceHandle:
             them; whoever wants fresh optimizer state clears it.
         """
         moved = list(self._tracks if names is None else names)
+        self.write(moved)
         for name in moved:
             self._tracks[name].move()
             self._tracks[name].piece.live.grad = None
@@ -141,8 +149,9 @@ class SliceHandle:
 
     def write(self, names: Iterable[str] | None = None) -> None:
         """Copy live values to their places in the stored weights: of the named slices, or of all."""
-        for name in self._tracks if names is None else names:
-            self._tracks[name].write()
+        tracks = list(self._tracks.values()) if names is None else [self._tracks[name] for name in names]
+        for track, live in zip(tracks, wholes([track.piece.live for track in tracks]), strict=True):
+            track.write(live)
 
     def trust_weights(self) -> None:
         """Promise to call :meth:`write` after each optimizer step.
@@ -165,7 +174,7 @@ class SliceHandle:
             live=live,
             whole=sum(parameter.numel() for parameter in self.trained.values()),
             visited=sum(track.visited_entries() for track in self._tracks.values()),
-            target=sum(track.matrix().numel() for track in self._tracks.values()),
+            target=sum(math.prod(track.piece.shape) for track in self._tracks.values()),
             total=sum(parameter.numel() for parameter in self._net.parameters()) - live,
         )
 

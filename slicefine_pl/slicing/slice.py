@@ -7,43 +7,16 @@ Shapes:  O outputs · I inputs · R rank of the slice · a *line* is a column (O
 convolutions times the size of the kernel
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slicefine_pl.slicing.parts import Block, Part, lines_of, local_of, share_of
 from slicefine_pl.slicing.positions import Line
-
-
-@dataclass(frozen=True)
-class Block:
-    """The matrix, within a parameter of a module, in which a slice lies.
-
-    Attributes:
-        parameter: Name of the parameter in its module.
-        part: Name of the block where a parameter holds several, such as ``"q"`` of a fused ``in_proj_weight``.
-        first: First row of the block along the parameter's first dimension.
-        rows: Rows of the block; ``None`` takes all.
-        transposed: Whether the parameter is stored as ``(I, O)``.
-        leading: Leading dimensions of size 1 to drop, such as the batch dimension of position embeddings.
-    """
-
-    parameter: str = "weight"
-    part: str = ""
-    first: int = 0
-    rows: int | None = None
-    transposed: bool = False
-    leading: int = 0
-
-    def of(self, stored: Tensor) -> Tensor:
-        """The block as a view of the stored parameter, shape ``(O, I, ...)``."""
-        for _ in range(self.leading):
-            stored = stored[0]
-        block = stored if self.rows is None else stored.narrow(0, self.first, self.rows)
-        return block.transpose(0, 1) if self.transposed else block
 
 
 class Slice(nn.Module):
@@ -55,6 +28,7 @@ class Slice(nn.Module):
 
     Attributes:
         block: Where the lines belong.
+        shape: Of the block, ``(O, I, ...)``.
         live: The trainable lines, shape ``(R, L)``.
         index: Which lines of the axis are live, shape ``(R,)``, int64.
         line: Whether ``index`` counts columns or rows.
@@ -70,6 +44,7 @@ class Slice(nn.Module):
     def __init__(self, block: Block, rank: int, length: int, like: Tensor, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.block = block
+        self.shape = tuple(block.of(like).shape)
         self.live = nn.Parameter(like.new_zeros(rank, length, dtype=dtype))
         # Plain attributes, no buffers: DDP would send buffers around at every forward pass.
         self.index = torch.zeros(rank, dtype=torch.int64, device=like.device)
@@ -81,24 +56,39 @@ class Slice(nn.Module):
         self._own_dtype = dtype is not None
 
     @torch.no_grad()
-    def write(self, matrix: Tensor) -> None:
-        """Copy the live values to their place: R lines, no allocation of the matrix's size."""
+    def write(self, part: Part, live: Tensor) -> None:
+        """Copy the live values to their place: R lines, no allocation of the matrix's size.
+
+        Args:
+            part: What this process holds of the block.
+            live: All live values, shape ``(R, L)``; ``self.live`` may be this process's share of them.
+        """
         if self.keep is not None:
-            self.live.masked_fill_(self.pruned(), 0)
-        lines = lines_of(matrix, self.line)
-        shape = (len(self.index), *lines.shape[1:])
-        lines.index_copy_(0, self.index, self.live[:, : lines[0].numel()].reshape(shape).to(lines.dtype))
+            live = live.masked_fill(self.pruned(), 0)
+            self.live.copy_(live)
+        part.put(live[:, : self.length].unflatten(1, self.line_shape), self.line, self.index)
 
     @torch.no_grad()
-    def gather(self, matrix: Tensor) -> None:
+    def gather(self, part: Part) -> None:
         """Copy the stored values at ``index`` into ``live``."""
-        self.live.copy_(self.pick(matrix))
+        lines = as_live(part.take(self.line, self.index, self.shape), self.live)
+        local_of(self.live).copy_(share_of(lines, self.live))
 
-    def place(self, line: Line, indices: Sequence[int], matrix: Tensor) -> None:
+    def place(self, line: Line, indices: Sequence[int], part: Part) -> None:
         """Leave the live lines where they stand, with what they learned, and make other lines live."""
         self.line = line
         self.index.copy_(torch.tensor(indices))
-        self.gather(matrix)
+        self.gather(part)
+
+    @property
+    def line_shape(self) -> tuple[int, ...]:
+        """Shape of one line: ``(O, ...)`` for a column, ``(I, ...)`` for a row."""
+        return (self.shape[0] if self.line == "column" else self.shape[1], *self.shape[2:])
+
+    @property
+    def length(self) -> int:
+        """Numbers of a line as it is now; the rest of ``live`` is padding."""
+        return math.prod(self.line_shape)
 
     def pick(self, dense: Tensor) -> Tensor:
         """The live lines of a dense tensor ``(O, I, ...)``, a matrix or its gradient, in the form of ``live``."""
@@ -109,10 +99,10 @@ class Slice(nn.Module):
         assert self.keep is not None
         return self.pick(self.keep) == 0
 
-    def listen(self, line: Line, matrix: Tensor) -> None:
+    def listen(self, line: Line) -> None:
         """Start to collect the importance of every column or row, from nothing."""
         self.score_line = line
-        self.score = torch.zeros(matrix.shape[1 if line == "column" else 0], device=matrix.device)
+        self.score = torch.zeros(self.shape[1 if line == "column" else 0], device=self.index.device)
 
     def extra_repr(self) -> str:
         return f"{self.live.shape[0]} {self.line}s of {self.block.parameter} {self.block.part}".rstrip()
@@ -120,7 +110,7 @@ class Slice(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         live = self.live.data
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self._own_dtype:  # kept apart on purpose: a cast of the model leaves the slice's precision alone
+        if self.live.dtype != live.dtype and self._own_dtype:  # a cast of the model leaves the slice's precision alone
             self.live.data = live.to(self.live.device)
         self.index = fn(self.index)
         self.score = None if self.score is None else self.score.to(self.index.device)
@@ -140,11 +130,6 @@ def refuse_second_derivatives() -> None:
         raise RuntimeError(
             "Second derivatives (create_graph=True) do not go through compact slices; open them with backend='mask'."
         )
-
-
-def lines_of(matrix: Tensor, line: Line) -> Tensor:
-    """A matrix ``(O, I, ...)`` as a view of shape ``(size, ...)``, one line after the other."""
-    return matrix.transpose(0, 1) if line == "column" else matrix
 
 
 def as_live(lines: Tensor, live: Tensor) -> Tensor:

@@ -66,6 +66,4 @@ def _sliced(name: str, track: SliceTrack) -> Row:
     masked = layer.slicefine_kind is MaskedLayer or piece.block not in layer.slicefine_kind.slicefine_blocks(layer)
     if not masked and piece.read:
         masked, told = True, f"{told}; its weight is read past the call"
-    return Row(
-        name, layer.slicefine_dense_class.__name__, tuple(track.matrix().shape), "mask" if masked else "compact", told
-    )
+    return Row(name, layer.slicefine_dense_class.__name__, piece.shape, "mask" if masked else "compact", told)

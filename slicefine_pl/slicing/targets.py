@@ -12,6 +12,7 @@ from torch import nn
 from slicefine_pl.slicing.heads import Head, find_heads
 from slicefine_pl.slicing.kinds import COMPACT, Backend, Candidate, MaskedLayer, candidates
 from slicefine_pl.slicing.layer import SlicedLayer
+from slicefine_pl.slicing.parts import is_sharded
 from slicefine_pl.slicing.positions import Line
 
 T = TypeVar("T")
@@ -66,6 +67,11 @@ def find_targets(net: nn.Module, wanted: Wanted) -> Targets:
     open_already = [name for name, module in net.named_modules() if isinstance(module, SlicedLayer)]
     if open_already:
         raise ValueError(f"{some(open_already)} are already sliced; close() the handle of these slices first.")
+    if any(is_sharded(parameter) for parameter in net.parameters()):
+        raise ValueError(
+            "The network is sharded already, and slices are opened before: let FullyShardedStrategy shard it, or call"
+            " shard_sliced_model(self) in configure_model."
+        )
     heads = find_heads(net)
     found = Targets(trained=_trained_whole(net, heads, wanted.also_train))
     present = {candidate.name: candidate for candidate in candidates(net, wanted.backend)}

@@ -3,6 +3,7 @@
 Source:  Kowsher et al., SliceFine, arXiv:2510.08513, for the movement; the choice by importance is ours.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slicefine_pl.slicing.layer import SlicedLayer, add_slice
+from slicefine_pl.slicing.parts import Block, Part, local_of, share_of, wholes
 from slicefine_pl.slicing.positions import (
     Axis,
     Line,
@@ -22,7 +24,6 @@ from slicefine_pl.slicing.positions import (
     visiting_order,
     visits_before,
 )
-from slicefine_pl.slicing.slice import Block
 
 
 @dataclass(frozen=True)
@@ -72,27 +73,26 @@ class SliceTrack:
         length = max(matrix.numel() // sizes[line] for line in settings.lines)
         self.layer = layer
         self.piece = add_slice(layer, block, settings.rank, length, settings.slice_dtype)
-        self.piece.place(*self._scheduled(), self.matrix())
+        self.piece.place(*self._scheduled(), self.part())
         self._arrived()
 
-    def matrix(self) -> Tensor:
-        """The stored values of the block, shape ``(O, I, ...)``."""
-        return self.layer.slicefine_matrix(self.piece)
+    def part(self) -> Part:
+        """What this process holds of the block."""
+        return self.layer.slicefine_part(self.piece)
 
-    def write(self) -> None:
-        """Copy the live values to their place in the stored parameter."""
-        self.piece.write(self.matrix())
+    def write(self, live: Tensor) -> None:
+        """Copy the live values, all of them given in ``(R, L)``, to their place in the stored parameter."""
+        self.piece.write(self.part(), live)
 
     def move(self) -> None:
-        """Go on to the next position; what the slice learned stays behind in the weight."""
-        self.write()
+        """Go on to the next position; what the slice learned must have been written to the weight."""
         self.moves += 1
         line, indices = self._scheduled()
         if self.piece.score is not None:
             if dist.is_available() and dist.is_initialized():
                 dist.all_reduce(self.piece.score)  # every process has seen other data, and all must go the same way
             indices = sorted(self.piece.score.topk(self._settings.rank).indices.tolist())
-        self.piece.place(line, indices, self.matrix())
+        self.piece.place(line, indices, self.part())
         self._arrived()
 
     def _scheduled(self) -> tuple[Line, list[int]]:
@@ -104,14 +104,13 @@ class SliceTrack:
     def _arrived(self) -> None:
         self.visited[self.piece.line][self.piece.index.cpu()] = True
         if self._settings.order == "importance":
-            self.piece.listen(line_at(self.moves + 1, self._settings.axis), self.matrix())
+            self.piece.listen(line_at(self.moves + 1, self._settings.axis))
 
     def visited_entries(self) -> int:
         """Distinct entries of the block that have been live: c columns and r rows cross at c·r places."""
-        matrix = self.matrix()
-        outputs, inputs = matrix.shape[0], matrix.shape[1]
+        outputs, inputs, *kernel = self.piece.shape
         columns, rows = (int(self.visited[line].sum()) if line in self.visited else 0 for line in ("column", "row"))
-        return (columns * outputs + rows * inputs - columns * rows) * (matrix.numel() // (outputs * inputs))
+        return (columns * outputs + rows * inputs - columns * rows) * math.prod(kernel)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, as plain numbers, strings and tensors.
@@ -119,23 +118,23 @@ class SliceTrack:
         The live values themselves stand in the parameter, unless the slice is kept in another type than that.
         """
         piece = self.piece
-        other = piece.live.dtype != self.matrix().dtype
+        other = piece.live.dtype != self.layer.slicefine_stored(piece.block.parameter).dtype
         return {
             "moves": self.moves,
             "line": piece.line,
             "index": piece.index.cpu().clone(),
             "visited": {line: lines.clone() for line, lines in self.visited.items()},
             "score": None if piece.score is None else piece.score.cpu().clone(),
-            "live": piece.live.detach().cpu().clone() if other else None,
+            "live": wholes([piece.live])[0].cpu().clone() if other else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where a saved slice stood; the parameter must have been restored before."""
         self.moves = state["moves"]
         self.visited = {line: lines.clone() for line, lines in state["visited"].items()}
-        self.piece.place(state["line"], state["index"].tolist(), self.matrix())
+        self.piece.place(state["line"], state["index"].tolist(), self.part())
         self._arrived()
         if self.piece.score is not None:
             self.piece.score.copy_(state["score"])
         if state["live"] is not None:
-            self.piece.live.data.copy_(state["live"])
+            local_of(self.piece.live).copy_(share_of(state["live"], self.piece.live))

@@ -11,7 +11,8 @@ from transformers.pytorch_utils import Conv1D
 from slicefine_pl.slicing.kinds import compact_kind
 from slicefine_pl.slicing.layer import SlicedLayer, add_slice, close_layer, open_layer
 from slicefine_pl.slicing.linear import SCORE_TOKENS, sliced_linear
-from slicefine_pl.slicing.slice import Block, Slice
+from slicefine_pl.slicing.parts import Block, Part
+from slicefine_pl.slicing.slice import Slice
 
 O, I, R = 5, 7, 2  # odd and unequal, so that a swapped axis cannot pass
 COLUMNS, ROWS = [6, 0], [1, 4]  # the columns wrap
@@ -37,7 +38,7 @@ def open_in_place(layer: nn.Module, line: str, length: int, dtype: torch.dtype |
     (block,) = kind.slicefine_blocks(layer)
     opened = open_layer(layer, kind, [block])
     piece = add_slice(opened, block, R, length, dtype)
-    piece.place(line, COLUMNS if line == "column" else ROWS, opened.slicefine_matrix(piece))
+    piece.place(line, COLUMNS if line == "column" else ROWS, opened.slicefine_part(piece))
     return opened
 
 
@@ -78,7 +79,7 @@ def test_gradcheck_against_a_joined_weight(line):
     bias = torch.randn(O, dtype=torch.float64, requires_grad=True)
     live = torch.randn(R, O if line == "column" else I, dtype=torch.float64, requires_grad=True)
     piece = Slice(Block(), *live.shape, frozen, None)
-    piece.place(line, COLUMNS if line == "column" else ROWS, frozen)
+    piece.place(line, COLUMNS if line == "column" else ROWS, Part(frozen))
     del piece._parameters["live"]  # gradcheck hands in its own
 
     def joined(x, bias, live):
@@ -250,7 +251,7 @@ def test_scores_are_the_norms_of_the_dense_gradient(line):
     """With fewer tokens than the sample, the score is exact; and it adds up over backward passes."""
     layer, dense = sliced(dense_layer("Linear", torch.float32), "column"), nn.Linear(I, O)
     dense.load_state_dict(layer.state_dict())
-    layer.slicefine.listen(line, layer.weight)
+    layer.slicefine.listen(line)
     x = torch.randn(SCORE_TOKENS // 2, I)
     for _ in range(2):
         layer(x).square().sum().backward()
@@ -262,7 +263,7 @@ def test_scores_are_the_norms_of_the_dense_gradient(line):
 def test_compiled_layers_keep_scores_and_gradients(backend):
     torch.compiler.reset()
     layer = sliced(dense_layer("Linear", torch.float32), "column")
-    layer.slicefine.listen("column", layer.weight)
+    layer.slicefine.listen("column")
     twin, x = copy.deepcopy(layer), torch.randn(4, I)
     torch.compile(layer, backend=backend, fullgraph=True)(x).square().sum().backward()
     twin(x).square().sum().backward()

@@ -146,7 +146,7 @@ def test_scores_of_a_masked_parameter_are_the_norms_of_its_dense_gradient(line):
     dense = nn.ConvTranspose2d(6, 8, 3)
     net = nn.ModuleDict({"part": copy.deepcopy(dense)})
     slice_model(net, R, targets="part", also_train=[])
-    net["part"].slicefine.listen(line, net["part"].weight)
+    net["part"].slicefine.listen(line)
     x = torch.randn(2, 6, 5, 5)
     for model in (net["part"], dense):
         model(x).square().sum().backward()

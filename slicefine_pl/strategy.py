@@ -1,0 +1,217 @@
+"""How a Lightning run shares the network out among processes: FSDP2 with open slices, whole checkpoints, any resumption.
+
+Knows nothing of when slices move.  Lightning's own ``ModelParallelStrategy`` leaves the sharding to the module, and
+cannot read a checkpoint back while slices are open.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.fabric.strategies.model_parallel import _is_sharded_checkpoint
+from lightning.fabric.utilities.optimizer import _optimizers_to_device
+from lightning.pytorch import Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from slicefine_pl.slicing.parts import is_sharded, local_of, share_of
+from slicefine_pl.slicing.sharding import shard_model, sharded_bytes
+from slicefine_pl.slicing.targets import Patterns
+
+
+class FullyShardedStrategy(ModelParallelStrategy):
+    """Share weights, slices, gradients and the optimizer's state out among all processes (FSDP2).
+
+    Works with any LightningModule: it is sharded when its model exists and its slices are open, right before its
+    optimizer is built.  A module that shards itself in ``configure_model``, by ``shard_sliced_model``, is left as it is.
+
+    **Checkpoint.** One file with the module's own keys and whole tensors, as a run in one process writes it: it is
+    resumed by any strategy and any number of processes.  With ``save_distributed_checkpoint`` a folder, to which
+    every process writes its share.
+    **After fit.** The module stays sharded; load the checkpoint to get a plain one.
+    **Limits.** Data parallelism only.  Layers of a block are reached through their modules' calls: a network that
+    takes a block's weight past the block's call meets a sharded tensor and fails.
+
+    Args:
+        blocks: Regular expressions for the modules whose parameters travel together; ``None`` finds the layers of a deep
+            network, see :func:`slicefine_pl.slicing.sharding.find_blocks`.
+        offload: Whether shares, gradients and the optimizer's state stay in the CPU's memory.
+        save_distributed_checkpoint: Whether checkpoints are folders of shares.
+        process_group_backend: ``"nccl"``, ``"gloo"``; ``None`` takes what the device wants.
+        timeout: After which a process that waits for another gives up.
+    """
+
+    def __init__(
+        self,
+        blocks: str | list[str] | None = None,
+        offload: bool = False,
+        save_distributed_checkpoint: bool = False,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = default_pg_timeout,
+    ) -> None:
+        super().__init__(
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+        self._blocks: Patterns | None = blocks
+        self._offload = offload
+        self._activations: int | None = None
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+
+    def setup(self, trainer: Trainer) -> None:
+        # Not super().setup(): it wants the module itself to shard.
+        assert self.model is not None
+        assert self.accelerator is not None
+        self.accelerator.setup(trainer)
+        if not any(is_sharded(parameter) for parameter in self.model.parameters()):
+            self.model = self.precision_plugin.convert_module(self.model)
+            blocks = shard_model(self.model, self.device_mesh["data_parallel"], self._blocks, self._offload)
+            rank_zero_info(f"FullyShardedStrategy: {sharded_bytes(self.model, blocks)}.")
+        self.model_to_device()
+        self.barrier()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+        if trainer.state.fn == TrainerFn.FITTING:
+            _optimizers_to_device(self.optimizers, self.root_device)
+
+    def model_to_device(self) -> None:
+        if not self._offload:
+            super().model_to_device()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.precision_plugin.train_step_context():
+            return self._through_the_model("training_step", *args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.precision_plugin.val_step_context():
+            return self._through_the_model("validation_step", *args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.precision_plugin.test_step_context():
+            return self._through_the_model("test_step", *args, **kwargs)
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.precision_plugin.predict_step_context():
+            return self._through_the_model("predict_step", *args, **kwargs)
+
+    def _through_the_model(self, step: str, *args: Any, **kwargs: Any) -> Any:
+        """Run a step as the module's forward pass, at whose beginning FSDP2 brings the parameters outside blocks."""
+        assert self.lightning_module is not None
+        return self._forward_redirection(self.lightning_module, self.lightning_module, step, *args, **kwargs)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The state as one process would save it, in rank 0; with distributed checkpoints, each process's share."""
+        if self._save_distributed_checkpoint:
+            return super().optimizer_state(optimizer)
+        plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        whole = tree_map(_on_cpu, plain.state_dict())
+        return whole if self.global_rank == 0 else {}
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(self.broadcast(checkpoint_path))
+        assert self.lightning_module is not None
+        if _is_sharded_checkpoint(path):
+            return self._load_shares(path, weights_only)
+        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        _load_whole(self.lightning_module, checkpoint.pop("state_dict"), self.lightning_module.strict_loading)
+        for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
+            _load_state(optimizer, state)
+        return checkpoint
+
+    def _load_shares(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
+        """Load what every process has saved of its own, by the same or another number of processes."""
+        assert self.lightning_module is not None
+        optimizers, self.optimizers = self.optimizers, []  # their states may lack slices that had just moved
+        try:
+            rest = super().load_checkpoint(path, weights_only)
+        finally:
+            self.optimizers = optimizers
+        saved = distributed_checkpoint.FileSystemReader(path).read_metadata().state_dict_metadata
+        for number, optimizer in enumerate(optimizers):
+            key = f"optimizer_{number}"
+            state = get_optimizer_state_dict(self.lightning_module, optimizer)
+            known = {
+                name for name in state["state"] if any(entry.startswith(f"{key}.state.{name}.") for entry in saved)
+            }
+            state["state"] = {name: value for name, value in state["state"].items() if name in known}
+            distributed_checkpoint.load({key: state}, checkpoint_id=path)
+            names = {id(p): name for name, p in self.lightning_module.named_parameters()}
+            numbers = _numbers(optimizer)
+            own = optimizer.state_dict()
+            own["state"] = {
+                numbers[id(p)]: state["state"][names[id(p)]] for p in _parameters(optimizer) if names[id(p)] in known
+            }
+            for group, loaded in zip(own["param_groups"], state["param_groups"], strict=True):
+                group |= {name: value for name, value in loaded.items() if name != "params"}
+            optimizer.load_state_dict(own)
+        return rest
+
+
+def _load_whole(module: nn.Module, saved: Mapping[str, Tensor], strict: bool) -> None:
+    """Load whole tensors into a sharded module; every process takes its share.
+
+    Raises:
+        RuntimeError: Names or sizes differ; nothing is loaded then.
+    """
+    own = module.state_dict()
+    wrong = [f"{name}: saved {tuple(saved[name].shape)}, here {tuple(value.shape)}" for name, value in own.items()
+             if name in saved and saved[name].shape != value.shape]  # fmt: skip
+    wrong += [f"{name}: not saved" for name in own.keys() - saved.keys() if strict]
+    wrong += [f"{name}: not here" for name in saved.keys() - own.keys() if strict]
+    if wrong:
+        raise RuntimeError(
+            f"Error(s) in loading state_dict for {type(module).__name__}: {'; '.join(sorted(wrong)[:5])}"
+        )
+    module.load_state_dict({name: _shared_out(saved[name], value) for name, value in own.items() if name in saved},
+                           strict=strict)  # fmt: skip
+
+
+def _load_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Load an optimizer's state as one process saved it: parameters in the order of its groups."""
+    order = [number for group in saved["param_groups"] for number in group["params"]]
+    own = dict(zip(order, _parameters(optimizer), strict=False))
+    states = {
+        number: {name: _shared_out(value, own[number]) for name, value in state.items()}
+        for number, state in saved["state"].items()
+        if number in own
+    }
+    optimizer.load_state_dict({**saved, "state": states})
+
+
+def _shared_out(value: Any, like: Tensor) -> Any:
+    """A whole tensor of the shape of ``like``, cut as that is; anything else as it is."""
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    share = share_of(value, like).to(local_of(like).device)
+    return DTensor.from_local(share, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+
+
+def _on_cpu(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _numbers(optimizer: Optimizer) -> dict[int, int]:
+    """The number of each parameter in the optimizer's state dict."""
+    return {id(parameter): number for number, parameter in enumerate(_parameters(optimizer))}
