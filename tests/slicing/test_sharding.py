@@ -11,6 +11,7 @@ from torch import nn
 from slicefine_pl.slicing import slice_model
 from slicefine_pl.slicing.sharding import find_blocks, shard_model, sharded_bytes
 
+
 # Sizes that two or three processes do not share equally, and fewer rows than processes.
 class Net(nn.Module):
     def __init__(self, dtype=torch.float32):
