@@ -80,6 +80,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         self.accelerator.setup(trainer)
         if not any(is_sharded(parameter) for parameter in self.model.parameters()):
             self.model = self.precision_plugin.convert_module(self.model)
+            self._agree(self.model)
             blocks = shard_model(self.model, self.device_mesh["data_parallel"], self._blocks, self._offload)
             rank_zero_info(f"FullyShardedStrategy: {sharded_bytes(self.model, blocks)}.")
         self.model_to_device()
@@ -89,6 +90,13 @@ class FullyShardedStrategy(ModelParallelStrategy):
         self.setup_precision_plugin()
         if trainer.state.fn == TrainerFn.FITTING:
             _optimizers_to_device(self.optimizers, self.root_device)
+
+    def _agree(self, module: nn.Module) -> None:
+        """Take all values from rank 0, as DDP does: a new head may start from other random numbers elsewhere."""
+        for tensor in [*module.parameters(), *module.buffers()]:
+            there = tensor.data.to(self.root_device)
+            torch.distributed.broadcast(there, 0)
+            tensor.data.copy_(there)
 
     def model_to_device(self) -> None:
         if not self._offload:

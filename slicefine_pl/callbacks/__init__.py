@@ -1,7 +1,8 @@
 """When slices and masks act in a Lightning run."""
 
 from slicefine_pl.callbacks.building import shard_sliced_model
+from slicefine_pl.callbacks.preemption import SaveWhenPreempted
 from slicefine_pl.callbacks.slicefine import SliceFineCallback
 from slicefine_pl.callbacks.sparsity import SparsityCallback
 
-__all__ = ["SliceFineCallback", "SparsityCallback", "shard_sliced_model"]
+__all__ = ["SaveWhenPreempted", "SliceFineCallback", "SparsityCallback", "shard_sliced_model"]

@@ -51,20 +51,20 @@ class PredictionPicture(Callback):
         """Keep this batch's share of the images."""
         batches = int(trainer.num_test_batches[dataloader_idx])
         share = self.images * (batch_idx + 1) // batches - self.images * batch_idx // batches
-        if not trainer.is_global_zero or not share:
+        if not share:
             return
         rows = torch.linspace(0, len(batch["labels"]) - 1, min(share, len(batch["labels"]))).long()
         some = {"images": batch["images"][rows], "labels": batch["labels"][rows]}
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            guesses: Any = pl_module.predict_step(some, batch_idx)
+        with torch.no_grad():  # on all processes: a network that they share computes nothing for one alone
+            guesses: Any = trainer.strategy.predict_step(some, batch_idx)
         labels = zip(some["labels"].tolist(), guesses.argmax(-1).tolist(), strict=True)
         kept = zip(some["images"].float().cpu(), labels, strict=True)
         self._kept += [(image, truth, guess) for image, (truth, guess) in kept]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the picture."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asking for it takes all processes
         if self._kept and trainer.is_global_zero:
-            folder = Path(trainer.log_dir or trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             data: Any = getattr(trainer, "datamodule", None)
             draw(self._kept, getattr(pl_module, "label_names", None), getattr(data, "input", None), folder)

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -13,20 +14,36 @@ from slicefine_pl.slicing.targets import some
 from slicefine_pl.strategy import FullyShardedStrategy
 
 
-def check_strategy(trainer: Trainer, who: str) -> None:
+def check_slicing_strategy(trainer: Trainer) -> None:
     """Refuse strategies that cut weights in ways in which live lines would be read or written wrongly.
 
     Raises:
         MisconfigurationException: The strategy shards, and is not ours.
     """
-    strategy = trainer.strategy
-    foreign = isinstance(strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy)
-    if foreign and not isinstance(strategy, FullyShardedStrategy):
+    if _shards(trainer) and not isinstance(trainer.strategy, FullyShardedStrategy):
         raise MisconfigurationException(
-            f"{who} does not work with {type(strategy).__name__}, which cuts weights where slices do not find them (or"
-            " cannot read its own checkpoint while they are open). Use slicefine_pl.FullyShardedStrategy(), FSDP2 with"
-            " slices, or 'ddp'."
+            f"SliceFineCallback does not work with {type(trainer.strategy).__name__}, which cuts weights where slices do"
+            " not find them, or cannot read its own checkpoint while they are open. Use"
+            " slicefine_pl.FullyShardedStrategy(), which is FSDP2 with slices (in recipes --trainer.strategy fsdp2), or"
+            " 'ddp'."
         )
+
+
+def check_pruning_strategy(trainer: Trainer) -> None:
+    """Refuse strategies that cut weights: masks are made of, and put on, whole ones.
+
+    Raises:
+        MisconfigurationException: The strategy shards.
+    """
+    if _shards(trainer):
+        raise MisconfigurationException(
+            f"SparsityCallback does not work with {type(trainer.strategy).__name__}: masks need whole weights on every"
+            " process. Use strategy='ddp'."
+        )
+
+
+def _shards(trainer: Trainer) -> bool:
+    return isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy)
 
 
 def check_agreement(trainer: Trainer, choices: Mapping[str, Tensor], what: str) -> None:
@@ -43,7 +60,9 @@ def check_agreement(trainer: Trainer, choices: Mapping[str, Tensor], what: str) 
     if trainer.world_size == 1:
         return
     own = torch.tensor([_digest(chosen) for chosen in choices.values()], device=trainer.strategy.root_device)
-    everywhere = trainer.strategy.all_gather(own).view(trainer.world_size, -1)
+    everywhere = own.new_empty(trainer.world_size * len(own))
+    dist.all_gather_into_tensor(everywhere, own)
+    everywhere = everywhere.view(trainer.world_size, -1)
     apart = (everywhere != everywhere[0]).nonzero().tolist()  # the same on every process, so that all of them stop
     if apart:
         rank, _ = apart[0]

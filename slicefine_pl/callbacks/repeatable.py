@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -33,6 +34,19 @@ class RepeatableTraining(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.random.expect_detour()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the random numbers of all processes; ``state_dict`` knows those of its own."""
+        if trainer.world_size > 1:
+            everywhere: list[Any] = [None] * trainer.world_size
+            dist.all_gather_object(everywhere, self.random.state_dict())
+            checkpoint["callbacks"][self.state_key]["random"] = everywhere
+
+    def resume_random(self, trainer: Trainer, saved: Any) -> None:
+        """Go on with this process's random numbers, where as many processes have saved theirs."""
+        everywhere = saved if isinstance(saved, list) else [saved]
+        if len(everywhere) == trainer.world_size:
+            self.random.load_state_dict(everywhere[trainer.global_rank])
 
     def saved_state(self, checkpoint: Mapping[str, Any], settings: Mapping[str, Any], consequence: str) -> Any:
         """This callback's state in a checkpoint that a fit goes on from.

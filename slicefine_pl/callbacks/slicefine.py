@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.building import when_built
 from slicefine_pl.callbacks.finite import all_finite, describe_nonfinite
-from slicefine_pl.callbacks.processes import check_agreement, check_strategy
+from slicefine_pl.callbacks.processes import check_agreement, check_slicing_strategy
 from slicefine_pl.callbacks.random_state import TrainingRandomState
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
 from slicefine_pl.callbacks.share import OptimizerShare, updated_by
@@ -151,7 +151,7 @@ class SliceFineCallback(RepeatableTraining):
         if stage != "fit" or self._handle is not None:
             return
         _check_order(self, trainer)
-        check_strategy(trainer, type(self).__name__)
+        check_slicing_strategy(trainer)
         when_built(pl_module, lambda: self._open(trainer, pl_module))
 
     def _open(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -349,8 +349,7 @@ class SliceFineCallback(RepeatableTraining):
             return
         state = self.saved_state(checkpoint, self._settings(), "its optimizer knows no slices")
         self._opened().load_state_dict(state["slices"])
-        if trainer.world_size == 1:  # the checkpoint holds the generators of one process only
-            self.random.load_state_dict(state["random"])
+        self.resume_random(trainer, state["random"])
         self._steps_before = state["steps"]
 
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.building import when_built
-from slicefine_pl.callbacks.processes import check_agreement, check_strategy
+from slicefine_pl.callbacks.processes import check_agreement, check_pruning_strategy
 from slicefine_pl.callbacks.pruning_picture import draw_pruning
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
 from slicefine_pl.callbacks.share import updated_by
@@ -139,7 +139,7 @@ class SparsityCallback(RepeatableTraining):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not (self._masks is not None and trainer.global_step > 0):
-            check_strategy(trainer, type(self).__name__)
+            check_pruning_strategy(trainer)
             when_built(pl_module, lambda: self._prepare(pl_module))
 
     def _prepare(self, pl_module: LightningModule) -> None:
@@ -248,8 +248,9 @@ class SparsityCallback(RepeatableTraining):
             )
         counts = list(self.masks)
         rank_zero_info(f"Sparsity: {ledger(pl_module).summary()}")
-        if trainer.loggers and trainer.is_global_zero and trainer.log_dir is not None:
-            draw_pruning(trainer.log_dir, self._history, self._steps, counts)
+        folder = trainer.log_dir  # asking for it takes all processes
+        if trainer.loggers and trainer.is_global_zero and folder is not None:
+            draw_pruning(folder, self._history, self._steps, counts)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._release()
@@ -296,8 +297,7 @@ class SparsityCallback(RepeatableTraining):
         if state["ramp"] is not None and self._ramp is not None:  # a longer run keeps the ramp it began with
             start, end = state["ramp"]
             self._schedule = Schedule(self._ramp, start, end, self._interval)
-        if trainer.world_size == 1:  # the checkpoint holds the generators of one process only
-            self.random.load_state_dict(state["random"])
+        self.resume_random(trainer, state["random"])
 
 
 def _target(sparsity: float | None, pattern: str, final: float | None) -> float:

@@ -4,6 +4,7 @@ Answers: how does a recipe become a run?  Knows no modality: a module brings ``e
 brings ``label_names`` and ``predict_names``, or leaves them out.
 """
 
+import copy
 import os
 import pickle
 import signal
@@ -16,15 +17,18 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
 from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
+from slicefine_pl.callbacks.preemption import SaveWhenPreempted
 from slicefine_pl.callbacks.probe import LinearProbe
 from slicefine_pl.cli.checks import check_checkpoint, check_output, check_writer
 from slicefine_pl.cli.report import RunReport
+from slicefine_pl.strategy import FullyShardedStrategy
 
 COMMANDS = ("fit", "validate", "test", "predict")
 GRID_HELP = "This recipe has one more subcommand, grid: a law of sizes, sparsities and lengths; see grid --help."
@@ -46,7 +50,8 @@ def run(
     With a grid there is ``<recipe> grid`` too, which trains many networks and fits a scaling law to them.
 
     What goes wrong before the first training step is told in one sentence, exit code 2; ``SLICEFINE_DEBUG=1`` shows
-    where it was raised.  SIGTERM ends a run after the batch at hand, exit code 143.
+    where it was raised.  SIGTERM saves a checkpoint after the step at hand and ends the run, exit code
+    143.
 
     Args:
         module_class: What is trained.
@@ -55,6 +60,7 @@ def run(
         grid: The networks, sparsities and lengths of the recipe's grid.
     """
     report = RunReport()
+    StrategyRegistry.register("fsdp2", FullyShardedStrategy, "FSDP2, with open slices", override=True)
     try:
         if grid is not None and sys.argv[1:2] == ["grid"]:
             from slicefine_pl.cli.grid import run_grid  # not above: both build on this file
@@ -67,7 +73,7 @@ def run(
             datamodule_class,
             save_config_callback=SaveFitConfig,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [report]},
+            trainer_defaults={"callbacks": [report, SaveWhenPreempted()]},
             parser_kwargs={command: {"default_config_files": [str(config)]} for command in COMMANDS}
             | ({} if grid is None else {"epilog": GRID_HELP}),
             auto_configure_optimizers=False,
@@ -87,7 +93,6 @@ def run(
         print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
     except SIGTERMException:  # by itself it would exit with 0, and a scheduler would take the run for finished
-        print(f"stopped by SIGTERM after {report.steps} steps; go on from the last checkpoint.", file=sys.stderr)
         sys.exit(TERMINATED)
 
 
@@ -140,7 +145,7 @@ class RecipeCLI(LightningCLI):
         if settings.get("ckpt_path") not in (None, "best", "last", "hpc"):
             check_checkpoint(Path(settings.ckpt_path))
             check_writer(Path(settings.ckpt_path), self._model_class)
-            [report] = self.trainer_defaults["callbacks"]
+            report = next(each for each in self.trainer_defaults["callbacks"] if isinstance(each, RunReport))
             report.checkpoint = str(settings.ckpt_path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -163,7 +168,9 @@ class RecipeCLI(LightningCLI):
         check_output(self._folder(), 4 * size)  # best and last checkpoint, export, and one being written
         settings = self.config.fit
         if settings.score_before and settings.ckpt_path is None and not settings.trainer.fast_dev_run:
-            [self._before] = self.trainer.test(self.model, self.datamodule, verbose=False)
+            # To test a network shards it, and slices are opened before that: so a copy is tested there.
+            tested = copy.deepcopy(self.model) if self._shards else self.model
+            [self._before] = self.trainer.test(tested, self.datamodule, verbose=False)
 
     def after_fit(self) -> None:
         """Test the best checkpoint, export it, and print what was reached; a run without a step has nothing to show."""
@@ -176,8 +183,14 @@ class RecipeCLI(LightningCLI):
         [scores] = self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
         place = self._folder() / "export"  # asking for the folder takes all processes
         if self.trainer.is_global_zero:
-            folder = self.model.export(place) if hasattr(self.model, "export") else None
-            self._print_report(scores, best, folder)
+            # A sharded module cannot be exported by one process; its checkpoint holds a whole one.
+            whole = self._model_class.load_from_checkpoint(best) if self._shards and best else self.model
+            exports = hasattr(whole, "export") and (best or not self._shards)
+            self._print_report(scores, best, whole.export(place) if exports else None)
+
+    @property
+    def _shards(self) -> bool:
+        return isinstance(self.trainer.strategy, FullyShardedStrategy)
 
     @property
     def _report(self) -> RunReport:

@@ -64,11 +64,12 @@ class BatchPlan:
         """The indices of each batch of this epoch, for this rank."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist() if self.shuffle else self._by_length()
-        order += list(islice(cycle(order), -len(order) % self.world_size))  # a few examples may fill several ranks
         step = self.batch_size * self.world_size
         if self.shuffle:
             order = [index for bucket in _chunks(order, BUCKET * step) for index in self._by_length(bucket)]
         everywhere = _chunks(order, step)
+        last = everywhere[-1]  # the only one that the ranks may not be able to share equally
+        last += list(islice(cycle(order), -len(last) % self.world_size))  # a few examples may fill several ranks
         if self.shuffle:
             everywhere = [everywhere[place] for place in torch.randperm(len(everywhere), generator=generator).tolist()]
         return [batch[self.rank :: self.world_size] for batch in everywhere]
@@ -197,13 +198,18 @@ class ResumableLoader(PlannedLoader):
         Raises:
             ValueError: The state stands inside an epoch of other batches.
         """
-        total = -(-state_dict["examples"] // (state_dict["batch_size"] * state_dict["world_size"]))
-        changed = {name: (state_dict[name], now) for name, now in self._settings().items() if state_dict[name] != now}
+        saved = {name: state_dict[name] for name in ("examples", "batch_size", "seed", "world_size")}
+        total = -(-saved["examples"] // (saved["batch_size"] * saved["world_size"]))
+        changed = {name: (saved[name], now) for name, now in self._settings().items() if saved[name] != now}
+        together = self.plan.batch_size * self.plan.world_size
+        if not {"examples", "seed"} & changed.keys() and saved["batch_size"] * saved["world_size"] == together:
+            changed = {}  # other shares of the same batches
         if changed and 0 < state_dict["given"] < total:
             differences = ", ".join(f"{name}={old} (now {now})" for name, (old, now) in changed.items())
             raise ValueError(
                 f"the checkpoint stopped after {state_dict['given']} of {total} batches of an epoch with "
-                f"{differences}; resume with the same values, or from a checkpoint taken at the end of an epoch."
+                f"{differences}; resume with the same values (on another number of processes with the same batch_size x "
+                "world_size), or from a checkpoint taken at the end of an epoch."
             )
         self._epoch = state_dict["epoch"]
         self._given = len(self) if state_dict["given"] >= total else state_dict["given"]

@@ -1,58 +1,185 @@
-"""Two real processes (gloo): both must visit the same slices, and prune the same weights."""
+"""Callbacks on two real processes: they agree on places, masks and dropped steps, and an error ends all of them."""
 
-import subprocess
-import sys
+import os
+import time
 
+import processes
 import pytest
+import test_slicefine
+import test_sparsity
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch import nn
 
-SCRIPT = """
-import sys
-from pathlib import Path
-
-sys.path.insert(0, {tests!r})
-import test_slicefine as t
-
-
-class Note(t.Callback):
-    def on_train_end(self, trainer, module):
-        places = [module.trunk[i].slicefine.index.tolist() for i in (0, 2)]
-        total = module.trunk[2].weight.double().sum().item()
-        Path({folder!r}, f"rank{{trainer.global_rank}}").write_text(f"{{places}} {{total}}")
+from slicefine_pl import FullyShardedStrategy, SliceFineCallback, SparsityCallback, shard_sliced_model
 
 
-if __name__ == "__main__":
-    t.torch.manual_seed(0)
-    callback = t.SliceFineCallback(**t.SETTINGS, interval=3, order="importance")
-    t.trainer(callback, Note(), strategy="ddp", devices=2).fit(t.Module(), t.loader(16))
-"""
+def rank():
+    return int(os.environ["RANK"])
 
 
-PRUNED = """
-import sys
-from pathlib import Path
-
-sys.path.insert(0, {tests!r})
-import test_sparsity as t
-
-
-class Note(t.Callback):
-    def on_train_end(self, trainer, module):
-        masks = {{name: trainer.callbacks[0].masks[name].int().tolist() for name in t.WEIGHTS}}
-        total = module.trunk[2].weight.double().sum().item()
-        Path({folder!r}, f"rank{{trainer.global_rank}}").write_text(f"{{masks}} {{total}}")
+def sliced(strategy, settings, *others):
+    """Places and sums of weights after a run, in which Lightning gives every process other data."""
+    module, callback = test_slicefine.Module(), SliceFineCallback(**test_slicefine.SETTINGS | settings)
+    test_slicefine.trainer(callback, *others, strategy=_strategy(strategy), devices=2).fit(
+        module, test_slicefine.loader(16)
+    )
+    places = [state["index"].tolist() for state in callback.state_dict()["slices"]["slices"].values()]
+    return places, [_whole(value).double().sum().item() for value in module.state_dict().values()]
 
 
-if __name__ == "__main__":
-    t.torch.manual_seed(0)
-    callback = t.SparsityCallback(0.6, criterion="wanda", **t.SETTINGS)
-    t.trainer(callback, Note(), strategy="ddp", devices=2).fit(t.Module(), t.loader(16))
-"""
+def _strategy(name):
+    return FullyShardedStrategy(process_group_backend="gloo") if name == "fsdp2" else name
 
 
-@pytest.mark.parametrize("script_text", [SCRIPT, PRUNED], ids=["slices", "masks"])
-def test_processes_that_see_other_data_agree_on_what_is_important(tmp_path, request, script_text):
-    script = tmp_path / "run.py"
-    script.write_text(script_text.format(tests=str(request.path.parent), folder=str(tmp_path)))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "rank0").read_text() == (tmp_path / "rank1").read_text()
+def _whole(value):
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def pruned(criterion):
+    module, callback = test_sparsity.Module(), SparsityCallback(0.6, criterion=criterion, **test_sparsity.SETTINGS)
+    test_sparsity.trainer(callback, strategy="ddp", devices=2).fit(module, test_sparsity.loader(16))
+    masks = [callback.masks[name].tolist() for name in test_sparsity.WEIGHTS]
+    return masks, [value.double().sum().item() for value in module.state_dict().values()]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_processes_that_see_other_data_agree_on_what_is_important(strategy):
+    one, two = processes.run(sliced, 2, strategy, {"interval": 3, "order": "importance"})
+    assert one == two
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda", "gradient", "random"])
+def test_processes_that_see_other_data_make_the_same_masks(criterion):
+    one, two = processes.run(pruned, 2, criterion)
+    assert one == two
+
+
+class Spoil(Callback):
+    """Makes the third loss of one process infinite."""
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.global_rank == 1 and trainer.global_step == 2:
+            loss.data.fill_(float("inf"))
+
+
+def spoiled(strategy, nonfinite):
+    try:
+        return sliced(strategy, {"interval": 3, "nonfinite": nonfinite}, Spoil())
+    except FloatingPointError as error:
+        return str(error)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_loss_that_is_not_finite_on_one_process_counts_on_all(strategy):
+    one, two = processes.run(spoiled, 2, strategy, "skip")
+    assert one == two
+    assert all("Step 2" in error for error in processes.run(spoiled, 2, strategy, "raise"))
+
+
+def seeded_apart(what):
+    """The second process was given another seed."""
+    try:
+        if what == "slices":
+            sliced("ddp", {"interval": 3, "seed": rank()})
+        else:
+            settings = {**test_sparsity.SETTINGS, "seed": rank()}
+            run = test_sparsity.trainer(
+                SparsityCallback(0.6, criterion="random", **settings), strategy="ddp", devices=2
+            )
+            run.fit(test_sparsity.Module(), test_sparsity.loader(16))
+    except RuntimeError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(("what", "named"), [("slices", "live lines in trunk.0"), ("masks", "masks in trunk.0.weight")])
+def test_processes_that_choose_otherwise_are_named_with_the_layer(what, named):
+    for told in processes.run(seeded_apart, 2, what):
+        assert "Process 1" in told
+        assert named in told
+
+
+class BuiltLate(LightningModule):
+    """Builds its model, and shards it itself, in configure_model."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = None
+
+    def configure_model(self):
+        if self.trunk is None:
+            torch.manual_seed(0)
+            self.trunk = nn.Sequential(
+                nn.Sequential(nn.Linear(6, 8), nn.Tanh()), nn.Sequential(nn.Linear(8, 5), nn.Tanh())
+            )
+            self.head = nn.Linear(5, 3)
+            if isinstance(self.trainer.strategy, FullyShardedStrategy):
+                self.blocks = shard_sliced_model(self, self.device_mesh["data_parallel"], blocks=r"trunk\.\d")
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.head(self.trunk(batch[0])), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD((p for p in self.parameters() if p.requires_grad), lr=0.1)
+
+
+def built_late(strategy):
+    module = BuiltLate()
+    callback = SliceFineCallback(**test_slicefine.SETTINGS, interval=3)
+    test_slicefine.trainer(callback, strategy=_strategy(strategy), devices=2).fit(module, test_slicefine.loader(16))
+    return getattr(module, "blocks", None), {
+        name: _whole(value).tolist() for name, value in module.state_dict().items()
+    }
+
+
+def test_a_module_may_shard_itself_after_its_slices_were_opened():
+    [(_, expected), _] = processes.run(built_late, 2, "ddp")
+    for blocks, weights in processes.run(built_late, 2, "fsdp2"):
+        assert blocks == ["trunk.0", "trunk.1"]
+        assert list(weights) == list(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(torch.tensor(weights[name]), torch.tensor(value))
+
+
+class Fails(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 1 and batch_idx == 2:
+            raise OSError("this process has lost its disk")
+
+
+def failing(strategy):
+    began = time.perf_counter()
+    try:
+        sliced(strategy, {"interval": 3}, Fails())
+    except OSError as error:
+        return str(error), 0
+    except RuntimeError as error:
+        return str(error), time.perf_counter() - began
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_an_error_in_one_process_ends_the_other(strategy):
+    """Nobody may wait for it: neither at closing the slices, nor for its part of the state."""
+    (told, seconds), (own, _) = processes.run(failing, 2, strategy, timeout=60)
+    assert own == "this process has lost its disk"
+    assert "closed" in told.lower() or "reset" in told.lower()
+    assert seconds < 30
+
+
+@pytest.mark.parametrize("strategy", [ModelParallelStrategy, FSDPStrategy])
+@pytest.mark.parametrize("callback", [SliceFineCallback, SparsityCallback])
+def test_other_ways_of_sharding_are_refused(strategy, callback):
+    trainer = test_slicefine.trainer(callback())
+    trainer._accelerator_connector.strategy = strategy()
+    with pytest.raises(MisconfigurationException, match=rf"{callback.__name__} does not work with {strategy.__name__}"):
+        trainer.callbacks[0].setup(trainer, test_slicefine.Module(), "fit")
+
+
+def test_pruning_a_sharded_network_is_refused():
+    trainer = test_slicefine.trainer(SparsityCallback())
+    trainer._accelerator_connector.strategy = FullyShardedStrategy()
+    with pytest.raises(MisconfigurationException, match="FullyShardedStrategy: masks need whole weights"):
+        trainer.callbacks[0].setup(trainer, test_slicefine.Module(), "fit")

@@ -294,7 +294,7 @@ def test_refused_settings_leave_no_folder(refused, setting):
     assert not Path("runs").exists()
 
 
-def test_sigterm_is_no_success(recipe, monkeypatch, capsys):
+def test_sigterm_is_no_success(recipe, monkeypatch, caplog):
     """A scheduler takes exit code 0 for a finished run, and would not start it again."""
 
     def terminated(self, batch, batch_idx):
@@ -307,7 +307,8 @@ def test_sigterm_is_no_success(recipe, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         recipe("fit")
     assert stopped.value.code == 143
-    assert "stopped by SIGTERM after 3 steps" in capsys.readouterr().err
+    assert torch.load("runs/t/version_0/checkpoints/preempted.ckpt", weights_only=True)["global_step"] == 3
+    assert "Stopped by SIGTERM after 3 steps; go on with ckpt_path='runs/t/version_0/checkpoints" in caplog.text
 
 
 def test_output_folder_that_cannot_be_written(refused, tmp_path):
