@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds the Dockerfile, unchanged, where no container engine and no registry of images is at hand; then runs the result.
 #
-#   docker/check.sh [--build-arg DEVICE=cpu ...]     # as root on Debian; about 20 GB of disk, in $TMPDIR or /tmp
+#   docker/check.sh [--build-arg DEVICE=cpu ...]     # as root on Debian; about 35 GB of disk, in $TMPDIR or /tmp
 #   needs: apt-get install --no-install-recommends buildah mmdebstrap iproute2
 #
 # The base is a stand-in: Debian's own Python 3.11, under the real base's name.  So this proves that the steps run, that
-# later layers are kept, and that the recipe trains on a CPU as the image's user with the network off.  It proves nothing
+# later layers are built alone after a change of code, and that the recipe trains on a CPU as the image's user with the network off.  It proves nothing
 # about the real base, an engine or a GPU.  Package registry and certificates are those this machine is set up with.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,11 +25,13 @@ main() {
     echo "# a line of code is changed, and the image built again"
     echo "# changed" >> "$WORK/context/slicefine_pl/__init__.py"
     timed "build after a change of code" build "$@"
-    local container
-    container="$("${BUILDAH[@]}" from --pull-never slicefine)"
-    timed "doctor" inside "$container" sh -c 'id && python -m slicefine_pl.doctor'
-    timed "smoke run" inside "$container" python recipes/text.py fit --config recipes/configs/text_smoke.yaml
-    timed "the image's own command" inside "$container" python recipes/text.py fit --trainer.enable_progress_bar false
+    CONTAINER="$("${BUILDAH[@]}" from --pull-never slicefine)"
+    local smoke=(recipes/text.py fit --config recipes/configs/text_smoke.yaml --trainer.enable_progress_bar false)
+    timed "doctor" inside sh -c 'id && python -m slicefine_pl.doctor'
+    timed "smoke run" inside python "${smoke[@]}"
+    timed "the same in two processes" inside torchrun --nnodes 1 --node-rank 0 --nproc-per-node 2 \
+        --master-addr 127.0.0.1 --master-port 29500 "${smoke[@]}" --trainer.devices 2
+    timed "the image's own command" inside python recipes/text.py fit --trainer.enable_progress_bar false
 }
 
 clean() {
@@ -37,7 +39,7 @@ clean() {
     rm -rf "$WORK"
 }
 
-timed() { # what it is, then the command
+timed() { # a name, then the command
     local what="$1" start=$SECONDS
     shift
     echo "## $what: $*"
@@ -90,11 +92,9 @@ size() {
     "${BUILDAH[@]}" images --format '{{.Name}}:{{.Tag}} {{.Size}}' | grep -v '<none>'
 }
 
-inside() { # in a container, without a network but for the loop to itself
-    local container="$1"
-    shift
+inside() { # the container, without a network but for the loop to itself
     unshare --net sh -c 'ip link set lo up && exec "$@"' sh \
-        "${BUILDAH[@]}" run --isolation chroot --env OMP_NUM_THREADS --env UV_OFFLINE=1 "$container" -- "$@"
+        "${BUILDAH[@]}" run --isolation chroot --env OMP_NUM_THREADS "$CONTAINER" -- "$@"
 }
 
 main "$@"

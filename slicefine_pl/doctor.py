@@ -51,7 +51,7 @@ OPTIONAL = {"torchvision": "image", "timm": "image", "pytorchvideo": "video", "a
 FOREIGN_ERRORS = (ImportError, OSError, RuntimeError, AttributeError, ValueError, AssertionError)
 
 GIB = 2**30
-SHARED_MEMORY_BYTES = GIB  # four workers with two batches each of 32 videos at 224 pixels stay below
+SHARED_MEMORY_BYTES = GIB  # 32 clips of 8 frames at 224 pixels are 0.14 GiB, and each loader worker holds two such batches
 TENSOR_CORES = (8, 0)  # compute capability from which bfloat16 and 2:4 products are in the hardware
 TOLERANCE = 0.01  # of the largest gradient: GPUs may multiply in TF32, with 10 bits
 FRAMES, SIDE = 8, 64  # of the clip that is encoded and decoded
@@ -128,7 +128,7 @@ def devices() -> list[Finding]:
     """CPU and GPUs; each has to take one training step."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = [
-        Finding("devices", "CPU", f"{allowed} of {os.cpu_count()} cores; torch takes {torch.get_num_threads()}"),
+        Finding("devices", "CPU", f"{allowed} of {os.cpu_count()} cores; threads of torch: {torch.get_num_threads()}"),
         training_step("cpu"),
         cuda(),
     ]
