@@ -4,9 +4,10 @@
 #   docker/check.sh [--build-arg DEVICE=cpu ...]     # as root on Debian; about 35 GB of disk, in $TMPDIR or /tmp
 #   needs: apt-get install --no-install-recommends buildah mmdebstrap iproute2
 #
-# The base is a stand-in: Debian's own Python 3.11, under the real base's name.  So this proves that the steps run, that
-# later layers are built alone after a change of code, and that the recipe trains on a CPU as the image's user with the network off.  It proves nothing
-# about the real base, an engine or a GPU.  Package registry and certificates are those this machine is set up with.
+# The base is a stand-in: Debian's own Python 3.11, under the real base's name.  So this proves that the steps run, that a
+# change of code builds the small layers alone, and that the recipes train on a CPU as the image's user with the network
+# off.  It proves nothing about the real base, an engine or a GPU.  Package registry and certificates are those this
+# machine is set up with.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 BASE="$(sed -n 's/^ARG BASE=//p' docker/Dockerfile)"
@@ -26,11 +27,12 @@ main() {
     echo "# changed" >> "$WORK/context/slicefine_pl/__init__.py"
     timed "build after a change of code" build "$@"
     CONTAINER="$("${BUILDAH[@]}" from --pull-never slicefine)"
-    local smoke=(recipes/text.py fit --config recipes/configs/text_smoke.yaml --trainer.enable_progress_bar false)
     timed "doctor" inside sh -c 'id && python -m slicefine_pl.doctor'
-    timed "smoke run" inside python "${smoke[@]}"
-    timed "the same in two processes" inside torchrun --nnodes 1 --node-rank 0 --nproc-per-node 2 \
-        --master-addr 127.0.0.1 --master-port 29500 "${smoke[@]}" --trainer.devices 2
+    for recipe in text image kinetics causal_lm sparse; do
+        timed "smoke run, $recipe" smoke "$recipe" 1 python
+    done
+    timed "smoke run, two processes" smoke text 2 torchrun --nnodes 1 --node-rank 0 --nproc-per-node 2 \
+        --master-addr 127.0.0.1 --master-port 29500
     timed "the image's own command" inside python recipes/text.py fit --trainer.enable_progress_bar false
 }
 
@@ -95,6 +97,13 @@ size() {
 inside() { # the container, without a network but for the loop to itself
     unshare --net sh -c 'ip link set lo up && exec "$@"' sh \
         "${BUILDAH[@]}" run --isolation chroot --env OMP_NUM_THREADS "$CONTAINER" -- "$@"
+}
+
+smoke() { # a recipe, processes, then what starts them
+    local recipe="$1" processes="$2"
+    shift 2
+    inside "$@" "recipes/$recipe.py" fit --config "recipes/configs/${recipe}_smoke.yaml" \
+        --trainer.devices "$processes" --trainer.enable_progress_bar false
 }
 
 main "$@"
