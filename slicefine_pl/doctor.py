@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -51,9 +52,12 @@ OPTIONAL = {"torchvision": "image", "timm": "image", "pytorchvideo": "video", "a
 FOREIGN_ERRORS = (ImportError, OSError, RuntimeError, AttributeError, ValueError, AssertionError)
 
 GIB = 2**30
-SHARED_MEMORY_BYTES = GIB  # 32 clips of 8 frames at 224 pixels are 0.14 GiB, and each loader worker holds two such batches
+SHARED_MEMORY_BYTES = (
+    GIB  # 32 clips of 8 frames at 224 pixels are 0.14 GiB, and each loader worker holds two such batches
+)
 TENSOR_CORES = (8, 0)  # compute capability from which bfloat16 and 2:4 products are in the hardware
 TOLERANCE = 0.01  # of the largest gradient: GPUs may multiply in TF32, with 10 bits
+NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE of cuInit
 FRAMES, SIDE = 8, 64  # of the clip that is encoded and decoded
 
 
@@ -165,32 +169,49 @@ def gradients(device: str, dtype: torch.dtype) -> Tensor:
 
 def cuda() -> Finding:
     """CUDA of torch against that of the driver.  A GPU that torch cannot use is an error: a run would take the CPU."""
-    built, driver = torch.version.cuda, driver_cuda()
+    built, driver = torch.version.cuda, nvidia_driver()
     told = f"torch built for {built}" if built else "torch built without it"
-    told += f", driver for {driver}" if driver else ", no NVIDIA driver"
     if driver is None:
-        return Finding("devices", "CUDA", told, Verdict.ABSENT)
+        return Finding("devices", "CUDA", f"{told}, no NVIDIA driver", Verdict.ABSENT)
+    told += f", driver for {driver.cuda}"
     if torch.cuda.is_available():
         return Finding("devices", "CUDA", told)
+    if not driver.shows_gpu:  # nothing is plugged in, or CUDA_VISIBLE_DEVICES hides it
+        return Finding("devices", "CUDA", f"{told}, which shows no GPU", Verdict.ABSENT)
     if built is None:
         return Finding("devices", "CUDA", told, Verdict.WARNING, "install a torch with CUDA to use the GPU")
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
-        reason = "no GPU is visible"
+        reason = "torch sees no GPU"
     except FOREIGN_ERRORS as error:
         reason = first_line(error)
-    remedy = f"a driver for CUDA {built} or newer; in a container, --gpus all"
-    return Finding("devices", "CUDA", f"{told}; {reason}", Verdict.BROKEN, remedy)
+    return Finding(
+        "devices", "CUDA", f"{told}; {reason}", Verdict.BROKEN, f"install a driver for CUDA {built} or newer"
+    )
 
 
-def driver_cuda() -> str | None:
-    """Newest CUDA version that the NVIDIA driver speaks, e.g. ``"13.2"``; ``None`` without a driver."""
+class Driver(NamedTuple):
+    """What the NVIDIA driver says of itself.
+
+    Attributes:
+        cuda: Newest CUDA version that it speaks, e.g. ``"13.2"``.
+        shows_gpu: Whether there is any.
+    """
+
+    cuda: str
+    shows_gpu: bool
+
+
+def nvidia_driver() -> Driver | None:
+    """Ask the driver itself, as torch tells neither; ``None`` without one."""
     version = ctypes.c_int(0)
     try:
-        refused = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+        library = ctypes.CDLL("libcuda.so.1")
+        if library.cuDriverGetVersion(ctypes.byref(version)):
+            return None
+        return Driver(f"{version.value // 1000}.{version.value % 1000 // 10}", library.cuInit(0) != NO_DEVICE)
     except (OSError, AttributeError):
         return None
-    return None if refused or not version.value else f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def graphics_card(index: int) -> Finding:
@@ -240,20 +261,17 @@ def gloo() -> Finding:
 
 def video() -> Finding:
     """Encode and decode a clip whose frames grow brighter, in memory."""
+    name, remedy = "H.264 with PyAV", 'pip install "slicefine-pl[video]"'
     try:
         levels = decoded_levels()
     except ModuleNotFoundError:
-        return Finding("video", "decoding", "no PyAV", Verdict.ABSENT, 'pip install "slicefine-pl[video]"')
+        return Finding("video", name, "not installed", Verdict.ABSENT, remedy)
     except FOREIGN_ERRORS as error:
-        return Finding(
-            "video", "decoding", first_line(error), Verdict.WARNING, 'pip install "slicefine-pl[video]", anew'
-        )
+        return Finding("video", name, first_line(error), Verdict.WARNING, f"{remedy}, anew")
     if len(levels) != FRAMES or levels != sorted(levels):
-        told = (
-            f"H.264 frames came out wrong: {len(levels)} of {FRAMES}, brightness {[round(level) for level in levels]}"
-        )
-        return Finding("video", "decoding", told, Verdict.WARNING, "reinstall av")
-    return Finding("video", "decoding", f"H.264 works: {FRAMES} frames encoded, {FRAMES} decoded, in order")
+        told = f"{len(levels)} of {FRAMES} frames came back, of brightness {[round(level) for level in levels]}"
+        return Finding("video", name, told, Verdict.WARNING, f"{remedy}, anew")
+    return Finding("video", name, f"{FRAMES} frames encoded and decoded, in order")
 
 
 def decoded_levels() -> list[float]:
@@ -296,10 +314,8 @@ def writable(folder: Path) -> Finding:
     except OSError as error:
         told = f"not writable for user {os.getuid() if hasattr(os, 'getuid') else ''}: {error.strerror}"
         return Finding("places", name, told, Verdict.BROKEN, f"make {str(there.absolute())!r} writable for that user")
-    free = shutil.disk_usage(there).free / GIB
-    return Finding(
-        "places", name, f"writable{'' if there == folder else ', made by the first run'}; {free:.0f} GiB free"
-    )
+    told = "writable" if there == folder else "writable, made by the first run"
+    return Finding("places", name, f"{told}; {shutil.disk_usage(there).free / GIB:.0f} GiB free")
 
 
 def first_line(error: BaseException) -> str:
@@ -316,7 +332,7 @@ def as_table(findings: Sequence[Finding]) -> Table:
         if new and before is not None:
             table.add_section()
         mark = f"{finding.verdict}: " if finding.verdict in (Verdict.WARNING, Verdict.BROKEN) else ""
-        told = f"{mark}{finding.told}" + (f"\n→ {finding.remedy}" if finding.remedy else "")
+        told = f"{mark}{finding.told}" + (f"\nfix: {finding.remedy}" if finding.remedy else "")
         table.add_row(finding.topic if new else "", finding.name, told, style=colours[finding.verdict])
     return table
 

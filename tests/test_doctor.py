@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from slicefine_pl import doctor
-from slicefine_pl.doctor import Finding, Verdict
+from slicefine_pl.doctor import Driver, Finding, Verdict
 
 TOO_OLD = "The NVIDIA driver on your system is too old (found version 12040).\nPlease update your GPU driver."
 
@@ -83,10 +83,11 @@ def test_gradients_leave_the_random_numbers_alone():
 @pytest.mark.parametrize(
     ("built", "driver", "available", "verdict"),
     [
-        ("13.2", "13.2", True, Verdict.FINE),
-        ("13.2", None, False, Verdict.ABSENT),  # a machine without GPU
-        ("13.2", "12.4", False, Verdict.BROKEN),  # a run would take the CPU without a word
-        (None, "13.2", False, Verdict.WARNING),  # the CPU build of torch was chosen
+        ("13.2", Driver("13.2", True), True, Verdict.FINE),
+        ("13.2", None, False, Verdict.ABSENT),
+        ("13.2", Driver("13.2", False), False, Verdict.ABSENT),  # a login node, or CUDA_VISIBLE_DEVICES=""
+        ("13.2", Driver("12.4", True), False, Verdict.BROKEN),  # a run would take the CPU without a word
+        (None, Driver("13.2", True), False, Verdict.WARNING),  # the CPU build of torch was chosen
         (None, None, False, Verdict.ABSENT),
     ],
 )
@@ -95,17 +96,21 @@ def test_cuda_of_torch_against_the_driver(built, driver, available, verdict, mon
         raise RuntimeError(TOO_OLD)
 
     monkeypatch.setattr(torch.version, "cuda", built)
-    monkeypatch.setattr(doctor, "driver_cuda", lambda: driver)
+    monkeypatch.setattr(doctor, "nvidia_driver", lambda: driver)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     monkeypatch.setattr(torch.cuda, "init", init)
     found = doctor.cuda()
     assert found.verdict is verdict
-    assert all(version in found.told for version in (built, driver) if version)
+    assert built is None or f"built for {built}" in found.told
+    assert driver is None or f"driver for {driver.cuda}" in found.told
     assert ("too old (found version 12040)." in found.told) == (verdict is Verdict.BROKEN)
     assert "Please" not in found.told
 
 
-def test_the_driver_is_asked_for_its_cuda_version(monkeypatch):
+@pytest.mark.parametrize(
+    ("code", "shows_gpu"), [(0, True), (100, False), (803, True)]
+)  # 803: driver and library differ
+def test_the_driver_is_asked_for_its_cuda_version_and_gpus(code, shows_gpu, monkeypatch):
     def library(name):
         assert name == "libcuda.so.1"
 
@@ -113,10 +118,10 @@ def test_the_driver_is_asked_for_its_cuda_version(monkeypatch):
             pointer._obj.value = 13020
             return 0
 
-        return SimpleNamespace(cuDriverGetVersion=answer)
+        return SimpleNamespace(cuDriverGetVersion=answer, cuInit=lambda flags: code)
 
     monkeypatch.setattr(doctor.ctypes, "CDLL", library)
-    assert doctor.driver_cuda() == "13.2"
+    assert doctor.nvidia_driver() == Driver("13.2", shows_gpu)
 
 
 def test_no_driver_is_no_error(monkeypatch):
@@ -124,7 +129,7 @@ def test_no_driver_is_no_error(monkeypatch):
         raise OSError("libcuda.so.1: cannot open shared object file")
 
     monkeypatch.setattr(doctor.ctypes, "CDLL", library)
-    assert doctor.driver_cuda() is None
+    assert doctor.nvidia_driver() is None
 
 
 @pytest.mark.parametrize(("capability", "able"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
@@ -228,15 +233,12 @@ def test_only_what_is_broken_fails(verdict, monkeypatch, capsys):
     broken = verdict is Verdict.BROKEN
     assert doctor.main([]) == int(broken)
     shown = capsys.readouterr()
-    assert {"places", "folder runs", "do that", "decoding"} <= {cell for cell in CELLS if cell in shown.out}
+    assert all(cell in shown.out for cell in ("places", "folder runs", "do that", "decoding"))
     assert shown.err == ("Training will not work here. folder runs: told.\n" if broken else "")
     assert doctor.main(["--json"]) == int(broken)
     told = json.loads(capsys.readouterr().out)
     assert told["works"] is not broken
     assert told["places"]["folder runs"] == {"found": "told", "verdict": str(verdict), "remedy": "do that"}
-
-
-CELLS = ("places", "folder runs", "do that", "decoding")
 
 
 def test_brackets_of_an_extra_are_shown_not_taken_for_a_style(monkeypatch, capsys):
