@@ -96,7 +96,7 @@ size() {
 
 inside() { # the container, without a network but for the loop to itself
     unshare --net sh -c 'ip link set lo up && exec "$@"' sh \
-        "${BUILDAH[@]}" run --isolation chroot --env OMP_NUM_THREADS "$CONTAINER" -- "$@"
+        "${BUILDAH[@]}" run --isolation chroot --env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}" "$CONTAINER" -- "$@"
 }
 
 smoke() { # a recipe, processes, then what starts them
