@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the Dockerfile, unchanged, where no container engine and no registry of images is at hand; then runs the result.
 #
-#   docker/check.sh [--build-arg DEVICE=cpu ...]     # as root on Debian; about 35 GB of disk, in $TMPDIR or /tmp
+#   docker/check.sh [--build-arg DEVICE=cpu ...]     # as root on Debian; about 35 GB of disk, in $TMPDIR
 #   needs: apt-get install --no-install-recommends buildah mmdebstrap iproute2
 #
 # The base is a stand-in: Debian's own Python 3.11, under the real base's name.  So this proves that the steps run, that a
@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 BASE="$(sed -n 's/^ARG BASE=//p' docker/Dockerfile)"
-WORK="$(mktemp --directory "${TMPDIR:-/tmp}/slicefine-image.XXXXXX")"
+WORK="$(mktemp --directory --tmpdir slicefine-image.XXXXXX)"
 export TMPDIR="$WORK" STORAGE_DRIVER="${STORAGE_DRIVER:-overlay}" # vfs works everywhere, but copies every layer
 # The name of the image is what it will be called elsewhere; its storage is thrown away in the end.
 BUILDAH=(nice -n 10 buildah --root "$WORK/images" --runroot "$WORK/run")
@@ -38,7 +38,7 @@ main() {
 
 clean() {
     "${BUILDAH[@]}" rm --all > /dev/null || true
-    rm -rf "$WORK"
+    rm -rf --one-file-system "$WORK" # never into what a stopped step may have left mounted there
 }
 
 timed() { # a name, then the command

@@ -34,7 +34,7 @@ def test_dependencies_are_installed_before_code_is_copied():
 
 def test_packages_that_a_cpu_image_leaves_out_are_packages_that_torch_brings():
     """A renamed package would be installed again without a word."""
-    [names] = re.findall(r"cpu\) printf '%s\\n' (.*?) +> /tmp/excluded", DOCKERFILE)
+    [names] = re.findall(r"cpu\) printf '%s\\n' (.*?) +> /opt/excluded", DOCKERFILE)
     pinned = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["constraint-dependencies"]
     assert names.split()
     assert set(names.split()) <= {pin.split("==")[0] for pin in pinned}
