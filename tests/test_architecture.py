@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slicefine_pl"
 
-OURS = {"pretrained", "slicing", "sparsity", "analysis", "callbacks", "modules", "data", "cli"}
+OURS = {"pretrained", "slicing", "sparsity", "analysis", "callbacks", "modules", "data", "cli", "doctor"}
 MATHS = {"torch", "numpy", "scipy"}
 # For each part: which of our parts, and which other packages, it may import (None: any).
 RULES = {
@@ -21,6 +21,7 @@ RULES = {
     "modules": ({"pretrained"}, None),
     "data": ({"pretrained"}, None),
     "cli": (OURS, None),
+    "doctor": (set(), {"torch", "numpy", "av", "rich"}),  # it looks at the machine, not at our parts
     "__init__": ({"callbacks"}, set()),
 }
 
