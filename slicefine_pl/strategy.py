@@ -1,4 +1,4 @@
-"""How a Lightning run shares the network out among processes: FSDP2 with open slices, whole checkpoints, any resumption.
+"""How a Lightning run shares the network out among processes: FSDP2 with open slices, and whole checkpoints.
 
 Knows nothing of when slices move.  Lightning's own ``ModelParallelStrategy`` leaves the sharding to the module, and
 cannot read a checkpoint back while slices are open.
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
-from lightning.fabric.strategies.model_parallel import _is_sharded_checkpoint
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -19,8 +17,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_shares
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
@@ -34,7 +33,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     """Share weights, slices, gradients and the optimizer's state out among all processes (FSDP2).
 
     Works with any LightningModule: it is sharded when its model exists and its slices are open, right before its
-    optimizer is built.  A module that shards itself in ``configure_model``, by ``shard_sliced_model``, is left as it is.
+    optimizer is built.  A module that shards itself in ``configure_model``, by ``shard_sliced_model``, is left alone.
 
     **Checkpoint.** One file with the module's own keys and whole tensors, as a run in one process writes it: it is
     resumed by any strategy and any number of processes.  With ``save_distributed_checkpoint`` a folder, to which
@@ -44,8 +43,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
     takes a block's weight past the block's call meets a sharded tensor and fails.
 
     Args:
-        blocks: Regular expressions for the modules whose parameters travel together; ``None`` finds the layers of a deep
-            network, see :func:`slicefine_pl.slicing.sharding.find_blocks`.
+        blocks: Regular expressions for the modules whose parameters travel together; ``None`` finds the layers of a
+            deep network, see :func:`slicefine_pl.slicing.sharding.find_blocks`.
         offload: Whether shares, gradients and the optimizer's state stay in the CPU's memory.
         save_distributed_checkpoint: Whether checkpoints are folders of shares.
         process_group_backend: ``"nccl"``, ``"gloo"``; ``None`` takes what the device wants.
@@ -58,7 +57,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         offload: bool = False,
         save_distributed_checkpoint: bool = False,
         process_group_backend: str | None = None,
-        timeout: timedelta | None = default_pg_timeout,
+        timeout: timedelta = timedelta(minutes=30),
     ) -> None:
         super().__init__(
             save_distributed_checkpoint=save_distributed_checkpoint,
@@ -134,7 +133,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))
         assert self.lightning_module is not None
-        if _is_sharded_checkpoint(path):
+        if path.is_dir():
             return self._load_shares(path, weights_only)
         checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
         _load_whole(self.lightning_module, checkpoint.pop("state_dict"), self.lightning_module.strict_loading)
@@ -150,24 +149,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
             rest = super().load_checkpoint(path, weights_only)
         finally:
             self.optimizers = optimizers
-        saved = distributed_checkpoint.FileSystemReader(path).read_metadata().state_dict_metadata
+        saved = FileSystemReader(path).read_metadata().state_dict_metadata
         for number, optimizer in enumerate(optimizers):
-            key = f"optimizer_{number}"
-            state = get_optimizer_state_dict(self.lightning_module, optimizer)
-            known = {
-                name for name in state["state"] if any(entry.startswith(f"{key}.state.{name}.") for entry in saved)
-            }
-            state["state"] = {name: value for name, value in state["state"].items() if name in known}
-            distributed_checkpoint.load({key: state}, checkpoint_id=path)
-            names = {id(p): name for name, p in self.lightning_module.named_parameters()}
-            numbers = _numbers(optimizer)
-            own = optimizer.state_dict()
-            own["state"] = {
-                numbers[id(p)]: state["state"][names[id(p)]] for p in _parameters(optimizer) if names[id(p)] in known
-            }
-            for group, loaded in zip(own["param_groups"], state["param_groups"], strict=True):
-                group |= {name: value for name, value in loaded.items() if name != "params"}
-            optimizer.load_state_dict(own)
+            _load_state_shares(self.lightning_module, optimizer, f"optimizer_{number}", path, list(saved))
         return rest
 
 
@@ -202,6 +186,33 @@ def _load_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     optimizer.load_state_dict({**saved, "state": states})
 
 
+def _load_state_shares(module: nn.Module, optimizer: Optimizer, key: str, path: Path, saved: list[str]) -> None:
+    """Load an optimizer's state from a folder of shares, as far as it was saved.
+
+    Args:
+        module: Whose parameters it updates.
+        optimizer: Before its first step.
+        key: Under which the state was saved.
+        path: The folder.
+        saved: All keys in it.
+    """
+    state: Any = get_optimizer_state_dict(module, optimizer)  # of every parameter, made by a step with a rate of 0
+    for name in list(state["state"]):
+        if not any(entry.startswith(f"{key}.state.{name}.") for entry in saved):
+            del state["state"][name]
+    load_shares({key: state}, checkpoint_id=path)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    own = optimizer.state_dict()
+    states = enumerate(state["state"].get(names[id(parameter)]) for parameter in _parameters(optimizer))
+    groups = [
+        {**loaded, "params": group["params"]}
+        for group, loaded in zip(own["param_groups"], state["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict(
+        {"state": {number: each for number, each in states if each is not None}, "param_groups": groups}
+    )
+
+
 def _shared_out(value: Any, like: Tensor) -> Any:
     """A whole tensor of the shape of ``like``, cut as that is; anything else as it is."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
@@ -218,8 +229,3 @@ def _on_cpu(value: Any) -> Any:
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _numbers(optimizer: Optimizer) -> dict[int, int]:
-    """The number of each parameter in the optimizer's state dict."""
-    return {id(parameter): number for number, parameter in enumerate(_parameters(optimizer))}

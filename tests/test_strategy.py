@@ -1,4 +1,4 @@
-"""FullyShardedStrategy and DDP in real Lightning runs of several processes, against one process with all of the batch."""
+"""FullyShardedStrategy and DDP in real runs of several processes, against one process with all of the batch."""
 
 import os
 
@@ -143,7 +143,8 @@ def test_processes_that_see_other_data_agree_on_what_is_important(name, tmp_path
 @pytest.mark.parametrize(
     ("before", "after"),
     [(("auto", 1), ("fsdp", 2)), (("fsdp", 2), ("auto", 1)), (("fsdp", 3), ("fsdp", 2)), (("ddp", 2), ("fsdp", 3)),
-     (("fsdp", 2), ("ddp", 3)), (("ddp", 2), ("auto", 1)), (("shares", 2), ("shares", 2)), (("shares", 2), ("fsdp", 3))],
+     (("fsdp", 2), ("ddp", 3)), (("ddp", 2), ("auto", 1)), (("shares", 2), ("shares", 2)),
+     (("shares", 2), ("fsdp", 3))],
     ids=lambda side: "-".join(map(str, side)),
 )  # fmt: skip
 def test_a_run_goes_on_with_another_strategy_and_number_of_processes(before, after, stop, tmp_path):

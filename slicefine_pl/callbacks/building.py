@@ -1,4 +1,4 @@
-"""When does the module's model exist?  A callback that changes it must wait until then, and sharding until after that."""
+"""When does the module's model exist?  A callback that changes it waits until then, and sharding until after that."""
 
 from collections.abc import Callable
 
@@ -32,7 +32,7 @@ def shard_sliced_model(
     blocks: Patterns | None = None,
     offload: bool = False,
 ) -> list[str]:
-    """Share a module out among processes from within its own ``configure_model``, after its slices were opened.
+    r"""Share a module out among processes from within its own ``configure_model``, after its slices were opened.
 
     Only who wants another mesh or other blocks than ``FullyShardedStrategy`` takes needs it: that shards by itself.
 
@@ -50,7 +50,7 @@ def shard_sliced_model(
         ...     def configure_model(self):
         ...         if not hasattr(self, "net"):
         ...             self.net = build_a_large_network()
-        ...             shard_sliced_model(self, self.device_mesh["data_parallel"], blocks=r"net\\.layers\\.\\d+")
+        ...             shard_sliced_model(self, self.device_mesh["data_parallel"], blocks=r"net\.layers\.\d+")
     """
     _run_waiting(pl_module)
     return shard_model(pl_module, mesh, blocks, offload)

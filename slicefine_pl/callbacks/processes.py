@@ -22,8 +22,8 @@ def check_slicing_strategy(trainer: Trainer) -> None:
     """
     if _shards(trainer) and not isinstance(trainer.strategy, FullyShardedStrategy):
         raise MisconfigurationException(
-            f"SliceFineCallback does not work with {type(trainer.strategy).__name__}, which cuts weights where slices do"
-            " not find them, or cannot read its own checkpoint while they are open. Use"
+            f"SliceFineCallback does not work with {type(trainer.strategy).__name__}, which cuts weights where slices"
+            " do not find them, or cannot read its own checkpoint while they are open. Use"
             " slicefine_pl.FullyShardedStrategy(), which is FSDP2 with slices (in recipes --trainer.strategy fsdp2), or"
             " 'ddp'."
         )

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -183,10 +183,14 @@ class RecipeCLI(LightningCLI):
         [scores] = self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
         place = self._folder() / "export"  # asking for the folder takes all processes
         if self.trainer.is_global_zero:
-            # A sharded module cannot be exported by one process; its checkpoint holds a whole one.
-            whole = self._model_class.load_from_checkpoint(best) if self._shards and best else self.model
-            exports = hasattr(whole, "export") and (best or not self._shards)
-            self._print_report(scores, best, whole.export(place) if exports else None)
+            whole = self._whole(best)
+            self._print_report(scores, best, whole.export(place) if hasattr(whole, "export") else None)
+
+    def _whole(self, best: str) -> Any:
+        """The module to export.  One that processes share is in no process; its checkpoint holds a whole one."""
+        if not self._shards:
+            return self.model
+        return cast("type[LightningModule]", self.model_class).load_from_checkpoint(best) if best else None
 
     @property
     def _shards(self) -> bool:

@@ -208,8 +208,8 @@ class ResumableLoader(PlannedLoader):
             differences = ", ".join(f"{name}={old} (now {now})" for name, (old, now) in changed.items())
             raise ValueError(
                 f"the checkpoint stopped after {state_dict['given']} of {total} batches of an epoch with "
-                f"{differences}; resume with the same values (on another number of processes with the same batch_size x "
-                "world_size), or from a checkpoint taken at the end of an epoch."
+                f"{differences}; resume with the same values (on another number of processes with the same batch_size "
+                "x world_size), or from a checkpoint taken at the end of an epoch."
             )
         self._epoch = state_dict["epoch"]
         self._given = len(self) if state_dict["given"] >= total else state_dict["given"]

@@ -10,19 +10,15 @@ Shapes:  O outputs · I inputs · R rank of the slice · L numbers of a line of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
 
 from slicefine_pl.slicing.positions import Line
-
-if dist.is_available():
-    from torch.distributed.tensor import DTensor, Shard
-elif not TYPE_CHECKING:
-    DTensor = ()  # nothing is an instance of it
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Block:
 
     def part_of(self, stored: Tensor) -> "Part":
         """What this process holds of the block, as a view outside autograd."""
-        if not is_sharded(stored):
+        if not isinstance(stored, DTensor):
             return Part(self.of(stored.data))
         cut = _Cut.of(stored)
         values, dim, first = local_of(stored), cut.dim, cut.first
@@ -141,21 +137,21 @@ class _Cut(NamedTuple):
     device: str
 
     @classmethod
-    def of(cls, stored: "DTensor") -> "_Cut":
+    def of(cls, stored: DTensor) -> "_Cut":
         mesh, placements = stored.device_mesh, stored.placements
-        cuts = [(mesh_dim, place) for mesh_dim, place in enumerate(placements) if not place.is_replicate()]
-        if len(cuts) != 1 or type(cuts[0][1]) is not Shard:
+        cuts = [(mesh_dim, place.dim) for mesh_dim, place in enumerate(placements) if type(place) is Shard]
+        if len(cuts) != 1 or sum(place.is_replicate() for place in placements) != len(placements) - 1:
             raise NotImplementedError(
                 f"A sliced weight of shape {tuple(stored.shape)} is placed as {placements}; slices know weights that"
                 " are cut along one dimension (FSDP2, also with replicas), not tensor parallelism."
             )
-        [(mesh_dim, place)] = cuts
-        size, share = stored.shape[place.dim], -(-stored.shape[place.dim] // mesh.size(mesh_dim))
+        [(mesh_dim, dim)] = cuts
+        size, share = stored.shape[dim], -(-stored.shape[dim] // mesh.size(mesh_dim))
         first = min(share * mesh.get_local_rank(mesh_dim), size)
-        return cls(place.dim, first, mesh.get_group(mesh_dim), mesh.device_type)
+        return cls(dim, first, mesh.get_group(mesh_dim), mesh.device_type)
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
     """Whether processes share a tensor out among them."""
     return isinstance(tensor, DTensor)
 
@@ -182,7 +178,7 @@ def wholes(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [next(found) if is_sharded(tensor) else tensor.data for tensor in tensors]
 
 
-def _exchanged(sharded: Sequence["DTensor"]) -> list[Tensor]:
+def _exchanged(sharded: Sequence[DTensor]) -> list[Tensor]:
     cuts = [_Cut.of(tensor) for tensor in sharded]
     if len({(cut.dim, cut.group, tensor.dtype) for cut, tensor in zip(cuts, sharded, strict=True)}) > 1 or cuts[0].dim:
         return [tensor.full_tensor().data for tensor in sharded]

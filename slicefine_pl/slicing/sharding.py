@@ -129,7 +129,7 @@ def shard_model(
         raise ValueError(
             f"{trained} are scalars, which cannot be shared out; leave them frozen, or give them shape (1,)."
         )
-    policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    policy = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
     names = find_blocks(net, blocks)
     for name in reversed(names):  # inner blocks before those that hold them
         fully_shard(net.get_submodule(name), mesh=mesh, offload_policy=policy, ignored_params=scalars)
@@ -151,7 +151,7 @@ def sharded_bytes(net: nn.Module, blocks: Sequence[str]) -> ShardedBytes:
     whole = sum(p.numel() * p.element_size() for p in parameters)
     sharded = [p for p in parameters if is_sharded(p)]
     return ShardedBytes(
-        processes=sharded[0].device_mesh.size() if sharded else 1,  # type: ignore[attr-defined]
+        processes=sharded[0].device_mesh.size() if sharded else 1,
         whole=whole,
         frozen=sum(local.values()) - trained,
         trained=trained,

@@ -66,7 +66,7 @@ class Slice(nn.Module):
         if self.keep is not None:
             live = live.masked_fill(self.pruned(), 0)
             self.live.copy_(live)
-        part.put(live[:, : self.length].unflatten(1, self.line_shape), self.line, self.index)
+        part.put(live[:, : self.length].reshape(-1, *self.line_shape), self.line, self.index)
 
     @torch.no_grad()
     def gather(self, part: Part) -> None:

@@ -61,7 +61,8 @@ def fit(modality, folder, name, count, prune):
     strategy = FullyShardedStrategy(process_group_backend="gloo") if name == "fsdp" else name
     trainer = Trainer(
         callbacks=[callback], strategy=strategy, devices=count, accelerator="cpu", logger=False, max_epochs=1,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(module, loader)
     weights = {

@@ -1,12 +1,14 @@
 """Slices of networks that real processes share among them, against the same network in one process: bit for bit."""
 
-import copy
+import re
 
 import numpy
 import processes
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, Partial
+from torch.utils.checkpoint import checkpoint
 
 from slicefine_pl.slicing import slice_model
 from slicefine_pl.slicing.sharding import find_blocks, shard_model, sharded_bytes
@@ -23,25 +25,28 @@ class Net(nn.Module):
         self.scale = nn.Parameter(torch.tensor(2.0), requires_grad=False)
         self.head = nn.Linear(7, 2)
 
+    recompute = False  # layers in the backward pass, instead of keeping what they computed
+
     def forward(self, x):
         x = self.stem(x).transpose(1, 2) + self.place * self.scale
         for layer in self.layers:
-            x = x + layer(x)
+            x = x + (checkpoint(layer, x, use_reentrant=False) if self.recompute else layer(x))
         return self.head((x + self.attention(x, x, x)[0]).mean(1))
 
 
 SETTINGS = {"rank": 2, "targets": ["stem", "layers", "attention", "place"], "also_train": "head"}
 
 
-def train(axis, order, sharded, steps=7):
+def train(axis, sharded, steps=7, recompute=False, **settings):
     """Three moves; returns all weights, the places, and what went into the checkpoint after step 5."""
     torch.manual_seed(3)
     net = Net()
-    handle = slice_model(net, **SETTINGS, axis=axis, order=order)
+    net.recompute = recompute
+    handle = slice_model(net, **SETTINGS, axis=axis)
     handle.trust_weights()
     if sharded:
         torch.distributed.init_process_group("gloo")
-        shard_model(net)
+        shard_model(net, **settings)
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.02, momentum=0.9)
     data = torch.randn(steps, 4, 3, 5, generator=torch.Generator().manual_seed(1))
     places, middle = [], None
@@ -60,6 +65,10 @@ def train(axis, order, sharded, steps=7):
     return whole(net), places, middle
 
 
+def train_otherwise(how):
+    return train("column", True, **OTHERS[how])
+
+
 def whole(net):
     values = {}
     for name, value in net.state_dict().items():
@@ -71,11 +80,105 @@ def whole(net):
 @pytest.mark.parametrize("axis", ["column", "row", "alternate"])
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_shared_network_learns_what_a_whole_one_learns(axis, count):
-    reference, places, middle = train(axis, "random", sharded=False)
+    check(train(axis, sharded=False), processes.run(train, count, axis, True))
+
+
+OTHERS = {
+    "activation checkpointing": {"recompute": True},
+    "parameters in the CPU's memory": {"offload": True},
+    "other blocks": {"blocks": [r"layers\.\d\.\d", "attention"]},
+    "no blocks": {"blocks": []},
+}
+
+
+@pytest.mark.parametrize("how", OTHERS)
+def test_nor_does_it_matter_how_it_is_shared(how):
+    check(train("column", sharded=False), processes.run(train_otherwise, 2, how))
+
+
+def check(expected, found):
+    reference, places, middle = expected
     assert all(numpy.isfinite(value).all() for value in reference.values())
-    for theirs, their_places, their_middle in processes.run(train, count, axis, "random", True):
+    for theirs, their_places, their_middle in found:
         assert their_places == places
         for ours, others in ((reference, theirs), (middle, their_middle)):
             assert list(ours) == list(others)
             for name, value in ours.items():
                 torch.testing.assert_close(torch.tensor(others[name]), torch.tensor(value), rtol=1e-6, atol=1e-6)
+
+
+def test_layers_of_deep_networks_are_found():
+    from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+
+    size = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 8}
+    bert, vit = BertModel(BertConfig(**size, vocab_size=9)), ViTModel(ViTConfig(**size, image_size=8, patch_size=4))
+    assert find_blocks(bert) == [f"encoder.layer.{place}" for place in range(3)]
+    assert len(find_blocks(vit)) == 3
+    assert find_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == []
+    with pytest.raises(ValueError, match=r"blocks='nowhere' matches the whole name of no module"):
+        find_blocks(bert, "nowhere")
+
+
+def counted():
+    net = nn.Sequential(
+        nn.ModuleList([nn.Sequential(nn.Linear(8, 8, bias=False)) for _ in "ab"]), nn.Linear(8, 4, bias=False)
+    )
+    slice_model(net, rank=2, targets="0", also_train=[])
+    torch.distributed.init_process_group("gloo")
+    return sharded_bytes(net, shard_model(net))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_process_keeps_is_counted():
+    one, two = processes.run(counted, 2)
+    assert one == two
+    slices, weights, rest = 2 * (2 * 8) * 4, 2 * 64 * 4, 32 * 4
+    assert one.whole == slices + weights + rest
+    assert one.frozen == (weights + rest) // 2
+    assert one.trained == slices // 2
+    assert one.optimizer == 3 * slices // 2
+    assert one.passing == (64 + 16) * 4
+    assert one.resident == rest
+    assert one.peak == one.frozen + 4 * one.trained + 2 * one.passing + rest
+
+
+def wrong_use(what):
+    torch.distributed.init_process_group("gloo")
+    net = Net()
+    try:
+        if what == "sliced after":
+            shard_model(net)
+            slice_model(net, **SETTINGS)
+        handle = slice_model(net, **SETTINGS, axis="row")
+        if what == "scalar":
+            net.scale.requires_grad_(True)
+        shard_model(net)
+        if what == "twice":
+            shard_model(net)
+        if what != "not trusted":
+            handle.trust_weights()
+        if what == "tensor parallel":
+            weight = net.head.weight
+            mesh = weight.device_mesh
+            handle._tracks["stem"].layer._parameters["weight"] = nn.Parameter(
+                DTensor.from_local(torch.zeros(7, 3, 3), mesh, [Partial()]), requires_grad=False
+            )
+            handle.write()
+        net(torch.zeros(2, 3, 5))
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("sliced after", "sharded already, and slices are opened before"),
+        ("scalar", r"\['scale'\] are scalars, which cannot be shared out"),
+        ("twice", "sharded already; shard_model comes once"),
+        ("not trusted", r"Call handle.trust_weights\(\) once, and handle.write\(\)"),
+        ("tensor parallel", "not tensor parallelism"),
+    ],
+)
+def test_wrong_use_is_told(what, told):
+    for error in processes.run(wrong_use, 2, what):
+        assert re.search(told, error), error
