@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
 from slicefine_pl.slicing.parts import is_sharded, local_of
+from slicefine_pl.slicing.slice import Slice
 from slicefine_pl.slicing.targets import Patterns
 
 
@@ -134,6 +135,9 @@ def shard_model(
     for name in reversed(names):  # inner blocks before those that hold them
         fully_shard(net.get_submodule(name), mesh=mesh, offload_policy=policy, ignored_params=scalars)
     fully_shard(net, mesh=mesh, offload_policy=policy, ignored_params=scalars)
+    device = next(parameter.device_mesh.device_type for parameter in net.parameters() if is_sharded(parameter))
+    for piece in (module for module in net.modules() if isinstance(module, Slice)):
+        piece.compute_on(device)
     return names
 
 

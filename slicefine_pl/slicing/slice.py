@@ -112,10 +112,14 @@ class Slice(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.live.dtype != live.dtype and self._own_dtype:  # a cast of the model leaves the slice's precision alone
             self.live.data = live.to(self.live.device)
-        self.index = fn(self.index)
-        self.score = None if self.score is None else self.score.to(self.index.device)
-        self.keep = None if self.keep is None else self.keep.to(self.index.device)
+        self.compute_on(fn(self.index).device)
         return self
+
+    def compute_on(self, device: torch.device | str) -> None:
+        """Have what is no parameter where the layer computes."""
+        self.index = self.index.to(device)
+        self.score = None if self.score is None else self.score.to(device)
+        self.keep = None if self.keep is None else self.keep.to(device)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """Save nothing: the values stand in the parameter of the layer."""
