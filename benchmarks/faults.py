@@ -29,6 +29,7 @@ from slicefine_pl.modules import TextClassifier
 ROOT = Path(__file__).parents[1]
 SETTINGS = ["fit", "--config", "recipes/configs/text_smoke.yaml", "--trainer.max_epochs", "200"]
 LIMIT = 300
+CHILD = "SLICEFINE_FAULTS_CHILD"
 FAULTS = {
     "exception on rank 1": None,
     "exception on rank 0": None,
@@ -60,13 +61,6 @@ class Fault(Callback):
             (self.notes / "saving").touch()
 
 
-def child(fault: str, notes: Path, flags: list[str]) -> None:
-    """One process of the run."""
-    struck = ["--trainer.callbacks+", "__main__.Fault", f"--trainer.callbacks.fault={fault}"]
-    sys.argv = ["recipes/text.py", *SETTINGS, *struck, f"--trainer.callbacks.notes={notes}", *flags]
-    run(TextClassifier, TextDataModule, ROOT / "recipes" / "configs" / "text.yaml")
-
-
 def measure(fault: str, launcher: str, strategy: str) -> dict[str, object]:
     """Start, let the fault strike, and wait for all to end."""
     with tempfile.TemporaryDirectory() as folder:
@@ -76,11 +70,14 @@ def measure(fault: str, launcher: str, strategy: str) -> dict[str, object]:
         if fault.startswith("disk"):
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(runs)], check=True)
         starts = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if launcher == "torchrun" else []
-        own = [str(Path(__file__)), "--child", fault, "--notes", str(notes), "--"]
-        own += ["--trainer.strategy", strategy, "--trainer.devices", "2", "--trainer.enable_progress_bar", "false"]
-        own += ["--trainer.logger.init_args.save_dir", str(runs)]
+        own = [__file__, *SETTINGS, "--trainer.strategy", strategy, "--trainer.devices", "2"]
+        own += ["--trainer.enable_progress_bar", "false", "--trainer.logger.init_args.save_dir", str(runs)]
+        own += ["--trainer.callbacks+", "__main__.Fault", f"--trainer.callbacks.fault={fault}"]
+        own += [f"--trainer.callbacks.notes={notes}"]
         with Path(folder, "log").open("w") as log:
-            process = subprocess.Popen([sys.executable, *starts, *own], cwd=ROOT, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [sys.executable, *starts, *own], cwd=ROOT, stdout=log, stderr=log, env=os.environ | {CHILD: "1"}
+            )
         try:
             began = strike(fault, process, notes, runs)
             code = process.wait(LIMIT)
@@ -154,19 +151,11 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--notes", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--faults", nargs="*", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--launchers", nargs="*", choices=["torchrun", "Lightning"], default=["torchrun", "Lightning"])
     parser.add_argument("--strategies", nargs="*", choices=["ddp", "fsdp2"], default=["ddp"])
     parser.add_argument("--out", type=Path, help="where to write the results, one JSON object a line")
-    own, flags = sys.argv[1:], []
-    if "--" in own:
-        own, flags = own[: own.index("--")], own[own.index("--") + 1 :]
-    arguments = parser.parse_args(own)
-    if arguments.child:
-        child(arguments.child, arguments.notes, flags)
-        return
+    arguments = parser.parse_args()
     for strategy in arguments.strategies:
         for launcher in arguments.launchers:
             for fault in arguments.faults:
@@ -180,4 +169,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if CHILD in os.environ:  # one process of a run; not a flag, as Lightning starts others with the same arguments
+        run(TextClassifier, TextDataModule, ROOT / "recipes" / "configs" / "text.yaml")
+    else:
+        main()
