@@ -9,20 +9,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slicefine_pl"
 
-OURS = {"pretrained", "slicing", "sparsity", "analysis", "callbacks", "modules", "data", "cli", "doctor"}
+OURS = {"pretrained", "slicing", "sparsity", "analysis", "strategy", "callbacks", "modules", "data", "cli", "doctor"}
 MATHS = {"torch", "numpy", "scipy"}
 # For each part: which of our parts, and which other packages, it may import (None: any).
 RULES = {
     "slicing": (set(), MATHS | {"rich"}),
     "sparsity": (set(), MATHS | {"rich"}),
     "analysis": ({"slicing"}, MATHS | {"matplotlib"}),
-    "callbacks": ({"slicing", "sparsity"}, MATHS | {"lightning", "matplotlib"}),
+    "strategy": ({"slicing"}, {"torch", "lightning"}),
+    "callbacks": ({"slicing", "sparsity", "strategy"}, MATHS | {"lightning", "matplotlib"}),
     "pretrained": (set(), set()),
     "modules": ({"pretrained"}, None),
     "data": ({"pretrained"}, None),
     "cli": (OURS, None),
     "doctor": (set(), {"torch", "numpy", "av", "rich"}),  # it looks at the machine, not at our parts
-    "__init__": ({"callbacks"}, set()),
+    "__init__": ({"callbacks", "strategy"}, set()),
 }
 
 

@@ -121,7 +121,8 @@ def shard_model(
         Names of the blocks.
 
     Raises:
-        ValueError: The network is sharded already, a pattern matches nothing, or a scalar is to be trained.
+        ValueError: The network is sharded already, a pattern matches nothing, a scalar is to be trained, or parameters
+            of several types are, in one block.
     """
     if any(is_sharded(parameter) for parameter in net.parameters()):
         raise ValueError("The network is sharded already; shard_model comes once, after slice_model.")
@@ -132,13 +133,25 @@ def shard_model(
         )
     policy = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
     names = find_blocks(net, blocks)
-    for name in reversed(names):  # inner blocks before those that hold them
+    for name in [*reversed(names), ""]:  # inner blocks before those that hold them, and what is left in the end
+        _check_types(net, name)
         fully_shard(net.get_submodule(name), mesh=mesh, offload_policy=policy, ignored_params=scalars)
-    fully_shard(net, mesh=mesh, offload_policy=policy, ignored_params=scalars)
     device = next(parameter.device_mesh.device_type for parameter in net.parameters() if is_sharded(parameter))
     for piece in (module for module in net.modules() if isinstance(module, Slice)):
         piece.compute_on(device)
     return names
+
+
+def _check_types(net: nn.Module, name: str) -> None:
+    """Refuse parameters of several types in training, which FSDP2 would refuse in the first step."""
+    group = net.get_submodule(name).named_parameters(prefix=name)
+    types = {p.dtype: path for path, p in group if p.requires_grad and not is_sharded(p)}
+    if len(types) > 1:
+        told = " and ".join(f"{path} is {str(dtype).removeprefix('torch.')}" for dtype, path in types.items())
+        raise ValueError(
+            f"What is trained and travels together has to be of one type, but {told}; leave slice_dtype=None, or name"
+            " blocks that keep them apart."
+        )
 
 
 def sharded_bytes(net: nn.Module, blocks: Sequence[str]) -> ShardedBytes:

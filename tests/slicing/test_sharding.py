@@ -150,6 +150,8 @@ def wrong_use(what):
             shard_model(net)
             slice_model(net, **SETTINGS)
         handle = slice_model(net, **SETTINGS, axis="row")
+        if what == "types":
+            net.head.half()
         if what == "scalar":
             net.scale.requires_grad_(True)
         shard_model(net)
@@ -174,6 +176,7 @@ def wrong_use(what):
     [
         ("sliced after", "sharded already, and slices are opened before"),
         ("scalar", r"\['scale'\] are scalars, which cannot be shared out"),
+        ("types", "has to be of one type, but .* is float32 and head.bias is float16"),
         ("twice", "sharded already; shard_model comes once"),
         ("not trusted", r"Call handle.trust_weights\(\) once, and handle.write\(\)"),
         ("tensor parallel", "not tensor parallelism"),
