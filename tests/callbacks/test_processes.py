@@ -10,6 +10,7 @@ import test_sparsity
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
@@ -183,3 +184,32 @@ def test_pruning_a_sharded_network_is_refused():
     trainer._accelerator_connector.strategy = FullyShardedStrategy()
     with pytest.raises(MisconfigurationException, match="FullyShardedStrategy: masks need whole weights"):
         trainer.callbacks[0].setup(trainer, test_slicefine.Module(), "fit")
+
+
+class Dropped(test_slicefine.Module):
+    """Draws random numbers in every step, other ones on every process."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk.append(nn.Dropout(0.5))
+
+
+def with_dropout(folder, stop, resume, strategy):
+    torch.manual_seed(rank())
+    module = Dropped()
+    torch.nn.init.constant_(module.head.bias, 0.0)
+    saver = ModelCheckpoint(folder, "last", every_n_train_steps=stop, save_top_k=-1)
+    settings = {"strategy": _strategy(strategy), "devices": 2, "max_epochs": -1, "max_steps": stop}
+    callback = SliceFineCallback(**test_slicefine.SETTINGS, interval=3)
+    run = test_slicefine.trainer(callback, saver, enable_checkpointing=True, **settings)
+    run.fit(module, test_slicefine.loader(2), ckpt_path=resume)  # an epoch is one step
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_every_process_goes_on_with_its_own_random_numbers(strategy, tmp_path):
+    processes.run(with_dropout, 2, tmp_path / "whole", 7, None, strategy)
+    processes.run(with_dropout, 2, tmp_path / "first", 4, None, strategy)
+    processes.run(with_dropout, 2, tmp_path / "rest", 7, str(tmp_path / "first" / "last.ckpt"), strategy)
+    whole, rest = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "rest"))
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(rest["state_dict"][name], value), name

@@ -57,6 +57,39 @@ def test_ranks_share_the_examples_equally(world_size, shuffle):
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
+def test_a_batch_is_the_same_on_any_number_of_ranks(shuffle):
+    """So that a run goes on with another number; only what fills up the short last batch may differ."""
+
+    def everywhere(ranks):
+        size = 12 // ranks
+        shares = [plan(batch_size=size, shuffle=shuffle, rank=r, world_size=ranks).batches() for r in range(ranks)]
+        return [set(chain.from_iterable(parts)) for parts in zip(*shares, strict=True)]
+
+    alone = everywhere(1)
+    for ranks in (2, 3, 4, 6):
+        differing = [one ^ other for one, other in zip(alone, everywhere(ranks), strict=True) if one != other]
+        assert len(differing) <= 1
+        assert all(len(batch) < ranks for batch in differing)
+
+
+def test_a_loader_goes_on_inside_an_epoch_with_other_shares_of_the_same_batches():
+    alone = ResumableLoader(list(range(47)), plan(batch_size=12), list)
+    batches = [set(batch) for batch in alone]
+    given = iter(alone)
+    next(given)
+    state = alone.state_dict()
+    shares = []
+    for rank in range(2):
+        loader = ResumableLoader(list(range(47)), plan(batch_size=6, rank=rank, world_size=2), list)
+        loader.load_state_dict(state)
+        shares.append(list(loader))
+    rest = [{*one, *other} for one, other in zip(*shares, strict=True)]
+    assert [batch - more for batch, more in zip(batches[1:], rest, strict=True)] == [set()] * 3
+    with pytest.raises(ValueError, match="batch_size x world_size"):
+        ResumableLoader(list(range(47)), plan(batch_size=12, world_size=2), list).load_state_dict(state)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
 def test_fewer_examples_than_ranks_are_repeated(shuffle):
     shares = [BatchPlan([3, 1, 2], 5, shuffle=shuffle, rank=rank, world_size=8).batches() for rank in range(8)]
     assert [[len(batch) for batch in share] for share in shares] == [[1]] * 8
