@@ -46,9 +46,11 @@ class SliceFineCallback(RepeatableTraining):
     batches, not steps that a loss scaler skipped.  ``on_fit_end``, and any exception, closes the slices.
 
     **Checkpoint.** The module's own keys and shapes, at any time.  The callback's state holds positions, visits, scores
-    and the random generators' state: a run in one process that stops at any step and resumes equals one uninterrupted
-    run, given data that resume as well (docs/method.md).  Resuming with other settings, or a checkpoint written without
-    this callback, is an error.
+    and the random generators' state of every process: a run that stops at any step and resumes with as many processes
+    equals one uninterrupted run, given data that resume as well (docs/method.md).  Resuming with other settings, or a
+    checkpoint written without this callback, is an error.
+    **Several processes.** All of them visit the same lines; after each move that is checked.  Networks are copied (DDP)
+    or shared out by ``FullyShardedStrategy``; other strategies that shard are refused (docs/distributed.md).
 
     **Limits.** Comes before weight averaging in the list of callbacks.  A slice without any gradient at the first step
     (``reached_within``) is an error that names the layers.  A weight that the network reaches by a reference of its own

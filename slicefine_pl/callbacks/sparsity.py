@@ -48,6 +48,7 @@ class SparsityCallback(RepeatableTraining):
     Adafactor.
     **Checkpoint.** The module's own keys; masks as bits, steps and scores in the callback's state: a run that stops at
     any step and resumes equals one that never stopped.
+    **Several processes.** All of them make the same masks, which is checked; strategies that shard weights are refused.
     **Best checkpoints.** A ``ModelCheckpoint`` that monitors a score forgets, when the target is reached, what it took
     for best before: denser networks score better, and would be exported with too few zeros.  ``EarlyStopping``
     forgets nothing: give it patience beyond ``end``.
