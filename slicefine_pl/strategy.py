@@ -7,9 +7,10 @@ cannot read a checkpoint back while slices are open.
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning.fabric.strategies.fsdp import _move_torchmetrics_to_device
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -39,8 +40,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
     resumed by any strategy and any number of processes.  With ``save_distributed_checkpoint`` a folder, to which
     every process writes its share.
     **After fit.** The module stays sharded; load the checkpoint to get a plain one.
-    **Limits.** Data parallelism only.  Layers of a block are reached through their modules' calls: a network that
-    takes a block's weight past the block's call meets a sharded tensor and fails.
+    **Limits.** Data parallelism only.  Every process builds the whole network in its CPU's memory first.
+    Layers of a block are reached through their modules' calls: a network that takes a block's weight past the block's
+    call meets a sharded tensor and fails.
 
     Args:
         blocks: Regular expressions for the modules whose parameters travel together; ``None`` finds the layers of a
@@ -72,6 +74,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
 
+    def _get_process_group_backend(self) -> str:
+        if self._process_group_backend is None and self._offload and self.root_device.type == "cuda":
+            return "cpu:gloo,cuda:nccl"  # shares on the CPU have norms that are added up there
+        return super()._get_process_group_backend()
+
     def setup(self, trainer: Trainer) -> None:
         # Not super().setup(): it wants the module itself to shard.
         assert self.model is not None
@@ -79,7 +86,6 @@ class FullyShardedStrategy(ModelParallelStrategy):
         self.accelerator.setup(trainer)
         if not any(is_sharded(parameter) for parameter in self.model.parameters()):
             self.model = self.precision_plugin.convert_module(self.model)
-            self._agree(self.model)
             blocks = shard_model(self.model, self.device_mesh["data_parallel"], self._blocks, self._offload)
             rank_zero_info(f"FullyShardedStrategy: {sharded_bytes(self.model, blocks)}.")
         self.model_to_device()
@@ -87,19 +93,14 @@ class FullyShardedStrategy(ModelParallelStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and not self._offload:
             _optimizers_to_device(self.optimizers, self.root_device)
-
-    def _agree(self, module: nn.Module) -> None:
-        """Take all values from rank 0, as DDP does: a new head may start from other random numbers elsewhere."""
-        for tensor in [*module.parameters(), *module.buffers()]:
-            there = tensor.data.to(self.root_device)
-            torch.distributed.broadcast(there, 0)
-            tensor.data.copy_(there)
 
     def model_to_device(self) -> None:
         if not self._offload:
             super().model_to_device()
+        elif self.model is not None:
+            _move_torchmetrics_to_device(self.model, self.root_device)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.train_step_context():
@@ -215,8 +216,13 @@ def _load_state_shares(module: nn.Module, optimizer: Optimizer, key: str, path: 
 
 def _shared_out(value: Any, like: Tensor) -> Any:
     """A whole tensor of the shape of ``like``, cut as that is; anything else as it is."""
-    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.ndim == 0:
         return value
+    if value.shape != like.shape:
+        raise ValueError(
+            f"The optimizer keeps a tensor of shape {tuple(value.shape)} for a parameter of shape {tuple(like.shape)}"
+            " (Adafactor does), which cannot be shared out as the parameter is; go on with strategy='ddp'."
+        )
     share = share_of(value, like).to(local_of(like).device)
     return DTensor.from_local(share, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
 
@@ -224,7 +230,9 @@ def _shared_out(value: Any, like: Tensor) -> Any:
 def _on_cpu(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+    if isinstance(value, DTensor):
+        value = cast("DTensor", value.to(value.device_mesh.device_type)).full_tensor()
+    return value.cpu()
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -52,6 +52,8 @@ def loader(size, count, steps=STEPS):
 
 
 def strategy(name, **settings):
+    if isinstance(name, FullyShardedStrategy):
+        return name
     if name == "fsdp":
         return FullyShardedStrategy(process_group_backend="gloo", **settings)
     return "ddp" if name == "ddp" else "auto"
@@ -73,7 +75,7 @@ def fit(folder, name, count, settings, steps, resume=None, save_distributed=Fals
         enable_progress_bar=False, enable_model_summary=False, max_steps=steps, max_epochs=-1, num_sanity_val_steps=0,
         **others,
     )  # fmt: skip
-    module = Module()
+    module = Module().bfloat16() if others.get("precision") == "bf16-true" else Module()
     size = BATCH // count // others.get("accumulate_grad_batches", 1)
     validation = loader(size, count) if "val_check_interval" in others else None
     trainer.fit(module, loader(size, count, epoch), validation, ckpt_path=resume)
@@ -113,7 +115,6 @@ CASES = {
     "columns": {},
     "rows": {"axis": "row"},
     "alternate": {"axis": "alternate"},
-    "float32 slices": {"slice_dtype": "float32"},
     "masked": {"backend": "mask"},
 }
 
@@ -164,6 +165,38 @@ def test_a_run_goes_on_with_another_strategy_and_number_of_processes(before, aft
 
 def start(folder, side, *args):
     return processes.run(fit_epochs, side[1], folder, side, *args)
+
+
+SHARED = {"importance": {"order": "importance"}, "bf16 beside float32": {"slice_dtype": "float32"}}
+
+
+@pytest.mark.parametrize("case", SHARED)
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_a_run_goes_on_exactly_with_as_many_processes(name, case, tmp_path):
+    """What processes have summed up apart, and slices that are finer than their weights, come back to the last bit."""
+    places = processes.run(fit_shared, 2, tmp_path / "whole", name, case, STEPS)
+    processes.run(fit_shared, 2, tmp_path / "first", name, case, 5)
+    rest = processes.run(fit_shared, 2, tmp_path / "rest", name, case, STEPS, str(tmp_path / "first" / "last.ckpt"))
+    assert rest == [theirs[5:] for theirs in places]
+    whole, rest = saved(tmp_path / "whole"), saved(tmp_path / "rest")
+    for part in ("state_dict", "optimizer_states"):
+        assert_like(whole[part], rest[part], exact=True)
+
+
+def fit_shared(folder, name, case, steps, resume=None):
+    precision = {"precision": "bf16-true"} if "bf16" in case else {}
+    return fit(folder, name, 2, SHARED[case], steps, resume, epoch=1, **precision)
+
+
+@pytest.mark.parametrize("settings", [{"offload": True}, {"blocks": r"trunk\.\d\.0"}], ids=str)
+def test_the_strategy_s_own_settings_change_nothing(settings, tmp_path):
+    fit(tmp_path / "one", "auto", 1, {}, STEPS)
+    processes.run(fit_settings, 2, tmp_path / "two", settings)
+    compare(saved(tmp_path / "one"), saved(tmp_path / "two"))
+
+
+def fit_settings(folder, settings):
+    return fit(folder, FullyShardedStrategy(process_group_backend="gloo", **settings), 2, {}, STEPS)
 
 
 def fit_epochs(folder, side, steps, resume=None):

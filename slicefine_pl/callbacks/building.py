@@ -53,6 +53,7 @@ def shard_sliced_model(
         ...             shard_sliced_model(self, self.device_mesh["data_parallel"], blocks=r"net\.layers\.\d+")
     """
     _run_waiting(pl_module)
+    pl_module.trainer.strategy.precision_plugin.convert_module(pl_module)
     return shard_model(pl_module, mesh, blocks, offload)
 
 

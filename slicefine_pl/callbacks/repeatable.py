@@ -1,8 +1,9 @@
 """What a callback needs so that a run that stops and resumes equals one that never stopped."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -36,17 +37,32 @@ class RepeatableTraining(Callback):
         self.random.expect_detour()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the random numbers of all processes; ``state_dict`` knows those of its own."""
-        if trainer.world_size > 1:
-            everywhere: list[Any] = [None] * trainer.world_size
-            dist.all_gather_object(everywhere, self.random.state_dict())
-            checkpoint["callbacks"][self.state_key]["random"] = everywhere
+        """Keep what all processes know; ``state_dict`` holds what this one does."""
+        state = checkpoint["callbacks"].get(self.state_key)
+        if trainer.world_size == 1 or not state:
+            return
+        everywhere: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(everywhere, self.random.state_dict())
+        state["random"] = everywhere
+        for holder, name in self.local_sums(state):
+            total = holder[name].to(trainer.strategy.root_device, copy=True)
+            dist.all_reduce(total)
+            holder[name] = total.cpu()
+
+    def local_sums(self, state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+        """Where a state holds tensors that count on only when those of all processes are added up."""
+        return iter(())
 
     def resume_random(self, trainer: Trainer, saved: Any) -> None:
         """Go on with this process's random numbers, where as many processes have saved theirs."""
         everywhere = saved if isinstance(saved, list) else [saved]
         if len(everywhere) == trainer.world_size:
             self.random.load_state_dict(everywhere[trainer.global_rank])
+
+    def share_sums(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        """Leave what was added up over all processes to the first, so that their sum is what was saved."""
+        for holder, name in self.local_sums(state) if trainer.global_rank else ():
+            holder[name] = torch.zeros_like(holder[name])
 
     def saved_state(self, checkpoint: Mapping[str, Any], settings: Mapping[str, Any], consequence: str) -> Any:
         """This callback's state in a checkpoint that a fit goes on from.

@@ -5,7 +5,7 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
 import torch
@@ -27,6 +27,7 @@ from slicefine_pl.callbacks.share import OptimizerShare, updated_by
 from slicefine_pl.slicing import Axis, Backend, Order, SliceHandle, Summary, slice_model
 from slicefine_pl.slicing.positions import check_choice, check_rank
 from slicefine_pl.slicing.targets import some
+from slicefine_pl.strategy import FullyShardedStrategy
 
 OptimizerState = Literal["reset", "keep"]
 NonFinite = Literal["raise", "skip"]
@@ -338,6 +339,10 @@ class SliceFineCallback(RepeatableTraining):
             "random": self.random.state_dict(),
         }
 
+    def local_sums(self, state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+        """The importance of lines: each process adds up what its own examples say."""
+        return ((one, "score") for one in state["slices"]["slices"].values() if one["score"] is not None)
+
     def _settings(self) -> dict[str, Any]:
         return {
             **self._slicing,
@@ -350,6 +355,7 @@ class SliceFineCallback(RepeatableTraining):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         state = self.saved_state(checkpoint, self._settings(), "its optimizer knows no slices")
+        self.share_sums(trainer, state)
         self._opened().load_state_dict(state["slices"])
         self.resume_random(trainer, state["random"])
         self._steps_before = state["steps"]
@@ -359,6 +365,9 @@ def _check_order(callback: SliceFineCallback, trainer: Trainer) -> None:
     """Weight averaging copies the module in ``setup``; it must copy the one that has slices."""
     averaging = (WeightAveraging, StochasticWeightAveraging)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    averages = [type(each).__name__ for each in callbacks if isinstance(each, averaging)]
+    if averages and isinstance(trainer.strategy, FullyShardedStrategy):
+        raise MisconfigurationException(f"{averages[0]} cannot average weights that are sharded; use strategy='ddp'.")
     for earlier in callbacks[: callbacks.index(callback)]:
         if isinstance(earlier, averaging):
             raise MisconfigurationException(

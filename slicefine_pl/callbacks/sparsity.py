@@ -288,11 +288,16 @@ class SparsityCallback(RepeatableTraining):
             **self._masks.state_dict(),
         }
 
+    def local_sums(self, state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+        """What wanda has seen of inputs: each process its own; gradients are everybody's already."""
+        return ((one, "inputs") for one in state["scores"].values() if one["inputs"] is not None)
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Not load_state_dict: this hook comes after the weights, and sees a checkpoint that holds nothing for us.
         if trainer.state.fn != TrainerFn.FITTING:
             return
         state = self.saved_state(checkpoint, self._settings, "it has no masks")
+        self.share_sums(trainer, state)
         self.masks.load_state_dict(state)
         self._steps, self._history = state["steps"], list(state["history"])
         if state["ramp"] is not None and self._ramp is not None:  # a longer run keeps the ramp it began with

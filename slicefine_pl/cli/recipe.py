@@ -167,6 +167,11 @@ class RecipeCLI(LightningCLI):
         size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
         check_output(self._folder(), 4 * size)  # best and last checkpoint, export, and one being written
         settings = self.config.fit
+        if self._shards and self.trainer.strategy._save_distributed_checkpoint:  # type: ignore[attr-defined]
+            raise ValueError(
+                "save_distributed_checkpoint=true leaves folders of shares, which this recipe cannot export; leave it"
+                " out: the plain checkpoint is whole, and any number of processes goes on from it."
+            )
         if settings.score_before and settings.ckpt_path is None and not settings.trainer.fast_dev_run:
             # To test a network shards it, and slices are opened before that: so a copy is tested there.
             tested = copy.deepcopy(self.model) if self._shards else self.model

@@ -68,8 +68,8 @@ class BatchPlan:
         if self.shuffle:
             order = [index for bucket in _chunks(order, BUCKET * step) for index in self._by_length(bucket)]
         everywhere = _chunks(order, step)
-        last = everywhere[-1]  # the only one that the ranks may not be able to share equally
-        last += list(islice(cycle(order), -len(last) % self.world_size))  # a few examples may fill several ranks
+        for last in everywhere[-1:]:  # the only one that the ranks may not be able to share equally
+            last += list(islice(cycle(order), -len(last) % self.world_size))  # a few examples may fill several ranks
         if self.shuffle:
             everywhere = [everywhere[place] for place in torch.randperm(len(everywhere), generator=generator).tolist()]
         return [batch[self.rank :: self.world_size] for batch in everywhere]

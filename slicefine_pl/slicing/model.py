@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from slicefine_pl.slicing.kinds import Backend, Candidate
 from slicefine_pl.slicing.layer import SlicedLayer, close_layer, open_layer
-from slicefine_pl.slicing.parts import wholes
+from slicefine_pl.slicing.parts import reshard, wholes
 from slicefine_pl.slicing.positions import Axis, Line, Order, check_choice
 from slicefine_pl.slicing.summary import Summary, summarise
 from slicefine_pl.slicing.targets import Patterns, Targets, Wanted, find_targets
@@ -150,6 +150,7 @@ class SliceHandle:
     def write(self, names: Iterable[str] | None = None) -> None:
         """Copy live values to their places in the stored weights: of the named slices, or of all."""
         tracks = list(self._tracks.values()) if names is None else [self._tracks[name] for name in names]
+        reshard(self._net)
         for track, live in zip(tracks, wholes([track.piece.live for track in tracks]), strict=True):
             track.write(live)
 

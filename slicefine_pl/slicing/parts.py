@@ -10,12 +10,13 @@ Shapes:  O outputs · I inputs · R rank of the slice · L numbers of a line of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
 from slicefine_pl.slicing.positions import Line
@@ -156,6 +157,19 @@ def is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
     return isinstance(tensor, DTensor)
 
 
+def reshard(net: nn.Module) -> None:
+    """Have FSDP2 put its shares in their places: after a forward pass whole copies may stand there, as they were."""
+    if getattr(net, "_is_fsdp_managed_module", False):
+        for module in net.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def sharers(tensor: DTensor) -> int:
+    """How many processes share a tensor out among them, not counting replicas."""
+    return dist.get_world_size(_Cut.of(tensor).group)
+
+
 def local_of(tensor: Tensor) -> Tensor:
     """This process's share of a tensor, outside autograd; the tensor itself where it is whole."""
     return tensor.to_local().data if isinstance(tensor, DTensor) else tensor.data
@@ -181,7 +195,7 @@ def wholes(tensors: Sequence[Tensor]) -> list[Tensor]:
 def _exchanged(sharded: Sequence[DTensor]) -> list[Tensor]:
     cuts = [_Cut.of(tensor) for tensor in sharded]
     if len({(cut.dim, cut.group, tensor.dtype) for cut, tensor in zip(cuts, sharded, strict=True)}) > 1 or cuts[0].dim:
-        return [tensor.full_tensor().data for tensor in sharded]
+        return [cast("DTensor", tensor.to(cuts[0].device)).full_tensor().data for tensor in sharded]
     group = cuts[0].group
     size = dist.get_world_size(group)
     rows = [-(-tensor.shape[0] // size) for tensor in sharded]  # of each process but the last ones

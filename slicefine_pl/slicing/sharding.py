@@ -16,11 +16,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-from slicefine_pl.slicing.parts import is_sharded, local_of
+from slicefine_pl.slicing.parts import is_sharded, local_of, sharers
 from slicefine_pl.slicing.slice import Slice
 from slicefine_pl.slicing.targets import Patterns
 
@@ -109,7 +110,8 @@ def shard_model(
     """Share all parameters of a network out among processes, in place; its slices must be open.
 
     Every process calls it, after ``torch.distributed`` was initialised and before the optimizer is built.  Parameters
-    become DTensors; a block is whole only while it computes.  The module called in the training loop must be ``net``.
+    become DTensors; a block is whole only while it computes.  Values and buffers are those of the first process.  The
+    module called in the training loop must be ``net``.
 
     Args:
         net: The network.
@@ -121,8 +123,8 @@ def shard_model(
         Names of the blocks.
 
     Raises:
-        ValueError: The network is sharded already, a pattern matches nothing, a scalar is to be trained, or parameters
-            of several types are, in one block.
+        ValueError: The network is sharded already, a pattern matches nothing, a scalar is to be trained, parameters of
+            several types are, in one block, one parameter is, in several, or parameters have no values yet.
     """
     if any(is_sharded(parameter) for parameter in net.parameters()):
         raise ValueError("The network is sharded already; shard_model comes once, after slice_model.")
@@ -131,8 +133,14 @@ def shard_model(
         raise ValueError(
             f"{trained} are scalars, which cannot be shared out; leave them frozen, or give them shape (1,)."
         )
-    policy = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
+    if empty := [name for name, p in net.named_parameters() if p.is_meta]:
+        raise ValueError(f"{empty[:3]} have no values yet (device 'meta'); build the network on the CPU.")
     names = find_blocks(net, blocks)
+    _check_ties(net, names)
+    if mesh is None:
+        mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (dist.get_world_size(),))
+    _agree(net, mesh)
+    policy = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
     for name in [*reversed(names), ""]:  # inner blocks before those that hold them, and what is left in the end
         _check_types(net, name)
         fully_shard(net.get_submodule(name), mesh=mesh, offload_policy=policy, ignored_params=scalars)
@@ -140,6 +148,28 @@ def shard_model(
     for piece in (module for module in net.modules() if isinstance(module, Slice)):
         piece.compute_on(device)
     return names
+
+
+def _check_ties(net: nn.Module, blocks: Sequence[str]) -> None:
+    """Refuse a parameter in training that two groups share: each would train a copy of its own."""
+    owners: dict[int, dict[str, str]] = {}
+    for path, parameter in net.named_parameters(remove_duplicate=False):
+        inside = [name for name in blocks if path.startswith(f"{name}.")]
+        if parameter.requires_grad:
+            owners.setdefault(id(parameter), {})[max(inside, key=len, default="")] = path
+    if tied := [list(paths.values()) for paths in owners.values() if len(paths) > 1]:
+        raise ValueError(
+            f"{' and '.join(tied[0])} are one parameter, and in different blocks; name blocks that hold both."
+        )
+
+
+def _agree(net: nn.Module, mesh: DeviceMesh) -> None:
+    """Take all values from the first process, as DDP does: a new head may start from other random numbers elsewhere."""
+    for tensor in [*net.parameters(), *net.buffers()]:
+        tensor.data = tensor.data.contiguous()  # which FSDP2 asks for
+        there = tensor.data.to(mesh.device_type)
+        dist.broadcast(there, 0)
+        tensor.data.copy_(there)
 
 
 def _check_types(net: nn.Module, name: str) -> None:
@@ -168,7 +198,7 @@ def sharded_bytes(net: nn.Module, blocks: Sequence[str]) -> ShardedBytes:
     whole = sum(p.numel() * p.element_size() for p in parameters)
     sharded = [p for p in parameters if is_sharded(p)]
     return ShardedBytes(
-        processes=sharded[0].device_mesh.size() if sharded else 1,
+        processes=sharers(sharded[0]) if sharded else 1,
         whole=whole,
         frozen=sum(local.values()) - trained,
         trained=trained,

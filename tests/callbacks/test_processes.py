@@ -10,7 +10,7 @@ import test_sparsity
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
@@ -213,3 +213,57 @@ def test_every_process_goes_on_with_its_own_random_numbers(strategy, tmp_path):
     whole, rest = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "rest"))
     for name, value in whole["state_dict"].items():
         assert torch.equal(rest["state_dict"][name], value), name
+
+
+def wanda(folder, stop, resume):
+    saver = ModelCheckpoint(folder, "last", every_n_train_steps=stop, save_top_k=-1)
+    settings = {"strategy": "ddp", "devices": 2, "max_epochs": -1, "max_steps": stop, "enable_checkpointing": True}
+    callback = SparsityCallback(
+        0.6, criterion="wanda", **test_sparsity.SETTINGS | {"start": 1, "end": 8, "interval": 3}
+    )
+    torch.manual_seed(0)
+    module = test_sparsity.Module()
+    test_sparsity.trainer(callback, saver, **settings).fit(module, test_sparsity.loader(2), ckpt_path=resume)
+    return [callback.masks[name].tolist() for name in test_sparsity.WEIGHTS]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_processes_have_seen_of_inputs_is_added_up_once(tmp_path):
+    whole = processes.run(wanda, 2, tmp_path / "whole", 9, None)
+    processes.run(shortened, 2, tmp_path / "first", 5)
+    assert processes.run(wanda, 2, tmp_path / "rest", 9, str(tmp_path / "first" / "last.ckpt")) == whole
+
+
+def shortened(folder, stop):
+    """A run of nine steps that saves at the fifth."""
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == stop:
+                trainer.save_checkpoint(folder / "last.ckpt")
+
+    settings = {"strategy": "ddp", "devices": 2, "max_epochs": -1, "max_steps": 9}
+    callback = SparsityCallback(
+        0.6, criterion="wanda", **test_sparsity.SETTINGS | {"start": 1, "end": 8, "interval": 3}
+    )
+    torch.manual_seed(0)
+    test_sparsity.trainer(callback, Stop(), **settings).fit(test_sparsity.Module(), test_sparsity.loader(2))
+
+
+def saved_without_slices(folder):
+    run = test_slicefine.trainer(SliceFineCallback(**test_slicefine.SETTINGS), strategy="ddp", devices=2)
+    run.validate(test_slicefine.Module(), test_slicefine.loader(2), verbose=False)
+    run.save_checkpoint(folder / "plain.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_of_closed_slices_can_be_saved(tmp_path):
+    processes.run(saved_without_slices, 2, tmp_path)
+    assert "state_dict" in torch.load(tmp_path / "plain.ckpt", weights_only=True)
+
+
+def test_averages_of_a_sharded_network_are_refused():
+    trainer = test_slicefine.trainer(SliceFineCallback(), EMAWeightAveraging())
+    trainer._accelerator_connector.strategy = FullyShardedStrategy()
+    with pytest.raises(MisconfigurationException, match="EMAWeightAveraging cannot average weights that are sharded"):
+        trainer.callbacks[0].setup(trainer, test_slicefine.Module(), "fit")

@@ -37,21 +37,25 @@ class Net(nn.Module):
 SETTINGS = {"rank": 2, "targets": ["stem", "layers", "attention", "place"], "also_train": "head"}
 
 
-def train(axis, sharded, steps=7, recompute=False, **settings):
+def train(axis, sharded, steps=7, recompute=False, peek=False, seed=3, **settings):
     """Three moves; returns all weights, the places, and what went into the checkpoint after step 5."""
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     net = Net()
     net.recompute = recompute
     handle = slice_model(net, **SETTINGS, axis=axis)
     handle.trust_weights()
     if sharded:
-        torch.distributed.init_process_group("gloo")
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
         shard_model(net, **settings)
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.02, momentum=0.9)
     data = torch.randn(steps, 4, 3, 5, generator=torch.Generator().manual_seed(1))
     places, middle = [], None
     for step in range(steps):
         net(data[step]).square().sum().backward()
+        if peek:
+            with torch.no_grad():
+                net(data[step])
         optimizer.step()
         optimizer.zero_grad()
         handle.write()
@@ -81,6 +85,26 @@ def whole(net):
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_shared_network_learns_what_a_whole_one_learns(axis, count):
     check(train(axis, sharded=False), processes.run(train, count, axis, True))
+
+
+def peeking():
+    """A forward pass without gradients comes between the backward pass and the optimizer's step."""
+    return train("column", True, peek=True)
+
+
+def test_a_look_at_the_network_before_the_step_changes_nothing():
+    check(train("column", sharded=False), processes.run(peeking, 2))
+
+
+def replicated():
+    """Two replicas; the second starts from other numbers, and has to take those of the first."""
+    torch.distributed.init_process_group("gloo")
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    return train("row", True, mesh=mesh, seed=3 + torch.distributed.get_rank())
+
+
+def test_replicas_of_shards_start_and_stay_alike():
+    check(train("row", sharded=False), processes.run(replicated, 2))
 
 
 OTHERS = {
@@ -150,6 +174,10 @@ def wrong_use(what):
             shard_model(net)
             slice_model(net, **SETTINGS)
         handle = slice_model(net, **SETTINGS, axis="row")
+        if what == "tied":
+            net.layers[0][0].bias = net.layers[1][0].bias.requires_grad_(True)
+        if what == "meta":
+            net.head.to("meta")
         if what == "types":
             net.head.half()
         if what == "scalar":
@@ -177,6 +205,8 @@ def wrong_use(what):
         ("sliced after", "sharded already, and slices are opened before"),
         ("scalar", r"\['scale'\] are scalars, which cannot be shared out"),
         ("types", "has to be of one type, but .* is float32 and head.bias is float16"),
+        ("tied", "layers.0.0.bias and layers.1.0.bias are one parameter, and in different blocks"),
+        ("meta", "have no values yet"),
         ("twice", "sharded already; shard_model comes once"),
         ("not trusted", r"Call handle.trust_weights\(\) once, and handle.write\(\)"),
         ("tensor parallel", "not tensor parallelism"),
