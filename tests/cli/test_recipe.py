@@ -304,6 +304,7 @@ def test_sigterm_is_no_success(recipe, monkeypatch, caplog):
 
     original = TextClassifier.training_step
     monkeypatch.setattr(TextClassifier, "training_step", terminated)
+    caplog.set_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero")
     with pytest.raises(SystemExit) as stopped:
         recipe("fit")
     assert stopped.value.code == 143
