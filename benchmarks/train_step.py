@@ -33,6 +33,7 @@ from networks import NETWORKS, Task, build
 from torch import Tensor, nn
 
 from slicefine_pl.slicing import SliceHandle, slice_model
+from slicefine_pl.slicing.activations import count_activations
 
 
 @dataclass
@@ -141,21 +142,11 @@ def check_against_full_training(task: Task) -> None:
 
 def saved_bytes(contestant: Contestant) -> int:
     """Bytes that autograd keeps between forward and backward, each storage once, without the parameters."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in contestant.net.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with count_activations() as activations:
         loss = contestant.loss(contestant.net)
-    total = sum(kept.values())
     loss.backward()  # type: ignore[no-untyped-call]
     contestant.net.zero_grad(set_to_none=True)
-    return total
+    return activations.bytes
 
 
 def optimizer_bytes(contestant: Contestant) -> int:

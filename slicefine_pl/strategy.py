@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from slicefine_pl.slicing.activations import count_activations
 from slicefine_pl.slicing.parts import is_sharded, local_of, share_of
 from slicefine_pl.slicing.sharding import shard_model, sharded_bytes
 from slicefine_pl.slicing.targets import Patterns
@@ -68,7 +69,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         )
         self._blocks: Patterns | None = blocks
         self._offload = offload
-        self._activations: int | None = None
+        self._told = False
 
     def setup_environment(self) -> None:
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
@@ -104,7 +105,13 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.train_step_context():
-            return self._through_the_model("training_step", *args, **kwargs)
+            if self._told:
+                return self._through_the_model("training_step", *args, **kwargs)
+            with count_activations() as activations:
+                result = self._through_the_model("training_step", *args, **kwargs)
+        self._told = True
+        rank_zero_info(f"FullyShardedStrategy: activations take {activations.bytes / 1e6:,.1f} MB in the first step.")
+        return result
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.val_step_context():

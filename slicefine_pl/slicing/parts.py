@@ -142,7 +142,7 @@ class _Cut(NamedTuple):
         mesh, placements = stored.device_mesh, stored.placements
         cuts = [(mesh_dim, place.dim) for mesh_dim, place in enumerate(placements) if type(place) is Shard]
         if len(cuts) != 1 or sum(place.is_replicate() for place in placements) != len(placements) - 1:
-            raise NotImplementedError(
+            raise ValueError(
                 f"A sliced weight of shape {tuple(stored.shape)} is placed as {placements}; slices know weights that"
                 " are cut along one dimension (FSDP2, also with replicas), not tensor parallelism."
             )
