@@ -42,6 +42,7 @@ def _tokens(length):
     return torch.randint(6, WORDS, (STEPS * BATCH, length))
 
 
+PRUNED = {"text": r"(query|key|value|dense)\.weight$", "causal_lm": r"_proj\.weight$"}  # too small to go by default
 MODALITIES = {"text": text, "causal_lm": causal_lm, "image": image, "video": video}
 
 
@@ -55,7 +56,7 @@ def fit(modality, folder, name, count, prune):
     sampler = DistributedSampler(data, count, int(os.environ.get("RANK", 0)), shuffle=False)
     loader = DataLoader(data, BATCH // count, sampler=sampler)
     if prune:
-        callback = SparsityCallback(0.5, start=0, end=1.0, interval=2, criterion="magnitude")
+        callback = SparsityCallback(0.5, start=0, end=1.0, interval=2, targets=PRUNED.get(modality))
     else:
         callback = SliceFineCallback(rank=4, interval=2)
     strategy = FullyShardedStrategy(process_group_backend="gloo") if name == "fsdp" else name
