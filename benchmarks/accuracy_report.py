@@ -1,0 +1,164 @@
+"""Tables and plots of what ``accuracy.py`` found: means, intervals, differences to LoRA, and accuracy against cost.
+
+python benchmarks/accuracy_report.py benchmarks/results/accuracy.jsonl --cost benchmarks/results/accuracy_cost.json
+
+Of each task and method the learning rate with all five seeds counts, which validation chose.  An interval is Student's,
+95 %, over the seeds: it tells how a method varies from run to run on this split, not how another test set would score.
+Differences are taken seed by seed, and over tasks as the mean of the tasks' differences, seed by seed.
+"""
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accuracy import SEEDS, STUDIES, Method
+from scipy.stats import t as student
+from tasks import TASKS
+
+REFERENCE = "lora r=16"
+COLOURS = {  # Okabe & Ito: apart for colour-blind eyes too
+    "probe": "#999999",
+    "bitfit": "#E69F00",
+    "lora": "#D55E00",
+    "dora": "#CC79A7",
+    "column": "#0072B2",
+    "row": "#56B4E9",
+    "alternate": "#009E73",
+    "full": "#000000",
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and half the width of its 95 % interval."""
+
+    mean: float
+    half: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Estimate":
+        if len(values) < 2:
+            return cls(statistics.fmean(values), float("nan"))
+        spread = statistics.stdev(values) / len(values) ** 0.5
+        return cls(statistics.fmean(values), float(student.ppf(0.975, len(values) - 1)) * spread)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.half:.1f}" if self.half else f"{self.mean:.1f}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The five runs of a method on a task.
+
+    Attributes:
+        rate: The chosen learning rate.
+        tests: Test score of each seed: accuracy and correlation in hundredths, perplexity as it is.
+        trained: Numbers that the optimizer updates.
+    """
+
+    rate: float
+    tests: tuple[float, ...]
+    trained: int
+
+
+def read(path: Path) -> dict[tuple[str, str], Cell]:
+    """The finished cells of a file, by task and method."""
+    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
+    for row in map(json.loads, path.read_text().splitlines()):
+        groups[row["task"], row["method"], row["lr"]].append(row)
+    cells: dict[tuple[str, str], Cell] = {}
+    for (task, method, rate), rows in groups.items():
+        by_seed = {row["seed"]: row for row in rows}
+        fixed = Method.parse(method).kind == "probe"  # has no seeds
+        if fixed or set(by_seed) >= set(SEEDS):
+            scale = 1 if TASKS[task].score == "perplexity" else 100
+            tests = tuple(scale * by_seed[0 if fixed else seed]["test"] for seed in SEEDS)
+            cells[task, method] = Cell(rate, tests, rows[0]["trained"])
+    return cells
+
+
+def order(methods: Iterable[str]) -> list[str]:
+    """As the studies list them."""
+    listed = [line for study in STUDIES.values() for line in study]
+    return sorted(methods, key=lambda name: listed.index(name) if name in listed else len(listed))
+
+
+def difference(cells: Mapping[tuple[str, str], Cell], method: str, tasks: Sequence[str]) -> Estimate | None:
+    """How much better than LoRA, over the tasks that have both; ``None`` where none has."""
+    pairs = [(cells[task, method].tests, cells[task, REFERENCE].tests) for task in tasks
+             if (task, method) in cells and (task, REFERENCE) in cells]  # fmt: skip
+    if not pairs:
+        return None
+    return Estimate.of([statistics.fmean(own[i] - other[i] for own, other in pairs) for i in range(len(SEEDS))])
+
+
+def table(cells: Mapping[tuple[str, str], Cell]) -> str:
+    """Methods by tasks, in Markdown; the last column is the mean difference to LoRA in points of accuracy."""
+    tasks = [task for task in TASKS if any(key[0] == task for key in cells)]
+    accurate = [task for task in tasks if TASKS[task].score == "accuracy"]
+    lines = [
+        f"| method | trained | {' | '.join(f'{task} ({TASKS[task].score})' for task in tasks)} | against {REFERENCE} |",
+        f"|---|---|{'---|' * (len(tasks) + 1)}",
+    ]
+    for method in order({key[1] for key in cells}):
+        found = [cells.get((task, method)) for task in tasks]
+        trained = next(cell.trained for cell in found if cell is not None)
+        scores = ["-" if cell is None else f"{Estimate.of(cell.tests)} ({cell.rate:g})" for cell in found]
+        against = difference(cells, method, accurate)
+        told = "-" if against is None else f"{against.mean:+.1f} ± {against.half:.1f}"
+        lines.append(f"| {method} | {trained:,} | {' | '.join(scores)} | {told} |")
+    return "\n".join(lines)
+
+
+def pareto(cells: Mapping[tuple[str, str], Cell], costs: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Draw mean accuracy against trained parameters, step time and memory, of the methods that all tasks have."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tasks = [task for task in TASKS if TASKS[task].score == "accuracy" and (task, REFERENCE) in cells]
+    methods = [name for name in order({key[1] for key in cells})
+               if "weights=random" not in name and all((task, name) in cells for task in tasks)]  # fmt: skip
+    means = {
+        name: Estimate.of([statistics.fmean(cells[t, name].tests[i] for t in tasks) for i in range(len(SEEDS))])
+        for name in methods
+    }
+    axes_of = [
+        ("trained numbers", {name: float(cells[tasks[0], name].trained) for name in methods}, "log"),
+        ("step time / floor", {name: costs[name]["time"] for name in methods if name in costs}, "linear"),
+        ("memory beyond the weights, MB", {name: costs[name]["memory_mb"] for name in methods if name in costs}, "log"),
+    ]
+    figure = Figure(figsize=(15, 5.2), layout="constrained", dpi=110)
+    for place, (label, values, scale) in enumerate(axes_of):
+        axes = figure.add_subplot(1, len(axes_of), place + 1)
+        for name, value in values.items():
+            kind = Method.parse(name).kind
+            axes.errorbar(value, means[name].mean, means[name].half, fmt="o", color=COLOURS[kind], capsize=2)
+            axes.annotate(name, (value, means[name].mean), xytext=(5, 3), textcoords="offset points", fontsize=7)
+        axes.set(xlabel=label, ylabel="mean test accuracy, %", xscale=scale)
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"Accuracy against cost: mean of {', '.join(tasks)}; bars: 95 % over {len(SEEDS)} seeds")
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(str(path))
+
+
+def main() -> None:
+    """Print the table, draw the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--cost", type=Path, help="what accuracy_cost.py measured")
+    parser.add_argument("--plot", type=Path, help="PNG file for the plot")
+    arguments = parser.parse_args()
+    cells = read(arguments.runs)
+    print(table(cells))
+    if arguments.plot is not None:
+        costs = json.loads(arguments.cost.read_text())["methods"] if arguments.cost is not None else {}
+        pareto(cells, costs, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()

