@@ -76,7 +76,7 @@ def turn(knob: str, values: tuple[int, ...], base: dict[str, int], rounds: int, 
 def exponent(values: tuple[int, ...], costs: list[float]) -> float:
     """Slope of the costs in log-log coordinates."""
     slope, _ = np.polyfit(np.log(values), np.log(costs), 1)
-    return round(float(slope), 3)
+    return round(float(slope), 3) + 0.0  # no minus before a zero
 
 
 def table(knobs: dict[str, Any]) -> str:

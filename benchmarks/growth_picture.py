@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 # method: name, colour, marker
 LINES = {
@@ -35,11 +35,9 @@ def draw(result: dict[str, Any], target: Path) -> None:
     axes[1, 0].set_ylabel("saved for backward, MB")
     handles = [Line2D([], [], color=colour, marker=marker, label=name) for name, colour, marker in LINES.values()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(LINES), frameon=False)
-    base = ", ".join(f"{name} {value}" for name, value in result["base"].items())
-    machine = result["machine"]
-    figure.supxlabel(
-        f"numbers: exponents (log-log slopes); else {base}; {machine['device']}, {machine['date']}", fontsize=9
-    )
+    base, machine = (", ".join(f"{name} {value}" for name, value in result["base"].items()), result["machine"])
+    told = f"numbers: slopes in these log-log coordinates\nelse {base}; {machine['device']}, {machine['date']}"
+    figure.supxlabel(told, fontsize=9)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)
     plt.close(figure)
@@ -51,8 +49,10 @@ def _curves(axes: Axes, told: dict[str, Any], costs: dict[str, list[float]], exp
         label = f"{told[method][exponent]:.2f}"
         axes.text(0.04, 0.95 - 0.09 * place, label, color=colour, transform=axes.transAxes, va="top", weight="bold")
     axes.xaxis.set_major_locator(FixedLocator(told["values"]))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
     everything = [cost for values in costs.values() for cost in values]
     axes.set_ylim(min(everything) / 1.3, max(everything) * 2.2)  # room for the exponents
     axes.grid(alpha=0.25)

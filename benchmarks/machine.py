@@ -16,11 +16,12 @@ import transformers
 def machine(device: str) -> dict[str, object]:
     """What a result has to be read with."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    threads = torch.get_num_threads()
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": " ".join(["python", *sys.argv]),
         "commit": commit.stdout.strip(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads} thread{'s' * (threads > 1)}",
         "processor": processor(),
         "load": round(os.getloadavg()[0], 2),  # of the last minute: near the number of threads on a quiet machine
         "python": platform.python_version(),

@@ -14,45 +14,59 @@ Row = dict[str, Any]
 
 
 def table(result: dict[str, Any]) -> str:
-    """One line a method: time, then memory."""
-    head = (
-        "| method | step, ms | step / floor | step / LoRA | forward · backward · update, ms | first step, s | saved, MB"
-        " | saved / floor | peak, MB | resident, MB | optimizer, MB | stored, MB | trained |"
+    """Two tables, of time and of memory, one line a method."""
+    rows = result["rows"]
+    left_out = "\n".join(f"Left out: {name}. {reason}" for name, reason in result["left_out"].items())
+    peaks = "peak" if rows["floor"]["allocator_mb"] is not None else "sum of all"
+    time = _markdown(
+        ["method", "step, ms", "/ floor (spread)", "/ LoRA", "forward", "backward", "update", "first, s", "move, ms"],
+        [[name, *_time_cells(row)] for name, row in rows.items()],
     )
-    lines = [f"**{_question(result)}**", "", head, "|---" * 13 + "|"]
-    lines += [_line(name, row) for name, row in result["rows"].items()]
-    moves = [
-        f"{name} {row['move_ms']:.2f} ms, {row['move_share_at_interval_100']:.3%} of the time at interval 100"
-        for name, row in result["rows"].items()
-        if "move_ms" in row
-    ]
-    left_out = [f"Left out: {name}. {reason}" for name, reason in result["left_out"].items()]
-    return "\n\n".join(["\n".join(lines), "A move of all slices takes: " + "; ".join(moves) + ".", *left_out])
+    memory = _markdown(
+        ["method, MB", "saved", "/ floor", peaks, "/ LoRA's", "process grows", "optimizer", "stored", "trained"],
+        [[name, *_memory_cells(row, rows["lora"])] for name, row in rows.items()],
+    )
+    return "\n\n".join(filter(None, [f"**{question(result)}**", time, memory, left_out]))
 
 
-def _question(result: dict[str, Any]) -> str:
+def question(result: dict[str, Any]) -> str:
+    """What was measured, in a line."""
     [shape] = [value for name, value in result["batch"].items() if name in ("x", "input_ids")]
-    return f"{result['network']}, R = {result['rank']}, {' x '.join(map(str, shape))}, {result['dtype']}"
+    return f"{result['network']}, R = {result['rank']}, batch {' x '.join(map(str, shape))}, {result['dtype']}"
 
 
-def _line(name: str, row: Row) -> str:
-    floor, parts = row["time_vs_floor"], (row[f"{part}_ms"]["median"] for part in ("forward", "backward", "update"))
-    cells = [
-        name,
-        f"{row['step_ms']['median']:.0f}",
+def _markdown(head: list[str], lines: list[list[str]]) -> str:
+    told = [f"| {' | '.join(cells)} |" for cells in (head, *lines)]
+    return "\n".join([told[0], "|---" * len(head) + "|", *told[1:]])
+
+
+def _time_cells(row: Row) -> list[str]:
+    floor = row["time_vs_floor"]
+    return [
+        _ms(row["step_ms"]["median"]),
         f"{floor['median']:.2f} ({floor['p16']:.2f}-{floor['p84']:.2f})",
         f"{row['time_vs_lora']['median']:.2f}",
-        " · ".join(f"{part:.0f}" for part in parts),
+        *(_ms(row[f"{part}_ms"]["median"]) for part in ("forward", "backward", "update")),
         f"{row['startup_s']:.2f}",
+        f"{row['move_ms']:.1f} ({row['move_share_at_interval_100']:.2%} of 100 steps)" if "move_ms" in row else "",
+    ]
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _memory_cells(row: Row, lora: Row) -> list[str]:
+    return [
         f"{row['saved_mb']:.1f}",
         f"{row['saved_vs_floor']:.3f}",
         f"{peak(row):.1f}",
-        "-" if row["resident_mb"] is None else f"{row['resident_mb']:.0f}",
+        f"{peak(row) / peak(lora):.3f}",
+        "" if row["resident_mb"] is None else f"{row['resident_mb']:.0f}",
         f"{row['optimizer_mb']:.2f}",
         f"{row['checkpoint_mb']:.2f}",
         f"{row['trained']:,}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def peak(row: Row) -> float:
