@@ -115,7 +115,8 @@ COMPILED = {
 
 
 def refuse_without_compiler(device: str) -> None:
-    """Stop early where ``torch.compile`` could not work: on a CPU it writes C++."""
+    """Stop where ``torch.compile`` cannot work: now, without a compiler for the C++ it writes; later, at a limit."""
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # instead of going on uncompiled
     if device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise SystemExit(
             "--compile needs a C++ compiler on a CPU, and none is here; install g++, or leave --compile out."
@@ -135,7 +136,10 @@ def enter(task: Task, method: Method, rank: int, device: str) -> Contestant:
     """
     clock = Clock(device)
     handle = method.prepare(task, rank)
-    called: Callable[..., Any] = torch.compile(task.net) if method.compiled else task.net
+    # Isolated, or the many copies of one network would share a cache, and the last of them run uncompiled.
+    called: Any = task.net
+    if method.compiled:
+        called = torch.compile(task.net, isolate_recompiles=True)  # type: ignore[call-overload]  # not in its stubs
     contestant = Contestant(task, method, called, None, handle)
     contestant.optimizer = adamw(contestant.trained())
     contestant.step(clock)
