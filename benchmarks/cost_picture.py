@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from report import peak, question
+from report import peak, problem
 
 NAMES = {
     "floor": "frozen network",
@@ -48,7 +48,7 @@ def draw(results: list[dict[str, Any]], target: Path) -> None:
     left.set_yticks(range(len(names)), [label for _, label in names])
     left.set_ylim(len(names) - 0.5, -0.5)
     machine = middle["machine"]
-    figure.suptitle(f"{question(middle)}; {machine['device']}, {machine['date']}", fontsize=10)
+    figure.suptitle(f"{problem(middle)}; {machine['device']}, {machine['date']}", fontsize=10)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)
     plt.close(figure)

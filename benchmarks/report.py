@@ -26,13 +26,14 @@ def table(result: dict[str, Any]) -> str:
         ["method, MB", "saved", "/ floor", peaks, "/ LoRA's", "process grows", "optimizer", "stored", "trained"],
         [[name, *_memory_cells(row, rows["lora"])] for name, row in rows.items()],
     )
-    return "\n\n".join(filter(None, [f"**{question(result)}**", time, memory, left_out]))
+    title = f"**{problem(result)}, R = {result['rank']}**"
+    return "\n\n".join(filter(None, [title, time, memory, left_out]))
 
 
-def question(result: dict[str, Any]) -> str:
-    """What was measured, in a line."""
+def problem(result: dict[str, Any]) -> str:
+    """What was trained, and on how much."""
     [shape] = [value for name, value in result["batch"].items() if name in ("x", "input_ids")]
-    return f"{result['network']}, R = {result['rank']}, batch {' x '.join(map(str, shape))}, {result['dtype']}"
+    return f"{result['network']}, batch {' x '.join(map(str, shape))}, {result['dtype']}"
 
 
 def _markdown(head: list[str], lines: list[list[str]]) -> str:
