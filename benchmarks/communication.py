@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from methods import lora
 from networks import NETWORKS, build
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-from train_step import lora
 
 from slicefine_pl import FullyShardedStrategy, SliceFineCallback
 
@@ -38,7 +38,9 @@ class Step(LightningModule):
         task = build(network)
         self.head = task.head
         self.loss = task.loss
-        self.net: nn.Module = lora(task, rank).net if method == "lora" else task.net
+        self.net = task.net
+        if method == "lora":
+            lora(task.net, task.new_head, task.targets(), rank)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.loss(self.net)

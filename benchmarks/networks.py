@@ -1,21 +1,19 @@
-"""The networks that benchmarks train: real architectures with random weights, without dropout, and a batch for each."""
+"""The networks that benchmarks train: real architectures with random weights, without dropout, and a batch for each.
+
+Shapes:  B batch · T tokens; a network of pixels takes B only
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
-
-BERTS = {  # hidden, layers, heads, intermediate, batch, tokens
-    "minilm": (384, 6, 12, 1536, 16, 128),
-    "base": (768, 12, 12, 3072, 8, 128),
-    "large": (1024, 6, 16, 4096, 4, 256),
-}
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 
 @dataclass
@@ -23,16 +21,37 @@ class Task:
     """A network and what it is trained on.
 
     Attributes:
-        net: In train mode, on the CPU.
-        loss: Loss of a copy of the network on the batch; moves the batch to where the copy is.
+        net: In train mode.
+        batch: What the loss is computed of, by name.
+        compute: Loss of a network on the batch.
         head: Name of the output head.
-        bottom: Name of the first module, whose output the gradient has to reach.
+        width: Of the hidden states of a transformer; 0 for other networks.
+        pretrained_head: Whether the head comes with the body, as a language model's does; then no method trains it.
     """
 
     net: nn.Module
-    loss: Callable[[nn.Module], Tensor]
+    batch: dict[str, Tensor]
+    compute: Callable[[nn.Module, dict[str, Tensor]], Tensor]
     head: str
-    bottom: str
+    width: int = 0
+    pretrained_head: bool = False
+
+    def loss(self, net: nn.Module) -> Tensor:
+        """Loss of ``net``, a copy of the network, on the batch."""
+        return self.compute(net, self.batch)
+
+    def to(self, device: str, dtype: torch.dtype) -> Self:
+        """Move network and batch, in place; whole numbers stay whole."""
+        self.net.to(device, dtype)
+        self.batch = {
+            name: value.to(device, dtype if value.is_floating_point() else None) for name, value in self.batch.items()
+        }
+        return self
+
+    @property
+    def new_head(self) -> str | None:
+        """Name of the head, if it has to be trained."""
+        return None if self.pretrained_head else self.head
 
     def targets(self) -> list[str]:
         """Names of the layers that every method works on: linear maps and convolutions, without grouped ones."""
@@ -44,55 +63,70 @@ class Task:
         ]
 
 
-def bert(size: str) -> Task:
-    hidden, layers, heads, intermediate, batch, tokens = BERTS[size]
+def bert(hidden: int, layers: int, heads: int, batch: int, tokens: int) -> Task:
+    """A BERT that classifies texts; the inner maps are four times as wide as its hidden states."""
     config = BertConfig(  # two classes by default
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        intermediate_size=intermediate,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=max(512, tokens),
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(1000, 30000, (batch, tokens), generator=generator)
     labels = torch.randint(2, (batch,), generator=generator)
-
-    def loss(net: nn.Module) -> Tensor:
-        device = next(net.parameters()).device
-        result: Tensor = net(
-            input_ids=words.to(device),
-            attention_mask=torch.ones_like(words, device=device),
-            labels=labels.to(device),
-        ).loss
-        return result
-
-    return Task(BertForSequenceClassification(config), loss, "classifier", "bert.embeddings")
+    inputs = {"input_ids": words, "attention_mask": torch.ones_like(words), "labels": labels}
+    return Task(BertForSequenceClassification(config), inputs, _own_loss, "classifier", hidden)
 
 
-def pixels(net: nn.Module, head: str, bottom: str, *shape: int) -> Task:
+def llama(batch: int, tokens: int) -> Task:
+    """A causal language model of SmolLM2-135M's geometry: 30 layers, grouped queries, tied embeddings."""
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    words = torch.randint(config.vocab_size, (batch, tokens), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": words, "labels": words}
+    return Task(LlamaForCausalLM(config), inputs, _own_loss, "lm_head", config.hidden_size, pretrained_head=True)
+
+
+def _own_loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The loss that a transformers model computes itself."""
+    loss: Tensor = net(**batch).loss
+    return loss
+
+
+def pixels(net: nn.Module, head: str, width: int, *shape: int) -> Task:
     """A classifier of images or clips, shape ``(B, 3, ...)``, with ten classes."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator)
     labels = torch.randint(10, (shape[0],), generator=generator)
-
-    def loss(net: nn.Module) -> Tensor:
-        device = next(net.parameters()).device
-        return F.cross_entropy(net(x.to(device)), labels.to(device))
-
-    return Task(net, loss, head, bottom)
+    return Task(net, {"x": x, "labels": labels}, _cross_entropy, head, width)
 
 
-def resnet50() -> Task:
-    return pixels(torchvision.models.resnet50(num_classes=10), "fc", "conv1", 8, 3, 128, 128)
+def _cross_entropy(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(net(batch["x"]), batch["labels"])
 
 
-def vit() -> Task:
+def resnet50(batch: int) -> Task:
+    return pixels(torchvision.models.resnet50(num_classes=10), "fc", 0, batch, 3, 128, 128)
+
+
+def vit(batch: int) -> Task:
     net = timm.create_model("vit_small_patch16_224", num_classes=10)
-    return pixels(net, "head", "patch_embed", 4, 3, 224, 224)
+    return pixels(net, "head", 384, batch, 3, 224, 224)
 
 
-def mvit() -> Task:
+def mvit(batch: int) -> Task:
     from pytorchvideo.models.vision_transformers import create_multiscale_vision_transformers
 
     net = create_multiscale_vision_transformers(
@@ -101,30 +135,54 @@ def mvit() -> Task:
         pool_q_stride_size=[[1, 1, 2, 2], [3, 1, 2, 2]], pool_kv_stride_adaptive=[1, 4, 4],
         pool_kvq_kernel=[3, 3, 3],
     )  # fmt: skip
-    return pixels(net, "head.proj", "patch_embed", 2, 3, 8, 112, 112)
+    return pixels(net, "head.proj", 96, batch, 3, 8, 112, 112)
 
 
-def x3d() -> Task:
+def x3d(batch: int) -> Task:
     from pytorchvideo.models.x3d import create_x3d
 
     net = create_x3d(
         input_clip_length=13, input_crop_size=160, model_num_class=10, dropout_rate=0.0, head_activation=None
     )
-    return pixels(net, "blocks.5.proj", "blocks.0", 2, 3, 13, 160, 160)
+    return pixels(net, "blocks.5.proj", 0, batch, 3, 13, 160, 160)
 
 
-NETWORKS: dict[str, Callable[[], Task]] = {
-    **{size: partial(bert, size) for size in BERTS},
-    "resnet50": resnet50,
-    "vit": vit,
-    "mvit": mvit,
-    "x3d": x3d,
+@dataclass(frozen=True)
+class Network:
+    """How a network is made, and the batch sizes (B, T), or (B,), that suit two CPU cores and a GPU."""
+
+    make: Callable[..., Task]
+    cpu: tuple[int, ...]
+    cuda: tuple[int, ...]
+
+
+NETWORKS = {
+    "minilm": Network(partial(bert, 384, 6, 12), cpu=(16, 128), cuda=(128, 256)),
+    "base": Network(partial(bert, 768, 12, 12), cpu=(8, 128), cuda=(64, 256)),
+    "large": Network(partial(bert, 1024, 6, 16), cpu=(4, 256), cuda=(32, 512)),
+    "llama": Network(llama, cpu=(1, 128), cuda=(16, 1024)),
+    "vit": Network(vit, cpu=(4,), cuda=(128,)),
+    "mvit": Network(mvit, cpu=(2,), cuda=(32,)),
+    "resnet50": Network(resnet50, cpu=(8,), cuda=(128,)),
+    "x3d": Network(x3d, cpu=(2,), cuda=(16,)),
 }
 
 
-def build(name: str) -> Task:
-    """One of the networks, with the same random weights each time."""
+def build(name: str, device: str = "cpu", batch: int | None = None, tokens: int | None = None) -> Task:
+    """One of the networks on the CPU, with the same random weights each time.
+
+    Args:
+        name: A key of ``NETWORKS``.
+        device: For whose size the batch is chosen, ``"cpu"`` or ``"cuda"``.
+        batch: Examples, instead of that size.
+        tokens: Of each text, instead of that size.
+    """
+    network = NETWORKS[name]
+    sizes = list(network.cuda if device == "cuda" else network.cpu)
+    if tokens is not None and len(sizes) == 1:
+        raise ValueError(f"tokens={tokens}, but {name} takes pixels; leave it out.")
+    chosen = [size if own is None else own for own, size in zip((batch, tokens), sizes, strict=False)]
     torch.manual_seed(0)
-    task = NETWORKS[name]()
+    task: Task = network.make(*chosen)
     task.net.train()
     return task

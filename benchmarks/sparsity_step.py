@@ -30,9 +30,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from machine import machine, percentiles
 from networks import NETWORKS, Task, build
 from torch import Tensor
-from train_step import adamw, machine, percentiles
 
 from slicefine_pl import SparsityCallback
 from slicefine_pl.sparsity import NetworkMasks, parse_pattern
@@ -155,7 +155,7 @@ def compete(
 def masks_seconds(task: Task, pattern: str, repeats: int = 5) -> float:
     """Median time of making new masks, putting them on the weights and on what AdamW remembers."""
     net = copy.deepcopy(task.net)
-    optimizer = adamw(net)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
     task.loss(net).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     masks = NetworkMasks(net, parse_pattern(pattern))

@@ -1,271 +1,178 @@
-"""What does a training step cost: a frozen network, a moving slice, LoRA, masked gradients, full fine-tuning?
+"""What does a training step cost: a frozen network, slices, LoRA and its kin, BitFit, masked gradients, full training?
 
 python benchmarks/train_step.py --network minilm --rank 8 --rounds 15 --out benchmarks/results/NAME.json
+python benchmarks/train_step.py --network llama --batch 2 --tokens 256 --compile
 
 All methods train the same network (random weights, no dropout) on the same batch with AdamW, one after the other within
-each round, so that a machine that slows down slows all of them.  The floor is a frozen network through which the
-gradient flows to the bottom: what no method that trains something in every layer can beat.  Before anything is timed, a
-slice of full width is checked against full training.
+each round, in an order that is drawn anew for every round, so that a machine that slows down slows all of them.  The
+floor is a frozen network through which the gradient flows to the lowest layers that the others train: none of them can
+do with less.  Slices move after each round, so that their steps are taken at ever other places; the moves are timed
+apart.  Before anything is timed, a slice of full width is checked against full training, and every method for having
+changed nothing but what it trains.
 
-Reported per method: median step time and the median of its ratio to the floor in the same round, with the 16th and 84th
-percentile; bytes that autograd saves for backward beyond the parameters; bytes of optimizer state; trained parameters.
+Reported per method: step time, and the median of its ratio to the floor and to LoRA in the same round, with the 16th
+and 84th percentile; forward, backward and update (optimizer, clearing of gradients) apart; seconds from the plain
+network to the end of the first step; and bytes: what autograd saves for backward, parameters, gradients and optimizer
+state beside it, the allocator's peak on a GPU, the growth of the resident set of a process of its own on a CPU
+(``resident.py``), and what is stored on disk.  The last lines say which of our bars are met.
 """
 
 import argparse
 import copy
 import json
-import platform
 import statistics
-import subprocess
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
-import peft
+import resident
 import torch
-import transformers
+from contestants import (
+    COMPILED,
+    METHODS,
+    PARTS,
+    Contestant,
+    check_against_full_training,
+    check_changes,
+    enter,
+    refuse_without_compiler,
+)
+from interleave import Round, compete
+from machine import Clock, machine, percentiles
+from memory import checkpoint_bytes, gradient_bytes, optimizer_bytes, parameter_bytes, saved_bytes
 from networks import NETWORKS, Task, build
-from torch import Tensor, nn
-
-from slicefine_pl.slicing import SliceHandle, slice_model
-from slicefine_pl.slicing.activations import count_activations
+from report import bars, table
 
 
-@dataclass
-class Contestant:
-    """One method: its network, the loss, and what happens around a step."""
-
-    net: nn.Module
-    loss: Callable[[nn.Module], Tensor]
-    optimizer: torch.optim.Optimizer | None
-    mask: Callable[[], None] = lambda: None
-    handle: SliceHandle | None = None
-
-    def step(self) -> float:
-        """One training step; returns the loss."""
-        loss = self.loss(self.net)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.mask()
-        if self.optimizer is not None:
-            self.optimizer.step()
-        self.net.zero_grad(set_to_none=True)
-        return loss.item()
+def enter_all(task: Task, rank: int, device: str, compiled: bool) -> tuple[dict[str, Contestant], dict[str, str]]:
+    """All contestants, each checked; and why the others stay away."""
+    enter(copy.deepcopy(task), METHODS["full"], rank, device)  # what a process does once is nobody's start-up time
+    here, away = {}, {}
+    for name, method in (METHODS | COMPILED if compiled else METHODS).items():
+        print(f"{name}: first step", file=sys.stderr)
+        try:
+            here[name] = enter(copy.deepcopy(task), method, rank, device)
+        except ValueError as reason:
+            away[name] = str(reason)
+            print(f"{name} is left out: {reason}", file=sys.stderr)
+            continue
+        here[name].step(Clock(device))
+        check_changes(task, here[name], rank)
+    return here, away
 
 
-def adamw(net: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW((parameter for parameter in net.parameters() if parameter.requires_grad), lr=1e-4)
-
-
-def floor(task: Task, rank: int) -> Contestant:
-    net = task.net.requires_grad_(False)
-    head = net.get_submodule(task.head).requires_grad_(True)
-    # A gradient that has to reach the first layer, as it has to wherever something in that layer is trained.
-    net.get_submodule(task.bottom).register_forward_hook(_ask_for_gradient)
-    return Contestant(net, task.loss, adamw(head))
-
-
-def _ask_for_gradient(module: nn.Module, inputs: object, output: Tensor) -> None:
-    output.requires_grad_(True)
-
-
-def sliced(axis: str) -> Callable[[Task, int], Contestant]:
-    def build(task: Task, rank: int) -> Contestant:
-        handle = open_slices(task, rank, axis)
-        return Contestant(task.net, task.loss, adamw(task.net), handle=handle)
-
-    return build
-
-
-def open_slices(task: Task, rank: int, axis: str) -> SliceHandle:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Left frozen")  # stems with three channels, depthwise convolutions
-        return slice_model(task.net, rank=rank, axis=axis, also_train=f"^{task.head}")  # type: ignore[arg-type]
-
-
-def lora(task: Task, rank: int) -> Contestant:
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=task.targets(), modules_to_save=[task.head])
-    adapted = peft.get_peft_model(cast("transformers.PreTrainedModel", task.net), config)
-    return Contestant(adapted, task.loss, adamw(adapted))
-
-
-def masked(task: Task, rank: int) -> Contestant:
-    """Full gradients of which all but the first columns are zeroed: the textbook way to train a slice."""
-    net = task.net.requires_grad_(False)
-    net.get_submodule(task.head).requires_grad_(True)
-    weights = [net.get_submodule(name).get_parameter("weight").requires_grad_(True) for name in task.targets()]
-
-    def mask() -> None:
-        for weight in weights:
-            assert weight.grad is not None
-            weight.grad[:, rank:] = 0
-
-    return Contestant(net, task.loss, adamw(net), mask=mask)
-
-
-def full(task: Task, rank: int) -> Contestant:
-    return Contestant(task.net, task.loss, adamw(task.net))
-
-
-METHODS = {
-    "floor": floor,
-    "slice, column": sliced("column"),
-    "slice, row": sliced("row"),
-    "slice, alternate": sliced("alternate"),
-    "lora": lora,
-    "masked gradients": masked,
-    "full": full,
-}
-
-
-def check_against_full_training(task: Task) -> None:
-    """A slice of full width must train like the dense weights: a fast wrong answer is not a result."""
-    ours, theirs = copy.deepcopy(task), copy.deepcopy(task)
-    name = task.targets()[0]
-    rank = task.net.get_submodule(name).get_parameter("weight").shape[1]
-    handle = slice_model(ours.net, rank=rank, targets=f"^{name}$", also_train=f"^{task.head}")
-    theirs.net.requires_grad_(False)
-    theirs.net.get_submodule(task.head).requires_grad_(True)
-    theirs.net.get_submodule(name).get_parameter("weight").requires_grad_(True)
-    for each in (ours, theirs):
-        contestant = Contestant(each.net, each.loss, adamw(each.net))
-        for _ in range(3):
-            contestant.step()
-    handle.close()
-    for parameter, dense in zip(ours.net.parameters(), theirs.net.parameters(), strict=True):
-        torch.testing.assert_close(parameter, dense, rtol=1e-4, atol=2e-5)
-
-
-def saved_bytes(contestant: Contestant) -> int:
-    """Bytes that autograd keeps between forward and backward, each storage once, without the parameters."""
-    with count_activations() as activations:
-        loss = contestant.loss(contestant.net)
-    loss.backward()  # type: ignore[no-untyped-call]
-    contestant.net.zero_grad(set_to_none=True)
-    return activations.bytes
-
-
-def optimizer_bytes(contestant: Contestant) -> int:
-    assert contestant.optimizer is not None
-    states = contestant.optimizer.state.values()
-    return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
-
-
-def timed(action: Callable[[], object], device: str) -> float:
-    """Seconds that ``action`` takes, until the device is done."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    action()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def compete(contestants: dict[str, Contestant], rounds: int, device: str) -> Iterator[dict[str, float]]:
-    """Step times of every round, all methods in turn; the first three rounds warm up."""
-    for round_number in range(rounds + 3):
-        times = {name: timed(one.step, device) for name, one in contestants.items()}
-        if round_number >= 3:
-            print(f"round {round_number - 2}/{rounds}: floor {1e3 * times['floor']:.0f} ms", file=sys.stderr)
-            yield times
-
-
-def move_seconds(contestant: Contestant, device: str, repeats: int = 20) -> float:
-    """Median time of moving all slices and forgetting their optimizer state."""
-    assert contestant.handle is not None
-    handle, optimizer = contestant.handle, contestant.optimizer
-    assert optimizer is not None
-
-    def move() -> None:
-        for live in handle.move():
-            optimizer.state.pop(live.parameter, None)
-
-    return statistics.median(timed(move, device) for _ in range(repeats))
-
-
-def percentiles(values: list[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    places = {"p16": 0.16, "median": 0.5, "p84": 0.84}
-    return {name: round(ordered[round(place * last)], 4) for name, place in places.items()}
-
-
-def measure(network: str, rank: int, rounds: int, device: str) -> dict[str, object]:
-    """Run the whole comparison for one network."""
-    task = build(network)
-    task.net.to(device)
-    check_against_full_training(task)
-    contestants = {name: method(copy.deepcopy(task), rank) for name, method in METHODS.items()}
-    saved = {name: saved_bytes(contestant) for name, contestant in contestants.items()}
-    times = list(compete(contestants, rounds, device))
-    rows = {}
-    for name, contestant in contestants.items():
-        rows[name] = {
-            "step_ms": percentiles([1e3 * row[name] for row in times]),
-            "time_vs_floor": percentiles([row[name] / row["floor"] for row in times]),
-            "time_vs_lora": percentiles([row[name] / row["lora"] for row in times]),
-            "saved_mb": round(saved[name] / 1e6, 2),
-            "saved_vs_floor": round(saved[name] / saved["floor"], 4),
-            "saved_vs_lora": round(saved[name] / saved["lora"], 4),
-            "optimizer_mb": round(optimizer_bytes(contestant) / 1e6, 3),
-            "trained": sum(p.numel() for p in contestant.net.parameters() if p.requires_grad),
-        }
-    move = move_seconds(contestants["slice, column"], device)
-    step = statistics.median(row["slice, column"] for row in times)
-    return {"rows": rows, "move_ms": round(1e3 * move, 3), "move_share_at_interval_50": round(move / (50 * step), 6)}
-
-
-def machine(device: str) -> dict[str, object]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit.stdout.strip(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
+def bytes_of(contestant: Contestant, device: str) -> dict[str, float | None]:
+    """Megabytes of a contestant; of slices that alternate, those of the costlier direction."""
+    saved, peaks = [], []
+    for _ in range(2 if contestant.method.moves else 1):
+        saved.append(saved_bytes(contestant))
+        peaks.append(allocator_peak(contestant) if device == "cuda" else 0)
+        if contestant.method.moves and contestant.handle is not None:
+            contestant.handle.move()
+    parts = {
+        "saved": max(saved),
+        "parameters": parameter_bytes(contestant),
+        "gradients": gradient_bytes(contestant),
+        "optimizer": optimizer_bytes(contestant),
     }
+    told = {**parts, "sum": sum(parts.values()), "checkpoint": checkpoint_bytes(contestant)}
+    peak = {"allocator_mb": round(max(peaks) / 1e6, 3) if device == "cuda" else None}
+    return {**{f"{name}_mb": round(value / 1e6, 3) for name, value in told.items()}, **peak}
 
 
-def table(result: dict[str, object]) -> str:
-    """The result as a Markdown table."""
-    lines = [
-        "| method | step ms | time / floor | time / LoRA | saved MB | saved / floor | saved / LoRA"
-        " | optimizer MB | trained |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in result["rows"].items():  # type: ignore[attr-defined]
-        ratio, against_lora = row["time_vs_floor"], row["time_vs_lora"]
-        lines.append(
-            f"| {name} | {row['step_ms']['median']:.0f} | {ratio['median']:.2f} ({ratio['p16']:.2f}-{ratio['p84']:.2f})"
-            f" | {against_lora['median']:.2f} | {row['saved_mb']:.1f} | {row['saved_vs_floor']:.3f}"
-            f" | {row['saved_vs_lora']:.3f} | {row['optimizer_mb']:.2f} | {row['trained']:,} |"
-        )
-    move = f"A move of all column slices takes {result['move_ms']} ms"
-    share = f"{100 * float(str(result['move_share_at_interval_50'])):.3f} % of the time at interval 50"
-    return "\n".join([*lines, "", f"{move}: {share}."])
+def allocator_peak(contestant: Contestant) -> int:
+    """Peak of a step on a GPU, without what the other contestants hold between steps."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    own = parameter_bytes(contestant) + optimizer_bytes(contestant)
+    others = torch.cuda.memory_allocated() - own
+    contestant.step(Clock("cuda"))
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - others
 
 
-def main() -> None:
+def times_of(name: str, rounds: list[Round]) -> dict[str, object]:
+    """Milliseconds and ratios of a contestant."""
+    steps = [times[name]["step"] for times in rounds]
+    told: dict[str, object] = {"step_ms": percentiles([1e3 * step for step in steps])}
+    for other in ("floor", "lora"):
+        told[f"time_vs_{other}"] = percentiles([times[name]["step"] / times[other]["step"] for times in rounds])
+    alike = {"floor": "floor, compiled", "lora": "lora, compiled"} if name in COMPILED else {}
+    for other, compiled in alike.items():
+        ratios = [times[name]["step"] / times[compiled]["step"] for times in rounds]
+        told[f"time_vs_compiled_{other}"] = percentiles(ratios)
+    for part in PARTS:
+        told[f"{part}_ms"] = percentiles([1e3 * times[name][part] for times in rounds])
+    if "move" in rounds[0][name]:
+        move = statistics.mean(times[name]["move"] for times in rounds)
+        told["move_ms"] = round(1e3 * move, 3)
+        told["move_share_at_interval_100"] = round(move / (100 * statistics.median(steps)), 6)
+    return told
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, object]:
+    """Run the whole comparison for one network and rank."""
+    sizes = {"batch": arguments.batch, "tokens": arguments.tokens}
+    device, rank = arguments.device, arguments.rank
+    task = build(arguments.network, device=device, **sizes)
+    check_against_full_training(task.to(device, torch.float32))
+    task.to(device, getattr(torch, arguments.dtype))
+    contestants, away = enter_all(task, rank, device, arguments.compile)
+    kept = {name: bytes_of(contestant, device) for name, contestant in contestants.items()}
+    rounds = list(compete(contestants, arguments.rounds, device))
+    rows: dict[str, dict[str, object]] = {}
+    for name, contestant in contestants.items():
+        grown = None
+        if arguments.resident and name in METHODS:
+            print(f"{name}: resident set", file=sys.stderr)
+            grown = round(resident.in_fresh_process(arguments.network, name, rank, **sizes) / 1e6, 1)
+        rows[name] = {
+            **times_of(name, rounds),
+            **kept[name],
+            "resident_mb": grown,
+            "startup_s": round(contestant.startup, 3),
+            "trained": sum(parameter.numel() for parameter in contestant.trained()),
+        }
+        for other in ("floor", "lora"):
+            rows[name][f"saved_vs_{other}"] = _ratio(kept[name]["saved_mb"], kept[other]["saved_mb"])
+    question = {"network": arguments.network, "width": task.width, "rank": rank, "dtype": arguments.dtype}
+    batch = {name: list(value.shape) for name, value in task.batch.items()}
+    return {**question, "batch": batch, "rounds": arguments.rounds, "rows": rows, "left_out": away}
+
+
+def _ratio(value: float | None, other: float | None) -> float | None:
+    return None if value is None or not other else round(value / other, 4)
+
+
+def arguments_of_the_command() -> argparse.Namespace:
+    cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, default="minilm")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, help="examples; by default what suits the device, see networks.py")
+    parser.add_argument("--tokens", type=int, help="of each text, likewise")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of all weights; bfloat16 on a GPU by default")
+    parser.add_argument("--compile", action="store_true", help="add contestants under torch.compile")
+    parser.add_argument("--no-resident", dest="resident", action="store_false", help="start no process a method")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     arguments = parser.parse_args()
-    result = measure(arguments.network, arguments.rank, arguments.rounds, arguments.device)
+    if arguments.compile:
+        refuse_without_compiler(arguments.device)
+    arguments.dtype = arguments.dtype or ("bfloat16" if arguments.device == "cuda" else "float32")
+    # Elsewhere there is no such measurement, and half precision is not asked of small processes.
+    arguments.resident &= arguments.device == "cpu" and arguments.dtype == "float32" and resident.SUPPORTED
+    return arguments
+
+
+def main() -> None:
+    arguments = arguments_of_the_command()
+    told = machine(arguments.device)
+    result = measure(arguments)
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"machine": machine(arguments.device), **result}, indent=1) + "\n")
-    print(table(result))
+        arguments.out.write_text(json.dumps({"machine": told, **result}, indent=1) + "\n")
+    print(table(result), "", bars(result), sep="\n")
 
 
 if __name__ == "__main__":
