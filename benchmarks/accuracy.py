@@ -111,9 +111,13 @@ def prepare(method: Method, module: Module, seed: int) -> list[Callback]:
             return [moving_slices(method, seed)]
         fixed_slices(net, method, seed)
     else:
-        head = next((found.name for found in find_heads(net) if not found.pretrained), None)
-        methods.METHODS[method.kind](net, head, targets(net), method.rank)
+        methods.METHODS[method.kind](net, head_of(net), targets(net), method.rank)
     return []
+
+
+def head_of(net: nn.Module) -> str | None:
+    """Name of the new output head, if there is one."""
+    return next((found.name for found in find_heads(net) if not found.pretrained), None)
 
 
 def targets(net: nn.Module) -> list[str]:

@@ -17,13 +17,18 @@ Round = dict[str, dict[str, float]]
 def compete(contestants: Mapping[str, Contestant], rounds: int, device: str) -> Iterator[Round]:
     """Seconds of each round by contestant and part: forward, backward, update, step, and the move that follows."""
     order = random.Random(0)
-    for round_number in range(rounds + WARM_UP):
-        names = order.sample(list(contestants), len(contestants))
-        times = {name: timed_step(contestants[name], device) for name in names}
-        if round_number >= WARM_UP:
+    for number in range(rounds + WARM_UP):
+        times = one_round(contestants, order, device)
+        if number >= WARM_UP:
             seconds = sum(parts["step"] for parts in times.values())
-            print(f"round {round_number + 1 - WARM_UP} of {rounds}: {seconds:.1f} s", file=sys.stderr)
+            print(f"round {number + 1 - WARM_UP} of {rounds}: {seconds:.1f} s", file=sys.stderr)
             yield times
+
+
+def one_round(contestants: Mapping[str, Contestant], order: random.Random, device: str) -> Round:
+    """A step of each, in an order that is drawn."""
+    names = order.sample(list(contestants), len(contestants))
+    return {name: timed_step(contestants[name], device) for name in names}
 
 
 def timed_step(contestant: Contestant, device: str) -> dict[str, float]:

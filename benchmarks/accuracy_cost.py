@@ -1,0 +1,111 @@
+"""What does a step of each method of ``accuracy.py`` cost, on the network and the batches that it learns from?
+
+python benchmarks/accuracy_cost.py --task reviews --rounds 15 --out benchmarks/results/accuracy_cost.json
+
+All methods take turns within a round, each with the same batch of the task's training data; the next round has the next
+batch.  The floor is that of ``train_step.py``.  Memory is what a step needs beyond the plain network's weights: added
+parameters, gradients, optimizer state, and what autograd keeps of the longest of these batches.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import methods
+import torch.nn.functional as F
+from accuracy import STUDIES, Method, head_of, prepare, targets
+from contestants import Contestant, adamw
+from contestants import Method as Entry
+from interleave import WARM_UP, one_round
+from machine import machine, percentiles
+from memory import gradient_bytes, optimizer_bytes, parameter_bytes, saved_bytes
+from networks import Task
+from tasks import TASKS
+from torch import Tensor, nn
+
+from slicefine_pl.slicing import SliceHandle, slice_model
+
+LINES = ["floor", *(line for study in ("methods", "rank") for line in STUDIES[study] if line != "probe")]
+
+
+def loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(net(batch), batch["labels"])
+
+
+def enter(task: str, line: str, batch: dict[str, Tensor]) -> Contestant:
+    """A network that is ready for one of the methods; slices that move are opened without the callback."""
+    method = Method.parse(line)
+    module, _ = TASKS[task].build(0, 1e-4, 1e-3)
+    handle: SliceHandle | None = None
+    if "every" in method.settings:
+        handle = slice_model(module.model, rank=method.rank, axis=method.kind)  # type: ignore[arg-type]
+    elif line == "floor":
+        methods.floor(module.model, head_of(module.model), targets(module.model), 1)
+    else:
+        prepare(method, module, 0)
+    own = Task(module.train(), batch, loss, head="")
+    entry = Entry(lambda task, rank: None, moves=handle is not None)
+    contestant = Contestant(own, entry, module, None, handle)
+    contestant.optimizer = adamw(contestant.trained())
+    return contestant
+
+
+def most_saved(contestant: Contestant) -> int:
+    """What autograd keeps; of slices that alternate, at the costlier of two places."""
+    found = [saved_bytes(contestant)]
+    if contestant.handle is not None:
+        contestant.handle.move()
+        found.append(saved_bytes(contestant))
+    return max(found)
+
+
+def measure(task: str, rounds: int) -> dict[str, dict[str, Any]]:
+    """Time and memory of every method."""
+    _, data = TASKS[task].build(0, 1e-4, 1e-3)
+    data.prepare_data()
+    data.setup("fit")
+    batches = [dict(batch) for batch in itertools.islice(data.train_dataloader(), rounds + WARM_UP)]
+    longest = max(batches, key=lambda batch: batch["input_ids"].shape[1])
+    entered = {}
+    for line in LINES:
+        print(f"{line}: made ready", file=sys.stderr)
+        entered[line] = enter(task, line, longest)
+    kept = {line: most_saved(one) for line, one in entered.items()}
+    order, times = random.Random(0), []
+    for turn, batch in enumerate(batches):
+        for one in entered.values():
+            one.task.batch = batch
+        seconds = one_round(entered, order, "cpu")
+        if turn >= WARM_UP:
+            times.append({line: parts["step"] for line, parts in seconds.items()})
+            print(f"round {len(times)} of {rounds}", file=sys.stderr)
+    plain = parameter_bytes(entered["floor"])
+    rows: dict[str, dict[str, Any]] = {}
+    for line, one in entered.items():
+        ratio = percentiles([row[line] / row["floor"] for row in times])
+        added = parameter_bytes(one) - plain + gradient_bytes(one) + optimizer_bytes(one)
+        megabytes = {"memory_mb": round((kept[line] + added) / 1e6, 2), "saved_mb": round(kept[line] / 1e6, 2)}
+        rows[line] = {"time": ratio["median"], "time_spread": [ratio["p16"], ratio["p84"]], **megabytes}
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=("tweets", "products", "editorials", "reviews"), default="reviews")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    told = machine("cpu")
+    found = measure(arguments.task, arguments.rounds)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps({"machine": told, "task": arguments.task, "methods": found}, indent=1) + "\n")
+    for line, row in found.items():
+        print(f"| {line} | {row['time']:.2f} | {row['memory_mb']:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
