@@ -2,6 +2,7 @@
 
 from slicefine_pl.slicing.change import LearnedChange, LineChanges
 from slicefine_pl.slicing.kinds import Backend
+from slicefine_pl.slicing.layer import as_dense
 from slicefine_pl.slicing.live import LiveSlice, MoveWatcher
 from slicefine_pl.slicing.model import SliceCounts, SliceHandle, close_slices, slice_model
 from slicefine_pl.slicing.positions import Axis, Line, Order
@@ -19,6 +20,7 @@ __all__ = [
     "SliceCounts",
     "SliceHandle",
     "Summary",
+    "as_dense",
     "close_slices",
     "slice_model",
 ]

@@ -121,4 +121,4 @@ class LearnedChange:
 def _stored(slices: Sequence[LiveSlice]) -> list[Tensor]:
     """The values of slices as they stand in the weights, in the CPU's memory, each ``(R, L)``."""
     values = wholes([live.parameter for live in slices])
-    return [value.to("cpu", live.dtype, copy=True) for live, value in zip(slices, values, strict=True)]
+    return [value.to("cpu", live.stored.dtype, copy=True) for live, value in zip(slices, values, strict=True)]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from slicefine_pl.slicing.positions import Line
@@ -20,7 +19,7 @@ class LiveSlice:
         indices: Which ones, shape ``(R,)``.
         parameter: The trainable values, shape ``(R, L)``, one line of the weight below the other.
         shape: Of the matrix in which they lie, ``(O, I, ...)``.
-        dtype: Of that matrix, to which the values are rounded when they are written there.
+        stored: The frozen parameter that holds that matrix; maybe others too, as in a fused attention.
     """
 
     name: str
@@ -28,7 +27,7 @@ class LiveSlice:
     indices: Tensor
     parameter: nn.Parameter
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    stored: nn.Parameter
 
 
 class MoveWatcher(Protocol):

@@ -114,7 +114,7 @@ class SliceHandle:
     def _live(self, name: str) -> LiveSlice:
         track = self._tracks[name]
         piece, stored = track.piece, track.layer.slicefine_stored(track.piece.block.parameter)
-        return LiveSlice(name, piece.line, piece.index, piece.live, piece.shape, stored.dtype)
+        return LiveSlice(name, piece.line, piece.index, piece.live, piece.shape, stored)
 
     def move(self, names: Iterable[str] | None = None) -> list[LiveSlice]:
         """Move slices on; what they learned stays in the weights, and their gradients are dropped.
