@@ -66,12 +66,12 @@ def binned(values: Numbers, bins: int = BINS) -> Numbers:
     return np.sqrt(mean)
 
 
-def draw_map(lines: Sequence[LineChanges], told: str) -> Any:
+def draw_map(lines: Sequence[LineChanges], steps: str) -> Any:
     """The map as a matplotlib figure, which is not saved yet.
 
     Args:
         lines: What was learned; of both kinds, if columns and rows took turns.
-        told: What the run was, for the title.
+        steps: In which it was learned, for the title.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -87,12 +87,13 @@ def draw_map(lines: Sequence[LineChanges], told: str) -> Any:
     for panel, values, field, points in zip(panels, changes, places[::2], places[1::2], strict=True):
         image = _draw_field(field, panel, values, scale)
         _draw_points(points, values, scale)
-    _name_rows(places[0], names, prefix)
+    _name_rows(places[0], names, min(7, 50 * height / len(names)))
     bar = figure.colorbar(image, ax=places, shrink=min(1, 2.6 / height), aspect=18, pad=0.01, extend="min")
     bar.set_label("RMS change of a line,\n% of its matrix's RMS before")
     bar.minorticks_off()
     bar.set_ticks(ticks := _ticks(scale), labels=[f"{value:g}" for value in ticks])
-    figure.suptitle(told, x=0.01, ha="left", fontsize=11)
+    of_what = f"slices of {prefix}" if prefix else "slices"
+    figure.suptitle(f"What the {of_what} have learned in {steps}", x=0.01, ha="left", fontsize=11)
     return figure
 
 
@@ -108,7 +109,7 @@ def short_names(names: Sequence[str]) -> tuple[list[str], str]:
 def _scale(changes: Sequence[Numbers]) -> Any:
     """Colours on a logarithmic scale, as single matrices learn ten times as much as others.
 
-    It ends at the largest change, and begins where all but one in fifty visited lines are above.
+    It goes from a round number below all but one in fifty visited lines to a round number above all.
     """
     from matplotlib.colors import LogNorm
 
@@ -116,14 +117,19 @@ def _scale(changes: Sequence[Numbers]) -> Any:
     if not seen.size:
         return LogNorm(0.1, 1, clip=True)
     top = float(seen.max())
-    return LogNorm(min(max(float(np.quantile(seen, 0.02)), top / 1000), top / 2), top, clip=True)
+    low = max(float(np.quantile(seen, 0.02)), top / 1000)
+    rounds = _rounds(low, top)
+    return LogNorm(max(value for value in rounds if value <= low), min(value for value in rounds if value > top), True)
+
+
+def _rounds(low: float, top: float) -> list[float]:
+    """1, 2, 5, 10, 20 ... from below ``low`` to above ``top``."""
+    exponents = range(math.floor(math.log10(low)), math.floor(math.log10(top)) + 2)
+    return [float(f"{digit}e{exponent}") for exponent in exponents for digit in (1, 2, 5)]
 
 
 def _ticks(scale: Any) -> list[float]:
-    """1, 2, 5, 10, 20 ... as far as the scale goes."""
-    exponents = range(math.floor(math.log10(scale.vmin)), math.ceil(math.log10(scale.vmax)) + 1)
-    rounds = [float(f"{digit}e{exponent}") for exponent in exponents for digit in (1, 2, 5)]
-    return [value for value in rounds if scale.vmin <= value <= scale.vmax]
+    return [value for value in _rounds(scale.vmin, scale.vmax) if scale.vmin <= value <= scale.vmax]
 
 
 def _draw_field(axes: Any, panel: Sequence[LineChanges], changes: Sequence[Numbers], scale: Any) -> Any:
@@ -147,7 +153,8 @@ def _draw_field(axes: Any, panel: Sequence[LineChanges], changes: Sequence[Numbe
 def _draw_points(axes: Any, changes: Sequence[Numbers], scale: Any) -> None:
     """Beside the map, what all visited lines of each matrix learned together."""
     means = [float(np.sqrt(np.mean(values[values >= 0] ** 2))) if (values >= 0).any() else np.nan for values in changes]
-    axes.scatter(means, np.arange(len(means)) + 0.5, c=means, cmap="viridis", norm=scale, s=22, clip_on=False)
+    shown = np.clip(means, scale.vmin, scale.vmax)  # as the colours are
+    axes.scatter(shown, np.arange(len(means)) + 0.5, c=shown, cmap="viridis", norm=scale, s=22, clip_on=False)
     axes.set(xscale="log", xlim=(scale.vmin, scale.vmax), ylim=(len(means), 0), yticks=[])
     ticks = _ticks(scale)
     axes.set_xticks(ticks[:: -(-len(ticks) // 3)], [f"{value:g}" for value in ticks[:: -(-len(ticks) // 3)]])
@@ -157,10 +164,8 @@ def _draw_points(axes: Any, changes: Sequence[Numbers], scale: Any) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _name_rows(axes: Any, names: Sequence[str], prefix: str) -> None:
+def _name_rows(axes: Any, names: Sequence[str], fontsize: float) -> None:
     """Name the rows, or as many of them as there is room for."""
     places = range(0, len(names), -(-len(names) // MOST_NAMES))
-    axes.set_yticks([place + 0.5 for place in places], [names[place] for place in places], fontsize=7)
+    axes.set_yticks([place + 0.5 for place in places], [names[place] for place in places], fontsize=max(fontsize, 5))
     axes.tick_params(axis="y", length=0)
-    if prefix:
-        axes.set_ylabel(f"matrices of {prefix}")

@@ -65,10 +65,10 @@ class SlicePicture(Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # asking for it takes all processes
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run"):  # noqa: B009  (Trainer does not declare it)
             return
-        steps = f"{trainer.global_step:,} optimizer steps"
+        steps = f"{trainer.global_step:,} optimizer step" + "s" * (trainer.global_step != 1)
         if self._since:
             steps = f"optimizer steps {self._since:,} to {trainer.global_step:,}, the others were not observed"
-        figure = draw_map(lines, f"What the slices have learned in {steps}")
+        figure = draw_map(lines, steps)
         folder.mkdir(parents=True, exist_ok=True)
         write_changes(folder / "slices.csv", lines)
         figure.savefig(folder / "slices.png")

@@ -59,16 +59,35 @@ def test_lines_never_visited_are_grey_and_hardly_changed_ones_are_not():
     assert np.abs(colours[3] - colours[2]).max() > 0.3
 
 
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ([0.014, 0.023], (1, 5)),
+        ([0.02, 0.02], (2, 5)),
+        ([0.5, 1e-9], (1, 100)),
+        ([0.5] + [1e-9] * 9, (0.05, 100)),
+        ([0.0, 0.0], (0.1, 1)),
+    ],
+)
+def test_the_scale_has_round_ends_that_are_written_beside_it(values, ends):
+    figure = draw_map([changes("a", values)], "")
+    scale = figure.axes[0].images[0].norm
+    assert (scale.vmin, scale.vmax) == pytest.approx(ends)
+    labels = [float(label.get_text()) for label in figure.axes[-1].get_yticklabels()]
+    assert (labels[0], labels[-1]) == pytest.approx(ends)
+    assert len(labels) >= 2
+
+
 def test_columns_and_rows_have_a_panel_each():
     rows = changes("net.a", [float("nan")] * 3, line="row")
-    figure = draw_map([changes("net.a", [0.1, 0.2]), changes("net.b", [0.1, 0.2]), rows], "told")
+    figure = draw_map([changes("net.a", [0.1, 0.2]), changes("net.b", [0.1, 0.2]), rows], "8 optimizer steps")
     fields = [axes for axes in figure.axes if axes.images]
     assert [len(axes.images[0].get_array()) for axes in fields] == [2, 1]
     assert [axes.get_title(loc="left") for axes in fields] == [
         "4 of 4 columns were visited (100%); grey: never", "0 of 3 rows were visited (0%); grey: never",
     ]  # fmt: skip
     assert [label.get_text() for label in fields[0].get_yticklabels()] == ["a", "b"]
-    assert fields[0].get_ylabel() == "matrices of net"
+    assert figure.get_suptitle() == "What the slices of net have learned in 8 optimizer steps"
 
 
 def test_a_network_of_many_matrices_is_still_a_picture():
