@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from slicefine_pl.analysis.kernel import drift, kernel, live_slices, target_weights
+from slicefine_pl.analysis.kernel import alignment, drift, kernel, live_slices, target_weights
 from slicefine_pl.callbacks.slicefine import SliceFineCallback
 from slicefine_pl.slicing import LiveSlice, SliceHandle, as_dense
 from slicefine_pl.slicing.parts import is_sharded
@@ -24,9 +24,13 @@ class KernelDrift(Callback):
 
     ``kernel_drift/weights`` is that of all sliced weights, whole, every ``every`` optimizer steps and at the end of
     training; K_0 is the kernel at the first step.  ``kernel_drift/live`` is that of the live slices alone, against the
-    kernel they had when they came to where they stand: at every move, and every ``every`` steps.  A lazy network, as
-    the theory of winning slices supposes it, stays far below 1.  Without a SliceFineCallback it is measured over the
-    weights that one would slice, to compare with full fine-tuning.
+    kernel they had when they came to where they stand: at every move, and every ``every`` steps.  Without a
+    SliceFineCallback it is measured over the weights that one would slice, to compare with full fine-tuning.
+
+    **Reading it.** A lazy network, as the theory of winning slices supposes it, stays far below 1.  A new output head
+    starts with small weights, through which all gradients pass: while it grows, so does the kernel, with its square.
+    ``.../weights_alignment`` and ``.../live_alignment`` leave such a factor out: <K_t, K_0>_F / (‖K_t‖_F ‖K_0‖_F), 1 if
+    one is a multiple of the other.
 
     **Batch.** The first samples of the first training batch, as it comes to the module; the network is in eval mode
     meanwhile.  Weights, gradients, random numbers and the order of data stay as they are: a run with this callback is
@@ -66,7 +70,7 @@ class KernelDrift(Callback):
         self._batch: list[Any] = []
         self._first: Tensor | None = None  # kernel of the weights at the first step
         self._arrived: Tensor | None = None  # of the live slices where they are
-        self._left: float | None = None  # drift of slices that have moved since the last batch
+        self._left: dict[str, float] = {}  # of slices that have moved since the last batch
         self._since = self._measured = 0
         self.drift = 0.0
 
@@ -142,9 +146,9 @@ class KernelDrift(Callback):
         """Log what was measured at a move, and measure when it is time."""
         if self._compute is None:
             return
-        if self._left is not None:
-            self._log(trainer, {"kernel_drift/live": self._left})
-            self._left = None
+        if self._left:
+            self._log(trainer, self._left)
+            self._left = {}
         if trainer.global_step % self._every == 0 and trainer.global_step != self._measured:
             self._measure(trainer, pl_module)
 
@@ -166,10 +170,10 @@ class KernelDrift(Callback):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._first is not None
-        self.drift, self._measured = drift(self._of_weights(pl_module), self._first), trainer.global_step
-        metrics = {"kernel_drift/weights": self.drift}
+        metrics = _compared("weights", self._of_weights(pl_module), self._first)
+        self.drift, self._measured = metrics["kernel_drift/weights"], trainer.global_step
         if self._arrived is not None:
-            metrics["kernel_drift/live"] = self._of_slices(self._arrived)
+            metrics |= self._of_slices(self._arrived)
         self._log(trainer, metrics)
 
     def _of_weights(self, pl_module: LightningModule) -> Tensor:
@@ -177,10 +181,10 @@ class KernelDrift(Callback):
         with as_dense(pl_module):  # an open layer has no gradient of its whole weight
             return self._compute(self._weights)
 
-    def _of_slices(self, before: Tensor) -> float:
+    def _of_slices(self, before: Tensor) -> dict[str, float]:
         assert self._compute is not None
         assert self._handle is not None
-        return drift(self._compute(live_slices(self._handle)), before)
+        return _compared("live", self._compute(live_slices(self._handle)), before)
 
     def _log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         for logger in trainer.loggers:
@@ -199,6 +203,10 @@ class KernelDrift(Callback):
         self._batch, self._first, self._arrived, self._left, self._since, self._measured, self.drift = (
             state_dict[name] for name in ("batch", "first", "arrived", "left", "since", "measured", "drift")
         )
+
+
+def _compared(name: str, now: Tensor, before: Tensor) -> dict[str, float]:
+    return {f"kernel_drift/{name}": drift(now, before), f"kernel_drift/{name}_alignment": alignment(now, before)}
 
 
 def singles(batch: Any, samples: int) -> list[Any]:

@@ -57,12 +57,13 @@ def drift_of(before, after, x, places=None, names=NAMES):
                       for each, (line, index) in zip(blocks, places, strict=True)]  # fmt: skip
         return sum(each.flatten(0, 1).flatten(1) @ each.flatten(0, 1).flatten(1).T for each in blocks)
 
-    first = kernel(before)
-    return (torch.linalg.matrix_norm(kernel(after) - first) / torch.linalg.matrix_norm(first)).item()
+    first, last = kernel(before), kernel(after)
+    cosine = torch.nn.functional.cosine_similarity(last.flatten(), first.flatten(), dim=0)
+    return (torch.linalg.matrix_norm(last - first) / torch.linalg.matrix_norm(first)).item(), cosine.item()
 
 
 def logged(folder):
-    """What a CSVLogger has written: (step, value) by name."""
+    """What a CSVLogger has written: (step, drift, alignment) by name."""
     [path] = folder.rglob("metrics.csv")
     with path.open() as file:
         rows = list(csv.DictReader(file))
@@ -72,6 +73,12 @@ def logged(folder):
         ]
         for name in ("weights", "live")
     }
+
+
+def assert_close(found, expected):
+    assert [step for step, *_ in found] == [step for step, *_ in expected]
+    for (_, *ours), (_, *theirs) in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def fit(folder, *callbacks, **settings):
@@ -90,24 +97,21 @@ def test_both_drifts_are_those_of_copies(slices, first, tmp_path):
     module = fit(tmp_path, *(both if first else both[::-1]), copies)
     states, x = [*copies.states, module.state_dict()], copies.batch[:3]  # states[k]: after k steps
     found = logged(tmp_path)
-    weights = [(step, drift_of(states[0], states[step], x)) for step in (2, 4, 6, 8)]
+    weights = [(step, *drift_of(states[0], states[step], x)) for step in (2, 4, 6, 8)]
     # From where the slices came, to where they are measured: before a move, or in between.
-    live = [(step, drift_of(states[came], states[step], x, copies.places[came]))
+    live = [(step, *drift_of(states[came], states[step], x, copies.places[came]))
             for came, step in ((0, 2), (0, 3), (3, 4), (3, 6), (6, 8))]  # fmt: skip
     for name, expected in (("weights", weights), ("live", live)):
-        assert [step for step, _ in found[name]] == [step for step, _ in expected]
-        assert [value for _, value in found[name]] == pytest.approx([value for _, value in expected], rel=1e-4)
-        assert all(value > 1e-4 for _, value in expected)
+        assert_close(found[name], expected)
+        assert all(value > 1e-4 for _, value, _ in expected)
 
 
 def test_without_slices_it_is_measured_over_the_weights_that_would_be_sliced(tmp_path):
     copies, measured = Copies(), Inputs(samples=4, every=5)
     module = fit(tmp_path, measured, copies)
     states, names = [*copies.states, module.state_dict()], (*NAMES, "head.weight")
-    expected = [(step, drift_of(states[0], states[step], copies.batch, names=names)) for step in (5, 8)]  # the end
-    assert [step for step, _ in logged(tmp_path)["weights"]] == [5, 8]
-    for (_, found), (_, value) in zip(logged(tmp_path)["weights"], expected, strict=True):
-        assert found == pytest.approx(value, rel=1e-4)
+    expected = [(step, *drift_of(states[0], states[step], copies.batch, names=names)) for step in (5, 8)]  # the end
+    assert_close(logged(tmp_path)["weights"], expected)
     assert logged(tmp_path)["live"] == []
     assert measured.drift == pytest.approx(expected[-1][1], rel=1e-4)
 
