@@ -67,8 +67,8 @@ class Step:
 
     Attributes:
         name: Of the layer; ``"all layers"`` for the dense step on every one.
-        line: ``"column"`` or ``"row"`` for a slice, ``"dense"`` for whole matrices.
-        lines: Which lines; empty for a dense step.
+        line: ``"column"`` or ``"row"`` for a slice, ``"dense"`` for whole matrices, ``"slices"`` for several slices.
+        lines: Which lines of a slice; else empty.
         predicted: lr · ||g||², the decrease of the loss to first order.
         decrease: Of the loss on the examples of the gradient; negative if it rose.
         held_out_predicted: lr · <g, h> with the gradient h on the held-out examples.
@@ -100,6 +100,7 @@ class Winners:
         held_out_loss: On the others, before.
         slices: The candidates.
         layers: The dense step on each matrix with a candidate.
+        together: One step on the first candidate of each of these matrices at once: what a run with slices does.
         everything: The dense step on all matrices at once.
     """
 
@@ -108,6 +109,7 @@ class Winners:
     held_out_loss: float
     slices: list[Step]
     layers: list[Step]
+    together: Step
     everything: Step
 
     @property
@@ -186,13 +188,15 @@ def winners(
         trial = _Trial(losses, batches, held_out, wholes, weights, lr)
         with torch.no_grad():
             everything = trial.step("all layers", "dense", wholes)
-            chosen = {place.matrix.name: place.matrix for place in places}
-            layers = [trial.step(each.matrix.name, "dense", [each]) for each in wholes if each.matrix.name in chosen]
+            first = {place.matrix.name: place for place in reversed(places)}
+            together = trial.step("all layers", "slices", list(first.values()))
+            layers = [trial.step(each.matrix.name, "dense", [each]) for each in wholes if each.matrix.name in first]
             slices = []
             for number, place in enumerate(places, start=1):
                 slices.append(trial.step(place.matrix.name, place.line, [place]))
                 told(number)
-    return Winners(trial.lr, float(trial.before.mean()), float(trial.held_before.mean()), slices, layers, everything)
+    before, held_before = float(trial.before.mean()), float(trial.held_before.mean())
+    return Winners(trial.lr, before, held_before, slices, layers, together, everything)
 
 
 class _Trial:
@@ -230,7 +234,7 @@ class _Trial:
         return Step(
             name=name,
             line=line,
-            lines=() if line == "dense" else places[0].lines,
+            lines=places[0].lines if line in get_args(Line) else (),
             predicted=self.lr * energy,
             decrease=float((self.before - after).mean()),
             held_out_predicted=self.lr * self._product(places, self._held_gradients),

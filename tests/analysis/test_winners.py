@@ -88,6 +88,13 @@ def test_every_step_is_what_a_dense_backward_pass_gives(net, data):
     assert found.everything.energy == pytest.approx(1)
     assert found.everything.parameters == 1
     others = torch.autograd.grad(others_before, weights)
+    first = {step.name: step for step in reversed(found.slices)}
+    assert found.together.energy == pytest.approx(sum(step.energy for step in first.values()))
+    for name, step in first.items():  # one after the other, each with the gradient of the beginning
+        moved, _, _ = by_hand(net, data[:2], name, step.line, step.lines, 0.3)
+        with torch.no_grad():
+            plain.get_parameter(f"{name}.weight").copy_(moved.get_parameter(f"{name}.weight"))
+    assert found.together.decrease == pytest.approx((before - mean_loss(plain, data[:2])).item(), abs=1e-12)
     product = sum((one * other).sum().item() for one, other in zip(gradient, others, strict=True))
     assert found.everything.held_out_predicted == pytest.approx(0.3 * product)
 
