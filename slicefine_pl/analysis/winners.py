@@ -102,6 +102,7 @@ class Winners:
         layers: The dense step on each matrix with a candidate.
         together: One step on the first candidate of each of these matrices at once: what a run with slices does.
         everything: The dense step on all matrices at once.
+        shares: Of each matrix, by name: its share of the dense gradient's energy, and of the parameters.
     """
 
     lr: float
@@ -111,6 +112,7 @@ class Winners:
     layers: list[Step]
     together: Step
     everything: Step
+    shares: dict[str, tuple[float, float]]
 
     @property
     def winning(self) -> float:
@@ -196,7 +198,8 @@ def winners(
                 slices.append(trial.step(place.matrix.name, place.line, [place]))
                 told(number)
     before, held_before = float(trial.before.mean()), float(trial.held_before.mean())
-    return Winners(trial.lr, before, held_before, slices, layers, together, everything)
+    shares = {place.matrix.name: trial.shares([place]) for place in wholes}
+    return Winners(trial.lr, before, held_before, slices, layers, together, everything, shares)
 
 
 class _Trial:
@@ -225,7 +228,7 @@ class _Trial:
 
     def step(self, name: str, line: str, places: Sequence[Place]) -> Step:
         """Step at these places at once, measure, take it back."""
-        energy = self._product(places, self._gradients)
+        energy, parameters = self.shares(places)
         with _put_back(places):
             for place in places:
                 place.step(self._gradients[id(place.matrix.parameter)], self.lr)
@@ -235,14 +238,19 @@ class _Trial:
             name=name,
             line=line,
             lines=places[0].lines if line in get_args(Line) else (),
-            predicted=self.lr * energy,
+            predicted=self.lr * energy * self._energy,
             decrease=float((self.before - after).mean()),
             held_out_predicted=self.lr * self._product(places, self._held_gradients),
             held_out=float(fall.mean()),
             held_out_error=float(fall.std() / len(fall) ** 0.5),
-            energy=energy / self._energy,
-            parameters=sum(place.pick(place.matrix.parameter).numel() for place in places) / self._entries,
+            energy=energy,
+            parameters=parameters,
         )
+
+    def shares(self, places: Sequence[Place]) -> tuple[float, float]:
+        """Of the dense gradient's energy, and of the parameters."""
+        entries = sum(place.pick(place.matrix.parameter).numel() for place in places)
+        return self._product(places, self._gradients) / self._energy, entries / self._entries
 
     def _product(self, places: Sequence[Place], others: Mapping[int, Tensor]) -> float:
         """Inner product of the gradient with another one, at these places."""

@@ -86,6 +86,9 @@ def test_every_step_is_what_a_dense_backward_pass_gives(net, data):
         assert step.decrease == pytest.approx((before - mean_loss(stepped, data[:2])).item(), abs=1e-12)
         assert step.held_out == pytest.approx((others_before - mean_loss(stepped, data[2:])).item(), abs=1e-12)
     assert found.everything.energy == pytest.approx(1)
+    for (name, share), own in zip(found.shares.items(), gradient, strict=True):
+        assert name in ("conv", "hidden", "out")
+        assert share == pytest.approx((own.square().sum().item() / total, own.numel() / entries))
     assert found.everything.parameters == 1
     others = torch.autograd.grad(others_before, weights)
     first = {step.name: step for step in reversed(found.slices)}
