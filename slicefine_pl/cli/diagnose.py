@@ -203,9 +203,22 @@ def _curves(layers: Sequence[Directions], samples: str) -> list[tuple[str, torch
 def _table(own: dict[str, Any]) -> list[list[str]]:
     """One line for every step."""
     found = own["slice_gradients"]
-    rows = [["step", "of", "parameters", "gradient energy", "predicted", "decrease", "held out", "± error"]]
-    for step in [found["everything"], found["together"], *found["layers"], *found["slices"]]:
+    rows = [
+        [
+            "step on",
+            "what",
+            "step size",
+            "parameters",
+            "gradient energy",
+            "predicted",
+            "decrease",
+            "held out",
+            "± error",
+        ]
+    ]
+    for step in [found["everything"], found["together"], *found["layers"], *found["slices"], *found["full"]]:
         share = [f"{100 * step[name]:.3g} %" for name in ("parameters", "energy")]
         values = [f"{step[name]:.2e}" for name in ("predicted", "decrease", "held_out", "held_out_error")]
-        rows.append([step["name"], step["line"], *share, *values])
+        what = step["line"] if not step["lines"] else f"{len(step['lines'])} {step['line']}s"
+        rows.append([step["name"], what, f"{step['lr']:.3g}", *share, *values])
     return rows

@@ -11,7 +11,7 @@ from typing import Any
 from slicefine_pl.analysis.kernel import spectrum
 from slicefine_pl.analysis.spectra import MUST_FAIL
 from slicefine_pl.analysis.task_energy import explained, participation_ratio, task_directions
-from slicefine_pl.analysis.winners import Step, Winners
+from slicefine_pl.analysis.winners import Step, Winners, winning
 from slicefine_pl.cli.diagnose_findings import Directions, Findings, Kernels
 
 TAUS = (0.5, 0.8, 0.9, 0.95, 0.99)
@@ -94,12 +94,11 @@ def _winners(found: Winners) -> dict[str, Any]:
         "lr": found.lr,
         "loss": found.loss,
         "held_out_loss": found.held_out_loss,
-        "winning": found.winning,
-        "winning_held_out": found.winning_held_out,
-        "winning_held_out_by_two_errors": _share(found.slices, 2),
-        "losing_held_out_by_two_errors": _share(found.slices, -2),
+        "winning": _winning(found.slices),
+        "winning_full": _winning(found.full),
         "energy_over_parameters": {"least": min(ratios), "median": statistics.median(ratios), "most": max(ratios)},
         "slices": [asdict(step) for step in found.slices],
+        "full": [asdict(step) for step in found.full],
         "layers": [asdict(step) for step in found.layers],
         "together": asdict(found.together),
         "everything": asdict(found.everything),
@@ -107,7 +106,13 @@ def _winners(found: Winners) -> dict[str, Any]:
     }
 
 
-def _share(slices: list[Step], errors: int) -> float:
-    """Share of the candidates whose held-out decrease is beyond so many standard errors, on their side of zero."""
-    sign = 1 if errors > 0 else -1
-    return sum(sign * step.held_out > abs(errors) * step.held_out_error for step in slices) / len(slices)
+def _winning(steps: list[Step]) -> dict[str, float]:
+    """Shares of the steps that lower the loss, and the median of what they bring over what was promised."""
+    promising = [step for step in steps if step.predicted > 0]
+    return {
+        "own": winning(steps),
+        "held_out": winning(steps, held_out=True),
+        "held_out_by_two_errors": sum(step.held_out > 2 * step.held_out_error for step in steps) / len(steps),
+        "over_promise": statistics.median(step.decrease / step.predicted for step in promising),
+        "held_out_over_promise": statistics.median(step.held_out / step.predicted for step in promising),
+    }

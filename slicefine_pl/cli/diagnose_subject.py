@@ -27,6 +27,7 @@ Batch = Mapping[str, Tensor]
 Kind = Literal["text", "image"]
 
 PENALTY = 1e-2  # of the L2 term of the head, on standardised features: in the middle of what LinearProbe tries
+HEAD_EXAMPLES = 2048  # training examples that it is fitted to
 HELD_OUT = 256  # examples that the head is scored on
 BATCH = 32
 
@@ -68,14 +69,16 @@ class Subject:
 
     Attributes:
         module: A ``TextClassifier`` or ``ImageClassifier`` on the CPU.
-        train: Batches of training examples.
+        train: Batches of training examples to look at.
+        head_examples: Batches to fit a head to; the first of them are ``train``.
         held_out: Batches of validation examples.
-        head: ``"fitted here"`` or ``"came with the model"``.
+        head: Where it comes from, in words.
         scores: Accuracy, or Pearson correlation, of the head on ``"train"`` and ``"held out"``.
     """
 
     module: TextClassifier | ImageClassifier
     train: list[Batch]
+    head_examples: list[Batch]
     held_out: list[Batch]
     head: str
     scores: dict[str, float]
@@ -114,21 +117,22 @@ def load(wish: Wish) -> Subject:
         module = _module(wish, data)
     except ImportError as error:
         raise ValueError(str(error)) from error
-    train = _taken(data.train_dataloader(), wish.examples)
+    head_examples = _taken(data.train_dataloader(), max(wish.examples, HEAD_EXAMPLES))
+    train = head_examples[: -(-wish.examples // BATCH)]
     held_out = _spread(data.val_dataloader(), HELD_OUT)
     for name, batches, least in (("training", train, 2 * BATCH), ("validation", held_out, BATCH)):
-        if (count := sum(len(batch["labels"]) for batch in batches)) < least:
+        if (count := _count(batches)) < least:
             raise ValueError(
                 f"{count} {name} examples are too few to measure anything; give --data and --examples for {least}."
             )
-    return _with_head(module, train, held_out)
+    return _with_head(module, train, head_examples, held_out)
 
 
 def without_pretraining(subject: Subject, seed: int) -> Subject:
     """The same network with random weights, and a head fitted to what these make of the same examples."""
     module = reinitialised(subject.module, seed)
     module.untrained_head = True
-    return _with_head(module, subject.train, subject.held_out)
+    return _with_head(module, subject.train, subject.head_examples, subject.held_out)
 
 
 def _data(wish: Wish, kind: Kind) -> TextDataModule | ImageDataModule:
@@ -182,14 +186,20 @@ def _tensors(batch: Mapping[str, Any]) -> Batch:
     return {name: value for name, value in batch.items() if isinstance(value, Tensor)}
 
 
-def _with_head(module: TextClassifier | ImageClassifier, train: list[Batch], held_out: list[Batch]) -> Subject:
+def _with_head(
+    module: TextClassifier | ImageClassifier, train: list[Batch], head_examples: list[Batch], held_out: list[Batch]
+) -> Subject:
     head = "came with the model"
     if module.untrained_head:
-        head = "fitted here"
-        _fit_head(module, train)
+        head = f"fitted here to {_count(head_examples)} examples"
+        _fit_head(module, head_examples)
         module.untrained_head = False
     scores = {"train": _score(module, train), "held out": _score(module, held_out)}
-    return Subject(module, train, held_out, head, scores)
+    return Subject(module, train, head_examples, held_out, head, scores)
+
+
+def _count(batches: list[Batch]) -> int:
+    return sum(len(batch["labels"]) for batch in batches)
 
 
 def _fit_head(module: TextClassifier | ImageClassifier, batches: list[Batch]) -> None:

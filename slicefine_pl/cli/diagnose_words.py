@@ -4,6 +4,7 @@ Answers one question: what do the numbers support, and what not?  Every sentence
 the network without pretraining stand beside: what holds there as well says nothing of pretraining.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ def summary(own: Numbers, control: Numbers | None, setup: Numbers) -> dict[str, 
         "Which rank?": _rank(own, control, setup),
         "Which layers?": _layers(own),
         "How much to expect?": _expect(own, control, setup),
-        "Does the hypothesis hold here?": _hypothesis(own, control),
+        "Is every slice a winner?": _hypothesis(own, control),
     }
 
 
@@ -26,20 +27,20 @@ def _rank(own: Numbers, control: Numbers | None, setup: Numbers) -> str:
     tasks = energy["k_task"]
     told = (
         f"The theory asks for a rank of at least k_task(τ), and leaves τ open. Over the layers (median, {samples} as "
-        f"samples) it is {tasks['0.5']['median']:g} at τ = 0.5, {tasks['0.8']['median']:g} at 0.8 and "
-        f"{tasks['0.9']['median']:g} at 0.9; for 0.9 it runs from {tasks['0.9']['least']} to {tasks['0.9']['most']}. "
-        f"Read so (our reading), the suggestion is rank {tasks['0.9']['median']:g} at τ = 0.9. A slice of rank "
+        f"samples) it is {_whole(tasks['0.5'])} at τ = 0.5, {_whole(tasks['0.8'])} at 0.8 and "
+        f"{_whole(tasks['0.9'])} at 0.9; for 0.9 it runs from {tasks['0.9']['least']} to {tasks['0.9']['most']}. "
+        f"Read so (our reading), the suggestion is rank {_whole(tasks['0.9'])} at τ = 0.9. A slice of rank "
         f"{setup['rank']} is as many directions as hold {energy['cev_at_rank']:.0%} of the variance. "
     )
     if control is not None and (other := control["task_energy"]["summary"][samples]) is not None:
         ratio = other["k_task"]["0.9"]["median"] / tasks["0.9"]["median"]
         if 1 / ALIKE < ratio < ALIKE:
             told += (
-                f"Without pretraining it is {other['k_task']['0.9']['median']:g}, about the same: here k_task "
-                "speaks of the data and the architecture, not of what was pretrained, and it decides nothing about the rank. "
+                f"Without pretraining it is {_whole(other['k_task']['0.9'])}, about the same: here k_task speaks of "
+                "the data and the architecture, not of pretraining. "
             )
         else:
-            told += f"Without pretraining it is {other['k_task']['0.9']['median']:g}. "
+            told += f"Without pretraining it is {_whole(other['k_task']['0.9'])}. "
     return told + "A rank is chosen best by two short runs on validation data; the cost of a step hardly depends on it."
 
 
@@ -78,35 +79,30 @@ def _expect(own: Numbers, control: Numbers | None, setup: Numbers) -> str:
 
 
 def _hypothesis(own: Numbers, control: Numbers | None) -> str:
-    found = own["slice_gradients"]
-    told = (
-        f"{found['winning']:.0%} of {len(found['slices'])} candidate slices lower the loss on their own examples, "
-        f"{found['winning_held_out']:.0%} on held-out ones ({found['winning_held_out_by_two_errors']:.0%} by more than "
-        "two standard errors). "
-    )
-    if control is not None:
-        other = control["slice_gradients"]
-        told += (
-            f"Without pretraining it is {other['winning']:.0%}, {other['winning_held_out']:.0%} and "
-            f"{other['winning_held_out_by_two_errors']:.0%}. "
-        )
+    told = "".join(_winning(each, words) for each, words in ((own, "Here"), (control, "Without pretraining")) if each)
     told += (
         "That a small step on any slice lowers the loss it was computed on is calculus, and holds for every network "
-        "with a gradient: it is no evidence for the hypothesis. "
+        "with a gradient; what can fail are held-out examples and full steps. "
     )
     controls = own["spectral_balance"]["controls"]
-    if controls:
-        mine, random = (controls[name]["row"]["median"] for name in ("pretrained", "Gaussian"))
-        told += (
-            f"Spectral balance: the spread of the row groups' means is {mine['spread_of_means']:.3g}, that of a random "
-            f"matrix {random['spread_of_means']:.3g}. "
-        )
-        told += (
-            "So the pretrained weights are less balanced than chance, not more. "
-            if mine["spread_of_means"] > ALIKE * random["spread_of_means"]
-            else "So the weights are as balanced as chance makes them. "
-        )
-    return told
+    if "row" not in controls.get("pretrained", {}):
+        return told
+    mine, random = (controls[name]["row"]["median"]["spread_of_means"] for name in ("pretrained", "Gaussian"))
+    balanced = mine < ALIKE * random
+    return told + (
+        f"Spectral balance: the spread of the row groups' means is {mine:.3g} (median), that of a random matrix "
+        f"{random:.3g}: the weights are {'as balanced as' if balanced else 'less balanced than'} chance."
+    )
+
+
+def _winning(numbers: Numbers, words: str) -> str:
+    found = numbers["slice_gradients"]
+    small, full = found["winning"], found["winning_full"]
+    return (
+        f"{words}, {small['own']:.0%} of {len(found['slices'])} candidate slices lower the loss on their own examples "
+        f"with a small step, {small['held_out']:.0%} on held-out ones; with a full step {full['own']:.0%} and "
+        f"{full['held_out']:.0%}, and the median slice brings {full['over_promise']:.0%} of what its gradient says. "
+    )
 
 
 def captions(own: Numbers, control: Numbers | None, setup: Numbers) -> dict[str, dict[str, str]]:
@@ -138,12 +134,18 @@ def captions(own: Numbers, control: Numbers | None, setup: Numbers) -> dict[str,
             "is for the drift over a run to tell.",
         },
         "winners": {
-            "meaning": "Points on the dashed line do what the gradient promises; below zero a step raised the loss.",
+            "meaning": "Points on the dashed line do what the gradient promises, below zero a step raised the loss; "
+            "the lower right shows what is left of the promise when one slice has to do the work of all weights.",
             "theory": "The dashed line: to first order a step lowers the loss by lr · ||g||², whatever the network.",
-            "measured": "The loss before and after one gradient step on one slice alone, all at one step size, at "
-            "which the dense step should lower the loss by a tenth.",
+            "measured": "The loss before and after one gradient step on one slice alone: small steps, all of one size, "
+            "and full ones, each so large that the slice should lower the loss by a tenth, as the dense step should.",
         },
     }
+
+
+def _whole(counts: Mapping[str, float]) -> int:
+    """The median, rounded up: of an even number of layers it may lie between two ranks."""
+    return math.ceil(counts["median"])
 
 
 def _energies(own: Numbers) -> tuple[str, Any]:
