@@ -67,17 +67,17 @@ def spectra_picture(balances: Mapping[str, Mapping[Line, Mapping[str, Balance]]]
 
 
 def _decay(axes: Any, balances: Mapping[str, Mapping[Line, Mapping[str, Balance]]]) -> None:
-    """The groups' normalised eigenvalues of the matrix whose rows are spread as the median one's."""
-    own = next(iter(balances.values()))["row"]
+    """The groups' normalised eigenvalues of the matrix whose decay is spread as the median one's."""
+    first, by_line = next(iter(balances.items()))
+    line, own = next(iter(by_line.items()))
     name = sorted(own, key=lambda each: own[each].spread_of_decay)[len(own) // 2]
-    for control, colour in (("Gaussian", GREY), (next(iter(balances)), BLUE)):
-        for number, curve in enumerate(balances[control]["row"][name].decay):
-            label = f"{control}, one line a group" if number == 0 else None
+    for control, colour in (("Gaussian", GREY), (first, BLUE)):
+        for number, curve in enumerate(balances[control][line][name].decay):
+            label = f"{control}, one curve a group" if number == 0 else None
             axes.plot(np.arange(1, len(curve) + 1), curve, color=colour, lw=1, alpha=0.8, label=label)
     axes.set(yscale="log", xlabel="number of the eigenvalue", ylabel="eigenvalue over their sum")
-    axes.set_title(f"Decay of the row groups of\n{name}", fontsize=10)
-    floor = min(float(balances[each]["row"][name].decay.min()) for each in ("Gaussian", next(iter(balances))))
-    axes.set_ylim(bottom=max(floor / 2, 1e-6))
+    axes.set_title(f"Decay of the {line} groups of\n{name}", fontsize=10)
+    axes.set_ylim(bottom=max(float(own[name].decay.min()) / 2, ROUNDING))
     axes.legend(fontsize=8)
 
 
