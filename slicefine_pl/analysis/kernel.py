@@ -8,7 +8,7 @@ Works on any network, also while slices are open: a sliced layer is an ``autogra
 
 Shapes:  N samples · C outputs · P numbers in the chosen parameters
 Source:  Jacot et al., Neural Tangent Kernel, arXiv:1806.07572; drift as in RoCoFT, arXiv:2410.10075.  Effective rank:
-Roy & Vetterli, EUSIPCO 2007.
+Roy & Vetterli, EUSIPCO 2007.  Alignment: Cristianini et al., NeurIPS 2001.
 """
 
 import math
@@ -148,6 +148,27 @@ def drift(now: Tensor, before: Tensor) -> float:
     if size == 0:
         raise ValueError("The first kernel is zero, so that no change can be measured against it.")
     return float(torch.linalg.matrix_norm(now.double() - before.double())) / size
+
+
+def alignment(one: Tensor, other: Tensor) -> float:
+    """How alike two kernels are but for their size: <K, L>_F / (||K||_F ||L||_F), 1 if one is a multiple of the other.
+
+    Args:
+        one: Shape ``(M, M)``.
+        other: On the same samples and outputs.
+
+    Raises:
+        ValueError: The shapes differ, or one of them is zero.
+    """
+    if one.shape != other.shape:
+        raise ValueError(
+            f"Kernels of shape {tuple(one.shape)} and {tuple(other.shape)} cannot be compared; use one fixed batch."
+        )
+    one, other = one.double(), other.double()
+    sizes = float(torch.linalg.matrix_norm(one) * torch.linalg.matrix_norm(other))
+    if sizes == 0:
+        raise ValueError("A kernel is zero, so that nothing can be aligned with it.")
+    return float((one * other).sum()) / sizes
 
 
 def _checked(parameters: Iterable[nn.Parameter], batches: Sequence[B], max_rows: int) -> list[nn.Parameter]:

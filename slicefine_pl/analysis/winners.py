@@ -5,9 +5,9 @@ loss after one step on it alone, W_S − lr · g_S, is lower than before, on the
 says more, on others.
 
 Theory, to first order: a step lowers the loss by lr · ||g_S||², so every slice with a gradient wins on its own examples
-if the step is small enough, in *any* network.  Measured is whether that still holds at a step of finite size, whether
-it carries over to other examples, and what share of the dense gradient's energy a slice has beside its share of the
-parameters.
+if the step is small enough, in *any* network.  Measured is whether it carries over to other examples, whether it holds
+at a *full* step, so large that the slice alone should lower the loss as the dense step does, and what share of the
+dense gradient's energy a slice has beside its share of the parameters.
 
 Shapes:  R lines of a slice
 Source:  Kowsher et al., SliceFine, arXiv:2510.08513, for the hypothesis.
@@ -67,8 +67,9 @@ class Step:
 
     Attributes:
         name: Of the layer; ``"all layers"`` for the dense step on every one.
-        line: ``"column"`` or ``"row"`` for a slice, ``"dense"`` for whole matrices.
-        lines: Which lines; empty for a dense step.
+        line: ``"column"`` or ``"row"`` for a slice, ``"dense"`` for whole matrices, ``"slices"`` for several slices.
+        lines: Which lines of a slice; else empty.
+        lr: The size of the step.
         predicted: lr · ||g||², the decrease of the loss to first order.
         decrease: Of the loss on the examples of the gradient; negative if it rose.
         held_out_predicted: lr · <g, h> with the gradient h on the held-out examples.
@@ -81,6 +82,7 @@ class Step:
     name: str
     line: str
     lines: tuple[int, ...]
+    lr: float
     predicted: float
     decrease: float
     held_out_predicted: float
@@ -95,30 +97,32 @@ class Winners:
     """Answer of :func:`winners`.
 
     Attributes:
-        lr: Of every step.
+        lr: Of every step but the full ones.
         loss: On the examples of the gradient, before.
         held_out_loss: On the others, before.
         slices: The candidates.
+        full: The candidates again, each with a step so large that to first order it lowers the loss as much as the
+            dense step on all matrices does; without those that have no gradient.
         layers: The dense step on each matrix with a candidate.
+        together: One step on the first candidate of each of these matrices at once: what a run with slices does.
         everything: The dense step on all matrices at once.
+        shares: Of each matrix, by name: its share of the dense gradient's energy, and of the parameters.
     """
 
     lr: float
     loss: float
     held_out_loss: float
     slices: list[Step]
+    full: list[Step]
     layers: list[Step]
+    together: Step
     everything: Step
+    shares: dict[str, tuple[float, float]]
 
-    @property
-    def winning(self) -> float:
-        """Share of the candidates that lower the loss on the examples of their gradient."""
-        return sum(step.decrease > 0 for step in self.slices) / len(self.slices)
 
-    @property
-    def winning_held_out(self) -> float:
-        """Share of the candidates that lower the loss on other examples."""
-        return sum(step.held_out > 0 for step in self.slices) / len(self.slices)
+def winning(steps: Sequence[Step], *, held_out: bool = False) -> float:
+    """Share of steps that lower the loss, on the examples of their gradient or on the held-out ones, in [0, 1]."""
+    return sum((step.held_out if held_out else step.decrease) > 0 for step in steps) / len(steps)
 
 
 def candidate_slices(matrices: Sequence[Candidate], rank: int, count: int, seed: int) -> list[Place]:
@@ -158,12 +162,11 @@ def winners(
     matrices: Sequence[Candidate],
     places: Sequence[Place],
     lr: float | None = None,
-    told: Callable[[int], None] = lambda done: None,
 ) -> Winners:
     """Take one step at each place alone, measure, and take it back.
 
     Afterwards all weights are bit-equal to what they were; see :func:`slicefine_pl.analysis.undisturbed.undisturbed`
-    for the rest.  Costs a forward pass over all examples for each candidate and each matrix that has one.
+    for the rest.  Costs two forward passes over all examples for each candidate, and one for each matrix that has one.
 
     Args:
         net: The network, its slices closed.
@@ -173,7 +176,6 @@ def winners(
         matrices: All that the dense step takes in.
         places: Candidates among them; see :func:`candidate_slices`.
         lr: Of all steps; ``None`` takes that at which the dense step lowers the loss by a tenth, to first order.
-        told: Called with the number of steps that are done.
 
     Raises:
         ValueError: There is no candidate, or the loss is not finite or has no gradient.
@@ -186,13 +188,20 @@ def winners(
         trial = _Trial(losses, batches, held_out, wholes, weights, lr)
         with torch.no_grad():
             everything = trial.step("all layers", "dense", wholes)
-            chosen = {place.matrix.name: place.matrix for place in places}
-            layers = [trial.step(each.matrix.name, "dense", [each]) for each in wholes if each.matrix.name in chosen]
-            slices = []
-            for number, place in enumerate(places, start=1):
-                slices.append(trial.step(place.matrix.name, place.line, [place]))
-                told(number)
-    return Winners(trial.lr, float(trial.before.mean()), float(trial.held_before.mean()), slices, layers, everything)
+            first = {place.matrix.name: place for place in reversed(places)}
+            together = trial.step("all layers", "slices", list(first.values()))
+            layers = [trial.step(each.matrix.name, "dense", [each]) for each in wholes if each.matrix.name in first]
+            slices = [trial.step(place.matrix.name, place.line, [place]) for place in places]
+            if not any(step.energy for step in slices):
+                raise ValueError(f"None of the {len(places)} candidate slices has a gradient; draw others.")
+            full = [
+                trial.step(place.matrix.name, place.line, [place], trial.lr / step.energy)
+                for place, step in zip(places, slices, strict=True)
+                if step.energy
+            ]
+    before, held_before = float(trial.before.mean()), float(trial.held_before.mean())
+    shares = {place.matrix.name: trial.shares([place]) for place in wholes}
+    return Winners(trial.lr, before, held_before, slices, full, layers, together, everything, shares)
 
 
 class _Trial:
@@ -219,26 +228,33 @@ class _Trial:
             )
         self.lr = DENSE_DECREASE * float(self.before.mean()) / self._energy if lr is None else lr
 
-    def step(self, name: str, line: str, places: Sequence[Place]) -> Step:
+    def step(self, name: str, line: str, places: Sequence[Place], lr: float | None = None) -> Step:
         """Step at these places at once, measure, take it back."""
-        energy = self._product(places, self._gradients)
+        rate = self.lr if lr is None else lr
+        energy, parameters = self.shares(places)
         with _put_back(places):
             for place in places:
-                place.step(self._gradients[id(place.matrix.parameter)], self.lr)
+                place.step(self._gradients[id(place.matrix.parameter)], rate)
             after, held_after = _values(self._losses, self._batches), _values(self._losses, self._held_out)
         fall = self.held_before - held_after
         return Step(
             name=name,
             line=line,
-            lines=() if line == "dense" else places[0].lines,
-            predicted=self.lr * energy,
+            lines=places[0].lines if line in get_args(Line) else (),
+            lr=rate,
+            predicted=rate * energy * self._energy,
             decrease=float((self.before - after).mean()),
-            held_out_predicted=self.lr * self._product(places, self._held_gradients),
+            held_out_predicted=rate * self._product(places, self._held_gradients),
             held_out=float(fall.mean()),
             held_out_error=float(fall.std() / len(fall) ** 0.5),
-            energy=energy / self._energy,
-            parameters=sum(place.pick(place.matrix.parameter).numel() for place in places) / self._entries,
+            energy=energy,
+            parameters=parameters,
         )
+
+    def shares(self, places: Sequence[Place]) -> tuple[float, float]:
+        """Of the dense gradient's energy, and of the parameters."""
+        entries = sum(place.pick(place.matrix.parameter).numel() for place in places)
+        return self._product(places, self._gradients) / self._energy, entries / self._entries
 
     def _product(self, places: Sequence[Place], others: Mapping[int, Tensor]) -> float:
         """Inner product of the gradient with another one, at these places."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from slicefine_pl.analysis.kernel import drift, kernel, live_slices, spectrum, target_weights
+from slicefine_pl.analysis.kernel import alignment, drift, kernel, live_slices, spectrum, target_weights
 from slicefine_pl.slicing import slice_model
 
 N, I, C = 5, 7, 3
@@ -206,6 +206,16 @@ def test_drift_is_relative_and_knows_its_limits():
         drift(before, torch.eye(4))
     with pytest.raises(ValueError, match="first kernel is zero"):
         drift(before, torch.zeros(3, 3))
+
+
+def test_alignment_is_a_cosine_and_knows_its_limits():
+    one, other = torch.diag(torch.tensor([3.0, 4.0, 0])), torch.diag(torch.tensor([0, 1.0, 0]))
+    assert alignment(one, 7 * one) == pytest.approx(1)
+    assert alignment(one, other) == pytest.approx(0.8)
+    with pytest.raises(ValueError, match="one fixed batch"):
+        alignment(one, torch.eye(2))
+    with pytest.raises(ValueError, match="is zero"):
+        alignment(one, torch.zeros(3, 3))
 
 
 def test_drift_of_a_network_that_was_trained(net, images):

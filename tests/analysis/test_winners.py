@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from slicefine_pl.analysis.targets import target_matrices
-from slicefine_pl.analysis.winners import Place, candidate_slices, winners
+from slicefine_pl.analysis.winners import Place, candidate_slices, winners, winning
 
 I, H, C, R = 9, 7, 3, 2
 
@@ -78,16 +78,29 @@ def test_every_step_is_what_a_dense_backward_pass_gives(net, data):
     entries = sum(each.numel() for each in weights)
     assert {step.line for step in found.slices} == {"row", "column"}
     assert {step.name for step in found.layers} == {"conv", "hidden", "out"}
-    for step in [*found.slices, *found.layers]:
-        stepped, energy, numbers = by_hand(net, data[:2], step.name, step.line, step.lines, 0.3)
-        assert step.predicted == pytest.approx(0.3 * energy)
+    assert all(step.lr == 0.3 for step in [*found.slices, *found.layers])
+    assert len(found.full) == 12
+    for step in [*found.slices, *found.full, *found.layers]:
+        stepped, energy, numbers = by_hand(net, data[:2], step.name, step.line, step.lines, step.lr)
+        assert step.predicted == pytest.approx(step.lr * energy)
         assert step.energy == pytest.approx(energy / total)
         assert step.parameters == pytest.approx(numbers / entries)
         assert step.decrease == pytest.approx((before - mean_loss(stepped, data[:2])).item(), abs=1e-12)
         assert step.held_out == pytest.approx((others_before - mean_loss(stepped, data[2:])).item(), abs=1e-12)
+    assert all(step.predicted == pytest.approx(found.everything.predicted) for step in found.full)
     assert found.everything.energy == pytest.approx(1)
+    for (name, share), own in zip(found.shares.items(), gradient, strict=True):
+        assert name in ("conv", "hidden", "out")
+        assert share == pytest.approx((own.square().sum().item() / total, own.numel() / entries))
     assert found.everything.parameters == 1
     others = torch.autograd.grad(others_before, weights)
+    first = {step.name: step for step in reversed(found.slices)}
+    assert found.together.energy == pytest.approx(sum(step.energy for step in first.values()))
+    for name, step in first.items():  # one after the other, each with the gradient of the beginning
+        moved, _, _ = by_hand(net, data[:2], name, step.line, step.lines, 0.3)
+        with torch.no_grad():
+            plain.get_parameter(f"{name}.weight").copy_(moved.get_parameter(f"{name}.weight"))
+    assert found.together.decrease == pytest.approx((before - mean_loss(plain, data[:2])).item(), abs=1e-12)
     product = sum((one * other).sum().item() for one, other in zip(gradient, others, strict=True))
     assert found.everything.held_out_predicted == pytest.approx(0.3 * product)
 
@@ -100,14 +113,15 @@ def test_small_steps_do_what_the_first_order_predicts(net, data):
     for step in [*found.slices, found.everything]:
         assert step.decrease == pytest.approx(step.predicted, rel=1e-3)
         assert step.held_out == pytest.approx(step.held_out_predicted, rel=1e-2, abs=1e-10)
-    assert found.winning == 1
+    assert winning(found.slices) == 1
 
 
 def test_a_step_that_is_too_large_loses(net, data):
     """The number can fail: a huge step raises the loss."""
     matrices = target_matrices(net, "hidden|out", R)
     found = winners(net, losses_of(net), data[:2], data[2:], matrices, candidate_slices(matrices, R, 8, 0), lr=1e4)
-    assert found.winning < 0.8
+    assert winning(found.slices) == sum(step.decrease > 0 for step in found.slices) / 8 < 0.8
+    assert winning(found.slices, held_out=True) == sum(step.held_out > 0 for step in found.slices) / 8
     assert found.everything.decrease < 0
 
 
