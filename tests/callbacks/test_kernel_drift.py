@@ -67,12 +67,12 @@ def logged(folder):
     [path] = folder.rglob("metrics.csv")
     with path.open() as file:
         rows = list(csv.DictReader(file))
+    names = ("kernel_drift/{}", "kernel_drift/{}_alignment")
     return {
-        name: [
-            (int(row["step"]), float(row[f"kernel_drift/{name}"])) for row in rows if row.get(f"kernel_drift/{name}")
-        ]
-        for name in ("weights", "live")
-    }
+        kind: [(int(row["step"]), *(float(row[name.format(kind)]) for name in names))
+               for row in rows if row.get(names[0].format(kind))]
+        for kind in ("weights", "live")
+    }  # fmt: skip
 
 
 def assert_close(found, expected):
