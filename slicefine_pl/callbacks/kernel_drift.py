@@ -158,7 +158,7 @@ class KernelDrift(Callback):
             if trainer.global_step != self._measured:
                 self._measure(trainer, pl_module)
             steps = trainer.global_step - self._since
-            rank_zero_info(f"KernelDrift: the kernel has moved by {self.drift:.1%} of its size in {steps:,} steps.")
+            rank_zero_info(f"KernelDrift: ||K - K_0|| / ||K_0|| = {self.drift:.3g} after {steps:,} steps.")
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
