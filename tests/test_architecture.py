@@ -17,7 +17,7 @@ RULES = {
     "sparsity": (set(), MATHS | {"rich"}),
     "analysis": ({"slicing"}, MATHS | {"matplotlib"}),
     "strategy": ({"slicing"}, {"torch", "lightning"}),
-    "callbacks": ({"slicing", "sparsity", "strategy"}, MATHS | {"lightning", "matplotlib"}),
+    "callbacks": ({"slicing", "sparsity", "analysis", "strategy"}, MATHS | {"lightning", "matplotlib"}),
     "pretrained": (set(), set()),
     "modules": ({"pretrained"}, None),
     "data": ({"pretrained"}, None),

@@ -176,12 +176,12 @@ class SliceFineCallback(RepeatableTraining):
         self._check_owners(owners.keys())
         self._check_strays(pl_module)
         for optimizer in trainer.optimizers:
-            slices = [live for live in self._opened() if owners[id(live.parameter)] is optimizer]
+            slices = [live for live in self.opened() if owners[id(live.parameter)] is optimizer]
             self._shares.append(OptimizerShare(optimizer, slices))
 
     def _check_owners(self, owned: Collection[int]) -> None:
         """The optimizers must hold all that is to be trained."""
-        handle = self._opened()
+        handle = self.opened()
         slices = [f"the slice of {live.name}" for live in handle if id(live.parameter) not in owned]
         whole = [name for name, parameter in handle.trained.items() if id(parameter) not in owned]
         if slices or whole:
@@ -192,7 +192,7 @@ class SliceFineCallback(RepeatableTraining):
 
     def _check_strays(self, pl_module: LightningModule) -> None:
         """The module must train nothing that we do not know of."""
-        handle = self._opened()
+        handle = self.opened()
         known = {id(live.parameter) for live in handle} | {id(parameter) for parameter in handle.trained.values()}
         required = ((name, parameter) for name, parameter in pl_module.named_parameters() if parameter.requires_grad)
         strays = [name for name, parameter in required if id(parameter) not in known]
@@ -213,17 +213,17 @@ class SliceFineCallback(RepeatableTraining):
         self._log(trainer)
 
     def _check_agreement(self, trainer: Trainer) -> None:
-        check_agreement(trainer, {live.name: live.indices for live in self._opened()}, "live lines")
+        check_agreement(trainer, {live.name: live.indices for live in self.opened()}, "live lines")
 
     def summary(self) -> Summary:
         """How every matrix of the module is trained, or why it is not, while it is: print it."""
-        return self._opened().summary()
+        return self.opened().summary()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        counts = self._opened().counts()
+        counts = self.opened().counts()
         steps = sum(share.steps for share in self._shares) - sum(self._steps_before.values())
         rank_zero_info(
-            f"SliceFine: {self._opened().moves} moves visited {counts.coverage:.1%} of {counts.target:,} sliced"
+            f"SliceFine: {self.opened().moves} moves visited {counts.coverage:.1%} of {counts.target:,} sliced"
             f" weights; {counts.trained:,} of {counts.total:,} parameters were trained at a time;"
             f" {1e3 * self._seconds / max(steps, 1):.0f} ms per optimizer step."
         )
@@ -245,10 +245,11 @@ class SliceFineCallback(RepeatableTraining):
     def _close_slices(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._opened().close()
+        self.opened().close()
         self._hooks, self._handle = [], None
 
-    def _opened(self) -> SliceHandle:
+    def opened(self) -> SliceHandle:
+        """The open slices, while a fit is running."""
         if self._handle is None:
             raise RuntimeError("The slices are not open; SliceFineCallback opens them in setup('fit').")
         return self._handle
@@ -274,7 +275,7 @@ class SliceFineCallback(RepeatableTraining):
             self._meet_nonfinite(trainer, pl_module, share)
 
     def _check_reached(self, share: OptimizerShare) -> None:
-        share.unreached = self._opened().without_gradient(share.unreached)
+        share.unreached = self.opened().without_gradient(share.unreached)
         if share.unreached and share.steps + 1 - share.first_step >= self._reached_within:
             when = "at the first step" if self._reached_within == 1 else f"in the first {self._reached_within} steps"
             raise MisconfigurationException(
@@ -300,7 +301,7 @@ class SliceFineCallback(RepeatableTraining):
             return  # nothing to apply, or a step that was dropped
         self._check_reached(share)  # for optimizers that are stepped behind Lightning's back
         share.steps += 1
-        handle = self._opened()
+        handle = self.opened()
         handle.write(share.names)
         if self._interval is not None and share.steps % self._interval == 0:
             moved = handle.move(share.names)
@@ -320,11 +321,11 @@ class SliceFineCallback(RepeatableTraining):
     def _log(self, trainer: Trainer) -> None:
         """Log when something has changed: at the start and after a move."""
         self._moved = False
-        counts = self._opened().counts()
+        counts = self.opened().counts()
         metrics = {
             "slicefine/trained": counts.trained,
             "slicefine/coverage": counts.coverage,
-            "slicefine/moves": self._opened().moves,
+            "slicefine/moves": self.opened().moves,
         }
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
@@ -356,7 +357,7 @@ class SliceFineCallback(RepeatableTraining):
             return
         state = self.saved_state(checkpoint, self._settings(), "its optimizer knows no slices")
         self.share_sums(trainer, state)
-        self._opened().load_state_dict(state["slices"])
+        self.opened().load_state_dict(state["slices"])
         self.resume_random(trainer, state["random"])
         self._steps_before = state["steps"]
 

@@ -1,4 +1,4 @@
-"""The command ``slicefine``: what to advise before a sparse run, and what a set of runs says.
+"""The command ``slicefine``: advice before a sparse run, the law of a set of runs, a look at a model before slicing.
 
 Answers one question: which subcommand?  Whatever the user got wrong is one sentence on stderr and exit code 2.
 """
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from slicefine_pl.cli import advise, fit_law
+from slicefine_pl.cli import advise, diagnose, fit_law
 
 
 class OneSentenceParser(argparse.ArgumentParser):
@@ -22,10 +22,11 @@ class OneSentenceParser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     whole = OneSentenceParser(
-        prog="slicefine", description="Sparse models: advice before the run, a law from your runs."
+        prog="slicefine",
+        description="Sparse models: advice before the run, a law from your runs. Slices: a look at your model.",
     )
     commands = whole.add_subparsers(dest="command", required=True, parser_class=OneSentenceParser)
-    for command in (advise, fit_law):
+    for command in (advise, fit_law, diagnose):
         command.add_parser(commands)
     return whole
 

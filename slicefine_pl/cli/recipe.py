@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
 from slicefine_pl.callbacks.preemption import SaveWhenPreempted
 from slicefine_pl.callbacks.probe import LinearProbe
+from slicefine_pl.callbacks.slice_picture import SlicePicture
 from slicefine_pl.cli.checks import check_checkpoint, check_output, check_writer
 from slicefine_pl.cli.report import RunReport
 from slicefine_pl.strategy import FullyShardedStrategy
@@ -150,10 +151,12 @@ class RecipeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Put our callbacks before the others: weight averaging copies what it finds."""
-        ours = [self._get(self.config_init, name) for name in ("slicefine", "sparsity")]
-        if any(ours):
-            given = self._get(self.config_init, "trainer").get("callbacks") or []
-            kwargs["callbacks"] = [*filter(None, ours), *(given if isinstance(given, list) else [given])]
+        slicefine, sparsity = (self._get(self.config_init, name) for name in ("slicefine", "sparsity"))
+        given = self._get(self.config_init, "trainer").get("callbacks") or []
+        others = given if isinstance(given, list) else [given]
+        if slicefine is None:  # without slices there is nothing to draw
+            others = [each for each in others if not isinstance(each, SlicePicture)]
+        kwargs["callbacks"] = [*filter(None, (slicefine, sparsity)), *others]
         return super().instantiate_trainer(**kwargs)
 
     def before_instantiate_classes(self) -> None:

@@ -6,6 +6,7 @@ matrix that is sliced.  How it computes is left to its kind (``linear.py``, ``co
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self, cast
 
 import torch
@@ -216,6 +217,24 @@ def close_layer(layer: SlicedLayer) -> None:
         del layer._modules[name]
     del layer.slicefine_trusts_weight
     layer.__class__ = cast("type[SlicedLayer]", layer.slicefine_dense_class)
+
+
+@contextmanager
+def as_dense(net: nn.Module) -> Iterator[None]:
+    """Inside, the open layers of ``net`` compute as the dense layers they were, from their stored parameters.
+
+    For whoever wants the gradient of a whole weight; nothing is copied.  The slices must not be trained meanwhile.
+    """
+    opened = [(module, module.__class__) for module in net.modules() if isinstance(module, SlicedLayer)]
+    for layer, _ in opened:
+        if not layer.slicefine_trusts_weight:
+            layer.slicefine_write()
+        layer.__class__ = cast("type[SlicedLayer]", layer.slicefine_dense_class)
+    try:
+        yield
+    finally:
+        for layer, sliced_class in opened:
+            layer.__class__ = sliced_class
 
 
 def _child_name(parameter: str, part: str) -> str:

@@ -21,32 +21,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slicefine_pl.slicing.kinds import Backend, Candidate
 from slicefine_pl.slicing.layer import SlicedLayer, close_layer, open_layer
+from slicefine_pl.slicing.live import LiveSlice, MoveWatcher
 from slicefine_pl.slicing.parts import reshard, wholes
-from slicefine_pl.slicing.positions import Axis, Line, Order, check_choice
+from slicefine_pl.slicing.positions import Axis, Order, check_choice
 from slicefine_pl.slicing.summary import Summary, summarise
 from slicefine_pl.slicing.targets import Patterns, Targets, Wanted, find_targets
 from slicefine_pl.slicing.track import SliceSettings, SliceTrack
-
-
-@dataclass(frozen=True)
-class LiveSlice:
-    """One slice that is being trained.
-
-    Attributes:
-        name: Of its layer; followed by the parameter, and the block in it, where that is not simply ``weight``.
-        line: Whether the slice is made of columns or of rows.
-        indices: Which ones, shape ``(R,)``.
-        parameter: The trainable values, shape ``(R, L)``, one line of the weight below the other.
-    """
-
-    name: str
-    line: Line
-    indices: Tensor
-    parameter: nn.Parameter
 
 
 @dataclass(frozen=True)
@@ -93,6 +77,7 @@ class SliceHandle:
         self.skipped = found.skipped
         self.closed = False
         self._net = net
+        self._watchers: list[MoveWatcher] = []
         self._required_grad = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
         net.requires_grad_(False)
         for parameter in found.trained.values():
@@ -127,8 +112,9 @@ class SliceHandle:
         return len(self._tracks)
 
     def _live(self, name: str) -> LiveSlice:
-        piece = self._tracks[name].piece
-        return LiveSlice(name, piece.line, piece.index, piece.live)
+        track = self._tracks[name]
+        piece, stored = track.piece, track.layer.slicefine_stored(track.piece.block.parameter)
+        return LiveSlice(name, piece.line, piece.index, piece.live, piece.shape, stored)
 
     def move(self, names: Iterable[str] | None = None) -> list[LiveSlice]:
         """Move slices on; what they learned stays in the weights, and their gradients are dropped.
@@ -142,10 +128,19 @@ class SliceHandle:
         """
         moved = list(self._tracks if names is None else names)
         self.write(moved)
+        for watcher in self._watchers:
+            watcher.leave([self._live(name) for name in moved])
         for name in moved:
             self._tracks[name].move()
             self._tracks[name].piece.live.grad = None
-        return [self._live(name) for name in moved]
+        slices = [self._live(name) for name in moved]
+        for watcher in self._watchers:
+            watcher.arrive(slices)
+        return slices
+
+    def watch(self, watcher: MoveWatcher) -> None:
+        """Tell somebody of every move from now on, on every process."""
+        self._watchers.append(watcher)
 
     def write(self, names: Iterable[str] | None = None) -> None:
         """Copy live values to their places in the stored weights: of the named slices, or of all."""
@@ -231,6 +226,8 @@ class SliceHandle:
                 )
         for name, track in self._tracks.items():
             track.load_state_dict(state["slices"][name])
+        for watcher in self._watchers:
+            watcher.arrive(list(self))
 
 
 def slice_model(

@@ -187,11 +187,15 @@ def test_slicefine_is_a_flag_and_comes_first(recipe, monkeypatch, off):
         seen["all"] = all(p.requires_grad for p in self.parameters())
 
     monkeypatch.setattr(TextClassifier, "on_train_start", look)
+    settings = yaml.safe_load(Path("recipe.yaml").read_text())
+    settings["trainer"]["callbacks"].append({"class_path": "slicefine_pl.callbacks.slice_picture.SlicePicture"})
+    Path("recipe.yaml").write_text(yaml.safe_dump(settings))
     flags = ["--slicefine.rank", "3", "--slicefine.interval", "50", "--slicefine.axis", "row"]
     recipe("fit", "--trainer.max_steps", "1", *(["--slicefine", "null"] if off else flags))
     sliced = [isinstance(callback, SliceFineCallback) for callback in seen["callbacks"]]
     assert (sum(sliced), sliced[0]) == ((0, False) if off else (1, True))
     assert seen["all"] == off
+    assert Path("runs/t/version_0/slices.png").exists() != off  # without slices there is nothing to draw
     assert ((3, 16) in seen["shapes"]) != off  # three rows of a 16 x 16 weight
 
 

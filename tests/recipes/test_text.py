@@ -43,3 +43,4 @@ def test_smoke_run(tmp_path, name):
     assert before > 0.9  # a linear head can do it
     assert after > 0.8  # and so can SliceFine, where chance is a half
     assert (tmp_path / "runs" / name / "version_0" / "export" / "model.safetensors").is_file()
+    assert (tmp_path / "runs" / name / "version_0" / "slices.png").is_file()

@@ -1,0 +1,20 @@
+"""Which matrices of a network are looked at: those that a run with SliceFine would slice."""
+
+from torch import nn
+
+from slicefine_pl.slicing.kinds import Candidate
+from slicefine_pl.slicing.targets import Patterns, Wanted, find_targets
+
+
+def target_matrices(net: nn.Module, targets: Patterns | None = None, rank: int = 1) -> list[Candidate]:
+    """The matrices that ``slice_model(net, rank, targets=targets)`` would slice, in the order of ``named_modules``.
+
+    Args:
+        net: The network; its slices must be closed.
+        targets: As in :func:`slicefine_pl.slicing.slice_model`.
+        rank: Lines of a slice; ``targets=None`` leaves out what is narrower, in rows or in columns.
+
+    Raises:
+        ValueError: As ``slice_model``.
+    """
+    return find_targets(net, Wanted(targets, None, "auto", rank, ("column", "row"))).chosen

@@ -1,0 +1,296 @@
+"""Slice gradients: does one gradient step on one slice alone lower the loss, and by how much beside the dense step?
+
+Answers one question: is a candidate slice a *local winner*?  The operational reading is ours: a candidate wins if the
+loss after one step on it alone, W_S − lr · g_S, is lower than before, on the examples whose gradient it is or, which
+says more, on others.
+
+Theory, to first order: a step lowers the loss by lr · ||g_S||², so every slice with a gradient wins on its own examples
+if the step is small enough, in *any* network.  Measured is whether it carries over to other examples, whether it holds
+at a *full* step, so large that the slice alone should lower the loss as the dense step does, and what share of the
+dense gradient's energy a slice has beside its share of the parameters.
+
+Shapes:  R lines of a slice
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513, for the hypothesis.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from slicefine_pl.analysis.undisturbed import undisturbed
+from slicefine_pl.slicing.kinds import Candidate
+from slicefine_pl.slicing.parts import lines_of
+from slicefine_pl.slicing.positions import Line, slice_lines, visiting_order
+
+B = TypeVar("B")
+
+DENSE_DECREASE = 0.1  # of the loss, to first order, by the dense step: sets the step size where none is given
+
+
+@dataclass(frozen=True)
+class Place:
+    """Lines of a matrix.
+
+    Attributes:
+        matrix: The matrix.
+        line: Columns or rows.
+        lines: Which, R of them.
+    """
+
+    matrix: Candidate
+    line: Line
+    lines: tuple[int, ...]
+
+    def pick(self, like: Tensor) -> Tensor:
+        """These lines of a tensor that has the shape of the stored parameter, shape ``(R, ...)``."""
+        return self._view(like).index_select(0, torch.tensor(self.lines, device=like.device))
+
+    def step(self, gradient: Tensor, lr: float) -> None:
+        """Subtract ``lr`` times the gradient, which has the shape of the stored parameter, on these lines."""
+        stored = self.matrix.parameter.data
+        index = torch.tensor(self.lines, device=stored.device)
+        self._view(stored).index_add_(0, index, self.pick(gradient), alpha=-lr)
+
+    def _view(self, stored: Tensor) -> Tensor:
+        return lines_of(self.matrix.block.of(stored), self.line)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one gradient step did.
+
+    Attributes:
+        name: Of the layer; ``"all layers"`` for the dense step on every one.
+        line: ``"column"`` or ``"row"`` for a slice, ``"dense"`` for whole matrices, ``"slices"`` for several slices.
+        lines: Which lines of a slice; else empty.
+        lr: The size of the step.
+        predicted: lr · ||g||², the decrease of the loss to first order.
+        decrease: Of the loss on the examples of the gradient; negative if it rose.
+        held_out_predicted: lr · <g, h> with the gradient h on the held-out examples.
+        held_out: Decrease of the loss on these.
+        held_out_error: Standard error of that, over the held-out examples.
+        energy: ||g||² over that of the dense gradient of all layers.
+        parameters: Numbers that were stepped, over those of all layers.
+    """
+
+    name: str
+    line: str
+    lines: tuple[int, ...]
+    lr: float
+    predicted: float
+    decrease: float
+    held_out_predicted: float
+    held_out: float
+    held_out_error: float
+    energy: float
+    parameters: float
+
+
+@dataclass(frozen=True)
+class Winners:
+    """Answer of :func:`winners`.
+
+    Attributes:
+        lr: Of every step but the full ones.
+        loss: On the examples of the gradient, before.
+        held_out_loss: On the others, before.
+        slices: The candidates.
+        full: The candidates again, each with a step so large that to first order it lowers the loss as much as the
+            dense step on all matrices does; without those that have no gradient.
+        layers: The dense step on each matrix with a candidate.
+        together: One step on the first candidate of each of these matrices at once: what a run with slices does.
+        everything: The dense step on all matrices at once.
+        shares: Of each matrix, by name: its share of the dense gradient's energy, and of the parameters.
+    """
+
+    lr: float
+    loss: float
+    held_out_loss: float
+    slices: list[Step]
+    full: list[Step]
+    layers: list[Step]
+    together: Step
+    everything: Step
+    shares: dict[str, tuple[float, float]]
+
+
+def winning(steps: Sequence[Step], *, held_out: bool = False) -> float:
+    """Share of steps that lower the loss, on the examples of their gradient or on the held-out ones, in [0, 1]."""
+    return sum((step.held_out if held_out else step.decrease) > 0 for step in steps) / len(steps)
+
+
+def candidate_slices(matrices: Sequence[Candidate], rank: int, count: int, seed: int) -> list[Place]:
+    """Draw candidates by chance: matrix, kind of line, and place; no matrix again before all had one.
+
+    Args:
+        matrices: Where slices may lie; see :func:`slicefine_pl.analysis.targets.target_matrices`.
+        rank: Lines of each (R), drawn as ``order="random"`` takes them.
+        count: How many.
+        seed: Of the choice.
+
+    Raises:
+        ValueError: Nothing is to be drawn, or a matrix is narrower than ``rank``.
+    """
+    if not matrices or count < 1:
+        raise ValueError(
+            f"count={count} slices of {len(matrices)} matrices cannot be drawn; give at least one of each."
+        )
+    generator = random.Random(seed)
+    order: list[Candidate] = []
+    while len(order) < count:
+        order += generator.sample(list(matrices), len(matrices))
+    places = []
+    for number, matrix in enumerate(order[:count]):
+        line: Line = generator.choice(get_args(Line))
+        size = matrix.shape[0 if line == "row" else 1]
+        lines = slice_lines(0, rank, visiting_order(size, "random", f"{seed}/{number}"))
+        places.append(Place(matrix, line, tuple(sorted(lines))))
+    return places
+
+
+def winners(
+    net: nn.Module,
+    losses: Callable[[B], Tensor],
+    batches: Sequence[B],
+    held_out: Sequence[B],
+    matrices: Sequence[Candidate],
+    places: Sequence[Place],
+    lr: float | None = None,
+) -> Winners:
+    """Take one step at each place alone, measure, and take it back.
+
+    Afterwards all weights are bit-equal to what they were; see :func:`slicefine_pl.analysis.undisturbed.undisturbed`
+    for the rest.  Costs two forward passes over all examples for each candidate, and one for each matrix that has one.
+
+    Args:
+        net: The network, its slices closed.
+        losses: Takes a batch and returns the loss of each of its examples, shape ``(n,)``; ``net`` is in eval mode.
+        batches: The examples of the gradient.
+        held_out: Others.
+        matrices: All that the dense step takes in.
+        places: Candidates among them; see :func:`candidate_slices`.
+        lr: Of all steps; ``None`` takes that at which the dense step lowers the loss by a tenth, to first order.
+
+    Raises:
+        ValueError: There is no candidate, or the loss is not finite or has no gradient.
+    """
+    if not places:
+        raise ValueError("No candidate slices are given; draw some with candidate_slices().")
+    wholes = [Place(matrix, "row", tuple(range(matrix.shape[0]))) for matrix in matrices]
+    weights = list({id(matrix.parameter): matrix.parameter for matrix in matrices}.values())
+    with undisturbed(net, weights):
+        trial = _Trial(losses, batches, held_out, wholes, weights, lr)
+        with torch.no_grad():
+            everything = trial.step("all layers", "dense", wholes)
+            first = {place.matrix.name: place for place in reversed(places)}
+            together = trial.step("all layers", "slices", list(first.values()))
+            layers = [trial.step(each.matrix.name, "dense", [each]) for each in wholes if each.matrix.name in first]
+            slices = [trial.step(place.matrix.name, place.line, [place]) for place in places]
+            if not any(step.energy for step in slices):
+                raise ValueError(f"None of the {len(places)} candidate slices has a gradient; draw others.")
+            full = [
+                trial.step(place.matrix.name, place.line, [place], trial.lr / step.energy)
+                for place, step in zip(places, slices, strict=True)
+                if step.energy
+            ]
+    before, held_before = float(trial.before.mean()), float(trial.held_before.mean())
+    shares = {place.matrix.name: trial.shares([place]) for place in wholes}
+    return Winners(trial.lr, before, held_before, slices, full, layers, together, everything, shares)
+
+
+class _Trial:
+    """The gradients, the losses before, and steps that are taken back."""
+
+    def __init__(
+        self,
+        losses: Callable[[B], Tensor],
+        batches: Sequence[B],
+        held_out: Sequence[B],
+        wholes: Sequence[Place],
+        weights: Sequence[nn.Parameter],
+        lr: float | None,
+    ) -> None:
+        self._losses, self._batches, self._held_out = losses, batches, held_out
+        self.before, self._gradients = _gradient(losses, batches, weights)
+        self.held_before, self._held_gradients = _gradient(losses, held_out, weights)
+        self._energy = self._product(wholes, self._gradients)
+        self._entries = sum(place.pick(place.matrix.parameter).numel() for place in wholes)
+        if not 0 < self._energy < math.inf:
+            raise ValueError(
+                f"The squared norm of the gradient of these layers is {self._energy}; does losses(batch) call this"
+                " network, and is it finite?"
+            )
+        self.lr = DENSE_DECREASE * float(self.before.mean()) / self._energy if lr is None else lr
+
+    def step(self, name: str, line: str, places: Sequence[Place], lr: float | None = None) -> Step:
+        """Step at these places at once, measure, take it back."""
+        rate = self.lr if lr is None else lr
+        energy, parameters = self.shares(places)
+        with _put_back(places):
+            for place in places:
+                place.step(self._gradients[id(place.matrix.parameter)], rate)
+            after, held_after = _values(self._losses, self._batches), _values(self._losses, self._held_out)
+        fall = self.held_before - held_after
+        return Step(
+            name=name,
+            line=line,
+            lines=places[0].lines if line in get_args(Line) else (),
+            lr=rate,
+            predicted=rate * energy * self._energy,
+            decrease=float((self.before - after).mean()),
+            held_out_predicted=rate * self._product(places, self._held_gradients),
+            held_out=float(fall.mean()),
+            held_out_error=float(fall.std() / len(fall) ** 0.5),
+            energy=energy,
+            parameters=parameters,
+        )
+
+    def shares(self, places: Sequence[Place]) -> tuple[float, float]:
+        """Of the dense gradient's energy, and of the parameters."""
+        entries = sum(place.pick(place.matrix.parameter).numel() for place in places)
+        return self._product(places, self._gradients) / self._energy, entries / self._entries
+
+    def _product(self, places: Sequence[Place], others: Mapping[int, Tensor]) -> float:
+        """Inner product of the gradient with another one, at these places."""
+        total = 0.0
+        for place in places:
+            key = id(place.matrix.parameter)
+            total += float((place.pick(self._gradients[key]).double() * place.pick(others[key]).double()).sum())
+        return total
+
+
+def _gradient(
+    losses: Callable[[B], Tensor], batches: Sequence[B], weights: Sequence[nn.Parameter]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """The loss of every example, float64, and the gradient of their mean by the id of each parameter."""
+    values, sums = [], [torch.zeros_like(weight) for weight in weights]
+    for batch in batches:
+        given = losses(batch)
+        values.append(given.detach().double())
+        for total, part in zip(sums, torch.autograd.grad(given.sum(), weights, allow_unused=True), strict=True):
+            if part is not None:
+                total += part
+    found = torch.cat(values)
+    return found, {id(weight): total / len(found) for weight, total in zip(weights, sums, strict=True)}
+
+
+def _values(losses: Callable[[B], Tensor], batches: Sequence[B]) -> Tensor:
+    return torch.cat([losses(batch).double() for batch in batches])
+
+
+@contextmanager
+def _put_back(places: Sequence[Place]) -> Iterator[None]:
+    """Copy the parameters back afterwards, bit for bit: to add what was subtracted would round."""
+    parameters = {id(place.matrix.parameter): place.matrix.parameter for place in places}.values()
+    kept = [(parameter, parameter.detach().clone()) for parameter in parameters]
+    try:
+        yield
+    finally:
+        for parameter, values in kept:
+            parameter.data.copy_(values)

@@ -1,0 +1,267 @@
+"""What ``slicefine diagnose`` looks at: a backbone with a head that fits the user's data, and examples of these.
+
+Answers one question: of which network, and of which loss, does the report speak?  A new head is random, and would make
+the gradient of the backbone random too; so a linear head is fitted to the frozen features first, which is what a
+fine-tuning run has after its first steps.
+
+Shapes:  n examples · B batch · T tokens · D inputs of the head · C classes (1 for regression)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slicefine_pl.analysis.reinitialised import reinitialised
+from slicefine_pl.analysis.undisturbed import undisturbed
+from slicefine_pl.data import ImageDataModule, TextDataModule
+from slicefine_pl.modules import ImageClassifier, TextClassifier
+from slicefine_pl.pretrained import folder_settings, image_backbone
+from slicefine_pl.slicing.heads import find_heads
+
+Batch = Mapping[str, Tensor]
+Kind = Literal["text", "image"]
+
+PENALTY = 1e-2  # of the L2 term of the head, on standardised features: in the middle of what LinearProbe tries
+HEAD_EXAMPLES = 2048  # training examples that it is fitted to
+HELD_OUT = 256  # examples that the head is scored on
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asks to look at; the flags of the command.
+
+    Attributes:
+        model: Backbone, as the recipes take it.
+        data: Source of a ``TextDataModule``; ``"digits"``, a folder or a published set of an ``ImageDataModule``.
+        kind: Text or images; ``None`` tells it from the model, see :func:`kind_of`.
+        text_columns: Columns of the texts, in files.
+        label_column: Column of the labels, in files.
+        task: Classes or numbers (texts only).
+        pooling: As in ``TextClassifier``.
+        size: Of images, in pixels; ``None`` takes the backbone's own.
+        root: Folder of a published set of images.
+        examples: Training examples to look at.
+        seed: Of every choice.
+    """
+
+    model: str
+    data: str | None
+    kind: Kind | None
+    text_columns: tuple[str, ...]
+    label_column: str
+    task: Literal["classification", "regression"]
+    pooling: Literal["default", "mean"]
+    size: int | None
+    root: str | None
+    examples: int
+    seed: int
+
+
+@dataclass
+class Subject:
+    """A network whose head fits, and examples.
+
+    Attributes:
+        module: A ``TextClassifier`` or ``ImageClassifier`` on the CPU.
+        train: Batches of training examples to look at.
+        head_examples: Batches to fit a head to; the first of them are ``train``.
+        held_out: Batches of validation examples.
+        head: Where it comes from, in words.
+        scores: Accuracy, or Pearson correlation, of the head on ``"train"`` and ``"held out"``.
+    """
+
+    module: TextClassifier | ImageClassifier
+    train: list[Batch]
+    head_examples: list[Batch]
+    held_out: list[Batch]
+    head: str
+    scores: dict[str, float]
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Cross entropy, or squared error, of each example, shape ``(B,)``."""
+        return _losses(self.module(batch).float(), batch["labels"])
+
+    @property
+    def loss_name(self) -> str:
+        """In words."""
+        return "squared error" if self.module.num_classes == 1 else "cross entropy"
+
+
+def kind_of(model: str, kind: Kind | None) -> Kind:
+    """Text or images: what the user says; else images for timm, torchvision and folders with an image processor."""
+    if kind is not None:
+        return kind
+    backbone = image_backbone(model)
+    files = folder_settings(backbone.name)
+    visual = backbone.library != "transformers" or "image_size" in files or "num_channels" in files
+    return "image" if visual else "text"
+
+
+def load(wish: Wish) -> Subject:
+    """Load network and data, and fit the head where it is new.
+
+    Raises:
+        ValueError: The network or its library is not there, or there are too few examples.
+        OSError: The data are not there.
+    """
+    try:
+        data = _data(wish, kind_of(wish.model, wish.kind))
+        data.prepare_data()
+        data.setup("fit")
+        module = _module(wish, data)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    head_examples = _taken(data.train_dataloader(), max(wish.examples, HEAD_EXAMPLES))
+    train = head_examples[: -(-wish.examples // BATCH)]
+    held_out = _spread(data.val_dataloader(), HELD_OUT)
+    for name, batches, least in (("training", train, 2 * BATCH), ("validation", held_out, BATCH)):
+        if (count := _count(batches)) < least:
+            raise ValueError(
+                f"{count} {name} examples are too few to measure anything; give --data and --examples for {least}."
+            )
+    return _with_head(module, train, head_examples, held_out)
+
+
+def without_pretraining(subject: Subject, seed: int) -> Subject:
+    """The same network with random weights, and a head fitted to what these make of the same examples."""
+    module = reinitialised(subject.module, seed)
+    module.untrained_head = True
+    return _with_head(module, subject.train, subject.head_examples, subject.held_out)
+
+
+def _data(wish: Wish, kind: Kind) -> TextDataModule | ImageDataModule:
+    if kind == "text":
+        return TextDataModule(
+            source=wish.data or "reviews",
+            text_columns=wish.text_columns,
+            label_column=wish.label_column,
+            task=wish.task,
+            tokenizer=wish.model,
+            batch_size=BATCH,
+            seed=wish.seed,
+        )
+    source = wish.data or "digits"
+    published = source == "digits" or wish.root is not None or source.startswith("vtab/")
+    return ImageDataModule(
+        root=wish.root if published else source,
+        source=source if published else None,
+        processor=wish.model,
+        size=wish.size,
+        min_area=1.0,
+        flip=False,
+        batch_size=BATCH,
+        seed=wish.seed,
+    )
+
+
+def _module(wish: Wish, data: TextDataModule | ImageDataModule) -> TextClassifier | ImageClassifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(wish.seed)  # of a new head that is more than the linear layer that is fitted
+        if isinstance(data, TextDataModule):
+            names = data.label_names
+            classes = 1 if names is None else None
+            return TextClassifier(wish.model, classes, names, pooling=wish.pooling).eval()
+        return ImageClassifier(wish.model, label_names=data.label_names).eval()
+
+
+def _taken(loader: Any, examples: int) -> list[Batch]:
+    """The first batches of a shuffled loader."""
+    return [_tensors(batch) for batch in islice(loader, -(-examples // BATCH))]
+
+
+def _spread(loader: Any, examples: int) -> list[Batch]:
+    """Batches spread evenly over a loader whose batches may be ordered by length."""
+    wanted = -(-examples // BATCH)
+    places = {round(place) for place in torch.linspace(0, len(loader) - 1, min(wanted, len(loader))).tolist()}
+    return [_tensors(batch) for index, batch in enumerate(loader) if index in places]
+
+
+def _tensors(batch: Mapping[str, Any]) -> Batch:
+    return {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+
+
+def _with_head(
+    module: TextClassifier | ImageClassifier, train: list[Batch], head_examples: list[Batch], held_out: list[Batch]
+) -> Subject:
+    head = "came with the model"
+    if module.untrained_head:
+        head = f"fitted here to {_count(head_examples)} examples"
+        _fit_head(module, head_examples)
+        module.untrained_head = False
+    scores = {"train": _score(module, train), "held out": _score(module, held_out)}
+    return Subject(module, train, head_examples, held_out, head, scores)
+
+
+def _count(batches: list[Batch]) -> int:
+    return sum(len(batch["labels"]) for batch in batches)
+
+
+def _fit_head(module: TextClassifier | ImageClassifier, batches: list[Batch]) -> None:
+    """Give the last linear layer of the head the weights of an L2-penalised regression on its inputs, in float64."""
+    layer = _last_linear(module)
+    inputs: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().double()))
+    try:
+        with undisturbed(module):
+            for batch in batches:
+                module(batch)
+    finally:
+        hook.remove()
+    features, labels = torch.cat(inputs), torch.cat([batch["labels"] for batch in batches])
+    if features.ndim != 2:
+        raise ValueError(f"The head of {type(module.model).__name__} takes {features.ndim - 1} dimensions, not one.")
+    mean = features.mean(0) * (layer.bias is not None)  # without a bias nothing can stand for the mean
+    scale = features.std(0) + 1e-6
+    weight, bias = _regression((features - mean) / scale, labels, module.num_classes, layer.bias is not None)
+    with torch.no_grad():
+        layer.weight.copy_(weight / scale)
+        if layer.bias is not None:
+            layer.bias.copy_(bias - (weight / scale) @ mean)
+
+
+def _regression(features: Tensor, labels: Tensor, classes: int, has_bias: bool) -> tuple[Tensor, Tensor]:
+    """Weight ``(C, D)`` and bias ``(C,)``, float64, that minimise the mean loss and the penalty."""
+    weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=has_bias)
+    chosen = [weight, bias] if has_bias else [weight]
+    optimizer = torch.optim.LBFGS(chosen, max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = _losses(F.linear(features, weight, bias), labels).mean() + PENALTY / 2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
+
+
+def _last_linear(module: nn.Module) -> nn.Linear:
+    heads = find_heads(module)
+    linears = [layer for head in heads[-1:] for layer in head.module.modules() if isinstance(layer, nn.Linear)]
+    if not linears:
+        raise ValueError("This network has no linear head that could be fitted; give one that is trained already.")
+    return linears[-1]
+
+
+def _losses(outputs: Tensor, labels: Tensor) -> Tensor:
+    if outputs.shape[1] == 1:
+        return (outputs.squeeze(1) - labels).square()
+    return F.cross_entropy(outputs, labels, reduction="none")
+
+
+def _score(module: TextClassifier | ImageClassifier, batches: list[Batch]) -> float:
+    """Accuracy, or Pearson correlation, on at most ``HELD_OUT`` examples."""
+    some = batches[: -(-HELD_OUT // BATCH)]
+    with undisturbed(module):
+        outputs = torch.cat([module(batch) for batch in some])
+    labels = torch.cat([batch["labels"] for batch in some])
+    if module.num_classes == 1:
+        return float(torch.corrcoef(torch.stack([outputs.squeeze(1), labels]))[0, 1])
+    return float((outputs.argmax(1) == labels).double().mean())

@@ -1,0 +1,164 @@
+"""Task energy, one batch at a time, against numpy's SVD of all features at once."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from slicefine_pl.analysis.task_energy import Moments, explained, participation_ratio, task_directions, task_energy
+
+N, T, D = 23, 6, 5
+
+
+def singular_values(rows):
+    rows = np.asarray(rows, np.float64)
+    return np.linalg.svd(rows - rows.mean(0), compute_uv=False)
+
+
+def taken_in(rows, sizes):
+    moments = Moments(rows.shape[1])
+    for part in rows.split(sizes):
+        moments.add(part)
+    return moments
+
+
+@pytest.mark.parametrize("sizes", [23, 1, 7, [1, 0, 10, 12]])
+def test_moments_do_not_depend_on_how_samples_are_cut(sizes):
+    """A mean far from zero, where adding up squares would lose digits."""
+    rows = torch.randn(N, D) * torch.arange(1.0, D + 1) + 1000
+    found = taken_in(rows, sizes)
+    assert found.count == N
+    np.testing.assert_allclose(found.mean, rows.double().mean(0), rtol=1e-14)
+    np.testing.assert_allclose(found.energies(), singular_values(rows) ** 2, rtol=1e-9)
+
+
+def test_directions_are_counted_as_numpy_counts_them():
+    rows = torch.randn(N, D, dtype=torch.float64) * torch.tensor([9.0, 5, 3, 1, 0.5])
+    energies = taken_in(rows, 4).energies()
+    values = singular_values(rows) ** 2
+    curve = np.cumsum(values) / values.sum()
+    np.testing.assert_allclose(explained(energies), curve)
+    for share in (0.1, 0.5, 0.9, 0.99, 1.0):
+        assert task_directions(energies, share) == int(np.argmax(curve >= share - 1e-12)) + 1
+    assert participation_ratio(energies) == pytest.approx(values.sum() ** 2 / (values**2).sum())
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_features_of_a_known_rank_have_exactly_that_many_directions(rank):
+    """Whatever their mean: a constant vector is no direction."""
+    basis = torch.linalg.qr(torch.randn(8, rank, dtype=torch.float64))[0]
+    rows = torch.randn(50, rank, dtype=torch.float64) @ basis.T + torch.randn(8, dtype=torch.float64)
+    energies = taken_in(rows, 9).energies()
+    assert task_directions(energies, 1.0) == rank
+    assert task_directions(energies, 1 - 1e-9) == rank
+
+
+def test_equal_energies_need_their_share_of_directions():
+    assert [task_directions(torch.ones(10), share) for share in (0.05, 0.5, 0.51, 1)] == [1, 5, 6, 10]
+    assert participation_ratio(torch.ones(10)) == pytest.approx(10)
+
+
+@pytest.mark.parametrize("share", [0, 1.1])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=f"share={share} is no share"):
+        task_directions(torch.ones(3), share)
+
+
+def test_samples_without_variance_and_broken_ones_are_refused():
+    with pytest.raises(ValueError, match="all equal"):
+        explained(taken_in(torch.ones(4, D), 2).energies())
+    with pytest.raises(ValueError, match="infinite values or NaN"):
+        Moments(1).add(torch.tensor([[float("nan")]]))
+
+
+class Encoder(nn.Module):
+    """Three maps of one input, as an attention has, dropout, and a map that nothing calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(D, D) for _ in range(3))
+        self.out = nn.Linear(D, 4)
+        self.idle = nn.Linear(D, 2)
+        self.head = nn.Linear(4, 3)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, batch):
+        x = batch["x"]
+        mixed = self.drop(torch.tanh(self.query(x) + self.key(x)) * self.value(x))
+        states = self.out(mixed)
+        return self.head(states[:, 0])
+
+
+@pytest.fixture
+def batches():
+    found = []
+    for size in (4, 3):
+        mask = torch.ones(size, T, dtype=torch.int64)
+        mask[0, 2:] = 0
+        mask[1, 5:] = 0
+        x = torch.randn(size, T, D)
+        x[mask == 0] = 1e6  # padding that is counted cannot go unnoticed
+        found.append({"x": x, "mask": mask})
+    return found
+
+
+def layers_of(net):
+    return {name: module for name, module in net.named_modules() if isinstance(module, nn.Linear)}
+
+
+def test_inputs_of_every_layer_over_tokens_and_over_examples(batches):
+    net = Encoder()
+    found = task_energy(net, net, batches, layers_of(net), lambda batch: batch["mask"])
+    assert [entry.names for entry in found.layers] == [["query", "key", "value"], ["out"], ["head"]]
+    assert found.skipped == {"idle": "not called as a layer"}
+    first, out, head = found.layers
+    tokens = np.concatenate([batch["x"][batch["mask"] == 1] for batch in batches])
+    np.testing.assert_allclose(first.tokens.energies(), singular_values(tokens) ** 2, rtol=1e-6)
+    means = [x[mask == 1].mean(0) for batch in batches for x, mask in zip(batch["x"], batch["mask"], strict=True)]
+    np.testing.assert_allclose(first.examples.energies(), singular_values(torch.stack(means)) ** 2, rtol=1e-5)
+    assert (first.tokens.count, first.examples.count) == (len(tokens), 7)
+    assert (head.tokens.count, head.examples.count) == (7, 7)
+    net.eval()
+    with torch.no_grad():
+        mixed = [torch.tanh(net.query(b["x"]) + net.key(b["x"])) * net.value(b["x"]) for b in batches]
+    rows = np.concatenate([each[b["mask"] == 1] for each, b in zip(mixed, batches, strict=True)])
+    np.testing.assert_allclose(out.tokens.energies(), singular_values(rows) ** 2, rtol=1e-5, atol=1e-9)
+
+
+def test_batches_cut_otherwise_give_the_same(batches):
+    net = Encoder()
+    singles = [{name: value[i : i + 1] for name, value in b.items()} for b in batches for i in range(len(b["x"]))]
+    given = [task_energy(net, net, cut, layers_of(net), lambda batch: batch["mask"]) for cut in (batches, singles)]
+    for one, other in zip(*(each.layers for each in given), strict=True):
+        torch.testing.assert_close(one.tokens.scatter, other.tokens.scatter, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one.examples.mean, other.examples.mean, rtol=1e-5, atol=1e-6)
+
+
+def test_channels_are_the_inputs_of_a_convolution_and_pixels_its_samples():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
+    images = torch.randn(5, 3, 6, 7)
+    found = task_energy(net, net, [images[:2], images[2:]], {"0": net[0], "2": net[2]})
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, 3)
+    np.testing.assert_allclose(found.layers[0].tokens.energies(), singular_values(pixels) ** 2, rtol=1e-6)
+    means = images.mean((2, 3))
+    np.testing.assert_allclose(found.layers[0].examples.energies(), singular_values(means) ** 2, rtol=1e-4)
+    assert found.layers[1].tokens.count == 5 * 4 * 5
+
+
+def test_nothing_is_left_behind(batches):
+    net = Encoder().train()
+    generator = torch.get_rng_state()
+    task_energy(net, net, batches, layers_of(net))
+    assert net.training
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_an_attention_as_a_whole_is_skipped_with_a_reason():
+    net = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    layers = {"self_attn.q": net.self_attn, "linear1": net.linear1}
+    found = task_energy(net, lambda x: net(x), [torch.randn(2, 3, 8)], layers)
+    assert "several inputs" in found.skipped["self_attn.q"]
+    with pytest.raises(ValueError, match="No inputs were seen"):
+        task_energy(net, lambda x: net(x), [torch.randn(2, 3, 8)], {"self_attn.q": net.self_attn})
