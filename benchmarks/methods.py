@@ -47,17 +47,18 @@ def floor(net: nn.Module, head: str | None, targets: list[str], rank: int) -> No
 
     Whoever trains something in every target needs at least these gradients.  The input of the lowest targets gets none.
     """
+    wants = torch.zeros((), device=next(net.parameters()).device, requires_grad=True)
+
+    def ask(module: nn.Module, inputs: object, output: Tensor) -> Tensor | None:
+        return None if output.requires_grad else _Asks.apply(output, wants)
+
     freeze(net, head)
     for name in targets:
-        net.get_submodule(name).register_forward_hook(_ask_for_gradient)
-
-
-def _ask_for_gradient(module: nn.Module, inputs: object, output: Tensor) -> Tensor | None:
-    return None if output.requires_grad else _Asks.apply(output, torch.zeros((), requires_grad=True))
+        net.get_submodule(name).register_forward_hook(ask)
 
 
 class _Asks(torch.autograd.Function):
-    """A tensor as it is, which wants a gradient and does nothing with it; ``requires_grad_`` would break a graph."""
+    """A tensor as it is, but it wants a gradient, and drops it; ``requires_grad_`` would break a compiled graph."""
 
     @staticmethod
     def forward(x: Tensor, wants: Tensor) -> Tensor:
