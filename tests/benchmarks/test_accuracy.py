@@ -1,0 +1,133 @@
+"""The search for a learning rate, the report and the placed slices of the accuracy benchmark, against closed forms."""
+
+import json
+import math
+
+import accuracy
+import numpy as np
+import pytest
+import torch
+from accuracy import SEEDS, Method, Runs, fixed_slices, search
+from accuracy_report import Estimate, difference, pareto, read, table
+from scipy import stats
+from torch import nn
+
+TASK = "tweets"
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [
+        (0, [1, 0.5, 2]),  # the first is best: its neighbours suffice
+        (2, [1, 0.5, 2, 4, 8]),
+        (-2, [1, 0.5, 2, 0.25, 0.125]),
+    ],
+)
+def test_search_goes_on_until_the_best_rate_has_a_worse_one_beyond(best, tried):
+    seen = []
+
+    def loss(rate):
+        seen.append(rate)
+        return 1 + (math.log2(rate) - best) ** 2
+
+    assert search(loss, first=1.0) == 2.0**best
+    assert seen == tried
+
+
+def test_search_does_not_go_on_for_less_than_a_hundredth():
+    assert search(lambda rate: 1 - 0.001 * math.log2(rate), first=1.0) == 2.0
+
+
+def test_search_takes_a_loss_that_is_not_finite_for_the_worst():
+    assert search(lambda rate: math.nan if rate > 1 else 2 - rate / 1000, first=1.0) == 1.0
+    with pytest.raises(RuntimeError, match=r"from 0.5 to 2 stayed finite"):
+        search(lambda rate: math.nan, first=1.0)
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rows_of(method, rate, tests, val_loss=0.5, seeds=SEEDS):
+    return [
+        {"task": TASK, "method": method, "lr": rate, "seed": seed, "val_loss": val_loss, "test": test, "trained": 7}
+        for seed, test in zip(seeds, tests, strict=True)
+    ]
+
+
+SLICES = [0.91, 0.93, 0.92, 0.95, 0.94]
+LORA = [0.90, 0.91, 0.93, 0.92, 0.94]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Slices with a better rate on validation that scores worse on the test set, and with one that is unfinished."""
+    rows = [
+        *rows_of("column r=32 every=100", 1e-3, SLICES, val_loss=0.4),
+        *rows_of("column r=32 every=100", 2e-3, [0.99] * 5, val_loss=0.6),
+        *rows_of("column r=32 every=100", 4e-3, [0.5], val_loss=0.1, seeds=[0]),
+        *rows_of("lora r=16", 1e-3, LORA),
+        *rows_of("full", 1e-4, [0.9, 0.9], seeds=[0, 1]),
+        {"task": TASK, "method": "probe", "lr": 0.0, "seed": 0, "test": 0.8, "trained": 3},
+    ]
+    return written(tmp_path / "runs.jsonl", rows)
+
+
+def test_report_takes_the_rate_that_validation_chose_and_only_whole_cells(runs):
+    cells = read(runs)
+    assert set(cells) == {(TASK, "column r=32 every=100"), (TASK, "lora r=16"), (TASK, "probe")}
+    assert cells[TASK, "column r=32 every=100"].rate == 1e-3
+    assert cells[TASK, "column r=32 every=100"].tests == pytest.approx([100 * test for test in SLICES])
+
+
+def test_intervals_are_students(runs):
+    found = Estimate.of(SLICES)
+    low, high = stats.t.interval(0.95, 4, loc=np.mean(SLICES), scale=stats.sem(SLICES))
+    assert found.mean - found.half == pytest.approx(low)
+    assert found.mean + found.half == pytest.approx(high)
+
+
+def test_difference_is_the_paired_one(runs):
+    found = difference(read(runs), "column r=32 every=100", [TASK])
+    pairs = 100 * (np.array(SLICES) - np.array(LORA))
+    low, high = stats.t.interval(0.95, 4, loc=pairs.mean(), scale=stats.sem(pairs))
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+    assert difference(read(runs), "full", [TASK]) is None
+
+
+def test_table_and_plot_show_every_whole_cell(runs, tmp_path):
+    lines = table(read(runs)).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| probe", "| lora r=16", "| column r=32 every=100"]
+    costs = {"lora r=16": {"time": 1.4, "memory_mb": 150.0}, "column r=32 every=100": {"time": 1.0, "memory_mb": 100.0}}
+    pareto(read(runs), costs, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.filterwarnings("ignore:No new output head was found")
+@pytest.mark.parametrize(("place", "columns"), [("first", [0, 1, 2]), ("last", [8, 9, 10])])
+def test_slices_can_be_placed_at_either_end(place, columns):
+    """Only these columns of the weight change."""
+    net = nn.Sequential(nn.Linear(11, 5), nn.Tanh(), nn.Linear(5, 2))
+    before = net[0].weight.detach().clone()
+    fixed_slices(net, Method.parse(f"column r=3 place={place}"), seed=0)
+    optimizer = torch.optim.SGD([parameter for parameter in net.parameters() if parameter.requires_grad], lr=1.0)
+    net(torch.randn(4, 11)).sum().backward()
+    optimizer.step()
+    after = net.eval()[0].state_dict()["weight"]
+    assert (after != before).any(0).nonzero().squeeze(1).tolist() == columns
+
+
+def test_a_run_in_the_file_is_not_made_again(tmp_path, monkeypatch):
+    made = []
+
+    def train(task, method, rate, seed):
+        made.append(seed)
+        return {"val_loss": 0.1, "test": 0.9}
+
+    monkeypatch.setattr(accuracy, "train", train)
+    for _ in range(2):
+        runs = Runs(tmp_path / "runs.jsonl", "abc")
+        for seed in (0, 1):
+            assert runs.get(TASK, Method.parse("full"), 1e-4, seed)["test"] == 0.9
+    assert made == [0, 1]
