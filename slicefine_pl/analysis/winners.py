@@ -30,7 +30,8 @@ from slicefine_pl.slicing.positions import Line, slice_lines, visiting_order
 
 B = TypeVar("B")
 
-DENSE_DECREASE = 0.1  # of the loss, to first order, by the dense step: sets the step size where none is given
+DENSE_DECREASE = 0.1  # of the loss, to first order, by the dense step: sets the step size where none is given ...
+HALVINGS = 20  # ... which is halved, at most so often, until that step brings half of what it promises
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,8 @@ def winners(
         held_out: Others.
         matrices: All that the dense step takes in.
         places: Candidates among them; see :func:`candidate_slices`.
-        lr: Of all steps; ``None`` takes that at which the dense step lowers the loss by a tenth, to first order.
+        lr: Of all steps; ``None`` takes that at which the dense step lowers the loss by a tenth, to first order, and
+            halves it until that step really brings at least half of this.
 
     Raises:
         ValueError: There is no candidate, or the loss is not finite or has no gradient.
@@ -188,6 +190,11 @@ def winners(
         trial = _Trial(losses, batches, held_out, wholes, weights, lr)
         with torch.no_grad():
             everything = trial.step("all layers", "dense", wholes)
+            for _ in range(HALVINGS if lr is None else 0):
+                if everything.decrease > everything.predicted / 2:
+                    break
+                trial.lr /= 2
+                everything = trial.step("all layers", "dense", wholes)
             first = {place.matrix.name: place for place in reversed(places)}
             together = trial.step("all layers", "slices", list(first.values()))
             layers = [trial.step(each.matrix.name, "dense", [each]) for each in wholes if each.matrix.name in first]

@@ -5,6 +5,7 @@ Answers one question: what is measured, on which of the examples?  The measuring
 Shapes:  R lines of a slice · k groups · M = samples × outputs of the kernel
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -141,7 +142,7 @@ def measure(subject: Subject, settings: Settings, *, spectra: bool, told: Callab
         found.skipped |= masks.skipped
 
     def tangents() -> None:
-        found.kernels = _kernels(subject, settings)
+        found.kernels = _kernels(subject, matrices, settings)
 
     def steps() -> None:
         found.winners = _winners(subject, matrices, settings)
@@ -193,7 +194,7 @@ def directions(energy: TaskEnergy) -> list[Directions]:
     return found
 
 
-def _kernels(subject: Subject, settings: Settings) -> Kernels:
+def _kernels(subject: Subject, matrices: list[Candidate], settings: Settings) -> Kernels:
     singles = [
         {name: value[row : row + 1] for name, value in batch.items()}
         for batch in subject.train
@@ -207,10 +208,12 @@ def _kernels(subject: Subject, settings: Settings) -> Kernels:
             net, settings.rank, "alternate", targets=settings.targets, also_train=[], seed=settings.seed
         )
     try:
-        counts = handle.counts()
-        return Kernels(dense, kernel(net, net, singles, live_slices(handle), KERNEL_ROWS), counts.live / counts.target)
+        slices = kernel(net, net, singles, live_slices(handle), KERNEL_ROWS)
     finally:
         handle.close()
+    sizes = [(math.prod(matrix.shape), matrix.shape[1]) for matrix in matrices]
+    live = sum(settings.rank * size // columns for size, columns in sizes)  # handle.counts() counts padding too
+    return Kernels(dense, slices, live / sum(size for size, _ in sizes))
 
 
 def _winners(subject: Subject, matrices: list[Candidate], settings: Settings) -> Winners:

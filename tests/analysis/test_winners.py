@@ -1,6 +1,7 @@
 """Steps on single slices against dense gradients by hand, in float64, and weights that stay bit-equal."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -135,10 +136,22 @@ def test_the_error_of_the_held_out_decrease_is_that_of_a_mean(net, data):
     assert step.held_out_error == pytest.approx((fall.std() / len(fall) ** 0.5).item())
 
 
-def test_the_default_step_size_aims_at_a_tenth_of_the_loss(net, data):
+@pytest.mark.parametrize("floor", [0, 30])
+def test_the_default_step_size_is_one_at_which_the_dense_step_does_what_it_promises(net, data, floor):
+    """A tenth of the loss to first order, halved until half of it comes true: a loss that cannot fall by a tenth needs it."""
     matrices = target_matrices(net, "hidden|out", R)
-    found = winners(net, losses_of(net), data[:2], data[2:], matrices, candidate_slices(matrices, R, 2, 0))
-    assert found.everything.predicted == pytest.approx(0.1 * found.loss)
+
+    def losses(batch):
+        return F.cross_entropy(net(batch[0]), batch[1], reduction="none") + floor
+
+    found = winners(net, losses, data[:2], data[2:], matrices, candidate_slices(matrices, R, 2, 0))
+    halvings = math.log2(0.1 * found.loss / found.everything.predicted)
+    assert halvings == pytest.approx(round(halvings), abs=1e-9)
+    assert (round(halvings) > 0) == (floor > 0)
+    assert found.everything.decrease > found.everything.predicted / 2
+    if halvings > 0.5:
+        before = winners(net, losses, data[:2], data[2:], matrices, candidate_slices(matrices, R, 2, 0), 2 * found.lr)
+        assert before.everything.decrease <= before.everything.predicted / 2
 
 
 def test_nothing_is_left_behind(data):
