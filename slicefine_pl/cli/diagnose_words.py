@@ -70,8 +70,8 @@ def _expect(own: Numbers, setup: Numbers) -> str:
     else:
         ratio = together["decrease"] / dense["decrease"]
         told += (
-            f"One step on {setup['slices_together']} slices of rank {setup['rank']}, {together['parameters']:.2%} of the "
-            f"parameters, lowers the loss by {together['decrease']:.2e}, the dense step of the same size by "
+            f"One step on {setup['slices_together']} slices of rank {setup['rank']}, {together['parameters']:.2%} of "
+            f"the parameters, lowers the loss by {together['decrease']:.2e}, the dense step of the same size by "
             f"{dense['decrease']:.2e}: {ratio:.1%} of it. "
         )
         told += "So plain gradient steps on slices need a larger step size to move as far. " if ratio < 0.5 else ""

@@ -138,7 +138,7 @@ def test_the_error_of_the_held_out_decrease_is_that_of_a_mean(net, data):
 
 @pytest.mark.parametrize("floor", [0, 30])
 def test_the_default_step_size_is_one_at_which_the_dense_step_does_what_it_promises(net, data, floor):
-    """A tenth of the loss to first order, halved until half of it comes true: a loss that cannot fall by a tenth needs it."""
+    """A tenth of the loss to first order, halved until half of it comes true: a floor under the loss needs that."""
     matrices = target_matrices(net, "hidden|out", R)
 
     def losses(batch):
