@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
     add("--rank", type=int, default=32, help="rows or columns of a slice (default: 32)")
     add("--targets", help="regular expression over layer names (default: what SliceFineCallback slices)")
     add("--groups", type=int, default=8, help="of rows or columns, for spectral balance (default: 8)")
-    add("--candidates", type=int, default=24, help="slices that take a step (default: 24)")
+    add("--candidates", type=int, default=12, help="slices that take a step (default: 12)")
     add("--examples", type=int, default=512, help="training examples to look at (default: 512)")
     add("--kernel-samples", type=int, default=16, help="examples in the tangent kernel (default: 16)")
     add(

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from slicefine_pl.analysis.kernel import alignment, kernel, live_slices, spectrum, target_weights
+from slicefine_pl.analysis.places import candidate_slices
 from slicefine_pl.analysis.spectra import CONTROLS, Balance, balance, lines_matrix
 from slicefine_pl.analysis.targets import target_matrices
 from slicefine_pl.analysis.task_energy import Moments, TaskEnergy, task_energy
-from slicefine_pl.analysis.winners import Winners, candidate_slices, winners
-from slicefine_pl.cli.diagnose_subject import Batch, Subject
+from slicefine_pl.analysis.winners import Winners, winners
+from slicefine_pl.cli.diagnose_subject import Subject
 from slicefine_pl.slicing import slice_model
 from slicefine_pl.slicing.kinds import Candidate
 from slicefine_pl.slicing.positions import Line
 from slicefine_pl.slicing.targets import Patterns
 
 MATRICES = 48  # of which spectra are taken, spread evenly over the network
-GRADIENT_BATCHES, HELD_OUT_BATCHES = 2, 2
 KERNEL_ROWS = 32
 LINES: tuple[Line, ...] = ("row", "column")
 
@@ -218,8 +218,4 @@ def _kernels(subject: Subject, matrices: list[Candidate], settings: Settings) ->
 
 def _winners(subject: Subject, matrices: list[Candidate], settings: Settings) -> Winners:
     places = candidate_slices(matrices, settings.rank, settings.candidates, settings.seed)
-    gradient: list[Batch] = subject.train[:GRADIENT_BATCHES]
-    held_out = subject.held_out
-    spread = torch.linspace(0, len(held_out) - 1, min(HELD_OUT_BATCHES, len(held_out)) + 2).round().int()[1:-1]
-    others: list[Batch] = [held_out[place] for place in spread.tolist()]
-    return winners(subject.module, subject.losses, gradient, others, matrices, places)
+    return winners(subject.module, subject.losses, subject.train, subject.held_out, matrices, places)

@@ -82,7 +82,8 @@ def _hypothesis(own: Numbers, control: Numbers | None) -> str:
     told = "".join(_winning(each, words) for each, words in ((own, "Here"), (control, "Without pretraining")) if each)
     told += (
         "That a small step on any slice lowers the loss it was computed on is calculus, and holds for every network "
-        "with a gradient; what can fail are held-out examples and full steps. "
+        "with a gradient; what can fail are held-out examples and full steps. Candidates are no independent trials: "
+        "they share their examples. "
     )
     controls = own["spectral_balance"]["controls"]
     if "row" not in controls.get("pretrained", {}):
@@ -97,18 +98,26 @@ def _hypothesis(own: Numbers, control: Numbers | None) -> str:
 
 def _winning(numbers: Numbers, words: str) -> str:
     found = numbers["slice_gradients"]
-    small, full = found["winning"], found["winning_full"]
-    return (
-        f"{words}, {small['own']:.0%} of {len(found['slices'])} candidate slices lower the loss on their own examples "
-        f"with a small step, {small['held_out']:.0%} on held-out ones; with a full step {full['own']:.0%} and "
-        f"{full['held_out']:.0%}, and the median slice brings {full['over_promise']:.0%} of what its gradient says. "
-    )
+    told = f"{words}, of {len(found['slices'])} candidate slices, "
+    parts = []
+    for kind, name in (("small", "winning"), ("full", "winning_full")):
+        steps = found[name]
+        if steps["clear"]:
+            parts.append(
+                f"with a {kind} step {steps['own']:.0%} lower the loss on their own examples (median: "
+                f"{steps['over_promise']:.0%} of what the gradient says); on held-out ones "
+                f"{steps['held_out_lower']:.0%} lower it and {steps['held_out_higher']:.0%} raise it "
+                "by more than two standard errors"
+            )
+        if (lost := len(found["slices"]) - steps["clear"]) and kind == "small":
+            parts.append(f"{lost} promise less than rounding ({found['resolution']:.0e}) and are left out there")
+    return told + "; ".join(parts) + ". "
 
 
 def captions(own: Numbers, control: Numbers | None, setup: Numbers) -> dict[str, dict[str, str]]:
     """For each picture one sentence on what it means, what of it is theory, and what is measured."""
     kernel = own["kernel"]
-    beside = "" if control is None else f"; without pretraining {control['kernel']['alignment']:.3f}"
+    beside = "" if control is None else _control_kernel(control["kernel"])
     return {
         "spectra": {
             "meaning": "If a pretrained weight were balanced, its groups would lie as far left as the random controls; "
@@ -127,9 +136,11 @@ def captions(own: Numbers, control: Numbers | None, setup: Numbers) -> dict[str,
         "kernel": {
             "meaning": f"How much of the network's tangent kernel {setup['rank']} random columns of each layer keep: "
             f"they hold {kernel['parameters']:.2%} of the numbers and {kernel['trace']:.2%} of the trace, and their "
-            f"kernel has cosine {kernel['alignment']:.3f} with that of all weights{beside} (1: the same but for size).",
+            f"kernel has cosine {kernel['alignment']:.3f} with that of all weights, whose effective rank is "
+            f"{kernel['dense']['effective_rank']:.1f}{beside} (1: the same but for size).",
             "theory": "In the lazy regime, training follows the kernel: with the same kernel, slices learn what full "
-            "fine-tuning learns, at a rate smaller by the trace.",
+            "fine-tuning learns, at a rate smaller by the trace. But a kernel of one direction (effective rank 1) is "
+            "the same for any slice.",
             "measured": f"K = J Jᵀ on {setup['kernel_samples']} training examples, before training; whether it stays "
             "is for the drift over a run to tell.",
         },
@@ -141,6 +152,10 @@ def captions(own: Numbers, control: Numbers | None, setup: Numbers) -> dict[str,
             "and full ones, each so large that the slice should lower the loss as much as the dense step should.",
         },
     }
+
+
+def _control_kernel(kernel: Numbers) -> str:
+    return f"; without pretraining {kernel['alignment']:.3f} at effective rank {kernel['dense']['effective_rank']:.1f}"
 
 
 def _whole(counts: Mapping[str, float]) -> int:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from slicefine_pl.analysis.places import Place, candidate_slices
 from slicefine_pl.analysis.targets import target_matrices
-from slicefine_pl.analysis.winners import Place, candidate_slices, winners, winning
+from slicefine_pl.analysis.winners import winners, winning
 
 I, H, C, R = 9, 7, 3, 2
 
@@ -154,6 +155,18 @@ def test_the_default_step_size_is_one_at_which_the_dense_step_does_what_it_promi
         assert before.everything.decrease <= before.everything.predicted / 2
 
 
+def test_the_resolution_is_the_rounding_of_the_numbers(net, data):
+    """In float64 far below that of float32, which is about the last digit of the loss."""
+    found = []
+    for kind in (torch.float64, torch.float32):
+        own, given = copy.deepcopy(net).to(kind), [(x.to(kind), y) for x, y in data]
+        matrices = target_matrices(own, ["conv", "hidden", "out"], R)
+        places = candidate_slices(matrices, R, 1, 0)
+        found.append(winners(own, losses_of(own), given[:2], given[2:], matrices, places).resolution)
+    assert 0 < found[0] < 1e-14
+    assert 1e-9 < found[1] < 1e-6
+
+
 def test_nothing_is_left_behind(data):
     """Weights bit-equal (float32, where taking back by adding would round), no gradient, generators and modes."""
     net = Net().train()
@@ -184,15 +197,6 @@ def test_an_error_in_the_middle_puts_the_weights_back(net, data):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_candidates_are_spread_over_all_matrices_and_repeat_with_their_seed(net):
-    matrices = target_matrices(net, ["conv", "hidden", "out"], R)
-    places = candidate_slices(matrices, R, 9, seed=5)
-    assert sorted(place.matrix.name for place in places) == sorted(["conv", "hidden", "out"] * 3)
-    assert all(len(set(place.lines)) == R for place in places)
-    assert places == candidate_slices(matrices, R, 9, seed=5)
-    assert places != candidate_slices(matrices, R, 9, seed=6)
-
-
 def test_what_cannot_be_measured_is_refused(net, data):
     matrices = target_matrices(net, "hidden", R)
     places = candidate_slices(matrices, R, 1, 0)
@@ -201,7 +205,3 @@ def test_what_cannot_be_measured_is_refused(net, data):
     still = lambda batch: batch[0].sum((1, 2)).requires_grad_()
     with pytest.raises(ValueError, match="gradient of these layers is 0"):
         winners(net, still, data[:2], data[2:], matrices, places)
-    with pytest.raises(ValueError, match="count=0 slices of 1 matrices"):
-        candidate_slices(matrices, R, 0, 0)
-    with pytest.raises(ValueError, match="rank=8 does not fit an axis of"):
-        candidate_slices(matrices, 8, 1, 0)
