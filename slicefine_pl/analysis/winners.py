@@ -76,7 +76,7 @@ class Winners:
         slices: The candidates.
         full: The candidates again, each with a step so large that to first order it lowers the loss as much as the
             dense step on all matrices does; without those that have no gradient.
-        layers: The dense step on each matrix with a candidate.
+        layers: The dense step on each matrix with a candidate; empty where none was wanted.
         together: One step on the first candidate of each of these matrices at once: what a run with slices does.
         everything: The dense step on all matrices at once.
         shares: Of each matrix, by name: its share of the dense gradient's energy, and of the parameters.
@@ -109,6 +109,7 @@ def winners(
     matrices: Sequence[Candidate],
     places: Sequence[Place],
     lr: float | None = None,
+    layers: bool = True,
 ) -> Winners:
     """Take one step at each place alone, measure, and take it back.
 
@@ -124,6 +125,7 @@ def winners(
         places: Candidates among them; see :func:`slicefine_pl.analysis.places.candidate_slices`.
         lr: Of all steps; ``None`` takes that at which the dense step lowers the loss by a tenth, to first order, and
             halves it until that step really brings at least half of this.
+        layers: Whether to take the dense step on each matrix with a candidate as well.
 
     Raises:
         ValueError: There is no candidate, or the loss is not finite or has no gradient.
@@ -143,7 +145,8 @@ def winners(
                 everything = trial.step("all layers", "dense", wholes)
             first = {place.matrix.name: place for place in reversed(places)}
             together = trial.step("all layers", "slices", list(first.values()))
-            layers = [trial.step(each.matrix.name, "dense", [each]) for each in wholes if each.matrix.name in first]
+            chosen = [each for each in wholes if layers and each.matrix.name in first]
+            dense = [trial.step(each.matrix.name, "dense", [each]) for each in chosen]
             slices = [trial.step(place.matrix.name, place.line, [place]) for place in places]
             if not any(step.energy for step in slices):
                 raise ValueError(f"None of the {len(places)} candidate slices has a gradient; draw others.")
@@ -155,7 +158,7 @@ def winners(
             resolution = trial.resolution(wholes)
     before, held_before = float(trial.before.mean()), float(trial.held_before.mean())
     shares = {place.matrix.name: trial.shares([place]) for place in wholes}
-    return Winners(trial.lr, before, held_before, slices, full, layers, together, everything, shares, resolution)
+    return Winners(trial.lr, before, held_before, slices, full, dense, together, everything, shares, resolution)
 
 
 class _Trial:

@@ -113,13 +113,14 @@ class Findings:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def measure(subject: Subject, settings: Settings, *, spectra: bool, told: Callable[[str], None]) -> Findings:
+def measure(subject: Subject, settings: Settings, *, control: bool, told: Callable[[str], None]) -> Findings:
     """Measure everything.
 
     Args:
         subject: The network and the examples.
         settings: Of the measurements.
-        spectra: Whether to take those of the weights: without pretraining they are one of the controls.
+        control: Whether this is the network without pretraining: then the spectra, which have their own controls, and
+            the dense steps on single layers are left out.
         told: Called with a line of progress.
 
     Raises:
@@ -145,9 +146,9 @@ def measure(subject: Subject, settings: Settings, *, spectra: bool, told: Callab
         found.kernels = _kernels(subject, matrices, settings)
 
     def steps() -> None:
-        found.winners = _winners(subject, matrices, settings)
+        found.winners = _winners(subject, matrices, settings, layers=not control)
 
-    if spectra:
+    if not control:
         timed("spectral balance", lambda: _spectra(matrices, settings, found))
     timed("task energy", energy)
     timed("tangent kernel", tangents)
@@ -216,6 +217,6 @@ def _kernels(subject: Subject, matrices: list[Candidate], settings: Settings) ->
     return Kernels(dense, slices, live / sum(size for size, _ in sizes))
 
 
-def _winners(subject: Subject, matrices: list[Candidate], settings: Settings) -> Winners:
+def _winners(subject: Subject, matrices: list[Candidate], settings: Settings, *, layers: bool) -> Winners:
     places = candidate_slices(matrices, settings.rank, settings.candidates, settings.seed)
-    return winners(subject.module, subject.losses, subject.train, subject.held_out, matrices, places)
+    return winners(subject.module, subject.losses, subject.train, subject.held_out, matrices, places, layers=layers)

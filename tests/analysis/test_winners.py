@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,6 +96,8 @@ def test_every_step_is_what_a_dense_backward_pass_gives(net, data):
         assert name in ("conv", "hidden", "out")
         assert share == pytest.approx((own.square().sum().item() / total, own.numel() / entries))
     assert found.everything.parameters == 1
+    without = winners(net, losses_of(net), data[:2], data[2:], matrices, places, lr=0.3, layers=False)
+    assert without == replace(found, layers=[])
     others = torch.autograd.grad(others_before, weights)
     first = {step.name: step for step in reversed(found.slices)}
     assert found.together.energy == pytest.approx(sum(step.energy for step in first.values()))
