@@ -184,7 +184,7 @@ def winners_picture(found: Winners, control: Winners | None) -> Any:
     for panel in axes[1]:
         panel.set(ylim=(0, 1), ylabel="share of the candidates below")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8, loc="upper left")
+        panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     return figure
 
 
@@ -209,8 +209,9 @@ def _steps(axes: Any, found: Winners, measured: str) -> None:
         axes.plot(x, y, mark, color=colour, ms=size, alpha=0.75, ls="none", label=words)
     values = [getattr(step, measured) for step in every]
     axes.set(xscale="log", xlabel="predicted decrease of the loss, lr · ||g||²", ylabel="measured decrease of the loss")
-    axes.set_yscale("symlog", linthresh=low)
-    axes.set_ylim(min(-low, 3 * min(values)), 4 * max(high, *values))
+    linear = max(low, found.resolution)  # what is smaller is rounding
+    axes.set_yscale("symlog", linthresh=linear)
+    axes.set_ylim(min(-linear, 3 * min(values)), 4 * max(high, *values))
     axes.axhline(0, color="black", lw=0.8)
     axes.grid(alpha=0.3)
 

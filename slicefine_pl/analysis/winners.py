@@ -14,7 +14,6 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513, for the hypothesis.
 """
 
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,42 +22,16 @@ from typing import TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
+from slicefine_pl.analysis.places import Place
 from slicefine_pl.analysis.undisturbed import undisturbed
 from slicefine_pl.slicing.kinds import Candidate
-from slicefine_pl.slicing.parts import lines_of
-from slicefine_pl.slicing.positions import Line, slice_lines, visiting_order
+from slicefine_pl.slicing.positions import Line
 
 B = TypeVar("B")
 
-DENSE_DECREASE = 0.1  # of the loss, to first order, by the dense step: sets the step size where none is given
-
-
-@dataclass(frozen=True)
-class Place:
-    """Lines of a matrix.
-
-    Attributes:
-        matrix: The matrix.
-        line: Columns or rows.
-        lines: Which, R of them.
-    """
-
-    matrix: Candidate
-    line: Line
-    lines: tuple[int, ...]
-
-    def pick(self, like: Tensor) -> Tensor:
-        """These lines of a tensor that has the shape of the stored parameter, shape ``(R, ...)``."""
-        return self._view(like).index_select(0, torch.tensor(self.lines, device=like.device))
-
-    def step(self, gradient: Tensor, lr: float) -> None:
-        """Subtract ``lr`` times the gradient, which has the shape of the stored parameter, on these lines."""
-        stored = self.matrix.parameter.data
-        index = torch.tensor(self.lines, device=stored.device)
-        self._view(stored).index_add_(0, index, self.pick(gradient), alpha=-lr)
-
-    def _view(self, stored: Tensor) -> Tensor:
-        return lines_of(self.matrix.block.of(stored), self.line)
+DENSE_DECREASE = 0.1  # of the loss, to first order, by the dense step: sets the step size where none is given ...
+HALVINGS = 20  # ... which is halved, at most so often, until that step brings half of what it promises
+ROUNDINGS = 3  # tries that tell how large a decrease has to be to mean anything
 
 
 @dataclass(frozen=True)
@@ -103,10 +76,12 @@ class Winners:
         slices: The candidates.
         full: The candidates again, each with a step so large that to first order it lowers the loss as much as the
             dense step on all matrices does; without those that have no gradient.
-        layers: The dense step on each matrix with a candidate.
+        layers: The dense step on each matrix with a candidate; empty where none was wanted.
         together: One step on the first candidate of each of these matrices at once: what a run with slices does.
         everything: The dense step on all matrices at once.
         shares: Of each matrix, by name: its share of the dense gradient's energy, and of the parameters.
+        resolution: How far the mean losses move when every weight is moved to a neighbouring floating-point number: a
+            smaller decrease is rounding.
     """
 
     lr: float
@@ -118,40 +93,12 @@ class Winners:
     together: Step
     everything: Step
     shares: dict[str, tuple[float, float]]
+    resolution: float
 
 
 def winning(steps: Sequence[Step], *, held_out: bool = False) -> float:
     """Share of steps that lower the loss, on the examples of their gradient or on the held-out ones, in [0, 1]."""
     return sum((step.held_out if held_out else step.decrease) > 0 for step in steps) / len(steps)
-
-
-def candidate_slices(matrices: Sequence[Candidate], rank: int, count: int, seed: int) -> list[Place]:
-    """Draw candidates by chance: matrix, kind of line, and place; no matrix again before all had one.
-
-    Args:
-        matrices: Where slices may lie; see :func:`slicefine_pl.analysis.targets.target_matrices`.
-        rank: Lines of each (R), drawn as ``order="random"`` takes them.
-        count: How many.
-        seed: Of the choice.
-
-    Raises:
-        ValueError: Nothing is to be drawn, or a matrix is narrower than ``rank``.
-    """
-    if not matrices or count < 1:
-        raise ValueError(
-            f"count={count} slices of {len(matrices)} matrices cannot be drawn; give at least one of each."
-        )
-    generator = random.Random(seed)
-    order: list[Candidate] = []
-    while len(order) < count:
-        order += generator.sample(list(matrices), len(matrices))
-    places = []
-    for number, matrix in enumerate(order[:count]):
-        line: Line = generator.choice(get_args(Line))
-        size = matrix.shape[0 if line == "row" else 1]
-        lines = slice_lines(0, rank, visiting_order(size, "random", f"{seed}/{number}"))
-        places.append(Place(matrix, line, tuple(sorted(lines))))
-    return places
 
 
 def winners(
@@ -162,6 +109,7 @@ def winners(
     matrices: Sequence[Candidate],
     places: Sequence[Place],
     lr: float | None = None,
+    layers: bool = True,
 ) -> Winners:
     """Take one step at each place alone, measure, and take it back.
 
@@ -174,8 +122,10 @@ def winners(
         batches: The examples of the gradient.
         held_out: Others.
         matrices: All that the dense step takes in.
-        places: Candidates among them; see :func:`candidate_slices`.
-        lr: Of all steps; ``None`` takes that at which the dense step lowers the loss by a tenth, to first order.
+        places: Candidates among them; see :func:`slicefine_pl.analysis.places.candidate_slices`.
+        lr: Of all steps; ``None`` takes that at which the dense step lowers the loss by a tenth, to first order, and
+            halves it until that step really brings at least half of this.
+        layers: Whether to take the dense step on each matrix with a candidate as well.
 
     Raises:
         ValueError: There is no candidate, or the loss is not finite or has no gradient.
@@ -188,9 +138,15 @@ def winners(
         trial = _Trial(losses, batches, held_out, wholes, weights, lr)
         with torch.no_grad():
             everything = trial.step("all layers", "dense", wholes)
+            for _ in range(HALVINGS if lr is None else 0):
+                if everything.decrease > everything.predicted / 2:
+                    break
+                trial.lr /= 2
+                everything = trial.step("all layers", "dense", wholes)
             first = {place.matrix.name: place for place in reversed(places)}
             together = trial.step("all layers", "slices", list(first.values()))
-            layers = [trial.step(each.matrix.name, "dense", [each]) for each in wholes if each.matrix.name in first]
+            chosen = [each for each in wholes if layers and each.matrix.name in first]
+            dense = [trial.step(each.matrix.name, "dense", [each]) for each in chosen]
             slices = [trial.step(place.matrix.name, place.line, [place]) for place in places]
             if not any(step.energy for step in slices):
                 raise ValueError(f"None of the {len(places)} candidate slices has a gradient; draw others.")
@@ -199,9 +155,10 @@ def winners(
                 for place, step in zip(places, slices, strict=True)
                 if step.energy
             ]
+            resolution = trial.resolution(wholes)
     before, held_before = float(trial.before.mean()), float(trial.held_before.mean())
     shares = {place.matrix.name: trial.shares([place]) for place in wholes}
-    return Winners(trial.lr, before, held_before, slices, full, layers, together, everything, shares)
+    return Winners(trial.lr, before, held_before, slices, full, dense, together, everything, shares, resolution)
 
 
 class _Trial:
@@ -250,6 +207,20 @@ class _Trial:
             energy=energy,
             parameters=parameters,
         )
+
+    def resolution(self, places: Sequence[Place]) -> float:
+        """The largest change of a mean loss by rounding, of a few tries."""
+        generator = torch.Generator().manual_seed(0)
+        moves = [0.0]
+        for _ in range(ROUNDINGS):
+            with _put_back(places):
+                for parameter in {id(place.matrix.parameter): place.matrix.parameter for place in places}.values():
+                    up = torch.rand(parameter.shape, generator=generator).to(parameter) < 0.5
+                    ends = torch.where(up, math.inf, -math.inf).to(parameter)
+                    parameter.data.copy_(torch.nextafter(parameter.data, ends))
+                for before, batches in ((self.before, self._batches), (self.held_before, self._held_out)):
+                    moves.append(abs(float((_values(self._losses, batches) - before).mean())))
+        return max(moves)
 
     def shares(self, places: Sequence[Place]) -> tuple[float, float]:
         """Of the dense gradient's energy, and of the parameters."""

@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
     add("--rank", type=int, default=32, help="rows or columns of a slice (default: 32)")
     add("--targets", help="regular expression over layer names (default: what SliceFineCallback slices)")
     add("--groups", type=int, default=8, help="of rows or columns, for spectral balance (default: 8)")
-    add("--candidates", type=int, default=24, help="slices that take a step (default: 24)")
+    add("--candidates", type=int, default=8, help="slices that take a step (default: 8)")
     add("--examples", type=int, default=512, help="training examples to look at (default: 512)")
     add("--kernel-samples", type=int, default=16, help="examples in the tangent kernel (default: 16)")
     add(
@@ -151,11 +151,11 @@ def _measured(wish: Wish, settings: Settings, *, with_control: bool) -> tuple[Su
     told(f"Loading {wish.model} and its data, fitting a head where it is new ...")
     subject = load(wish)
     told(f"Measuring: {sum(len(batch['labels']) for batch in subject.train)} training examples.")
-    found = measure(subject, settings, spectra=True, told=told)
+    found = measure(subject, settings, control=False, told=told)
     if not with_control:
         return subject, found, None
     told("The same network without pretraining:")
-    return subject, found, measure(without_pretraining(subject, wish.seed), settings, spectra=False, told=told)
+    return subject, found, measure(without_pretraining(subject, wish.seed), settings, control=True, told=told)
 
 
 def _setup(arguments: argparse.Namespace, subject: Subject, found: Findings) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Answers one question: what is measured, on which of the examples?  The measuring
 Shapes:  R lines of a slice · k groups · M = samples × outputs of the kernel
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -14,18 +15,18 @@ import torch
 from torch import Tensor
 
 from slicefine_pl.analysis.kernel import alignment, kernel, live_slices, spectrum, target_weights
+from slicefine_pl.analysis.places import candidate_slices
 from slicefine_pl.analysis.spectra import CONTROLS, Balance, balance, lines_matrix
 from slicefine_pl.analysis.targets import target_matrices
 from slicefine_pl.analysis.task_energy import Moments, TaskEnergy, task_energy
-from slicefine_pl.analysis.winners import Winners, candidate_slices, winners
-from slicefine_pl.cli.diagnose_subject import Batch, Subject
+from slicefine_pl.analysis.winners import Winners, winners
+from slicefine_pl.cli.diagnose_subject import Subject
 from slicefine_pl.slicing import slice_model
 from slicefine_pl.slicing.kinds import Candidate
 from slicefine_pl.slicing.positions import Line
 from slicefine_pl.slicing.targets import Patterns
 
 MATRICES = 48  # of which spectra are taken, spread evenly over the network
-GRADIENT_BATCHES, HELD_OUT_BATCHES = 2, 2
 KERNEL_ROWS = 32
 LINES: tuple[Line, ...] = ("row", "column")
 
@@ -112,13 +113,14 @@ class Findings:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def measure(subject: Subject, settings: Settings, *, spectra: bool, told: Callable[[str], None]) -> Findings:
+def measure(subject: Subject, settings: Settings, *, control: bool, told: Callable[[str], None]) -> Findings:
     """Measure everything.
 
     Args:
         subject: The network and the examples.
         settings: Of the measurements.
-        spectra: Whether to take those of the weights: without pretraining they are one of the controls.
+        control: Whether this is the network without pretraining: then the spectra, which have their own controls, and
+            the dense steps on single layers are left out.
         told: Called with a line of progress.
 
     Raises:
@@ -141,12 +143,12 @@ def measure(subject: Subject, settings: Settings, *, spectra: bool, told: Callab
         found.skipped |= masks.skipped
 
     def tangents() -> None:
-        found.kernels = _kernels(subject, settings)
+        found.kernels = _kernels(subject, matrices, settings)
 
     def steps() -> None:
-        found.winners = _winners(subject, matrices, settings)
+        found.winners = _winners(subject, matrices, settings, layers=not control)
 
-    if spectra:
+    if not control:
         timed("spectral balance", lambda: _spectra(matrices, settings, found))
     timed("task energy", energy)
     timed("tangent kernel", tangents)
@@ -193,7 +195,7 @@ def directions(energy: TaskEnergy) -> list[Directions]:
     return found
 
 
-def _kernels(subject: Subject, settings: Settings) -> Kernels:
+def _kernels(subject: Subject, matrices: list[Candidate], settings: Settings) -> Kernels:
     singles = [
         {name: value[row : row + 1] for name, value in batch.items()}
         for batch in subject.train
@@ -207,16 +209,14 @@ def _kernels(subject: Subject, settings: Settings) -> Kernels:
             net, settings.rank, "alternate", targets=settings.targets, also_train=[], seed=settings.seed
         )
     try:
-        counts = handle.counts()
-        return Kernels(dense, kernel(net, net, singles, live_slices(handle), KERNEL_ROWS), counts.live / counts.target)
+        slices = kernel(net, net, singles, live_slices(handle), KERNEL_ROWS)
     finally:
         handle.close()
+    sizes = [(math.prod(matrix.shape), matrix.shape[1]) for matrix in matrices]
+    live = sum(settings.rank * size // columns for size, columns in sizes)  # handle.counts() counts padding too
+    return Kernels(dense, slices, live / sum(size for size, _ in sizes))
 
 
-def _winners(subject: Subject, matrices: list[Candidate], settings: Settings) -> Winners:
+def _winners(subject: Subject, matrices: list[Candidate], settings: Settings, *, layers: bool) -> Winners:
     places = candidate_slices(matrices, settings.rank, settings.candidates, settings.seed)
-    gradient: list[Batch] = subject.train[:GRADIENT_BATCHES]
-    held_out = subject.held_out
-    spread = torch.linspace(0, len(held_out) - 1, min(HELD_OUT_BATCHES, len(held_out)) + 2).round().int()[1:-1]
-    others: list[Batch] = [held_out[place] for place in spread.tolist()]
-    return winners(subject.module, subject.losses, gradient, others, matrices, places)
+    return winners(subject.module, subject.losses, subject.train, subject.held_out, matrices, places, layers=layers)

@@ -94,8 +94,9 @@ def _winners(found: Winners) -> dict[str, Any]:
         "lr": found.lr,
         "loss": found.loss,
         "held_out_loss": found.held_out_loss,
-        "winning": _winning(found.slices),
-        "winning_full": _winning(found.full),
+        "resolution": found.resolution,
+        "winning": _winning(found.slices, found.resolution),
+        "winning_full": _winning(found.full, found.resolution),
         "energy_over_parameters": {"least": min(ratios), "median": statistics.median(ratios), "most": max(ratios)},
         "slices": [asdict(step) for step in found.slices],
         "full": [asdict(step) for step in found.full],
@@ -106,13 +107,16 @@ def _winners(found: Winners) -> dict[str, Any]:
     }
 
 
-def _winning(steps: list[Step]) -> dict[str, float]:
-    """Shares of the steps that lower the loss, and the median of what they bring over what was promised."""
-    promising = [step for step in steps if step.predicted > 0]
+def _winning(steps: list[Step], resolution: float) -> dict[str, float | int | None]:
+    """What steps do to the loss, among those that promise more than rounding; held out, beyond two standard errors."""
+    clear = [step for step in steps if step.predicted > 2 * resolution]
+    if not clear:
+        return {"clear": 0, "own": None, "held_out_lower": None, "held_out_higher": None, "over_promise": None}
+    beyond = [step.held_out / max(2 * step.held_out_error, 2 * resolution) for step in clear]
     return {
-        "own": winning(steps),
-        "held_out": winning(steps, held_out=True),
-        "held_out_by_two_errors": sum(step.held_out > 2 * step.held_out_error for step in steps) / len(steps),
-        "over_promise": statistics.median(step.decrease / step.predicted for step in promising),
-        "held_out_over_promise": statistics.median(step.held_out / step.predicted for step in promising),
+        "clear": len(clear),
+        "own": winning(clear),
+        "held_out_lower": sum(each > 1 for each in beyond) / len(clear),
+        "held_out_higher": sum(each < -1 for each in beyond) / len(clear),
+        "over_promise": statistics.median(step.decrease / step.predicted for step in clear),
     }

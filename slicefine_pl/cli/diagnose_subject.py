@@ -28,7 +28,7 @@ Kind = Literal["text", "image"]
 
 PENALTY = 1e-2  # of the L2 term of the head, on standardised features: in the middle of what LinearProbe tries
 HEAD_EXAMPLES = 2048  # training examples that it is fitted to
-HELD_OUT = 256  # examples that the head is scored on
+HELD_OUT = 256  # validation examples to look at
 BATCH = 32
 
 

@@ -97,7 +97,7 @@ def steps():
     column = dataclasses.replace(made, line="column", predicted=2e-3, decrease=1.7e-3, energy=0.04)
     dense = dataclasses.replace(made, line="dense", lines=(), predicted=0.1, decrease=0.06, held_out=0.05, energy=1.0)
     full = dataclasses.replace(made, predicted=0.1, decrease=-0.3, held_out=-0.4)
-    return Winners(0.1, 1.0, 1.1, [made, column], [full], [dense], made, dense, {"a.0": (1.0, 1.0)})
+    return Winners(0.1, 1.0, 1.1, [made, column], [full], [dense], made, dense, {"a.0": (1.0, 1.0)}, 1e-8)
 
 
 def test_winners_show_every_step_where_it_belongs(steps):
