@@ -110,6 +110,13 @@ def _bars(result: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
     if compiled is not None:
         yield "compiled: step time / compiled floor", compiled["time_vs_compiled_floor"]["median"], bar, False
         yield "compiled: compiled LoRA's step time / ours", 1 / compiled["time_vs_compiled_lora"]["median"], 1.28, True
+        yield "compiled: peak memory / compiled LoRA's", peak(compiled) / peak(rows["lora, compiled"]), 0.84, False
+        yield (
+            "compiled: saved / compiled floor",
+            compiled["saved_mb"] / rows["floor, compiled"]["saved_mb"],
+            1.02,
+            False,
+        )
 
 
 def main() -> None:
