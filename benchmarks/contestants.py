@@ -6,8 +6,8 @@ slice of full width trains like the dense weights by ``check_against_full_traini
 """
 
 import copy
+import re
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,6 +69,8 @@ class Contestant:
         clock.mark()
         if self.optimizer is not None:
             self.optimizer.step()
+        if self.handle is not None:
+            self.handle.write()
         self.task.net.zero_grad(set_to_none=True)
 
     def loss(self) -> Tensor:
@@ -79,15 +81,27 @@ class Contestant:
 
 
 def with_slices(axis: Axis) -> Callable[[Task, int], SliceHandle]:
+    """Slices in those targets that are wide enough, written into the weights after each step, as under the callback."""
+
     def prepare(task: Task, rank: int) -> SliceHandle:
-        also_train = None if task.new_head is None else f"^{task.new_head}"
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Left frozen"
-            )  # stems with three channels, depthwise convolutions
-            return slice_model(task.net, rank=rank, axis=axis, also_train=also_train)
+        names = [name for name in task.targets() if _narrowest(task.net.get_submodule(name), axis) >= rank]
+        handle = slice_model(
+            task.net,
+            rank=rank,
+            axis=axis,
+            targets=[f"^{re.escape(name)}$" for name in names],
+            also_train=None if task.new_head is None else f"^{re.escape(task.new_head)}",
+        )
+        handle.trust_weights()
+        return handle
 
     return prepare
+
+
+def _narrowest(layer: nn.Module, axis: Axis) -> int:
+    """How many lines a slice of this layer can have."""
+    outputs, inputs = layer.get_parameter("weight").shape[:2]
+    return {"column": inputs, "row": outputs, "alternate": min(inputs, outputs)}[axis]
 
 
 def by(prepare: methods.Prepare) -> Callable[[Task, int], None]:

@@ -47,7 +47,8 @@ def floor(net: nn.Module, head: str | None, targets: list[str], rank: int) -> No
 
     Whoever trains something in every target needs at least these gradients.  The input of the lowest targets gets none.
     """
-    wants = torch.zeros((), device=next(net.parameters()).device, requires_grad=True)
+    like = next(net.parameters())
+    wants = torch.zeros((), device=like.device, dtype=like.dtype, requires_grad=True)
 
     def ask(module: nn.Module, inputs: object, output: Tensor) -> Tensor | None:
         return None if output.requires_grad else _Asks.apply(output, wants)
@@ -58,7 +59,10 @@ def floor(net: nn.Module, head: str | None, targets: list[str], rank: int) -> No
 
 
 class _Asks(torch.autograd.Function):
-    """A tensor as it is, but it wants a gradient, and drops it; ``requires_grad_`` would break a compiled graph."""
+    """A tensor as it is, but it wants a gradient, and gives its sum to ``wants``.
+
+    ``requires_grad_`` would break a compiled graph, and a gradient that went nowhere would be compiled away.
+    """
 
     @staticmethod
     def forward(x: Tensor, wants: Tensor) -> Tensor:
@@ -69,8 +73,8 @@ class _Asks(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[None, None]:
-        return None, None
+    def backward(ctx: object, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient.sum()
 
 
 def bitfit(net: nn.Module, head: str | None, targets: list[str], rank: int) -> None:

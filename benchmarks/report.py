@@ -16,7 +16,9 @@ Row = dict[str, Any]
 def table(result: dict[str, Any]) -> str:
     """Two tables, of time and of memory, one line a method."""
     rows = result["rows"]
-    left_out = "\n".join(f"Left out: {name}. {reason}" for name, reason in result["left_out"].items())
+    left_out = "\n".join(
+        [*(f"Left out: {name}. {reason}" for name, reason in result["left_out"].items()), *_frozen(result)]
+    )
     peaks = "peak" if rows["floor"]["allocator_mb"] is not None else "sum of all"
     time = _markdown(
         ["method", "step, ms", "/ floor (spread)", "/ LoRA", "forward", "backward", "update", "first, s", "move, ms"],
@@ -28,6 +30,13 @@ def table(result: dict[str, Any]) -> str:
     )
     title = f"**{problem(result)}, R = {result['rank']}**"
     return "\n\n".join(filter(None, [title, time, memory, left_out]))
+
+
+def _frozen(result: dict[str, Any]) -> Iterator[str]:
+    """Slices that have fewer layers than the other methods: those narrower than the rank."""
+    for name, row in result["rows"].items():
+        if row["sliced"] not in (None, result["targets"]):
+            yield f"{name}: in {row['sliced']} of {result['targets']} layers; the rest are narrower than R."
 
 
 def problem(result: dict[str, Any]) -> str:
@@ -101,6 +110,13 @@ def _bars(result: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
     if compiled is not None:
         yield "compiled: step time / compiled floor", compiled["time_vs_compiled_floor"]["median"], bar, False
         yield "compiled: compiled LoRA's step time / ours", 1 / compiled["time_vs_compiled_lora"]["median"], 1.28, True
+        yield "compiled: peak memory / compiled LoRA's", peak(compiled) / peak(rows["lora, compiled"]), 0.84, False
+        yield (
+            "compiled: saved / compiled floor",
+            compiled["saved_mb"] / rows["floor, compiled"]["saved_mb"],
+            1.02,
+            False,
+        )
 
 
 def main() -> None:

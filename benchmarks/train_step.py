@@ -131,12 +131,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
             "resident_mb": grown,
             "startup_s": round(contestant.startup, 3),
             "trained": sum(parameter.numel() for parameter in contestant.trained()),
+            "sliced": None if contestant.handle is None else len(contestant.handle),
         }
         for other in ("floor", "lora"):
             rows[name][f"saved_vs_{other}"] = _ratio(kept[name]["saved_mb"], kept[other]["saved_mb"])
     question = {"network": arguments.network, "width": task.width, "rank": rank, "dtype": arguments.dtype}
     batch = {name: list(value.shape) for name, value in task.batch.items()}
-    return {**question, "batch": batch, "rounds": arguments.rounds, "rows": rows, "left_out": away}
+    return {
+        **question,
+        "batch": batch,
+        "rounds": arguments.rounds,
+        "targets": len(task.targets()),
+        "rows": rows,
+        "left_out": away,
+    }
 
 
 def _ratio(value: float | None, other: float | None) -> float | None:
