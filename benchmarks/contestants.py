@@ -174,7 +174,8 @@ def check_against_full_training(task: Task) -> None:
         contestant = Contestant(each, METHODS["full"], each.net, None, None)
         contestant.optimizer = adamw(contestant.trained())
         for _ in range(3):
-            contestant.step(Clock("cpu"))
+            with torch.backends.cudnn.flags(allow_tf32=False):  # its rounding differs between the two ways
+                contestant.step(Clock("cpu"))
     handle.close()
     for parameter, dense in zip(ours.net.parameters(), theirs.net.parameters(), strict=True):
         torch.testing.assert_close(parameter, dense, rtol=1e-4, atol=2e-5)
