@@ -258,9 +258,17 @@ class SliceFineCallback(RepeatableTraining):
         if batch_idx == 0:
             self._check_strays(pl_module)  # again, as some callbacks unfreeze layers when an epoch starts
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if stale := self.opened().stale():  # somebody exchanged parameters and put them back, as weight averages do
+            self.opened().write(stale)
         self._batch_started = time.perf_counter()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if stale := self.opened().stale():
+            raise MisconfigurationException(
+                f"The slices of {some(stale)} changed after the last optimizer step, and the forward pass did not see"
+                " it: a compiled network computes with the weights of that step. Optimizers that evaluate several times"
+                " a step (LBFGS, SAM) do not go with torch.compile; leave it out."
+            )
         self._loss = loss.detach()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -29,7 +29,8 @@ class SlicedLayer(nn.Module):
     Attributes:
         slicefine_trusts_weight: Whether somebody calls :meth:`slicefine_write` after each optimizer step, so that the
             stored values are right when no gradient is recorded (validation, checkpoints, averages).  A forward pass
-            that records gradients writes in any case.
+            that records gradients writes in any case, unless it is compiled: there a write would copy the whole
+            parameter, and keep the copy for the backward pass.
     """
 
     slicefine_trusts_weight: bool
@@ -67,7 +68,7 @@ class SlicedLayer(nn.Module):
 
     def slicefine_before_forward(self) -> None:
         """Bring the stored values up to date, unless they are known to be."""
-        if self.slicefine_trusts_weight and not torch.is_grad_enabled():
+        if self.slicefine_trusts_weight and (not torch.is_grad_enabled() or torch.compiler.is_compiling()):
             return
         if getattr(self, "_is_fsdp_managed_module", False) and not self.slicefine_trusts_weight:
             raise RuntimeError(

@@ -153,10 +153,20 @@ class SliceHandle:
         """Promise to call :meth:`write` after each optimizer step.
 
         Then the stored weights are right between steps, and whoever reads or averages them there may do so; without the
-        promise each forward pass, ``state_dict`` and ``eval`` writes by itself.
+        promise each forward pass, ``state_dict`` and ``eval`` writes by itself.  A compiled network then computes with
+        the weights as they were last written, without copying them: what changes slices between forward passes of one
+        step (LBFGS, SAM) has to write as well, see :meth:`stale`.
         """
         for layer in self._layers.values():
             layer.slicefine_trusts_weight = True
+
+    def stale(self) -> list[str]:
+        """Names of the slices that were changed after they were last written to their weights.
+
+        Changes that torch does not count (``parameter.data``) are not seen.
+        """
+        pieces = ((name, track.piece) for name, track in self._tracks.items())
+        return [name for name, piece in pieces if piece.agreed != piece.live._version]
 
     @property
     def moves(self) -> int:

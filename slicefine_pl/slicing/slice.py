@@ -35,6 +35,7 @@ class Slice(nn.Module):
         score: Importance of every line that could be live next, shape ``(size,)``, float32; ``None`` unless asked for.
         score_line: Whether ``score`` ranks columns or rows.
         read: Whether a gradient has come past the layer, from somebody who read its parameter.
+        agreed: Version of ``live`` when it last held what the stored parameter holds at its place.
         keep: Where the block may differ from zero, bool of the block's shape; ``None`` if everywhere.  A pruned network
             that is trained by slices keeps its zeros by it.
     """
@@ -52,6 +53,7 @@ class Slice(nn.Module):
         self.score: Tensor | None = None
         self.score_line: Line = "column"
         self.read = False
+        self.agreed = -1
         self.keep: Tensor | None = None
         self._own_dtype = dtype is not None
 
@@ -67,12 +69,18 @@ class Slice(nn.Module):
             live = live.masked_fill(self.pruned(), 0)
             self.live.copy_(live)
         part.put(live[:, : self.length].reshape(-1, *self.line_shape), self.line, self.index)
+        self._agree()
 
     @torch.no_grad()
     def gather(self, part: Part) -> None:
         """Copy the stored values at ``index`` into ``live``."""
         lines = as_live(part.take(self.line, self.index, self.shape), self.live)
         local_of(self.live).copy_(share_of(lines, self.live))
+        self._agree()
+
+    def _agree(self) -> None:
+        if not torch.compiler.is_compiling():
+            self.agreed = self.live._version
 
     def place(self, line: Line, indices: Sequence[int], part: Part) -> None:
         """Leave the live lines where they stand, with what they learned, and make other lines live."""

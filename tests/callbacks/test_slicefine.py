@@ -597,6 +597,15 @@ def test_an_optimizer_that_evaluates_several_times_a_step_sees_its_own_changes()
     assert_trains_like_dense(Module(lbfgs))
 
 
+def test_an_optimizer_that_evaluates_several_times_a_step_is_refused_with_a_compiled_network():
+    """Its forward passes would compute with the weights of the step before."""
+    torch.compiler.reset()
+    module = Module(lbfgs)
+    module.trunk = torch.compile(module.trunk, backend="aot_eager")
+    with pytest.raises(MisconfigurationException, match=r"do not go with torch\.compile"):
+        trainer(SliceFineCallback(**SETTINGS)).fit(module, loader())
+
+
 class Perturbed(Module):
     """Sharpness-aware minimisation: the gradient is taken beside the weights, which no optimizer step leads to."""
 

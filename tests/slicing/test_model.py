@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from slicefine_pl.slicing import close_slices, slice_model
+from slicefine_pl.slicing.activations import count_activations
 from slicefine_pl.slicing.layer import add_slice
 
 
@@ -332,3 +333,36 @@ def test_a_copy_averages_the_stored_weights_as_the_readme_says():
             handle.move()
     close_slices(average)
     torch.testing.assert_close(average.module[0].weight, torch.stack(stored).mean(0))
+
+
+@pytest.mark.parametrize("line", ["column", "row"])
+def test_a_compiled_step_keeps_no_copy_of_a_trusted_weight(line):
+    """Two layers as one graph keep their inputs (of columns those that are live), and no matrix."""
+    torch.compiler.reset()
+    net = nn.Sequential(nn.Linear(7, 40), nn.ReLU(), nn.Linear(40, 50))
+    handle = slice_model(net, rank=2, axis=line, targets=".", also_train="2.bias")
+    handle.trust_weights()
+    x = torch.randn(3, 7)
+    with count_activations() as kept:
+        loss = torch.compile(net, backend="aot_eager", fullgraph=True)(x).square().sum()
+    loss.backward()
+    assert kept.bytes < net[2].weight.nbytes / 2
+    handle.close()
+
+
+def test_stale_slices_are_those_that_changed_after_they_were_written():
+    net = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
+    handle = slice_model(net, rank=2, targets=".", also_train="1.bias")
+    assert handle.stale() == []
+    first, second = handle
+    with torch.no_grad():
+        first.parameter.add_(1)
+    assert handle.stale() == [first.name]
+    handle.write()
+    assert handle.stale() == []
+    with torch.no_grad():
+        second.parameter.add_(1)
+    net(torch.randn(2, 7))  # writes
+    assert handle.stale() == []
+    handle.move()
+    assert handle.stale() == []
