@@ -106,13 +106,14 @@ def energy_picture(
     left.axhline(share, color="black", ls=":", label=f"τ = {share:g}")
     left.plot([], [], color=colormaps["viridis"](0.0), label="first layer")
     left.plot([], [], color=colormaps["viridis"](0.9), label="last layer")
-    left.plot([], [], color="0.8", label="without pretraining")
+    if others:
+        left.plot([], [], color="0.8", label="without pretraining")
     left.set(xscale="log", ylim=(0, 1.02), xlabel="directions k", ylabel="share of the variance, CEV(k)")
     left.set_title("Variance of each layer's inputs in k directions")
-    left.legend(fontsize=8, loc="upper left")
+    left.legend(fontsize=8, loc="lower right")
     for found, colour, mark, words in ((layers, BLUE, "o", "this network"), (others, GREY, "x", "without pretraining")):
         counts = [int((explained(energies) < share).sum()) + 1 for _, energies in found]
-        right.plot(range(len(found)), counts, mark, color=colour, ms=6, label=words)
+        right.plot(range(len(found)), counts, mark, color=colour, ms=6, label=words if found else None)
     widths = [len(energies) for _, energies in layers]
     right.plot(range(len(layers)), widths, "_", color="black", ms=9, label="inputs of the layer")
     right.axhline(rank, color=RED, ls="--", label=f"rank {rank} of the slices")
