@@ -5,7 +5,6 @@ Answers one question: what is measured, on which of the examples?  The measuring
 Shapes:  R lines of a slice · k groups · M = samples × outputs of the kernel
 """
 
-import math
 import time
 import warnings
 from collections.abc import Callable
@@ -143,7 +142,7 @@ def measure(subject: Subject, settings: Settings, *, control: bool, told: Callab
         found.skipped |= masks.skipped
 
     def tangents() -> None:
-        found.kernels = _kernels(subject, matrices, settings)
+        found.kernels = _kernels(subject, settings)
 
     def steps() -> None:
         found.winners = _winners(subject, matrices, settings, layers=not control)
@@ -195,7 +194,7 @@ def directions(energy: TaskEnergy) -> list[Directions]:
     return found
 
 
-def _kernels(subject: Subject, matrices: list[Candidate], settings: Settings) -> Kernels:
+def _kernels(subject: Subject, settings: Settings) -> Kernels:
     singles = [
         {name: value[row : row + 1] for name, value in batch.items()}
         for batch in subject.train
@@ -209,12 +208,10 @@ def _kernels(subject: Subject, matrices: list[Candidate], settings: Settings) ->
             net, settings.rank, "alternate", targets=settings.targets, also_train=[], seed=settings.seed
         )
     try:
-        slices = kernel(net, net, singles, live_slices(handle), KERNEL_ROWS)
+        slices, counts = kernel(net, net, singles, live_slices(handle), KERNEL_ROWS), handle.counts()
     finally:
         handle.close()
-    sizes = [(math.prod(matrix.shape), matrix.shape[1]) for matrix in matrices]
-    live = sum(settings.rank * size // columns for size, columns in sizes)  # handle.counts() counts padding too
-    return Kernels(dense, slices, live / sum(size for size, _ in sizes))
+    return Kernels(dense, slices, counts.live / counts.target)
 
 
 def _winners(subject: Subject, matrices: list[Candidate], settings: Settings, *, layers: bool) -> Winners:

@@ -175,13 +175,14 @@ class SliceHandle:
 
     def counts(self) -> SliceCounts:
         """Count what is, and was, trained."""
-        live = sum(track.piece.live.numel() for track in self._tracks.values())
+        pieces = [track.piece for track in self._tracks.values()]
+        own = sum(piece.live.numel() for piece in pieces)  # with the padding of lines that alternate
         return SliceCounts(
-            live=live,
+            live=sum(len(piece.index) * piece.length for piece in pieces),
             whole=sum(parameter.numel() for parameter in self.trained.values()),
             visited=sum(track.visited_entries() for track in self._tracks.values()),
             target=sum(math.prod(track.piece.shape) for track in self._tracks.values()),
-            total=sum(parameter.numel() for parameter in self._net.parameters()) - live,
+            total=sum(parameter.numel() for parameter in self._net.parameters()) - own,
         )
 
     def without_gradient(self, names: Iterable[str] | None = None) -> list[str]:

@@ -143,7 +143,7 @@ def test_counts():
     for _ in range(2):
         handle.move()
     counts = handle.counts()
-    assert counts.live == 2 * (12 + 12)
+    assert counts.live == 2 * (12 + 9)  # columns again
     assert counts.whole == 9 * 3 + 3
     assert counts.target == 10 * 12 + 12 * 9
     assert counts.total == 10 * 12 + 12 + 12 * 9 + 9 + 9 * 3 + 3
@@ -366,3 +366,12 @@ def test_stale_slices_are_those_that_changed_after_they_were_written():
     assert handle.stale() == []
     handle.move()
     assert handle.stale() == []
+
+
+def test_padding_of_lines_that_alternate_is_not_counted():
+    net = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
+    handle = slice_model(net, rank=2, axis="alternate", targets="^0$", also_train="1.bias")
+    assert handle.counts().live == 2 * 5
+    handle.move()
+    assert handle.counts().live == 2 * 7
+    assert handle.counts().total == 7 * 5 + 5 + 5 * 3 + 3
