@@ -33,7 +33,13 @@ def run(function: Callable[..., Any], processes: int, *args: Any, timeout: float
     try:
         for rank, (_, here) in enumerate(started):
             assert here.poll(timeout), f"process {rank} has not finished within {timeout} s"
-            fine, value = here.recv()
+            try:
+                fine, value = here.recv()
+            except EOFError:
+                started[rank][0].join(5)
+                raise RuntimeError(
+                    f"process {rank} died without a word, exit code {started[rank][0].exitcode}"
+                ) from None
             assert fine, f"process {rank}:\n{value}"
             results.append(value)
     finally:
