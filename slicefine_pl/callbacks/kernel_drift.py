@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from slicefine_pl.analysis.kernel import alignment, drift, kernel, live_slices, target_weights
-from slicefine_pl.callbacks.slicefine import SliceFineCallback
+from slicefine_pl.callbacks.slicefine import SliceFineCallback, check_order
 from slicefine_pl.slicing import LiveSlice, SliceHandle, as_dense
 from slicefine_pl.slicing.parts import is_sharded
 
@@ -44,6 +44,7 @@ class KernelDrift(Callback):
     the kernel at the step where the run goes on, which is said.
     **Several processes.** The first one measures, on its own batch; the others wait at their next exchange.  A network
     that shares out its weights is refused.
+    **Limits.** Comes before weight averaging in the list of callbacks.
 
     **Result.** ``drift``: of the weights, as last measured.
 
@@ -91,8 +92,10 @@ class KernelDrift(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget another run."""
-        if stage == "fit" and not trainer.global_step:
-            self._forget()
+        if stage == "fit":
+            check_order(self, trainer)
+            if not trainer.global_step:
+                self._forget()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the weights; every checkpoint has been restored by now."""

@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from slicefine_pl.callbacks.coverage_map import draw_map, write_changes
-from slicefine_pl.callbacks.slicefine import SliceFineCallback
+from slicefine_pl.callbacks.slicefine import SliceFineCallback, check_order
 from slicefine_pl.slicing import LearnedChange
 
 
@@ -29,7 +29,7 @@ class SlicePicture(Callback):
     **Checkpoint.** Holds them: the picture of a run that stopped and resumed is that of one that never stopped.  If the
     checkpoint was written without this callback, the picture begins there, and says so.
     **Limits.** Needs matplotlib and a SliceFineCallback, before or after it in the list.  Parameters trained whole are
-    not shown.
+    not shown.  Comes before weight averaging in the list, and shows what was trained, not its average.
     """
 
     def __init__(self) -> None:
@@ -41,6 +41,7 @@ class SlicePicture(Callback):
         """Refuse a run without slices, and forget another run."""
         if stage == "fit":
             _slicefine(trainer)
+            check_order(self, trainer)
             self._saved = self._saved if trainer.global_step else {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -5,6 +5,7 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
@@ -153,7 +154,7 @@ class SliceFineCallback(RepeatableTraining):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or self._handle is not None:
             return
-        _check_order(self, trainer)
+        check_order(self, trainer)
         check_slicing_strategy(trainer)
         when_built(pl_module, lambda: self._open(trainer, pl_module))
 
@@ -172,16 +173,23 @@ class SliceFineCallback(RepeatableTraining):
             self._steps_before, self.random = {}, TrainingRandomState()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        owners = {id(parameter): optimizer for optimizer in trainer.optimizers for parameter in updated_by(optimizer)}
-        self._check_owners(owners.keys())
+        owners: dict[int, Optimizer] = {}
+        for optimizer in trainer.optimizers:
+            owners |= {id(parameter): optimizer for parameter in updated_by(optimizer)}
+        self._check_owners([id(each) for optimizer in trainer.optimizers for each in updated_by(optimizer)])
         self._check_strays(pl_module)
         for optimizer in trainer.optimizers:
             slices = [live for live in self.opened() if owners[id(live.parameter)] is optimizer]
             self._shares.append(OptimizerShare(optimizer, slices))
 
     def _check_owners(self, owned: Collection[int]) -> None:
-        """The optimizers must hold all that is to be trained."""
-        handle = self.opened()
+        """The optimizers must hold all that is to be trained, and of slices each its own."""
+        handle, times = self.opened(), Counter(owned)
+        if shared := [live.name for live in handle if times[id(live.parameter)] > 1]:
+            raise MisconfigurationException(
+                f"Several optimizers hold the slices of {some(shared)}, and a slice moves with the steps of one; give"
+                " each optimizer parameters of its own."
+            )
         slices = [f"the slice of {live.name}" for live in handle if id(live.parameter) not in owned]
         whole = [name for name, parameter in handle.trained.items() if id(parameter) not in owned]
         if slices or whole:
@@ -370,8 +378,12 @@ class SliceFineCallback(RepeatableTraining):
         self._steps_before = state["steps"]
 
 
-def _check_order(callback: SliceFineCallback, trainer: Trainer) -> None:
-    """Weight averaging copies the module in ``setup``; it must copy the one that has slices."""
+def check_order(callback: Callback, trainer: Trainer) -> None:
+    """Weight averaging must come later than a callback that reads slices.
+
+    It copies the module in ``setup``, and must copy the one that has slices; at the end of training it puts averages in
+    the places of the slices, which by then have been at many.
+    """
     averaging = (WeightAveraging, StochasticWeightAveraging)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     averages = [type(each).__name__ for each in callbacks if isinstance(each, averaging)]
@@ -379,7 +391,8 @@ def _check_order(callback: SliceFineCallback, trainer: Trainer) -> None:
         raise MisconfigurationException(f"{averages[0]} cannot average weights that are sharded; use strategy='ddp'.")
     for earlier in callbacks[: callbacks.index(callback)]:
         if isinstance(earlier, averaging):
+            name = type(callback).__name__
             raise MisconfigurationException(
-                f"{type(earlier).__name__} stands before SliceFineCallback and would average a module without slices;"
-                " put SliceFineCallback first in the list of callbacks."
+                f"{type(earlier).__name__} stands before {name}, which must see the slices as they are trained; put"
+                f" {name} before it in the list of callbacks."
             )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slicefine_pl.slicing.layer import SlicedLayer
 from slicefine_pl.slicing.parts import Block, lines_of
 from slicefine_pl.slicing.positions import Line
-from slicefine_pl.slicing.slice import Slice, as_live, line_norms, refuse_second_derivatives
+from slicefine_pl.slicing.slice import Slice, line_norms, live_gradient, refuse_second_derivatives
 
 SCORE_EXAMPLES = 1  # the weight gradient of so many examples ranks the channels
 CONVOLUTIONS = {
@@ -71,7 +71,7 @@ class _SlicedConv(torch.autograd.Function):
         grad_live = None
         if needs_live:
             block = _block_gradient(ctx, grad_y, kept, weight, index)  # (O, R, K) or (R, I, K)
-            grad_live = as_live(lines_of(block, ctx.line), live)
+            grad_live = live_gradient(lines_of(block, ctx.line), live)
         if ctx.score is not None:
             full = _weight_gradient(grad_y[:SCORE_EXAMPLES], sample, weight, ctx.geometry)
             ctx.score += line_norms(full, ctx.score_line)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from slicefine_pl.slicing.parts import Block, Part, is_sharded, wholes
-from slicefine_pl.slicing.slice import Slice, line_norms
+from slicefine_pl.slicing.slice import Slice, line_norms, live_gradient
 
 
 class SlicedLayer(nn.Module):
@@ -119,14 +119,14 @@ class _Read(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         piece: Slice = ctx.piece
-        _ = ctx.saved_tensors
+        (live,) = ctx.saved_tensors
         dense = gradient.to_dense() if gradient.is_sparse else gradient
         block = piece.block.of(dense)
         if not torch.compiler.is_compiling():
             piece.read = True
         if piece.score is not None:
             piece.score += line_norms(block, piece.score_line)
-        return (gradient if ctx.needs_input_grad[0] else None), piece.pick(block), None
+        return (gradient if ctx.needs_input_grad[0] else None), live_gradient(piece.lines(block), live), None
 
 
 def _reader(parameter: str) -> property:

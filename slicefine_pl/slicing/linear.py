@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slicefine_pl.slicing.layer import SlicedLayer
 from slicefine_pl.slicing.parts import Block
 from slicefine_pl.slicing.positions import Line
-from slicefine_pl.slicing.slice import Slice, as_live, countable, refuse_second_derivatives
+from slicefine_pl.slicing.slice import Slice, countable, live_gradient, refuse_second_derivatives
 
 SCORE_TOKENS = 64  # gradients of so many tokens rank the lines; more cost more and rank no better
 
@@ -57,7 +57,7 @@ class _SlicedLinear(torch.autograd.Function):
         if needs_live:
             # R first: on CPU several times faster than the (O, R) product.
             grad_live = inputs.t() @ outputs if ctx.line == "column" else outputs.index_select(1, index).t() @ inputs
-            grad_live = as_live(grad_live, live)
+            grad_live = live_gradient(grad_live, live)
         if ctx.score is not None:
             norms = _line_norms(sample.float(), _sample(outputs).float(), ctx.score_line)
             ctx.score += countable(norms)

@@ -98,9 +98,13 @@ class Slice(nn.Module):
         """Numbers of a line as it is now; the rest of ``live`` is padding."""
         return math.prod(self.line_shape)
 
+    def lines(self, dense: Tensor) -> Tensor:
+        """The live lines of a dense tensor ``(O, I, ...)``, a matrix or its gradient, shape ``(R, ...)``."""
+        return lines_of(dense, self.line).index_select(0, self.index)
+
     def pick(self, dense: Tensor) -> Tensor:
-        """The live lines of a dense tensor ``(O, I, ...)``, a matrix or its gradient, in the form of ``live``."""
-        return as_live(lines_of(dense, self.line).index_select(0, self.index), self.live)
+        """The same in the form of ``live``."""
+        return as_live(self.lines(dense), self.live)
 
     def pruned(self) -> Tensor:
         """Which live values must stay zero, bool of the shape of ``live``; needs ``keep``."""
@@ -148,6 +152,16 @@ def as_live(lines: Tensor, live: Tensor) -> Tensor:
     """Lines ``(R, ...)`` in the shape, and the type, of ``live``: flattened, and padded with zeros."""
     lines = lines.flatten(1)
     return F.pad(lines, (0, live.shape[1] - lines.shape[1])).to(live.dtype)
+
+
+def live_gradient(lines: Tensor, live: Tensor) -> Tensor:
+    """Lines ``(R, ...)`` of a gradient as the gradient of ``live``, in a backward pass that was given ``live``.
+
+    Compiled, it must use the values of ``live``: else they are not kept, and torch cannot notice that the slice changed
+    after the forward pass.
+    """
+    gradient = as_live(lines, live)
+    return torch.add(gradient, live, alpha=0) if torch.compiler.is_compiling() else gradient
 
 
 def line_norms(gradient: Tensor, line: Line) -> Tensor:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from slicefine_pl import SliceFineCallback
+from slicefine_pl.callbacks import KernelDrift, SlicePicture
 from slicefine_pl.slicing import slice_model
 
 SETTINGS = {"rank": 2, "targets": r"trunk", "also_train": r"head"}
@@ -307,6 +308,33 @@ def test_logged_numbers_are_right(tmp_path):
     assert ours[0][1]["slicefine/trained"] == 2 * (8 + 5) + 18
     target = 6 * 8 + 8 * 5
     assert [metrics["slicefine/coverage"] for _, metrics in ours] == [2 * k * (8 + 5) / target for k in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("reader", [SlicePicture, KernelDrift])
+def test_what_looks_at_slices_comes_before_weight_averaging(reader):
+    """At the end of training averages stand in the places of the slices; before that, all is as without the reader."""
+    averaged = []
+    for readers in ([], [reader()]):
+        seed_everything(0, verbose=False)
+        module = Module()
+        callbacks = [SliceFineCallback(**SETTINGS, interval=3), *readers, EMAWeightAveraging(decay=0.9)]
+        trainer(*callbacks).fit(module, loader())
+        averaged.append(module)
+    assert_equal(*averaged)
+    with pytest.raises(MisconfigurationException, match=f"EMAWeightAveraging stands before {reader.__name__}"):
+        trainer(SliceFineCallback(**SETTINGS), EMAWeightAveraging(), reader()).fit(Module(), loader())
+
+
+def test_slices_that_two_optimizers_hold_are_refused():
+    class Shared(Module):
+        def configure_optimizers(self):
+            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            return [torch.optim.SGD(trained, lr=0.1), torch.optim.SGD(trained, lr=0.1)]
+
+    module = Shared()
+    module.automatic_optimization = False
+    with pytest.raises(MisconfigurationException, match="Several optimizers hold the slices of"):
+        trainer(SliceFineCallback(**SETTINGS)).fit(module, loader())
 
 
 @pytest.mark.parametrize("averaging", ["ema", "swa"])

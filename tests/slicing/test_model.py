@@ -375,3 +375,20 @@ def test_padding_of_lines_that_alternate_is_not_counted():
     handle.move()
     assert handle.counts().live == 2 * 7
     assert handle.counts().total == 7 * 5 + 5 + 5 * 3 + 3
+
+
+@pytest.mark.parametrize("backend", ["auto", "mask"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_slice_that_changes_between_forward_and_backward_is_an_error(compiled, backend):
+    """As for a dense weight: else the gradients below it would be those of another network."""
+    torch.compiler.reset()
+    net = nn.Sequential(nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    handle = slice_model(net, rank=2, targets=["^0$", "^2$"], also_train="^4", backend=backend)
+    handle.trust_weights()
+    run = torch.compile(net, backend="aot_eager", fullgraph=True) if compiled else net
+    loss = run(torch.randn(4, 7)).square().sum()
+    with torch.no_grad():
+        list(handle)[1].parameter.add_(1)
+    handle.write()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
