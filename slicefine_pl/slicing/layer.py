@@ -66,11 +66,15 @@ class SlicedLayer(nn.Module):
         for piece, [live] in ((piece, wholes([piece.live])) for piece in self.slicefine_slices()):
             piece.write(self.slicefine_part(piece), live)
 
+    def slicefine_is_sharded(self) -> bool:
+        """Whether FSDP2 has this layer in its care: its parameters are then other tensors from time to time."""
+        return getattr(self, "_is_fsdp_managed_module", False)
+
     def slicefine_before_forward(self) -> None:
         """Bring the stored values up to date, unless they are known to be."""
         if self.slicefine_trusts_weight and (not torch.is_grad_enabled() or torch.compiler.is_compiling()):
             return
-        if getattr(self, "_is_fsdp_managed_module", False) and not self.slicefine_trusts_weight:
+        if self.slicefine_is_sharded() and not self.slicefine_trusts_weight:
             raise RuntimeError(
                 "This layer was sharded by FSDP2, whose backward pass takes the weight anew from its shards: what"
                 " a slice has learned must stand in them. Call handle.trust_weights() once, and handle.write() after"

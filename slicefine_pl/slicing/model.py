@@ -163,10 +163,10 @@ class SliceHandle:
     def stale(self) -> list[str]:
         """Names of the slices that were changed after they were last written to their weights.
 
-        Changes that torch does not count (``parameter.data``) are not seen.
+        What torch does not count (``parameter.data``) and changes of slices that FSDP2 has sharded are not seen.
         """
-        pieces = ((name, track.piece) for name, track in self._tracks.items())
-        return [name for name, piece in pieces if piece.agreed != piece.live._version]
+        whole = ((name, track.piece) for name, track in self._tracks.items() if not track.layer.slicefine_is_sharded())
+        return [name for name, piece in whole if piece.agreed != piece.live._version]
 
     @property
     def moves(self) -> int:
