@@ -14,7 +14,8 @@ For each task and method the learning rate is searched by doubling and halving: 
 0 and 1 decides, and the search goes on past its ends while that still gains a hundredth.  Five seeds (0 to 4) are
 trained at that rate and scored on the test set, which takes no part in any choice.  A seed decides the new head's
 start, the order of the batches, dropout, and where slices lie; the split of the data is fixed.  The head's own rate is
-the same for all methods.  A line of JSON a run is added to the file, and a run that stands there is not repeated, so
+the same for all methods.  The linear head (probe) is solved, on all training data, also where the others get fewer
+steps than an epoch.  A line of JSON a run is added to the file, and a run that stands there is not repeated, so
 that a stopped benchmark goes on.  ``accuracy_report.py`` makes tables and plots of the file.
 """
 
@@ -34,6 +35,7 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 from tasks import TASKS, Module, Task, quiet_trainer
 from torch import nn
+from transformers import PreTrainedModel
 
 from slicefine_pl import SliceFineCallback
 from slicefine_pl.callbacks.probe import LinearProbe
@@ -97,6 +99,10 @@ class Method:
         return int(self.settings.get("r", 1))
 
 
+class NotThereError(Exception):
+    """A method has nothing to train in a network, or is not known there; the message says why."""
+
+
 def prepare(method: Method, module: Module, seed: int) -> list[Callback]:
     """Make a module ready to be trained by a method, in place.
 
@@ -111,7 +117,10 @@ def prepare(method: Method, module: Module, seed: int) -> list[Callback]:
             return [moving_slices(method, seed)]
         fixed_slices(net, method, seed)
     else:
-        methods.METHODS[method.kind](net, head_of(net), targets(net), method.rank)
+        try:
+            methods.METHODS[method.kind](net, head_of(net), targets(net), method.rank)
+        except ValueError as reason:
+            raise NotThereError(str(reason)) from reason
     return []
 
 
@@ -153,6 +162,8 @@ def fixed_slices(net: nn.Module, method: Method, seed: int) -> None:
 
 def forget(net: Any) -> None:
     """Replace all weights by random ones, drawn as the architecture draws them."""
+    if not isinstance(net, PreTrainedModel):
+        raise NotThereError("weights=random is known for models of transformers only.")
     net.load_state_dict(type(net)(net.config).state_dict())
 
 
@@ -183,6 +194,8 @@ def train(task: Task, method: Method, rate: float, seed: int) -> dict[str, Any]:
 
 def probe(task: Task, method: Method) -> dict[str, Any]:
     """Scores of a linear head on the frozen network, solved to its optimum: no rate, no seed, all training data."""
+    if task.score == "perplexity":
+        raise NotThereError("a language model has no new head.")
     seed_everything(0, verbose=False)
     module, data = task.build(0, 0.0, 0.0)
     if method.settings.get("weights") == "random":
@@ -275,7 +288,10 @@ def main() -> None:
     lines = [*(STUDIES[arguments.study] if arguments.study else ()), *arguments.methods]
     for task in arguments.tasks:
         for line in lines:
-            compare(runs, task, Method.parse(line))
+            try:
+                compare(runs, task, Method.parse(line))
+            except NotThereError as reason:
+                print(f"{task}, {line}: left out. {reason}", flush=True)
 
 
 if __name__ == "__main__":

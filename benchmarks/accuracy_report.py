@@ -96,39 +96,53 @@ def order(methods: Iterable[str]) -> list[str]:
     return sorted(methods, key=lambda name: listed.index(name) if name in listed else len(listed))
 
 
-def difference(cells: Mapping[tuple[str, str], Cell], method: str, tasks: Sequence[str]) -> Estimate | None:
-    """How much better than LoRA, over the tasks that have both; ``None`` where none has."""
-    pairs = [(cells[task, method].tests, cells[task, REFERENCE].tests) for task in tasks
-             if (task, method) in cells and (task, REFERENCE) in cells]  # fmt: skip
+def difference(cells: Mapping[tuple[str, str], Cell], method: str, tasks: Sequence[str]) -> tuple[Estimate, int] | None:
+    """How much better than LoRA, and over how many tasks: those that have both; ``None`` where none has."""
+    both = [task for task in tasks if (task, method) in cells and (task, REFERENCE) in cells]
+    pairs = [(cells[task, method].tests, cells[task, REFERENCE].tests) for task in both]
     if not pairs:
         return None
-    return Estimate.of([statistics.fmean(own[i] - other[i] for own, other in pairs) for i in range(len(SEEDS))])
+    means = [statistics.fmean(own[i] - other[i] for own, other in pairs) for i in range(len(SEEDS))]
+    return Estimate.of(means), len(pairs)
 
 
-def table(cells: Mapping[tuple[str, str], Cell]) -> str:
-    """Methods by tasks, in Markdown; the last column is the mean difference to LoRA in points of accuracy."""
-    tasks = [task for task in TASKS if any(key[0] == task for key in cells)]
+def tables(cells: Mapping[tuple[str, str], Cell]) -> str:
+    """A table for each network: methods by tasks, in Markdown."""
+    networks = {TASKS[task].network: None for task in TASKS if any(key[0] == task for key in cells)}
+    return "\n\n".join(f"{network}\n\n{table(cells, network)}" for network in networks)
+
+
+def table(cells: Mapping[tuple[str, str], Cell], network: str) -> str:
+    """Score (and rate) on each task; last the mean difference to LoRA in points of accuracy, and over how many tasks."""
+    tasks = [task for task in TASKS if TASKS[task].network == network and any(key[0] == task for key in cells)]
     accurate = [task for task in tasks if TASKS[task].score == "accuracy"]
     lines = [
-        f"| method | trained | {' | '.join(f'{task} ({TASKS[task].score})' for task in tasks)} | against {REFERENCE} |",
+        f"| method | trained | {' | '.join(f'{task} ({TASKS[task].score})' for task in tasks)} "
+        f"| against {REFERENCE} (tasks) |",
         f"|---|---|{'---|' * (len(tasks) + 1)}",
     ]
-    for method in order({key[1] for key in cells}):
+    for method in order({method for task, method in cells if task in tasks}):
         found = [cells.get((task, method)) for task in tasks]
         trained = next(cell.trained for cell in found if cell is not None)
         scores = ["-" if cell is None else f"{Estimate.of(cell.tests)} ({cell.rate:g})" for cell in found]
         against = difference(cells, method, accurate)
-        told = "-" if against is None else f"{against.mean:+.1f} ± {against.half:.1f}"
+        told = "-" if against is None else f"{against[0].mean:+.1f} ± {against[0].half:.1f} ({against[1]})"
         lines.append(f"| {method} | {trained:,} | {' | '.join(scores)} | {told} |")
     return "\n".join(lines)
 
 
-def pareto(cells: Mapping[tuple[str, str], Cell], costs: Mapping[str, Mapping[str, float]], path: Path) -> None:
+def pareto(
+    cells: Mapping[tuple[str, str], Cell],
+    costs: Mapping[str, Mapping[str, float]],
+    path: Path,
+    network: str = "MiniLM",
+) -> None:
     """Draw mean accuracy against trained parameters, step time and memory, of the methods that all tasks have."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tasks = [task for task in TASKS if TASKS[task].score == "accuracy" and (task, REFERENCE) in cells]
+    same = [task for task in TASKS if TASKS[task].network == network and TASKS[task].score == "accuracy"]
+    tasks = [task for task in same if (task, REFERENCE) in cells]
     methods = [name for name in order({key[1] for key in cells})
                if "weights=random" not in name and all((task, name) in cells for task in tasks)]  # fmt: skip
     means = {
@@ -162,7 +176,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="PNG file for the plot")
     arguments = parser.parse_args()
     cells = read(arguments.runs)
-    print(table(cells))
+    print(tables(cells))
     if arguments.plot is not None:
         costs = json.loads(arguments.cost.read_text())["methods"] if arguments.cost is not None else {}
         pareto(cells, costs, arguments.plot)

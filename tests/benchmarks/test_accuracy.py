@@ -7,7 +7,7 @@ import accuracy
 import numpy as np
 import pytest
 import torch
-from accuracy import SEEDS, Method, Runs, fixed_slices, search
+from accuracy import SEEDS, Method, NotThereError, Runs, fixed_slices, prepare, search
 from accuracy_report import Estimate, difference, pareto, read, table
 from scipy import stats
 from torch import nn
@@ -89,7 +89,8 @@ def test_intervals_are_students(runs):
 
 
 def test_difference_is_the_paired_one(runs):
-    found = difference(read(runs), "column r=32 every=100", [TASK])
+    found, tasks = difference(read(runs), "column r=32 every=100", [TASK, "reviews"])
+    assert tasks == 1
     pairs = 100 * (np.array(SLICES) - np.array(LORA))
     low, high = stats.t.interval(0.95, 4, loc=pairs.mean(), scale=stats.sem(pairs))
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
@@ -97,7 +98,7 @@ def test_difference_is_the_paired_one(runs):
 
 
 def test_table_and_plot_show_every_whole_cell(runs, tmp_path):
-    lines = table(read(runs)).splitlines()
+    lines = table(read(runs), "MiniLM").splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| probe", "| lora r=16", "| column r=32 every=100"]
     costs = {"lora r=16": {"time": 1.4, "memory_mb": 150.0}, "column r=32 every=100": {"time": 1.0, "memory_mb": 100.0}}
     pareto(read(runs), costs, tmp_path / "plot.png")
@@ -131,3 +132,13 @@ def test_a_run_in_the_file_is_not_made_again(tmp_path, monkeypatch):
         for seed in (0, 1):
             assert runs.get(TASK, Method.parse("full"), 1e-4, seed)["test"] == 0.9
     assert made == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:No new output head was found")
+@pytest.mark.parametrize("line", ["full weights=random", "bitfit"])
+def test_methods_that_a_network_does_not_have_are_told_apart_from_errors(line):
+    class Module:
+        model = nn.Sequential(nn.Linear(40, 40, bias=False))
+
+    with pytest.raises(NotThereError):
+        prepare(Method.parse(line), Module(), seed=0)
