@@ -113,7 +113,7 @@ def tables(cells: Mapping[tuple[str, str], Cell]) -> str:
 
 
 def table(cells: Mapping[tuple[str, str], Cell], network: str) -> str:
-    """Score (and rate) on each task; last the mean difference to LoRA in points of accuracy, and over how many tasks."""
+    """Score (and rate) on each task; last the mean difference to LoRA in points, and over how many tasks."""
     tasks = [task for task in TASKS if TASKS[task].network == network and any(key[0] == task for key in cells)]
     accurate = [task for task in tasks if TASKS[task].score == "accuracy"]
     lines = [
