@@ -173,10 +173,9 @@ class SliceFineCallback(RepeatableTraining):
             self._steps_before, self.random = {}, TrainingRandomState()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        owners: dict[int, Optimizer] = {}
-        for optimizer in trainer.optimizers:
-            owners |= {id(parameter): optimizer for parameter in updated_by(optimizer)}
-        self._check_owners([id(each) for optimizer in trainer.optimizers for each in updated_by(optimizer)])
+        held = [(id(each), optimizer) for optimizer in trainer.optimizers for each in updated_by(optimizer)]
+        self._check_owners([parameter for parameter, _ in held])
+        owners = dict(held)
         self._check_strays(pl_module)
         for optimizer in trainer.optimizers:
             slices = [live for live in self.opened() if owners[id(live.parameter)] is optimizer]

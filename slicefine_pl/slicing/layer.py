@@ -74,7 +74,7 @@ class SlicedLayer(nn.Module):
         """Bring the stored values up to date, unless they are known to be."""
         if self.slicefine_trusts_weight and (not torch.is_grad_enabled() or torch.compiler.is_compiling()):
             return
-        if self.slicefine_is_sharded() and not self.slicefine_trusts_weight:
+        if not self.slicefine_trusts_weight and self.slicefine_is_sharded():
             raise RuntimeError(
                 "This layer was sharded by FSDP2, whose backward pass takes the weight anew from its shards: what"
                 " a slice has learned must stand in them. Call handle.trust_weights() once, and handle.write() after"

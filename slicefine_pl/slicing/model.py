@@ -165,8 +165,8 @@ class SliceHandle:
 
         What torch does not count (``parameter.data``) and changes of slices that FSDP2 has sharded are not seen.
         """
-        whole = ((name, track.piece) for name, track in self._tracks.items() if not track.layer.slicefine_is_sharded())
-        return [name for name, piece in whole if piece.agreed != piece.live._version]
+        changed = [(name, track) for name, track in self._tracks.items() if not track.piece.agrees]
+        return [name for name, track in changed if not track.layer.slicefine_is_sharded()]
 
     @property
     def moves(self) -> int:

@@ -78,6 +78,11 @@ class Slice(nn.Module):
         local_of(self.live).copy_(share_of(lines, self.live))
         self._agree()
 
+    @property
+    def agrees(self) -> bool:
+        """Whether ``live`` holds what the stored parameter holds at its place, as far as torch counts changes."""
+        return self.agreed == self.live._version
+
     def _agree(self) -> None:
         if not torch.compiler.is_compiling():
             self.agreed = self.live._version

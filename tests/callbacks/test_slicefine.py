@@ -316,14 +316,14 @@ class Drift(KernelDrift):
 
 
 @pytest.mark.parametrize("reader", [SlicePicture, Drift])
-def test_what_looks_at_slices_comes_before_weight_averaging(reader):
+def test_what_looks_at_slices_comes_before_weight_averaging(reader, tmp_path):
     """At the end of training averages stand in the places of the slices; before that, all is as without the reader."""
     averaged = []
     for readers in ([], [reader()]):
         seed_everything(0, verbose=False)
         module = Module()
         callbacks = [SliceFineCallback(**SETTINGS, interval=3), *readers, EMAWeightAveraging(decay=0.9)]
-        trainer(*callbacks).fit(module, loader())
+        trainer(*callbacks, default_root_dir=tmp_path).fit(module, loader())
         averaged.append(module)
     assert_equal(*averaged)
     with pytest.raises(MisconfigurationException, match=f"EMAWeightAveraging stands before {reader.__name__}"):
