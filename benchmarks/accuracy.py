@@ -22,7 +22,6 @@ that a stopped benchmark goes on.  ``accuracy_report.py`` makes tables and plots
 import argparse
 import json
 import math
-import subprocess
 import time
 import warnings
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from typing import Any
 import methods
 import torch
 from lightning.pytorch import Callback, seed_everything
+from machine import commit
 from tasks import TASKS, Module, Task, quiet_trainer
 from torch import nn
 from transformers import PreTrainedModel
@@ -283,8 +283,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[], help="methods, each a line in quotes")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    runs = Runs(arguments.out, commit.stdout.strip())
+    runs = Runs(arguments.out, commit())
     lines = [*(STUDIES[arguments.study] if arguments.study else ()), *arguments.methods]
     for task in arguments.tasks:
         for line in lines:

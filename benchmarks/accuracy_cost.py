@@ -22,10 +22,10 @@ from contestants import Contestant, adamw
 from contestants import Method as Entry
 from interleave import WARM_UP, one_round
 from machine import machine, percentiles
-from memory import gradient_bytes, optimizer_bytes, parameter_bytes, saved_bytes
 from networks import Task
 from tasks import TASKS
 from torch import Tensor, nn
+from train_step import bytes_of
 
 from slicefine_pl.slicing import SliceHandle, slice_model
 
@@ -54,15 +54,6 @@ def enter(task: str, line: str, batch: dict[str, Tensor]) -> Contestant:
     return contestant
 
 
-def most_saved(contestant: Contestant) -> int:
-    """What autograd keeps; of slices that alternate, at the costlier of two places."""
-    found = [saved_bytes(contestant)]
-    if contestant.handle is not None:
-        contestant.handle.move()
-        found.append(saved_bytes(contestant))
-    return max(found)
-
-
 def measure(task: str, rounds: int) -> dict[str, dict[str, Any]]:
     """Time and memory of every method."""
     _, data = TASKS[task].build(0, 1e-4, 1e-3)
@@ -74,7 +65,6 @@ def measure(task: str, rounds: int) -> dict[str, dict[str, Any]]:
     for line in LINES:
         print(f"{line}: made ready", file=sys.stderr)
         entered[line] = enter(task, line, longest)
-    kept = {line: most_saved(one) for line, one in entered.items()}
     order, times = random.Random(0), []
     for turn, batch in enumerate(batches):
         for one in entered.values():
@@ -83,13 +73,15 @@ def measure(task: str, rounds: int) -> dict[str, dict[str, Any]]:
         if turn >= WARM_UP:
             times.append({line: parts["step"] for line, parts in seconds.items()})
             print(f"round {len(times)} of {rounds}", file=sys.stderr)
-    plain = parameter_bytes(entered["floor"])
-    rows: dict[str, dict[str, Any]] = {}
+    kept: dict[str, dict[str, Any]] = {}
     for line, one in entered.items():
+        one.task.batch = longest
+        kept[line] = bytes_of(one, "cpu")
+    rows: dict[str, dict[str, Any]] = {}
+    for line, each in kept.items():
         ratio = percentiles([row[line] / row["floor"] for row in times])
-        added = parameter_bytes(one) - plain + gradient_bytes(one) + optimizer_bytes(one)
-        megabytes = {"memory_mb": round((kept[line] + added) / 1e6, 2), "saved_mb": round(kept[line] / 1e6, 2)}
-        rows[line] = {"time": ratio["median"], "time_spread": [ratio["p16"], ratio["p84"]], **megabytes}
+        memory = {"memory_mb": round(each["sum_mb"] - kept["floor"]["parameters_mb"], 2), "saved_mb": each["saved_mb"]}
+        rows[line] = {"time": ratio["median"], "time_spread": [ratio["p16"], ratio["p84"]], **memory}
     return rows
 
 

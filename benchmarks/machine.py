@@ -15,12 +15,11 @@ import transformers
 
 def machine(device: str) -> dict[str, object]:
     """What a result has to be read with."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     threads = torch.get_num_threads()
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": " ".join(["python", *sys.argv]),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads} thread{'s' * (threads > 1)}",
         "processor": processor(),
         "load": round(os.getloadavg()[0], 2),  # of the last minute: near the number of threads on a quiet machine
@@ -30,6 +29,12 @@ def machine(device: str) -> dict[str, object]:
         "transformers": transformers.__version__,
         "peft": peft.__version__,
     }
+
+
+def commit() -> str:
+    """The commit that runs, and whether files differ from it; nothing outside a repository."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def processor() -> str:

@@ -14,7 +14,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
+from machine import commit
 from numpy.typing import NDArray
 from pytorchvideo.data.clip_sampling import ClipInfo
 from pytorchvideo.data.encoded_video import EncodedVideo
@@ -208,11 +208,10 @@ def measure(rounds: int) -> dict[str, object]:
 
 
 def machine() -> dict[str, object]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": " ".join(["python", *sys.argv]),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "device": f"CPU, 1 process, {torch.get_num_threads()} threads",
         "processor": platform.processor() or platform.machine(),
         "torch": torch.__version__,

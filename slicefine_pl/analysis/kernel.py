@@ -7,8 +7,8 @@ Works on any network, also while slices are open: a sliced layer is an ``autogra
 ``torch.func`` cannot go, so every row is one ordinary call of ``autograd.grad``.
 
 Shapes:  N samples · C outputs · P numbers in the chosen parameters
-Source:  Jacot et al., Neural Tangent Kernel, arXiv:1806.07572; drift as in RoCoFT, arXiv:2410.10075.  Effective rank:
-Roy & Vetterli, EUSIPCO 2007.  Alignment: Cristianini et al., NeurIPS 2001.
+Source:  Jacot et al., Neural Tangent Kernel, arXiv:1806.07572; drift as in RoCoFT, arXiv:2410.10075.
+Alignment: Cristianini et al., NeurIPS 2001.
 """
 
 import math
@@ -19,7 +19,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from slicefine_pl.analysis.targets import target_matrices
+from slicefine_pl.analysis.spectra import effective_rank
+from slicefine_pl.analysis.targets import target_matrices, weights_of
 from slicefine_pl.analysis.undisturbed import undisturbed
 from slicefine_pl.slicing import LiveSlice
 from slicefine_pl.slicing.parts import is_sharded
@@ -36,8 +37,7 @@ def target_weights(net: nn.Module, targets: Patterns | None = None, rank: int = 
         targets: As in :func:`slicefine_pl.slicing.slice_model`.
         rank: Leaves out layers with fewer rows or columns, where ``targets`` is ``None``.
     """
-    found = (candidate.parameter for candidate in target_matrices(net, targets, rank))
-    return list({id(parameter): parameter for parameter in found}.values())
+    return weights_of(target_matrices(net, targets, rank))
 
 
 def live_slices(slices: Iterable[LiveSlice]) -> list[nn.Parameter]:
@@ -122,12 +122,10 @@ def spectrum(kernel: Tensor) -> Spectrum:
     if not torch.isfinite(kernel).all() or not kernel.any():
         raise ValueError("The kernel is zero or not finite, so it has no spectrum; look at the network's outputs.")
     values = torch.linalg.eigvalsh(kernel.double()).flip(0).clamp_min(0)
-    shares = values / values.sum()
-    entropy = -torch.special.xlogy(shares, shares).sum()
     rounding = float(values[0]) * len(values) * torch.finfo(kernel.dtype).eps
     smallest = float(values[-1])
     condition = float(values[0]) / smallest if smallest > rounding else math.inf
-    return Spectrum(values, math.exp(float(entropy)), condition)
+    return Spectrum(values, effective_rank(values / values.sum()), condition)
 
 
 def drift(now: Tensor, before: Tensor) -> float:
@@ -140,10 +138,7 @@ def drift(now: Tensor, before: Tensor) -> float:
     Raises:
         ValueError: The shapes differ, or K_0 is zero.
     """
-    if now.shape != before.shape:
-        raise ValueError(
-            f"Kernels of shape {tuple(now.shape)} and {tuple(before.shape)} cannot be compared; use one fixed batch."
-        )
+    _check_comparable(now, before)
     size = float(torch.linalg.matrix_norm(before.double()))
     if size == 0:
         raise ValueError("The first kernel is zero, so that no change can be measured against it.")
@@ -160,15 +155,19 @@ def alignment(one: Tensor, other: Tensor) -> float:
     Raises:
         ValueError: The shapes differ, or one of them is zero.
     """
-    if one.shape != other.shape:
-        raise ValueError(
-            f"Kernels of shape {tuple(one.shape)} and {tuple(other.shape)} cannot be compared; use one fixed batch."
-        )
+    _check_comparable(one, other)
     one, other = one.double(), other.double()
     sizes = float(torch.linalg.matrix_norm(one) * torch.linalg.matrix_norm(other))
     if sizes == 0:
         raise ValueError("A kernel is zero, so that nothing can be aligned with it.")
     return float((one * other).sum()) / sizes
+
+
+def _check_comparable(one: Tensor, other: Tensor) -> None:
+    if one.shape != other.shape:
+        raise ValueError(
+            f"Kernels of shape {tuple(one.shape)} and {tuple(other.shape)} cannot be compared; use one fixed batch."
+        )
 
 
 def _checked(parameters: Iterable[nn.Parameter], batches: Sequence[B], max_rows: int) -> list[nn.Parameter]:

@@ -7,7 +7,6 @@ Source:  colours of Okabe and Ito, which readers who confuse red and green can t
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from slicefine_pl.analysis.kernel import spectrum
 from slicefine_pl.analysis.spectra import Balance
-from slicefine_pl.analysis.task_energy import explained
+from slicefine_pl.analysis.task_energy import explained, task_directions
 from slicefine_pl.analysis.winners import Winners
 from slicefine_pl.slicing.positions import Line
 
@@ -112,14 +111,14 @@ def energy_picture(
     left.set_title("Variance of each layer's inputs in k directions")
     left.legend(fontsize=8, loc="lower right")
     for found, colour, mark, words in ((layers, BLUE, "o", "this network"), (others, GREY, "x", "without pretraining")):
-        counts = [int((explained(energies) < share).sum()) + 1 for _, energies in found]
+        counts = [task_directions(energies, share) for _, energies in found]
         right.plot(range(len(found)), counts, mark, color=colour, ms=6, label=words if found else None)
     widths = [len(energies) for _, energies in layers]
     right.plot(range(len(layers)), widths, "_", color="black", ms=9, label="inputs of the layer")
     right.axhline(rank, color=RED, ls="--", label=f"rank {rank} of the slices")
     right.set(yscale="log", ylabel=f"directions that hold {share:.0%} of the variance")
     right.set_title(f"k_task({share:g}) by layer, first to last")
-    right.set_xticks(range(len(layers)), _short([name for name, _ in layers]), rotation=90, fontsize=8)
+    right.set_xticks(range(len(layers)), short_names([name for name, _ in layers])[0], rotation=90, fontsize=8)
     right.grid(axis="y", alpha=0.3)
     right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
@@ -226,8 +225,10 @@ def _figure(
     return figure, figure.subplots(*panels, width_ratios=widths)
 
 
-def _short(names: Sequence[str]) -> list[str]:
-    """Names without the beginning that all of them share."""
-    parts = [name.split(".") for name in names]
-    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False)))
-    return [".".join(each[min(shared, len(each) - 1) :]) for each in parts]
+def short_names(names: Sequence[str]) -> tuple[list[str], str]:
+    """Names without the modules that all of them lie in, and these modules."""
+    paths = [name.split(".") for name in names]
+    shared = 0
+    while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):
+        shared += 1
+    return [".".join(path[shared:]) for path in paths], ".".join(paths[0][:shared])

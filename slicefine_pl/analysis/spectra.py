@@ -81,8 +81,16 @@ def balance(lines: Tensor, groups: int) -> Balance:
         eigenvalues,
         float(means.std(correction=0) / means.mean()),
         float((decay - average).abs().sum(1).mean() / 2),
-        float(torch.exp(-torch.special.xlogy(average, average).sum())),
+        effective_rank(average),
     )
+
+
+def effective_rank(shares: Tensor) -> float:
+    """Exp of the entropy of shares that add up to 1: their number if all are equal, 1 if one is alone.
+
+    Source:  Roy & Vetterli, EUSIPCO 2007.
+    """
+    return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
 
 
 def _grouped(lines: Tensor, groups: int) -> Tensor:

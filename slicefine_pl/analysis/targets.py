@@ -1,5 +1,7 @@
 """Which matrices of a network are looked at: those that a run with SliceFine would slice."""
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from slicefine_pl.slicing.kinds import Candidate
@@ -18,3 +20,8 @@ def target_matrices(net: nn.Module, targets: Patterns | None = None, rank: int =
         ValueError: As ``slice_model``.
     """
     return find_targets(net, Wanted(targets, None, "auto", rank, ("column", "row"))).chosen
+
+
+def weights_of(matrices: Iterable[Candidate]) -> list[nn.Parameter]:
+    """The parameters in which matrices lie, each once; several may lie in one, as in a fused attention."""
+    return list({id(matrix.parameter): matrix.parameter for matrix in matrices}.values())

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from slicefine_pl.analysis.places import Place
+from slicefine_pl.analysis.targets import weights_of
 from slicefine_pl.analysis.undisturbed import undisturbed
 from slicefine_pl.slicing.kinds import Candidate
 from slicefine_pl.slicing.positions import Line
@@ -133,7 +134,7 @@ def winners(
     if not places:
         raise ValueError("No candidate slices are given; draw some with candidate_slices().")
     wholes = [Place(matrix, "row", tuple(range(matrix.shape[0]))) for matrix in matrices]
-    weights = list({id(matrix.parameter): matrix.parameter for matrix in matrices}.values())
+    weights = weights_of(matrices)
     with undisturbed(net, weights):
         trial = _Trial(losses, batches, held_out, wholes, weights, lr)
         with torch.no_grad():
@@ -214,7 +215,7 @@ class _Trial:
         moves = [0.0]
         for _ in range(ROUNDINGS):
             with _put_back(places):
-                for parameter in {id(place.matrix.parameter): place.matrix.parameter for place in places}.values():
+                for parameter in weights_of(place.matrix for place in places):
                     up = torch.rand(parameter.shape, generator=generator).to(parameter) < 0.5
                     ends = torch.where(up, math.inf, -math.inf).to(parameter)
                     parameter.data.copy_(torch.nextafter(parameter.data, ends))
@@ -258,8 +259,7 @@ def _values(losses: Callable[[B], Tensor], batches: Sequence[B]) -> Tensor:
 @contextmanager
 def _put_back(places: Sequence[Place]) -> Iterator[None]:
     """Copy the parameters back afterwards, bit for bit: to add what was subtracted would round."""
-    parameters = {id(place.matrix.parameter): place.matrix.parameter for place in places}.values()
-    kept = [(parameter, parameter.detach().clone()) for parameter in parameters]
+    kept = [(parameter, parameter.detach().clone()) for parameter in weights_of(place.matrix for place in places)]
     try:
         yield
     finally:

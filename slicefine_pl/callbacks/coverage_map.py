@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slicefine_pl.analysis.pictures import short_names
 from slicefine_pl.slicing import LineChanges
 
 BINS = 768  # of the horizontal axis; about as many as a row has pixels
@@ -95,15 +96,6 @@ def draw_map(lines: Sequence[LineChanges], steps: str) -> Any:
     of_what = f"slices of {prefix}" if prefix else "slices"
     figure.suptitle(f"What the {of_what} have learned in {steps}", x=0.01, ha="left", fontsize=11)
     return figure
-
-
-def short_names(names: Sequence[str]) -> tuple[list[str], str]:
-    """Names without the modules that all of them lie in, and these modules."""
-    paths = [name.split(".") for name in names]
-    shared = 0
-    while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):
-        shared += 1
-    return [".".join(path[shared:]) for path in paths], ".".join(paths[0][:shared])
 
 
 def _scale(changes: Sequence[Numbers]) -> Any:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from slicefine_pl.analysis.kernel import alignment, drift, kernel, live_slices, target_weights
-from slicefine_pl.callbacks.slicefine import SliceFineCallback, check_order
+from slicefine_pl.callbacks.slicefine import check_order, slicefine_of
 from slicefine_pl.slicing import LiveSlice, SliceHandle, as_dense
 from slicefine_pl.slicing.parts import is_sharded
 
@@ -106,9 +106,8 @@ class KernelDrift(Callback):
             )
         if not trainer.is_global_zero:
             return
-        callbacks: list[Callback] = getattr(trainer, "callbacks")  # noqa: B009  (Trainer does not declare it)
-        sliced = [each.opened() for each in callbacks if isinstance(each, SliceFineCallback)]
-        self._handle = sliced[0] if sliced else None
+        slicefine = slicefine_of(trainer)
+        self._handle = None if slicefine is None else slicefine.opened()
         if self._handle is None:
             self._weights = target_weights(pl_module)
         else:

@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from slicefine_pl.callbacks.coverage_map import draw_map, write_changes
-from slicefine_pl.callbacks.slicefine import SliceFineCallback, check_order
+from slicefine_pl.callbacks.slicefine import SliceFineCallback, check_order, slicefine_of
 from slicefine_pl.slicing import LearnedChange
 
 
@@ -91,8 +91,7 @@ class SlicePicture(Callback):
 
 
 def _slicefine(trainer: Trainer) -> SliceFineCallback:
-    callbacks: list[Callback] = getattr(trainer, "callbacks")  # noqa: B009  (Trainer does not declare it)
-    found = next((each for each in callbacks if isinstance(each, SliceFineCallback)), None)
+    found = slicefine_of(trainer)
     if found is None:
         raise MisconfigurationException(
             "SlicePicture shows what SliceFineCallback trains, and the trainer has none; add one to the list of"

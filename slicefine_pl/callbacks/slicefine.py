@@ -377,6 +377,12 @@ class SliceFineCallback(RepeatableTraining):
         self._steps_before = state["steps"]
 
 
+def slicefine_of(trainer: Trainer) -> SliceFineCallback | None:
+    """The callback that slices in this run, if there is one."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((each for each in callbacks if isinstance(each, SliceFineCallback)), None)
+
+
 def check_order(callback: Callback, trainer: Trainer) -> None:
     """Weight averaging must come later than a callback that reads slices.
 

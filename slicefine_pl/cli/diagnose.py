@@ -21,7 +21,7 @@ from slicefine_pl.cli.checks import check_output
 from slicefine_pl.cli.diagnose_findings import Directions, Findings, Settings, measure
 from slicefine_pl.cli.diagnose_numbers import numbers_of
 from slicefine_pl.cli.diagnose_page import page
-from slicefine_pl.cli.diagnose_subject import BATCH, Subject, Wish, load, without_pretraining
+from slicefine_pl.cli.diagnose_subject import BATCH, Subject, Wish, count, load, without_pretraining
 from slicefine_pl.cli.diagnose_words import captions, summary
 from slicefine_pl.modules import TextClassifier
 
@@ -150,7 +150,7 @@ def _measured(wish: Wish, settings: Settings, *, with_control: bool) -> tuple[Su
 
     told(f"Loading {wish.model} and its data, fitting a head where it is new ...")
     subject = load(wish)
-    told(f"Measuring: {sum(len(batch['labels']) for batch in subject.train)} training examples.")
+    told(f"Measuring: {count(subject.train)} training examples.")
     found = measure(subject, settings, control=False, told=told)
     if not with_control:
         return subject, found, None
@@ -169,7 +169,7 @@ def _setup(arguments: argparse.Namespace, subject: Subject, found: Findings) -> 
         "scores": subject.scores,
         "loss": f"mean {subject.loss_name} with the head {subject.head}, network in eval mode",
         "outputs": subject.module.num_classes,
-        "training_examples": sum(len(batch["labels"]) for batch in subject.train),
+        "training_examples": count(subject.train),
         "slices_together": len(found.winners.layers) if found.winners else 0,
         "command_line": " ".join(["slicefine", *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},

@@ -19,6 +19,7 @@ from slicefine_pl.analysis.spectra import CONTROLS, Balance, balance, lines_matr
 from slicefine_pl.analysis.targets import target_matrices
 from slicefine_pl.analysis.task_energy import Moments, TaskEnergy, task_energy
 from slicefine_pl.analysis.winners import Winners, winners
+from slicefine_pl.callbacks.kernel_drift import singles
 from slicefine_pl.cli.diagnose_subject import Subject
 from slicefine_pl.slicing import slice_model
 from slicefine_pl.slicing.kinds import Candidate
@@ -195,20 +196,16 @@ def directions(energy: TaskEnergy) -> list[Directions]:
 
 
 def _kernels(subject: Subject, settings: Settings) -> Kernels:
-    singles = [
-        {name: value[row : row + 1] for name, value in batch.items()}
-        for batch in subject.train
-        for row in range(len(batch["labels"]))
-    ][: settings.kernel_samples]
-    net = subject.module
-    dense = kernel(net, net, singles, target_weights(net, settings.targets, settings.rank), KERNEL_ROWS)
+    net, samples = subject.module, settings.kernel_samples
+    alone = [one for batch in subject.train[:samples] for one in singles(batch, samples)][:samples]
+    dense = kernel(net, net, alone, target_weights(net, settings.targets, settings.rank), KERNEL_ROWS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the head is frozen, or that narrow layers are left out, is known here
         handle = slice_model(
             net, settings.rank, "alternate", targets=settings.targets, also_train=[], seed=settings.seed
         )
     try:
-        slices, counts = kernel(net, net, singles, live_slices(handle), KERNEL_ROWS), handle.counts()
+        slices, counts = kernel(net, net, alone, live_slices(handle), KERNEL_ROWS), handle.counts()
     finally:
         handle.close()
     return Kernels(dense, slices, counts.live / counts.target)

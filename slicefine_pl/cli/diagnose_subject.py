@@ -121,9 +121,9 @@ def load(wish: Wish) -> Subject:
     train = head_examples[: -(-wish.examples // BATCH)]
     held_out = _spread(data.val_dataloader(), HELD_OUT)
     for name, batches, least in (("training", train, 2 * BATCH), ("validation", held_out, BATCH)):
-        if (count := _count(batches)) < least:
+        if (there := count(batches)) < least:
             raise ValueError(
-                f"{count} {name} examples are too few to measure anything; give --data and --examples for {least}."
+                f"{there} {name} examples are too few to measure anything; give --data and --examples for {least}."
             )
     return _with_head(module, train, head_examples, held_out)
 
@@ -191,14 +191,15 @@ def _with_head(
 ) -> Subject:
     head = "came with the model"
     if module.untrained_head:
-        head = f"fitted here to {_count(head_examples)} examples"
+        head = f"fitted here to {count(head_examples)} examples"
         _fit_head(module, head_examples)
         module.untrained_head = False
     scores = {"train": _score(module, train), "held out": _score(module, held_out)}
     return Subject(module, train, head_examples, held_out, head, scores)
 
 
-def _count(batches: list[Batch]) -> int:
+def count(batches: list[Batch]) -> int:
+    """Examples in all batches."""
     return sum(len(batch["labels"]) for batch in batches)
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from slicefine_pl.callbacks.coverage_map import GREY, binned, draw_map, relative_change, short_names, write_changes
+from slicefine_pl.analysis.pictures import short_names
+from slicefine_pl.callbacks.coverage_map import GREY, binned, draw_map, relative_change, write_changes
 from slicefine_pl.slicing import LineChanges
 
 
