@@ -130,6 +130,7 @@ def task_energy(
     batches: Iterable[B],
     layers: Mapping[str, nn.Module],
     mask: Callable[[B], Tensor | None] = lambda batch: None,
+    examples: Callable[[B], int | None] = lambda batch: None,
 ) -> TaskEnergy:
     """Collect the moments of the inputs of layers, in one pass over the batches.
 
@@ -143,7 +144,10 @@ def task_energy(
         layers: Linear maps and convolutions of ``net``, by name; of a convolution the channels are the inputs.  Others,
             such as an attention as a whole, are skipped with a reason.
         mask: Which tokens of a batch are none, shape ``(B, T)``, 0 for padding; ``None`` if all count.  It is applied
-            to inputs of shape ``(B, T, d)``.
+            to inputs of shape ``(B, T, d)`` or ``(B·T, d)``.
+        examples: How many a batch has (B); ``None`` if all layers are given inputs ``(B, ...)``.  Of a layer that is
+            given several windows of each, one after the other, ``(B·k, ..., d)``, an example is the mean of its
+            windows; inputs that cannot be told apart so count as tokens only.
 
     Raises:
         ValueError: No layer can be seen, or there are no batches.
@@ -157,7 +161,7 @@ def task_energy(
     try:
         with undisturbed(net):
             for batch in batches:
-                listener.mask = mask(batch)
+                listener.mask, listener.examples = mask(batch), examples(batch)
                 forward(batch)
     finally:
         for handle in handles:
@@ -174,11 +178,13 @@ class _Listener:
     Attributes:
         entries: By the name of each layer.
         mask: Of the batch that is being run.
+        examples: In that batch, if that is known.
     """
 
     def __init__(self) -> None:
         self.entries: dict[str, LayerEnergy] = {}
         self.mask: Tensor | None = None
+        self.examples: int | None = None
         self._last: tuple[Tensor, LayerEnergy] | None = None
 
     def hear(self, name: str, layer: nn.Module, given: Sequence[Any]) -> None:
@@ -192,23 +198,24 @@ class _Listener:
             self.entries[name] = LayerEnergy([name], Moments(samples.shape[-1]), Moments(samples.shape[-1]))
         entry = self.entries[name]
         if entry.names[0] == name:
-            _add(entry, samples.detach(), self.mask)
+            _add(entry, samples.detach(), self.mask, self.examples)
             self._last = inputs, entry
 
 
-def _add(entry: LayerEnergy, samples: Tensor, mask: Tensor | None) -> None:
-    """Take in inputs ``(B, ..., d)``."""
-    if samples.ndim == 2:
-        entry.tokens.add(samples)
-        entry.examples.add(samples)
-    elif mask is not None and samples.shape[:-1] == mask.shape:
+def _add(entry: LayerEnergy, samples: Tensor, mask: Tensor | None, examples: int | None) -> None:
+    """Take in inputs ``(B, ..., d)``, ``(B·k, ..., d)``, or others."""
+    if mask is not None and samples.shape[:-1].numel() == mask.numel() and len(samples) in (len(mask), mask.numel()):
+        tokens = samples.reshape(*mask.shape, -1)
         weight = mask.to(samples.device, torch.bool)
         counts = weight.sum(1, keepdim=True)
-        entry.tokens.add(samples[weight])
-        entry.examples.add(((samples.double() * weight.unsqueeze(-1)).sum(1) / counts)[counts.squeeze(1) > 0])
-    else:
-        entry.tokens.add(samples.flatten(0, -2))
-        entry.examples.add(samples.flatten(1, -2).double().mean(1))
+        entry.tokens.add(tokens[weight])
+        entry.examples.add(((tokens.double() * weight.unsqueeze(-1)).sum(1) / counts)[counts.squeeze(1) > 0])
+        return
+    entry.tokens.add(samples.flatten(0, -2))
+    known = len(samples) if examples is None else examples
+    transposed = samples.ndim > 2 and samples.shape[1] == known != len(samples)  # tokens first
+    if len(samples) % known == 0 and not transposed:
+        entry.examples.add(samples.reshape(known, -1, samples.shape[-1]).double().mean(1))
 
 
 def _unseen(layer: nn.Module) -> str:

@@ -24,7 +24,7 @@ class KernelDrift(Callback):
 
     ``kernel_drift/weights`` is that of all sliced weights, whole, every ``every`` optimizer steps and at the end of
     training; K_0 is the kernel at the first step.  ``kernel_drift/live`` is that of the live slices alone, against the
-    kernel they had when they came to where they stand: at every move, and every ``every`` steps.  Without a
+    kernel they had after the last move of any: at every move, and every ``every`` steps.  Without a
     SliceFineCallback it is measured over the weights that one would slice, to compare with full fine-tuning.
 
     **Reading it.** A lazy network, as the theory of winning slices supposes it, stays far below 1.  A new output head
@@ -81,7 +81,13 @@ class KernelDrift(Callback):
         Raises:
             MisconfigurationException: The module's ``forward`` returns something else.
         """
-        given: Any = pl_module(batch)
+        try:
+            given: Any = pl_module(batch)
+        except (TypeError, AttributeError, ValueError) as reason:
+            raise MisconfigurationException(
+                f"KernelDrift calls {type(pl_module).__name__}(batch) with one sample of a training batch, a"
+                f" {type(batch).__name__}, and it failed: {reason}; override KernelDrift.outputs to choose its input."
+            ) from reason
         if not isinstance(given, Tensor) or given.ndim not in (1, 2) or not given.is_floating_point():
             told = f"a tensor {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
             raise MisconfigurationException(
@@ -151,7 +157,7 @@ class KernelDrift(Callback):
         if self._left:
             self._log(trainer, self._left)
             self._left = {}
-        if trainer.global_step % self._every == 0 and trainer.global_step != self._measured:
+        if trainer.global_step // self._every != self._measured // self._every:  # a batch may bring several steps
             self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -244,5 +250,6 @@ def _sample(batch: Any, number: int) -> Any:
     if isinstance(batch, Mapping):
         return {name: _sample(each, number) for name, each in batch.items()}
     if isinstance(batch, list | tuple):
-        return type(batch)(_sample(each, number) for each in batch)
+        taken = (_sample(each, number) for each in batch)
+        return type(batch)(*taken) if hasattr(batch, "_fields") else type(batch)(taken)
     return batch

@@ -58,8 +58,9 @@ class SliceFineCallback(RepeatableTraining):
     (``reached_within``) is an error that names the layers.  A weight that the network reaches by a reference of its own
     (a list of parameters, ``named_parameters()``) rather than through its module gets no gradient that way; what writes
     into a sliced weight from outside (clamping, ``nn.init``) is undone on the live lines.  Running statistics of
-    normalization layers are no weights and still follow the data in train mode.  The generators are set back at each
-    epoch's start, so seeding them in hooks has no effect.
+    normalization layers are no weights and still follow the data in train mode.  A compiled network does not see slices
+    that are changed through ``parameter.data`` between two forward passes of one step.  The generators are set back at
+    each epoch's start, so seeding them in hooks has no effect.
 
     Args:
         rank: Rows or columns per slice (R).
@@ -273,8 +274,8 @@ class SliceFineCallback(RepeatableTraining):
         if stale := self.opened().stale():
             raise MisconfigurationException(
                 f"The slices of {some(stale)} changed after the last optimizer step, and the forward pass did not see"
-                " it: a compiled network computes with the weights of that step. Optimizers that evaluate several times"
-                " a step (LBFGS, SAM) do not go with torch.compile; leave it out."
+                " it: a compiled network, and layers in eval mode, compute with the weights of that step. Optimizers"
+                " that evaluate several times a step (LBFGS, SAM) need train mode, and no torch.compile."
             )
         self._loss = loss.detach()
 

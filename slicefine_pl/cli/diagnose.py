@@ -149,7 +149,7 @@ def _measured(wish: Wish, settings: Settings, *, with_control: bool) -> tuple[Su
         print(line, flush=True)
 
     told(f"Loading {wish.model} and its data, fitting a head where it is new ...")
-    subject = load(wish)
+    subject = load(wish, settings.targets, settings.rank)
     told(f"Measuring: {count(subject.train)} training examples.")
     found = measure(subject, settings, control=False, told=told)
     if not with_control:

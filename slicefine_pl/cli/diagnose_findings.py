@@ -138,9 +138,16 @@ def measure(subject: Subject, settings: Settings, *, control: bool, told: Callab
 
     def energy() -> None:
         layers = {matrix.name: matrix.module for matrix in matrices}
-        masks = task_energy(net, net, subject.train, layers, lambda batch: batch.get("attention_mask"))
-        found.directions = directions(masks)
-        found.skipped |= masks.skipped
+        seen = task_energy(
+            net,
+            net,
+            subject.train,
+            layers,
+            mask=lambda batch: batch.get("attention_mask"),
+            examples=lambda batch: len(batch["labels"]),
+        )
+        found.directions = directions(seen)
+        found.skipped |= seen.skipped
 
     def tangents() -> None:
         found.kernels = _kernels(subject, settings)

@@ -7,27 +7,29 @@ fine-tuning run has after its first steps.
 Shapes:  n examples · B batch · T tokens · D inputs of the head · C classes (1 for regression)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from slicefine_pl.analysis.reinitialised import reinitialised
+from slicefine_pl.analysis.targets import target_matrices
 from slicefine_pl.analysis.undisturbed import undisturbed
 from slicefine_pl.data import ImageDataModule, TextDataModule
 from slicefine_pl.modules import ImageClassifier, TextClassifier
 from slicefine_pl.pretrained import folder_settings, image_backbone
 from slicefine_pl.slicing.heads import find_heads
+from slicefine_pl.slicing.targets import Patterns
 
 Batch = Mapping[str, Tensor]
 Kind = Literal["text", "image"]
 
 PENALTY = 1e-2  # of the L2 term of the head, on standardised features: in the middle of what LinearProbe tries
-HEAD_EXAMPLES = 2048  # training examples that it is fitted to
+HEAD_EXAMPLES = 2048  # training examples that it is fitted to, or all; in whole batches
 HELD_OUT = 256  # validation examples to look at
 BATCH = 32
 
@@ -103,11 +105,17 @@ def kind_of(model: str, kind: Kind | None) -> Kind:
     return "image" if visual else "text"
 
 
-def load(wish: Wish) -> Subject:
+def load(wish: Wish, targets: Patterns | None, rank: int) -> Subject:
     """Load network and data, and fit the head where it is new.
 
+    Args:
+        wish: What to load.
+        targets: Layers that will be looked at; must be there.
+        rank: Lines of the slices; a layer must be that wide.
+
     Raises:
-        ValueError: The network or its library is not there, or there are too few examples.
+        ValueError: The network, its library or the layers are not there, there are too few examples, or all labels are
+            the same.
         OSError: The data are not there.
     """
     try:
@@ -117,13 +125,20 @@ def load(wish: Wish) -> Subject:
         module = _module(wish, data)
     except ImportError as error:
         raise ValueError(str(error)) from error
-    head_examples = _taken(data.train_dataloader(), max(wish.examples, HEAD_EXAMPLES))
-    train = head_examples[: -(-wish.examples // BATCH)]
+    target_matrices(module, targets, rank)  # refuses, before a head is fitted, what there is no place for
+    head_examples = _first(data.train_dataloader(), max(wish.examples, HEAD_EXAMPLES))
+    train = _first(head_examples, wish.examples)
     held_out = _spread(data.val_dataloader(), HELD_OUT)
     for name, batches, least in (("training", train, 2 * BATCH), ("validation", held_out, BATCH)):
         if (there := count(batches)) < least:
             raise ValueError(
                 f"{there} {name} examples are too few to measure anything; give --data and --examples for {least}."
+            )
+        labels = torch.cat([batch["labels"] for batch in batches])
+        if (labels == labels[0]).all():
+            raise ValueError(
+                f"All {there} {name} examples have the label {labels[0]:g}, so that there is nothing to learn; give"
+                " other --data, or another --label-column."
             )
     return _with_head(module, train, head_examples, held_out)
 
@@ -131,6 +146,7 @@ def load(wish: Wish) -> Subject:
 def without_pretraining(subject: Subject, seed: int) -> Subject:
     """The same network with random weights, and a head fitted to what these make of the same examples."""
     module = reinitialised(subject.module, seed)
+    _settle(module, subject.train)
     module.untrained_head = True
     return _with_head(module, subject.train, subject.head_examples, subject.held_out)
 
@@ -170,9 +186,29 @@ def _module(wish: Wish, data: TextDataModule | ImageDataModule) -> TextClassifie
         return ImageClassifier(wish.model, label_names=data.label_names).eval()
 
 
-def _taken(loader: Any, examples: int) -> list[Batch]:
-    """The first batches of a shuffled loader."""
-    return [_tensors(batch) for batch in islice(loader, -(-examples // BATCH))]
+def _settle(module: nn.Module, batches: list[Batch]) -> None:
+    """Give batch normalisations the statistics of these examples: those of the pretrained weights fit no others."""
+    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    momenta = [layer.momentum for layer in norms]
+    with undisturbed(module):
+        for layer in norms:
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean over all batches
+            layer.train()
+        for batch in batches if norms else []:
+            module(batch)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+
+
+def _first(batches: Iterable[Mapping[str, Any]], examples: int) -> list[Batch]:
+    """As many of the first batches as hold so many examples, which may be fewer than ``BATCH`` each."""
+    taken: list[Batch] = []
+    for batch in batches:
+        if count(taken) >= examples:
+            break
+        taken.append(_tensors(batch))
+    return taken
 
 
 def _spread(loader: Any, examples: int) -> list[Batch]:

@@ -29,8 +29,8 @@ class SlicedLayer(nn.Module):
     Attributes:
         slicefine_trusts_weight: Whether somebody calls :meth:`slicefine_write` after each optimizer step, so that the
             stored values are right when no gradient is recorded (validation, checkpoints, averages).  A forward pass
-            that records gradients writes in any case, unless it is compiled: there a write would copy the whole
-            parameter, and keep the copy for the backward pass.
+            that records gradients writes in train mode (some optimizers evaluate several times a step), unless it is
+            compiled: there a write would copy the whole parameter, and keep the copy for the backward pass.
     """
 
     slicefine_trusts_weight: bool
@@ -72,7 +72,8 @@ class SlicedLayer(nn.Module):
 
     def slicefine_before_forward(self) -> None:
         """Bring the stored values up to date, unless they are known to be."""
-        if self.slicefine_trusts_weight and (not torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        trained = not torch.compiler.is_compiling() and torch.is_grad_enabled() and self.training
+        if self.slicefine_trusts_weight and not trained:
             return
         if not self.slicefine_trusts_weight and self.slicefine_is_sharded():
             raise RuntimeError(

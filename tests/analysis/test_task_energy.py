@@ -145,6 +145,58 @@ def test_channels_are_the_inputs_of_a_convolution_and_pixels_its_samples():
     assert found.layers[1].tokens.count == 5 * 4 * 5
 
 
+class Cut(nn.Module):
+    """A map that is given its examples in another arrangement."""
+
+    def __init__(self, how) -> None:
+        super().__init__()
+        self.how, self.map = how, nn.Linear(D, 2)
+
+    def forward(self, batch):
+        return self.map(self.how(batch["x"]))
+
+
+def energy_of_cut(how, batches, **known):
+    net = Cut(how)
+    found = task_energy(net, net, batches, {"map": net.map}, **known).layers[0]
+    return found.tokens, found.examples
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda x: x.reshape(-1, D),
+        lambda x: x.reshape(-1, 2, D),
+        lambda x: x.reshape(-1, 3, 2, D)[:, :, None],
+    ],
+    ids=["tokens in a row", "windows", "windows of several axes"],
+)
+def test_windows_of_an_example_are_one_example(how):
+    """As in Swin, whose layers see ``(B · windows, tokens, d)``."""
+    batches = [{"x": torch.randn(size, T, D)} for size in (4, 3)]
+    tokens, examples = energy_of_cut(how, batches, examples=lambda batch: len(batch["x"]))
+    x = torch.cat([batch["x"] for batch in batches])
+    assert (tokens.count, examples.count) == (7 * T, 7)
+    np.testing.assert_allclose(examples.energies(), singular_values(x.mean(1)) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(tokens.energies(), singular_values(x.reshape(-1, D)) ** 2, rtol=1e-6)
+
+
+def test_padding_is_left_out_of_tokens_in_a_row_too(batches):
+    mask = lambda batch: batch["mask"]
+    for one, other in zip(energy_of_cut(lambda x: x, batches, mask=mask),
+                          energy_of_cut(lambda x: x.reshape(-1, D), batches, mask=mask), strict=True):  # fmt: skip
+        assert one.count == other.count
+        torch.testing.assert_close(one.scatter, other.scatter)
+
+
+@pytest.mark.parametrize("how", [lambda x: x.transpose(0, 1), lambda x: x[:, :5].reshape(-1, 5, D)[1:]])
+def test_examples_that_cannot_be_told_apart_are_not_counted(how, batches):
+    """Tokens first, and a number of windows that is no multiple."""
+    tokens, examples = energy_of_cut(how, batches[:1], examples=lambda batch: len(batch["x"]))
+    assert tokens.count > 0
+    assert examples.count == 0
+
+
 def test_nothing_is_left_behind(batches):
     net = Encoder().train()
     generator = torch.get_rng_state()

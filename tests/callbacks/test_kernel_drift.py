@@ -2,6 +2,7 @@
 
 import copy
 import csv
+from collections import namedtuple
 
 import processes
 import pytest
@@ -12,6 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from test_slicefine import SETTINGS, Module, assert_equal, loader, trainer
+from torch import nn
 
 from slicefine_pl import FullyShardedStrategy, SliceFineCallback
 from slicefine_pl.callbacks import KernelDrift
@@ -116,6 +118,26 @@ def test_without_slices_it_is_measured_over_the_weights_that_would_be_sliced(tmp
     assert measured.drift == pytest.approx(expected[-1][1], rel=1e-4)
 
 
+def test_batches_of_several_optimizer_steps_are_measured_as_often(tmp_path):
+    """Two optimizers, each stepped once a batch, so that only every second number of steps is ever seen."""
+
+    class Two(Module):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.trunk, self.head)]
+
+        def training_step(self, batch, batch_idx):
+            optimizers = self.optimizers()
+            nn.functional.cross_entropy(self(batch[0]), batch[1]).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+
+    trainer(Inputs(samples=2, every=5), logger=CSVLogger(tmp_path), log_every_n_steps=1).fit(Two(), loader(8))
+    assert [step for step, *_ in logged(tmp_path)["weights"]] == [6, 10, 16]  # 5, 10, 15; of 16
+
+
 SAME = {
     "importance": {"order": "importance", "axis": "alternate"},
     "masked": {"backend": "mask"},
@@ -172,7 +194,11 @@ def test_modules_with_other_outputs_are_told_what_to_do():
         def training_step(self, batch, batch_idx):
             return super().forward(batch[0]).sum()
 
-    for module, told in ((Pair(), "Pair.* returned (list|tuple)"), (Sequences(), r"a tensor \(1, 1, 6\)")):
+    for module, told in (
+        (Pair(), "Pair.* returned (list|tuple)"),
+        (Sequences(), r"a tensor \(1, 1, 6\)"),
+        (Module(), r"Module\(batch\) with one sample of a training batch, a list, and it failed: .* must be Tensor.*"),
+    ):
         with pytest.raises(MisconfigurationException, match=f"{told}; override KernelDrift.outputs"):
             trainer(SliceFineCallback(**SETTINGS), KernelDrift()).fit(module, loader())
 
@@ -185,6 +211,8 @@ def test_samples_of_a_batch():
     assert found[0]["pair"][1] == [torch.tensor(7)]
     assert found[1]["name"] == "n"
     assert len(singles(batch, 9)) == 3
+    named = namedtuple("Named", "x y")(batch["x"], [torch.arange(3)])
+    assert [each.x.tolist() for each in singles(named, 2)] == [[[0, 1]], [[2, 3]]]
     batch["x"].zero_()
     assert found[1]["x"].tolist() == [[2, 3]]
     for wrong, told in (([torch.zeros(2), torch.zeros(3)], r"\[2, 3\] B"), (["text"], "no B")):

@@ -342,8 +342,18 @@ def test_slices_that_two_optimizers_hold_are_refused():
         trainer(SliceFineCallback(**SETTINGS)).fit(module, loader())
 
 
+class GradientsInValidation(Module):
+    """Looks at gradients of the weights that are validated: a penalty, an attribution."""
+
+    def validation_step(self, batch, batch_idx):
+        with torch.inference_mode(False), torch.enable_grad():
+            self(batch[0].clone()).sum().backward()
+        self.zero_grad()
+
+
 @pytest.mark.parametrize("averaging", ["ema", "swa"])
-def test_weight_averaging_averages_the_dense_weights(averaging):
+@pytest.mark.parametrize("kind", [Module, GradientsInValidation])
+def test_weight_averaging_averages_the_dense_weights(averaging, kind):
     """EMA of a sliced run equals the EMA of the plain weights, recomputed by hand from the run itself."""
 
     class Recompute(Callback):
@@ -353,7 +363,7 @@ def test_weight_averaging_averages_the_dense_weights(averaging):
             now = pl_module.trunk[0].weight.detach().clone()
             self.average = now if self.average is None else 0.5 * self.average + 0.5 * now
 
-    callback, recompute, module = SliceFineCallback(**SETTINGS, interval=3), Recompute(), Module()
+    callback, recompute, module = SliceFineCallback(**SETTINGS, interval=3), Recompute(), kind()
     if averaging == "ema":
         trainer(callback, EMAWeightAveraging(decay=0.5), recompute).fit(module, loader(), loader(2))
         torch.testing.assert_close(module.trunk[0].weight.detach(), recompute.average)
@@ -630,12 +640,16 @@ def test_an_optimizer_that_evaluates_several_times_a_step_sees_its_own_changes()
     assert_trains_like_dense(Module(lbfgs))
 
 
-def test_an_optimizer_that_evaluates_several_times_a_step_is_refused_with_a_compiled_network():
-    """Its forward passes would compute with the weights of the step before."""
+@pytest.mark.parametrize("why", ["compiled", "eval mode"])
+def test_an_optimizer_that_evaluates_several_times_a_step_is_refused_where_forward_passes_do_not_write(why):
+    """They would compute with the weights of the step before."""
     torch.compiler.reset()
     module = Module(lbfgs)
-    module.trunk = torch.compile(module.trunk, backend="aot_eager")
-    with pytest.raises(MisconfigurationException, match=r"do not go with torch\.compile"):
+    if why == "compiled":
+        module.trunk = torch.compile(module.trunk, backend="aot_eager")
+    else:
+        module.trunk.eval()
+    with pytest.raises(MisconfigurationException, match=r"need train mode, and no torch\.compile"):
         trainer(SliceFineCallback(**SETTINGS)).fit(module, loader())
 
 

@@ -36,6 +36,7 @@ def reviews(tmp_path_factory):
         texts[" ".join(words)] = score
     table = pd.DataFrame({"text": texts.keys(), "label": ["pos" if s > 0 else "neg" for s in texts.values()]})
     table["score"] = [float(score) for score in texts.values()]
+    table["one"] = 1.0
     file = tmp_path_factory.mktemp("data") / "reviews.csv"
     table.to_csv(file, index=False)
     return file
@@ -140,12 +141,12 @@ def test_a_report_is_replaced_only_when_told_and_an_equal_seed_repeats_it(report
 def test_the_fitted_head_is_the_one_scikit_learn_finds(tiny_bert, reviews, monkeypatch):
     """On standardised inputs, with the same penalty; the body stays bit-equal."""
     monkeypatch.setattr(diagnose_subject, "HEAD_EXAMPLES", 128)
-    subject = load(wish(tiny_bert, reviews))
+    subject = load(wish(tiny_bert, reviews), None, 3)
     pretrained = AutoModel.from_pretrained(tiny_bert).eval()
     body = subject.module.model.bert.state_dict()
     assert all(torch.equal(body[name], value) for name, value in pretrained.state_dict().items() if name in body)
     count = sum(len(batch["labels"]) for batch in subject.head_examples)
-    assert 64 < count <= 128
+    assert 128 <= count < 160  # whole batches
     assert subject.head == f"fitted here to {count} examples"
     with torch.no_grad():
         rows = [
@@ -163,7 +164,7 @@ def test_the_fitted_head_is_the_one_scikit_learn_finds(tiny_bert, reviews, monke
 
 
 def test_the_control_is_random_and_has_a_head_of_its_own(tiny_bert, reviews):
-    subject = load(replace(wish(tiny_bert, reviews), task="regression", label_column="score"))
+    subject = load(replace(wish(tiny_bert, reviews), task="regression", label_column="score"), None, 3)
     assert subject.loss_name == "squared error"
     before = {name: value.clone() for name, value in subject.module.state_dict().items()}
     control = without_pretraining(subject, seed=3)
@@ -176,9 +177,9 @@ def test_the_control_is_random_and_has_a_head_of_its_own(tiny_bert, reviews):
 
 
 def test_a_head_that_is_trained_already_is_kept(tiny_bert, reviews, tmp_path):
-    subject = load(wish(tiny_bert, reviews))
+    subject = load(wish(tiny_bert, reviews), None, 3)
     folder = subject.module.export(tmp_path / "export")
-    again = load(replace(wish(tiny_bert, reviews), model=str(folder)))
+    again = load(replace(wish(tiny_bert, reviews), model=str(folder)), None, 3)
     assert again.head == "came with the model"
     assert torch.equal(again.module.model.classifier.weight, subject.module.model.classifier.weight)
 
@@ -197,6 +198,32 @@ def test_images_too(tmp_path):
     assert numbers["setup"]["outputs"] == 10
     first = next(each for each in numbers["network"]["task_energy"]["layers"] if "q_proj" in each["names"][0])
     assert first["samples"] == {"tokens": 64 * 17, "examples": 64}
+
+
+def test_the_control_normalises_by_its_own_statistics(tmp_path):
+    """Those of the last layer with pretrained weights, and of the inputs that random ones make: as one pass sees it."""
+    images = Wish("timm/resnet10t@random", None, None, (), "", "classification", "default", 32, None, 64, 0)
+    control = without_pretraining(load(images, None, 3), seed=1)
+    norms = [layer for layer in control.module.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    seen = {}
+    for layer in norms:
+        layer.register_forward_pre_hook(lambda layer, given: seen.update({layer: given[0].mean((0, 2, 3))}))
+        layer.train()
+        layer.momentum = 0.0
+    means = [layer.running_mean.clone() for layer in norms]
+    with torch.no_grad():
+        inputs = []
+        for batch in control.train:
+            control.module(batch)
+            inputs.append([seen[layer] for layer in norms])
+    for mean, *own in zip(means, *inputs, strict=True):
+        torch.testing.assert_close(mean, torch.stack(own).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_batches_are_taken_until_there_are_enough_examples():
+    small = [{"labels": torch.zeros(10), "name": "n"} for _ in range(9)]
+    assert [len(diagnose_subject._first(small, wanted)) for wanted in (1, 10, 64, 500)] == [1, 1, 7, 9]
+    assert list(diagnose_subject._first(small, 1)[0]) == ["labels"]
 
 
 @pytest.mark.parametrize(
@@ -223,10 +250,15 @@ def test_the_kind_is_told_from_the_model(model, given, kind):
         (["--data", "/no/such/file.csv"], "'/no/such/file.csv' is no file or folder"),
         (["--rank", "17"], "17"),
         (["--targets", "nowhere"], "'nowhere' matches no"),
+        (["--targets", "("], "targets='(' is no regular expression"),
+        (["--task", "regression", "--label-column", "one"], "have the label 1, so that there is nothing to learn"),
         (["--label-column", "stars"], "stars"),
     ],
 )
-def test_what_cannot_be_looked_at_is_refused_in_one_sentence(flags, message, tiny_bert, reviews, tmp_path, capsys):
+def test_what_cannot_be_looked_at_is_refused_in_one_sentence_before_a_head_is_fitted(
+    flags, message, tiny_bert, reviews, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(diagnose_subject, "_fit_head", lambda *_: pytest.fail("too late"))
     given = ["diagnose", "--model", str(tiny_bert), "--data", str(reviews), "--folder", str(tmp_path / "out"), *FLAGS]
     assert main([*given, *flags]) == 2
     error = capsys.readouterr().err
