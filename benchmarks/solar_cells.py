@@ -1,0 +1,34 @@
+"""A second real set of images: photos of solar cells, sound or defective, laid out as folders of classes.
+
+2,624 electroluminescence photos, 300 x 300, of the package elpv-dataset (Buerhop-Lutz et al., 2018; Deitsch et al.,
+2019), each with the probability of a defect, here split at 0.5.  CC BY-NC-SA 4.0, not for commercial use, and so no
+dependency of this project: ``uv pip install --no-deps elpv-dataset==1.0.0.post1``.
+"""
+
+import random
+from pathlib import Path
+
+from slicefine_pl.data.cache import cache_folder
+from slicefine_pl.pretrained import locate
+
+SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}
+
+
+def photos() -> Path:
+    """Folder ``{train,val,test}/{sound,defective}`` of links to the photos; the split is fixed.
+
+    Raises:
+        ImportError: The package is not there.
+    """
+    source, folder = Path(locate("package:elpv_dataset/data")), cache_folder() / "solar_cells"
+    lines = [line.split() for line in (source / "labels.csv").read_text().splitlines()]
+    random.Random(0).shuffle(lines)
+    ends = [round(len(lines) * share) for share in (SHARES["train"], SHARES["train"] + SHARES["val"])]
+    for number, (name, probability, _) in enumerate(lines):
+        split = list(SHARES)[sum(number >= end for end in ends)]
+        link = folder / split / ("defective" if float(probability) > 0.5 else "sound") / Path(name).name
+        if not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)  # it may lead to an environment that is gone
+            link.symlink_to(source / name)
+    return folder
