@@ -75,6 +75,7 @@ STUDIES = {
         "column r=8 every=30",
         "column r=8 every=30 order=importance",
     ),
+    "long": ("lora r=4", "column r=8 place=random", "column r=8 every=100"),  # for "tweets, 4 epochs"
     "place": ("column r=32 place=first", "column r=32 place=last"),
     "unpretrained": ("probe weights=random", "column r=32 every=100 weights=random", "full weights=random"),
 }
