@@ -18,7 +18,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.heads import find_heads
+from slicefine_pl.analysis import regression
+from slicefine_pl.slicing.heads import last_linear
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the L2 penalty on standardised inputs; validation chooses
 
@@ -98,11 +99,9 @@ class LinearProbe(Callback):
     def _layer(self, module: LightningModule) -> nn.Module:
         if self.head is not None:
             return module.get_submodule(self.head)
-        heads = [head.module for head in find_heads(module)] or [module]
-        linears = [layer for layer in heads[-1].modules() if isinstance(layer, nn.Linear)]
-        if not linears:
+        if (layer := last_linear(module)) is None:
             raise ValueError("LinearProbe finds no nn.Linear to take as the head; name it with head=...")
-        return linears[-1]
+        return layer
 
 
 def logistic(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -113,31 +112,27 @@ def logistic(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
     """
     features, labels = _standardised(splits), splits["train"][1]
     classes = int(max(target.max() for _, target in splits.values())) + 1
-    weight = torch.zeros(features["train"].shape[1], classes, requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-
-    def score(split: str) -> float:
-        return ((features[split] @ weight + bias).argmax(-1) == splits[split][1]).double().mean().item()
-
+    found: regression.Weights | None = None
     best: dict[str, float] = {"val": -1.0}
     for strength in sorted(STRENGTHS, reverse=True):  # from strong to weak, each from the last solution
-        _minimise(weight, bias, features["train"], labels, strength)
-        scores = {split: score(split) for split in splits}
+        found = regression.logistic(features["train"], labels, classes, strength, start=found)
+        scores = {
+            split: (F.linear(features[split], *found).argmax(-1) == target).double().mean().item()
+            for split, (_, target) in splits.items()
+        }
         best = max(best, scores, key=lambda found: found["val"])
     return best
 
 
 def ridge(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Pearson correlation per split of the ridge regression that is best on ``"val"``; arguments as ``logistic``."""
-    features, labels = _standardised(splits), splits["train"][1].float()
-    train = features["train"]
-    gram, moment = train.T @ train / len(train), train.T @ (labels - labels.mean()) / len(train)
+    features, labels = _standardised(splits), splits["train"][1]
     best: dict[str, float] = {"val": -2.0}
     for strength in STRENGTHS:
-        weight = torch.linalg.solve(gram + strength * torch.eye(len(gram)), moment)
+        found = regression.ridge(features["train"], labels, strength)
         scores = {
-            split: torch.corrcoef(torch.stack([features[split] @ weight, splits[split][1].float()]))[0, 1].item()
-            for split in splits
+            split: torch.corrcoef(torch.stack([F.linear(features[split], *found)[:, 0], target.float()]))[0, 1].item()
+            for split, (_, target) in splits.items()
         }
         best = max(best, scores, key=lambda found: found["val"])
     return best
@@ -148,22 +143,8 @@ def _per_example(inputs: Tensor, examples: int) -> Tensor:
     return inputs.reshape(examples, -1, inputs.shape[-1]).mean(1)
 
 
-def _minimise(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, strength: float) -> None:
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(features @ weight + bias, labels) + strength / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
-
-    with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-
-
 def _standardised(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    train = splits["train"][0]
-    mean, scale = train.mean(0), train.std(0) + 1e-6
+    mean, scale = regression.scale_of(splits["train"][0])
     return {name: (features - mean) / scale for name, (features, _) in splits.items()}
 
 

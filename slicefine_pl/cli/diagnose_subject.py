@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from slicefine_pl.analysis import regression
 from slicefine_pl.analysis.reinitialised import reinitialised
 from slicefine_pl.analysis.targets import target_matrices
 from slicefine_pl.analysis.undisturbed import undisturbed
 from slicefine_pl.data import ImageDataModule, TextDataModule
 from slicefine_pl.modules import ImageClassifier, TextClassifier
 from slicefine_pl.pretrained import folder_settings, image_backbone
-from slicefine_pl.slicing.heads import find_heads
+from slicefine_pl.slicing.heads import last_linear
 from slicefine_pl.slicing.targets import Patterns
 
 Batch = Mapping[str, Tensor]
@@ -241,7 +242,9 @@ def count(batches: list[Batch]) -> int:
 
 def _fit_head(module: TextClassifier | ImageClassifier, batches: list[Batch]) -> None:
     """Give the last linear layer of the head the weights of an L2-penalised regression on its inputs, in float64."""
-    layer = _last_linear(module)
+    layer = last_linear(module)
+    if layer is None:
+        raise ValueError("This network has no linear head that could be fitted; give one that is trained already.")
     inputs: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().double()))
     try:
@@ -253,38 +256,17 @@ def _fit_head(module: TextClassifier | ImageClassifier, batches: list[Batch]) ->
     features, labels = torch.cat(inputs), torch.cat([batch["labels"] for batch in batches])
     if features.ndim != 2:
         raise ValueError(f"The head of {type(module.model).__name__} takes {features.ndim - 1} dimensions, not one.")
-    mean = features.mean(0) * (layer.bias is not None)  # without a bias nothing can stand for the mean
-    scale = features.std(0) + 1e-6
-    weight, bias = _regression((features - mean) / scale, labels, module.num_classes, layer.bias is not None)
+    intercept = layer.bias is not None
+    mean, scale = regression.scale_of(features)
+    scaled = (features - mean * intercept) / scale  # without a bias nothing can stand for the mean
+    if module.num_classes == 1:
+        weight, bias = regression.ridge(scaled, labels, PENALTY, intercept)
+    else:
+        weight, bias = regression.logistic(scaled, labels, module.num_classes, PENALTY, intercept=intercept)
     with torch.no_grad():
         layer.weight.copy_(weight / scale)
         if layer.bias is not None:
             layer.bias.copy_(bias - (weight / scale) @ mean)
-
-
-def _regression(features: Tensor, labels: Tensor, classes: int, has_bias: bool) -> tuple[Tensor, Tensor]:
-    """Weight ``(C, D)`` and bias ``(C,)``, float64, that minimise the mean loss and the penalty."""
-    weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=has_bias)
-    chosen = [weight, bias] if has_bias else [weight]
-    optimizer = torch.optim.LBFGS(chosen, max_iter=300, line_search_fn="strong_wolfe")
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss = _losses(F.linear(features, weight, bias), labels).mean() + PENALTY / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return weight.detach(), bias.detach()
-
-
-def _last_linear(module: nn.Module) -> nn.Linear:
-    heads = find_heads(module)
-    linears = [layer for head in heads[-1:] for layer in head.module.modules() if isinstance(layer, nn.Linear)]
-    if not linears:
-        raise ValueError("This network has no linear head that could be fitted; give one that is trained already.")
-    return linears[-1]
 
 
 def _losses(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -34,6 +34,12 @@ def find_heads(net: nn.Module) -> list[Head]:
     return [Head(name, *found) for name, found in names if found is not None]
 
 
+def last_linear(net: nn.Module) -> nn.Linear | None:
+    """The last linear layer of the last head of ``net``, or of ``net`` itself where no head is known."""
+    part = next((head.module for head in reversed(find_heads(net))), net)
+    return next((layer for layer in reversed(list(part.modules())) if isinstance(layer, nn.Linear)), None)
+
+
 def _heads_of(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
     """The heads of one model, each with whether it is pretrained; none for a module that is no whole model."""
     origins = {(base.__module__.split(".")[0], base.__name__) for base in type(model).__mro__}
