@@ -16,17 +16,17 @@ cost() {  # network rank [flags]
     [ -e "$out" ] || $python benchmarks/train_step.py --network "$1" --rank "$2" --rounds "$rounds" --out "$out" ${FLAGS:-} "${@:3}"
 }
 
+for network in minilm large vit; do cost $network 8 --compile; done
+for network in llama mvit base resnet50 x3d; do # thirty layers, and Python that branches, take a CPU too long to compile six times
+    cost $network 8
+done
+for rank in 64 1; do
+    for network in minilm large vit llama mvit; do cost $network $rank; done
+done
 for network in minilm large vit llama mvit; do
-    case $network in
-        minilm | large | vit) cost $network 8 --compile ;;
-        *) cost $network 8 ;; # thirty layers, and Python that branches, take a CPU too long to compile six times
-    esac
-    cost $network 1
-    cost $network 64
     $python benchmarks/cost_picture.py "$results"/cost_${network}_r{1,8,64}.json "$pictures/cost_$network.png"
 done
 for network in base resnet50 x3d; do
-    cost $network 8
     $python benchmarks/cost_picture.py "$results/cost_${network}_r8.json" "$pictures/cost_$network.png"
 done
 growth=$results/growth.json
