@@ -65,6 +65,7 @@ STUDIES = {
         "column r=8 every=100",
         "column r=64 every=100",
         "column r=128 every=100",
+        "column r=128 place=random",
     ),
     "movement": (
         "column r=32 every=10",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accuracy import SEEDS, STUDIES, TUNING_SEEDS, Method
+from accuracy import SEEDS, TUNING_SEEDS, Method
 from scipy.stats import t as student
 from tasks import TASKS
 
@@ -91,9 +91,13 @@ def tuning_loss(rows: Mapping[int, Mapping[str, Any]]) -> float:
 
 
 def order(methods: Iterable[str]) -> list[str]:
-    """As the studies list them."""
-    listed = [line for study in STUDIES.values() for line in study]
-    return sorted(methods, key=lambda name: listed.index(name) if name in listed else len(listed))
+    """By kind, then by rank, then by name."""
+
+    def place(name: str) -> tuple[int, int, str]:
+        method = Method.parse(name)
+        return list(COLOURS).index(method.kind), method.rank, name
+
+    return sorted(methods, key=place)
 
 
 def difference(cells: Mapping[tuple[str, str], Cell], method: str, tasks: Sequence[str]) -> tuple[Estimate, int] | None:
