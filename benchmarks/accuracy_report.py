@@ -161,11 +161,13 @@ def pareto(
     for place, (label, values, scale) in enumerate(axes_of):
         axes = figure.add_subplot(1, len(axes_of), place + 1)
         for name, value in values.items():
-            kind = Method.parse(name).kind
-            axes.errorbar(value, means[name].mean, means[name].half, fmt="o", color=COLOURS[kind], capsize=2)
-            axes.annotate(name, (value, means[name].mean), xytext=(5, 3), textcoords="offset points", fontsize=7)
+            method = Method.parse(name)
+            inside = "white" if "place" in method.settings else COLOURS[method.kind]  # open where slices never move
+            axes.errorbar(value, means[name].mean, means[name].half, fmt="o", color=COLOURS[method.kind], mfc=inside,
+                          markersize=4 + method.rank**0.5, alpha=0.85, capsize=2, label=name)  # fmt: skip
         axes.set(xlabel=label, ylabel="mean test accuracy, %", xscale=scale)
         axes.grid(alpha=0.3)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     figure.suptitle(f"Accuracy against cost: mean of {', '.join(tasks)}; bars: 95 % over {len(SEEDS)} seeds")
     figure.savefig(path)
 
