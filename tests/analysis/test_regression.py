@@ -1,4 +1,4 @@
-"""Linear heads against scikit-learn, with and without an intercept, and against a worse solution."""
+"""Linear heads against scikit-learn, with and without an intercept, and begun at the solution."""
 
 import numpy as np
 import pytest
