@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from slicefine_pl.analysis.kernel import alignment, drift, kernel, live_slices, target_weights
-from slicefine_pl.callbacks.slicefine import check_order, slicefine_of
+from slicefine_pl.callbacks.neighbours import check_order
+from slicefine_pl.callbacks.slicefine import slicefine_of
 from slicefine_pl.slicing import LiveSlice, SliceHandle, as_dense
 from slicefine_pl.slicing.parts import is_sharded
 

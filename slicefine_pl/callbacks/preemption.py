@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from slicefine_pl.callbacks.neighbours import callbacks_of
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
@@ -41,7 +42,7 @@ class SaveWhenPreempted(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make sure that what is saved is what the other callbacks know after the batch, not before it."""
-        callbacks: list[Callback] = getattr(trainer, "callbacks")  # noqa: B009  (Trainer does not declare it)
+        callbacks = callbacks_of(trainer)
         later = callbacks[callbacks.index(self) + 1 :]
         if names := [type(each).__name__ for each in later if isinstance(each, RepeatableTraining)]:
             raise MisconfigurationException(f"SaveWhenPreempted stands before {names[0]}; put it behind.")

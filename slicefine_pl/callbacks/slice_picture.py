@@ -8,7 +8,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from slicefine_pl.callbacks.coverage_map import draw_map, write_changes
-from slicefine_pl.callbacks.slicefine import SliceFineCallback, check_order, slicefine_of
+from slicefine_pl.callbacks.neighbours import check_order
+from slicefine_pl.callbacks.slicefine import SliceFineCallback, slicefine_of
 from slicefine_pl.slicing import LearnedChange
 
 

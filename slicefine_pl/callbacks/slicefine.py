@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -21,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.building import when_built
 from slicefine_pl.callbacks.finite import all_finite, describe_nonfinite
+from slicefine_pl.callbacks.neighbours import callbacks_of, check_order
 from slicefine_pl.callbacks.processes import check_agreement, check_slicing_strategy
 from slicefine_pl.callbacks.random_state import TrainingRandomState
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
@@ -28,7 +28,6 @@ from slicefine_pl.callbacks.share import OptimizerShare, updated_by
 from slicefine_pl.slicing import Axis, Backend, Order, SliceHandle, Summary, slice_model
 from slicefine_pl.slicing.positions import check_choice, check_rank
 from slicefine_pl.slicing.targets import some
-from slicefine_pl.strategy import FullyShardedStrategy
 
 OptimizerState = Literal["reset", "keep"]
 NonFinite = Literal["raise", "skip"]
@@ -380,25 +379,4 @@ class SliceFineCallback(RepeatableTraining):
 
 def slicefine_of(trainer: Trainer) -> SliceFineCallback | None:
     """The callback that slices in this run, if there is one."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((each for each in callbacks if isinstance(each, SliceFineCallback)), None)
-
-
-def check_order(callback: Callback, trainer: Trainer) -> None:
-    """Weight averaging must come later than a callback that reads slices.
-
-    It copies the module in ``setup``, and must copy the one that has slices; at the end of training it puts averages in
-    the places of the slices, which by then have been at many.
-    """
-    averaging = (WeightAveraging, StochasticWeightAveraging)
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    averages = [type(each).__name__ for each in callbacks if isinstance(each, averaging)]
-    if averages and isinstance(trainer.strategy, FullyShardedStrategy):
-        raise MisconfigurationException(f"{averages[0]} cannot average weights that are sharded; use strategy='ddp'.")
-    for earlier in callbacks[: callbacks.index(callback)]:
-        if isinstance(earlier, averaging):
-            name = type(callback).__name__
-            raise MisconfigurationException(
-                f"{type(earlier).__name__} stands before {name}, which must see the slices as they are trained; put"
-                f" {name} before it in the list of callbacks."
-            )
+    return next((each for each in callbacks_of(trainer) if isinstance(each, SliceFineCallback)), None)

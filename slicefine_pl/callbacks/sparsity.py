@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.building import when_built
+from slicefine_pl.callbacks.neighbours import callbacks_of
 from slicefine_pl.callbacks.processes import check_agreement, check_pruning_strategy
 from slicefine_pl.callbacks.pruning_picture import draw_pruning
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
@@ -317,8 +318,7 @@ def _target(sparsity: float | None, pattern: str, final: float | None) -> float:
 
 
 def _forget_denser_checkpoints(trainer: Trainer) -> None:
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in callbacks_of(trainer):
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
             worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
             callback.best_k_models, callback.kth_best_model_path, callback.kth_value = {}, "", worst
@@ -333,8 +333,7 @@ def _scalings(trainer: Trainer, pl_module: LightningModule) -> int:
 
 def _averages(trainer: Trainer) -> Iterator[nn.Module]:
     """Copies of the module that weight averaging keeps: a weight that is pruned now must be zero there too."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in callbacks_of(trainer):
         average = getattr(callback, "_average_model", None)
         if isinstance(callback, WeightAveraging) and average is not None:
             yield average.module

@@ -24,6 +24,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
+from slicefine_pl.callbacks.neighbours import callbacks_of
 from slicefine_pl.callbacks.preemption import SaveWhenPreempted
 from slicefine_pl.callbacks.probe import LinearProbe
 from slicefine_pl.callbacks.slice_picture import SlicePicture
@@ -206,12 +207,7 @@ class RecipeCLI(LightningCLI):
 
     @property
     def _report(self) -> RunReport:
-        return next(callback for callback in self._callbacks if isinstance(callback, RunReport))
-
-    @property
-    def _callbacks(self) -> list[Callback]:
-        callbacks: list[Callback] = getattr(self.trainer, "callbacks")  # noqa: B009  (Trainer does not declare it)
-        return callbacks
+        return next(callback for callback in callbacks_of(self.trainer) if isinstance(callback, RunReport))
 
     def predict(
         self,
@@ -231,7 +227,7 @@ class RecipeCLI(LightningCLI):
 
     def _print_report(self, scores: Mapping[str, float], best: str, folder: Path | None) -> None:
         report = self._report
-        probes = [callback for callback in self._callbacks if isinstance(callback, LinearProbe)]
+        probes = [callback for callback in callbacks_of(self.trainer) if isinstance(callback, LinearProbe)]
         total = sum(parameter.numel() for parameter in self.model.parameters())
         table = Table(show_header=False, title="Result")
         for probe in probes:
