@@ -57,8 +57,8 @@ class SliceFineCallback(RepeatableTraining):
     (``reached_within``) is an error that names the layers.  A weight that the network reaches by a reference of its own
     (a list of parameters, ``named_parameters()``) rather than through its module gets no gradient that way; what writes
     into a sliced weight from outside (clamping, ``nn.init``) is undone on the live lines.  Running statistics of
-    normalization layers are no weights and still follow the data in train mode.  A compiled network does not see slices
-    that are changed through ``parameter.data`` between two forward passes of one step.  The generators are set back at
+    normalization layers are no weights and still follow the data in train mode.  Slices that are changed through
+    ``parameter.data`` between two forward passes of one step are not seen there.  The generators are set back at
     each epoch's start, so seeding them in hooks has no effect.
 
     Args:

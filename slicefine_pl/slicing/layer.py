@@ -29,8 +29,9 @@ class SlicedLayer(nn.Module):
     Attributes:
         slicefine_trusts_weight: Whether somebody calls :meth:`slicefine_write` after each optimizer step, so that the
             stored values are right when no gradient is recorded (validation, checkpoints, averages).  A forward pass
-            that records gradients writes in train mode (some optimizers evaluate several times a step), unless it is
-            compiled: there a write would copy the whole parameter, and keep the copy for the backward pass.
+            that records gradients in train mode writes only if a slice has changed since (some optimizers evaluate
+            several times a step), and not at all where it is compiled: there a write would copy the whole parameter,
+            and keep the copy for the backward pass.
     """
 
     slicefine_trusts_weight: bool
@@ -73,7 +74,7 @@ class SlicedLayer(nn.Module):
     def slicefine_before_forward(self) -> None:
         """Bring the stored values up to date, unless they are known to be."""
         trained = not torch.compiler.is_compiling() and torch.is_grad_enabled() and self.training
-        if self.slicefine_trusts_weight and not trained:
+        if self.slicefine_trusts_weight and not (trained and self._slicefine_changed()):
             return
         if not self.slicefine_trusts_weight and self.slicefine_is_sharded():
             raise RuntimeError(
@@ -82,6 +83,9 @@ class SlicedLayer(nn.Module):
                 " every optimizer step."
             )
         self.slicefine_write()
+
+    def _slicefine_changed(self) -> bool:
+        return self.slicefine_is_sharded() or not all(piece.agrees for piece in self.slicefine_slices())
 
     def extra_repr(self) -> str:
         told = (piece.extra_repr() for piece in self.slicefine_slices())

@@ -37,8 +37,8 @@ class _SlicedLinear(torch.autograd.Function):
         score_line: Line,
     ) -> Tensor:
         y = F.linear(x, weight, bias)
-        # index_select copies: a view would keep all of x alive until backward.
-        kept = x.index_select(-1, index) if line == "column" else x
+        # A copy: a view would keep all of x alive until backward.
+        kept = x.gather(-1, index.expand(*x.shape[:-1], -1)) if line == "column" else x
         sample = None if score is None else _sample(x).to(y.dtype)
         ctx.save_for_backward(kept.to(y.dtype), weight, live, index, sample)
         ctx.line, ctx.score, ctx.score_line = line, score, score_line
@@ -51,7 +51,10 @@ class _SlicedLinear(torch.autograd.Function):
         needs_x, _, needs_bias, needs_live, *_ = ctx.needs_input_grad
         outputs = grad_y.reshape(-1, grad_y.shape[-1])  # (T, O)
         inputs = kept.reshape(-1, kept.shape[-1])  # (T, R) for columns, (T, I) for rows
-        grad_x = grad_y @ weight.to(grad_y.dtype) if needs_x else None
+        grad_x = None
+        if needs_x:
+            # Of two matrices: grad_y may be a permuted view, and torch multiplies those example by example.
+            grad_x = (outputs @ weight.to(grad_y.dtype)).view(*grad_y.shape[:-1], weight.shape[1])
         grad_bias = outputs.sum(0) if needs_bias else None
         grad_live = None
         if needs_live:

@@ -153,9 +153,9 @@ class SliceHandle:
         """Promise to call :meth:`write` after each optimizer step.
 
         Then the stored weights are right between steps, and whoever reads or averages them there may do so; without the
-        promise each forward pass, ``state_dict`` and ``eval`` writes by itself.  A compiled network then computes with
-        the weights as they were last written, without copying them: what changes slices between forward passes of one
-        step (LBFGS, SAM) has to write as well, see :meth:`stale`.
+        promise each forward pass, ``state_dict`` and ``eval`` writes by itself.  A forward pass then writes only what
+        changed since, as far as torch counts changes (not ``parameter.data``), and a compiled one nothing: there, what
+        changes slices between forward passes of one step (LBFGS, SAM) has to write as well, see :meth:`stale`.
         """
         for layer in self._layers.values():
             layer.slicefine_trusts_weight = True

@@ -156,7 +156,8 @@ def refuse_second_derivatives() -> None:
 def as_live(lines: Tensor, live: Tensor) -> Tensor:
     """Lines ``(R, ...)`` in the shape, and the type, of ``live``: flattened, and padded with zeros."""
     lines = lines.flatten(1)
-    return F.pad(lines, (0, live.shape[1] - lines.shape[1])).to(live.dtype)
+    padding = live.shape[1] - lines.shape[1]
+    return (F.pad(lines, (0, padding)) if padding else lines).to(live.dtype)
 
 
 def live_gradient(lines: Tensor, live: Tensor) -> Tensor:

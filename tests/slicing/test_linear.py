@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
 from slicefine_pl.slicing.kinds import compact_kind
@@ -270,3 +271,43 @@ def test_compiled_layers_keep_scores_and_gradients(backend):
     torch.testing.assert_close(layer.slicefine.live.grad, twin.slicefine.live.grad)
     torch.testing.assert_close(layer.slicefine.score, twin.slicefine.score)
     assert layer.slicefine.score.sum() > 0
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that torch carries out inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_gradient_of_a_permuted_output_is_multiplied_as_one_matrix(dense):
+    layer = sliced(dense, "column")
+    x = torch.randn(3, 4, I, dtype=torch.float64, requires_grad=True)
+    grad_y = torch.randn(4, O, 3, dtype=torch.float64).permute(2, 0, 1)  # as the heads of an attention give it back
+    (expected,) = torch.autograd.grad(dense(x), x, grad_y)
+    y = layer(x)
+    with Operations() as done:
+        (grad_x,) = torch.autograd.grad(y, x, grad_y)
+    torch.testing.assert_close(grad_x, expected)
+    assert "mm" in done.names
+    assert "bmm" not in done.names
+
+
+def test_a_trusted_layer_writes_in_a_forward_pass_only_what_changed():
+    layer = sliced(dense_layer("Linear"), "column")
+    layer.slicefine_trusts_weight = True
+    x = torch.randn(3, I, dtype=torch.float64)
+    layer.slicefine_write()
+    with Operations() as unchanged:
+        layer(x)
+    with torch.no_grad():
+        layer.slicefine_slice("weight").live.add_(1)
+    with Operations() as changed:
+        layer(x)
+    assert "index_copy_" not in unchanged.names
+    assert "index_copy_" in changed.names
