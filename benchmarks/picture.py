@@ -1,6 +1,6 @@
 """Draw the picture of README.md: how a slice moves, and what a step costs by a result of train_step.py.
 
-python benchmarks/picture.py benchmarks/results/train_step_minilm.json docs/slicefine.png
+python benchmarks/picture.py benchmarks/results/cost_minilm_r8.json docs/slicefine.png
 """
 
 import json
@@ -17,7 +17,9 @@ NAMES = {
     "floor": "frozen network",
     "slice, column": "SliceFine, columns",
     "slice, row": "SliceFine, rows",
+    "lora, q and v": "LoRA, queries and values only",
     "lora": "LoRA",
+    "dora": "DoRA",
     "masked gradients": "masked gradients",
     "full": "full fine-tuning",
 }
@@ -29,7 +31,12 @@ def draw_weight(axes: Axes, moves: int, columns: int = 10, rows: int = 6, rank: 
         colour = LIVE if column // rank == moves else VISITED if column // rank < moves else FROZEN
         for row in range(rows):
             axes.add_patch(Rectangle((column, row), 0.9, 0.9, color=colour, linewidth=0))
-    axes.set(xlim=(-0.2, columns + 0.1), ylim=(-0.2, rows + 0.1), aspect="equal", title=f"after {moves} moves")
+    axes.set(
+        xlim=(-0.2, columns + 0.1),
+        ylim=(-0.2, rows + 0.1),
+        aspect="equal",
+        title=f"after {moves} move{'' if moves == 1 else 's'}",
+    )
     axes.axis("off")
 
 
@@ -62,7 +69,10 @@ def main() -> None:
     draw_bars(right, result["rows"], "saved_vs_floor", "activations kept for backward, frozen network = 1")
     right.set_yticklabels([])
     machine = result["machine"]
-    below.supxlabel(f"BERT of MiniLM's size, 16 x 128 tokens; {machine['device']}, {machine['date']}", fontsize=9)
+    below.supxlabel(
+        f"BERT of MiniLM's size, 16 x 128 tokens, R = {result['rank']}; {machine['device']}, {machine['date']}",
+        fontsize=9,
+    )
     figure.savefig(target, dpi=110)
 
 
