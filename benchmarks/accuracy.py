@@ -6,6 +6,7 @@ A run is a task (``tasks.py``), a method, a learning rate and a seed.  A method 
 
     probe | bitfit | full
     lora r=16 | dora r=16                                 on every linear map and convolution, alpha = 2 r
+    lora r=16 on=qv                                       on queries and values alone, the choice of LoRA's authors
     column r=32 every=100 order=random                    or row, alternate; order sweep, importance
     column r=32 place=random                              never moved; or place=first, place=last
     ... weights=random                                    the same from a network that was never pretrained
@@ -50,6 +51,7 @@ STUDIES = {
         "probe",
         "bitfit",
         "lora r=16",
+        "lora r=16 on=qv",
         "dora r=16",
         "column r=32 place=random",
         "column r=32 every=100",
@@ -119,8 +121,9 @@ def prepare(method: Method, module: Module, seed: int) -> list[Callback]:
             return [moving_slices(method, seed)]
         fixed_slices(net, method, seed)
     else:
+        name = "lora, q and v" if method.settings.get("on") == "qv" else method.kind
         try:
-            methods.METHODS[method.kind](net, head_of(net), targets(net), method.rank)
+            methods.METHODS[name](net, head_of(net), targets(net), method.rank)
         except ValueError as reason:
             raise NotThereError(str(reason)) from reason
     return []

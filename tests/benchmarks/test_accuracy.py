@@ -142,3 +142,14 @@ def test_methods_that_a_network_does_not_have_are_told_apart_from_errors(line):
 
     with pytest.raises(NotThereError):
         prepare(Method.parse(line), Module(), seed=0)
+
+
+@pytest.mark.filterwarnings("ignore:No new output head was found")
+def test_lora_of_queries_and_values_adapts_no_other_map():
+    class Module:
+        model = nn.ModuleDict({name: nn.Linear(40, 40) for name in ("query", "key", "value", "out")})
+
+    prepare(Method.parse("lora r=2 on=qv"), Module(), seed=0)
+    trained = [name for name, parameter in Module.model.named_parameters() if parameter.requires_grad]
+    assert {name.split(".")[0] for name in trained} == {"query", "value"}
+    assert all("lora" in name for name in trained)
