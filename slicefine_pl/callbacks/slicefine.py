@@ -62,7 +62,9 @@ class SliceFineCallback(RepeatableTraining):
     each epoch's start, so seeding them in hooks has no effect.
 
     Args:
-        rank: Rows or columns per slice (R).
+        rank: Rows or columns per slice (R).  With 32 columns MiniLM learned within a point of what LoRA learned at
+            equal trained parameters (README.md), with 8 half a point less for 3 % of a step.  The best learning rate
+            falls with it: 10 to 40 times that of full fine-tuning at 32, 40 to 80 at 8, 5 at 64 and more.
         axis: ``"column"`` sweeps inputs, ``"row"`` sweeps outputs, ``"alternate"`` takes them by turns.  Column slices
             also save the memory of the activations, of which only R columns are kept for the backward pass.
         interval: Optimizer steps for which a slice stays live; ``None`` never moves it.  Shorter than about 50 cost
@@ -90,12 +92,12 @@ class SliceFineCallback(RepeatableTraining):
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[SliceFineCallback(rank=8, interval=100)], logger=False)
+        >>> trainer = Trainer(callbacks=[SliceFineCallback(rank=32, interval=100)], logger=False)
     """
 
     def __init__(
         self,
-        rank: int = 8,
+        rank: int = 32,
         axis: Axis = "column",
         interval: int | None = 100,
         order: Order = "random",

@@ -1,7 +1,7 @@
 """Open slices in a network, move them, close them: all that a training loop needs.
 
-    handle = slice_model(net, rank=8)
-    optimizer = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), lr=3e-3)
+    handle = slice_model(net, rank=32)
+    optimizer = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), lr=2e-3)
     for step, (x, y) in enumerate(batches, start=1):
         optimizer.zero_grad()
         loss(net(x), y).backward()
@@ -243,7 +243,7 @@ class SliceHandle:
 
 def slice_model(
     net: nn.Module,
-    rank: int = 8,
+    rank: int = 32,
     axis: Axis = "column",
     order: Order = "random",
     targets: Patterns | None = None,
