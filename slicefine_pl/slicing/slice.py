@@ -138,6 +138,10 @@ class Slice(nn.Module):
         self.score = None if self.score is None else self.score.to(device)
         self.keep = None if self.keep is None else self.keep.to(device)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.agreed = -1  # the live lines of a copy count their changes from nothing
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """Save nothing: the values stand in the parameter of the layer."""
 

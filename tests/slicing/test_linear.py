@@ -311,3 +311,18 @@ def test_a_trusted_layer_writes_in_a_forward_pass_only_what_changed():
         layer(x)
     assert "index_copy_" not in unchanged.names
     assert "index_copy_" in changed.names
+
+
+def test_a_copy_does_not_take_over_how_often_its_lines_had_changed():
+    layer = sliced(dense_layer("Linear"), "column")
+    layer.slicefine_trusts_weight = True
+    with torch.no_grad():
+        layer.slicefine_slice("weight").live.add_(1)
+    layer.slicefine_write()
+    twin = copy.deepcopy(layer)
+    piece = twin.slicefine_slice("weight")
+    while piece.live._version < layer.slicefine_slice("weight").agreed:
+        with torch.no_grad():
+            piece.live.add_(1)
+    twin(torch.randn(3, I, dtype=torch.float64))
+    torch.testing.assert_close(block(matrix_of(twin), "column"), piece.live, rtol=0, atol=0)
