@@ -121,7 +121,7 @@ def prepare(method: Method, module: Module, seed: int) -> list[Callback]:
             return [moving_slices(method, seed)]
         fixed_slices(net, method, seed)
     else:
-        name = "lora, q and v" if method.settings.get("on") == "qv" else method.kind
+        name = f"{method.kind}, q and v" if method.settings.get("on") == "qv" else method.kind
         try:
             methods.METHODS[name](net, head_of(net), targets(net), method.rank)
         except ValueError as reason:
