@@ -82,6 +82,21 @@ STUDIES = {
     "place": ("column r=32 place=first", "column r=32 place=last"),
     "unpretrained": ("probe weights=random", "column r=32 every=100 weights=random", "full weights=random"),
 }
+SLICES = ("column", "row", "alternate")
+PLACED: dict[str, tuple[str, ...] | None] = {
+    "r": None,
+    "every": None,
+    "order": ("random", "sweep", "importance"),
+    "place": ("random", "first", "last"),
+}
+ALLOWED: dict[str, dict[str, tuple[str, ...] | None]] = {  # what each kind can be told; None takes any number
+    "probe": {},
+    "bitfit": {},
+    "full": {},
+    "lora": {"r": None, "on": ("qv",)},
+    "dora": {"r": None},
+    **{axis: PLACED for axis in SLICES},
+}
 FIRST_RATES = {"full": 1e-4, "lora": 1e-3, "dora": 1e-3, "bitfit": 4e-3, "column": 2e-3, "row": 2e-3, "alternate": 2e-3}
 
 
@@ -95,8 +110,27 @@ class Method:
 
     @classmethod
     def parse(cls, line: str) -> "Method":
+        """Take a line apart.
+
+        Raises:
+            ValueError: If a method or a setting is unknown, or slices are told both to move and to stay, or neither.
+        """
         kind, *pairs = line.split()
-        return cls(line, kind, dict(pair.split("=", 1) for pair in pairs))
+        if kind not in ALLOWED:
+            raise ValueError(f"Unknown method {kind!r} in {line!r}; known are {', '.join(ALLOWED)}.")
+        allowed: dict[str, tuple[str, ...] | None] = {**ALLOWED[kind], "weights": ("random",)}
+        settings: dict[str, str] = {}
+        for pair in pairs:
+            name, _, value = pair.partition("=")
+            if name not in allowed:
+                raise ValueError(f"{kind} has no setting {name!r} (in {line!r}); it has {', '.join(allowed)}.")
+            choices = allowed[name]
+            if not (value.isdigit() and int(value) > 0 if choices is None else value in choices):
+                raise ValueError(f"{pair!r} in {line!r}: {name} is {' or '.join(choices or ('a whole number > 0',))}.")
+            settings[name] = value
+        if kind in SLICES and ("every" in settings) == ("place" in settings):
+            raise ValueError(f"{line!r}: slices move (every=100) or stay (place=random); say one of the two.")
+        return cls(line, kind, settings)
 
     @property
     def rank(self) -> int:
@@ -116,7 +150,7 @@ def prepare(method: Method, module: Module, seed: int) -> list[Callback]:
     net = module.model
     if method.settings.get("weights") == "random":
         forget(net)
-    if method.kind in ("column", "row", "alternate"):
+    if method.kind in SLICES:
         if "place" not in method.settings:
             return [moving_slices(method, seed)]
         fixed_slices(net, method, seed)
@@ -290,12 +324,16 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = Runs(arguments.out, commit())
     lines = [*(STUDIES[arguments.study] if arguments.study else ()), *arguments.methods]
+    try:
+        wanted = [Method.parse(line) for line in lines]
+    except ValueError as reason:
+        parser.error(str(reason))
     for task in arguments.tasks:
-        for line in lines:
+        for method in wanted:
             try:
-                compare(runs, task, Method.parse(line))
+                compare(runs, task, method)
             except NotThereError as reason:
-                print(f"{task}, {line}: left out. {reason}", flush=True)
+                print(f"{task}, {method.name}: left out. {reason}", flush=True)
 
 
 if __name__ == "__main__":

@@ -153,3 +153,25 @@ def test_lora_of_queries_and_values_adapts_no_other_map():
     trained = [name for name, parameter in Module.model.named_parameters() if parameter.requires_grad]
     assert {name.split(".")[0] for name in trained} == {"query", "value"}
     assert all("lora" in name for name in trained)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("adapter r=4", "Unknown method 'adapter'"),
+        ("column r=32 evry=100", "no setting 'evry'"),
+        ("dora r=16 on=qv", "dora has no setting 'on'"),
+        ("lora r=16 on=qkv", "'on=qkv'.*on is qv"),
+        ("column r=32 every=100 order=random-walk", "order is random or sweep or importance"),
+        ("lora r=0", "r is a whole number > 0"),
+        ("column r=32", "say one of the two"),
+        ("column r=32 every=100 place=first", "say one of the two"),
+    ],
+)
+def test_a_method_that_nobody_knows_is_an_error_before_any_run(line, told):
+    with pytest.raises(ValueError, match=told):
+        Method.parse(line)
+
+
+def test_all_methods_of_all_studies_are_known():
+    assert {Method.parse(line).kind for lines in accuracy.STUDIES.values() for line in lines} == set(accuracy.ALLOWED)
