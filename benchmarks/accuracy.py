@@ -113,7 +113,7 @@ class Method:
         """Take a line apart.
 
         Raises:
-            ValueError: If a method or a setting is unknown, or slices are told both to move and to stay, or neither.
+            ValueError: If a method or a setting is unknown, said twice or missing, or settings contradict each other.
         """
         kind, *pairs = line.split()
         if kind not in ALLOWED:
@@ -127,9 +127,15 @@ class Method:
             choices = allowed[name]
             if not (value.isdigit() and int(value) > 0 if choices is None else value in choices):
                 raise ValueError(f"{pair!r} in {line!r}: {name} is {' or '.join(choices or ('a whole number > 0',))}.")
+            if name in settings:
+                raise ValueError(f"{line!r} says {name} twice.")
             settings[name] = value
+        if "r" in allowed and "r" not in settings:
+            raise ValueError(f"{line!r} says no rank; add r=16, for instance.")
         if kind in SLICES and ("every" in settings) == ("place" in settings):
             raise ValueError(f"{line!r}: slices move (every=100) or stay (place=random); say one of the two.")
+        if "order" in settings and "place" in settings:
+            raise ValueError(f"{line!r}: slices that stay have no order; leave out order=.")
         return cls(line, kind, settings)
 
     @property
@@ -324,6 +330,8 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = Runs(arguments.out, commit())
     lines = [*(STUDIES[arguments.study] if arguments.study else ()), *arguments.methods]
+    if not lines:
+        parser.error("nothing to run; give --study methods, for instance, or --methods 'lora r=16'.")
     try:
         wanted = [Method.parse(line) for line in lines]
     except ValueError as reason:

@@ -5,6 +5,7 @@ python benchmarks/accuracy_report.py benchmarks/results/accuracy.jsonl --cost be
 Of each task and method the learning rate with all five seeds counts, which validation chose.  An interval is Student's,
 95 %, over the seeds: it tells how a method varies from run to run on this split, not how another test set would score.
 Differences are taken seed by seed, and over tasks as the mean of the tasks' differences, seed by seed.
+``--against "column r=32 place=random"`` takes them to slices that stay, for instance.
 """
 
 import argparse
@@ -49,7 +50,7 @@ class Estimate:
         return cls(statistics.fmean(values), float(student.ppf(0.975, len(values) - 1)) * spread)
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.half:.1f}" if self.half else f"{self.mean:.1f}"
+        return f"{self.mean:.1f} ± {self.half:.1f}"
 
 
 @dataclass(frozen=True)
@@ -100,39 +101,69 @@ def order(methods: Iterable[str]) -> list[str]:
     return sorted(methods, key=place)
 
 
-def difference(cells: Mapping[tuple[str, str], Cell], method: str, tasks: Sequence[str]) -> tuple[Estimate, int] | None:
-    """How much better than LoRA, and over how many tasks: those that have both; ``None`` where none has."""
-    both = [task for task in tasks if (task, method) in cells and (task, REFERENCE) in cells]
-    pairs = [(cells[task, method].tests, cells[task, REFERENCE].tests) for task in both]
+def difference(
+    cells: Mapping[tuple[str, str], Cell], method: str, tasks: Sequence[str], reference: str = REFERENCE
+) -> tuple[Estimate, int] | None:
+    """How much better than another method, and over how many tasks: those that have both; ``None`` where none has."""
+    both = [task for task in tasks if (task, method) in cells and (task, reference) in cells]
+    pairs = [(cells[task, method].tests, cells[task, reference].tests) for task in both]
     if not pairs:
         return None
     means = [statistics.fmean(own[i] - other[i] for own, other in pairs) for i in range(len(SEEDS))]
     return Estimate.of(means), len(pairs)
 
 
-def tables(cells: Mapping[tuple[str, str], Cell]) -> str:
-    """A table for each network: methods by tasks, in Markdown."""
-    networks = {TASKS[task].network: None for task in TASKS if any(key[0] == task for key in cells)}
-    return "\n\n".join(f"{network}\n\n{table(cells, network)}" for network in networks)
+def tables(cells: Mapping[tuple[str, str], Cell], reference: str = REFERENCE) -> str:
+    """Scores, then differences, of each network, in Markdown."""
+    told = []
+    for network in dict.fromkeys(TASKS[task].network for task in TASKS if any(key[0] == task for key in cells)):
+        told += [network, table(cells, network), f"Differences to {reference}", differences(cells, network, reference)]
+    return "\n\n".join(told)
 
 
 def table(cells: Mapping[tuple[str, str], Cell], network: str) -> str:
-    """Score (and rate) on each task; last the mean difference to LoRA in points, and over how many tasks."""
-    tasks = [task for task in TASKS if TASKS[task].network == network and any(key[0] == task for key in cells)]
-    accurate = [task for task in tasks if TASKS[task].score == "accuracy"]
+    """Methods by tasks: test score, and the learning rate in brackets."""
+    tasks = tasks_of(cells, network)
     lines = [
-        f"| method | trained | {' | '.join(f'{task} ({TASKS[task].score})' for task in tasks)} "
-        f"| against {REFERENCE} (tasks) |",
-        f"|---|---|{'---|' * (len(tasks) + 1)}",
+        f"| method | trained | {' | '.join(f'{task} ({TASKS[task].score})' for task in tasks)} |",
+        f"|---|---|{'---|' * len(tasks)}",
     ]
-    for method in order({method for task, method in cells if task in tasks}):
+    for method in methods_of(cells, tasks):
         found = [cells.get((task, method)) for task in tasks]
         trained = next(cell.trained for cell in found if cell is not None)
-        scores = ["-" if cell is None else f"{Estimate.of(cell.tests)} ({cell.rate:g})" for cell in found]
-        against = difference(cells, method, accurate)
-        told = "-" if against is None else f"{against[0].mean:+.1f} ± {against[0].half:.1f} ({against[1]})"
-        lines.append(f"| {method} | {trained:,} | {' | '.join(scores)} | {told} |")
+        lines.append(f"| {method} | {trained:,} | {' | '.join(map(shown, found))} |")
     return "\n".join(lines)
+
+
+def shown(cell: Cell | None) -> str:
+    if cell is None:
+        return "-"
+    solved = cell.rate == 0  # by a probe: one score, without seeds
+    return f"{cell.tests[0]:.1f}" if solved else f"{Estimate.of(cell.tests)} ({cell.rate:g})"
+
+
+def differences(cells: Mapping[tuple[str, str], Cell], network: str, reference: str = REFERENCE) -> str:
+    """How much better than another method, seed by seed: on each task, and in the mean of those scored by accuracy."""
+    tasks = tasks_of(cells, network)
+    accurate = [task for task in tasks if TASKS[task].score == "accuracy"]
+    lines = [f"| method | {' | '.join(tasks)} | mean accuracy (tasks) |", f"|---|{'---|' * (len(tasks) + 1)}"]
+    for method in methods_of(cells, tasks):
+        apart = [difference(cells, method, [task], reference) for task in tasks]
+        mean = difference(cells, method, accurate, reference)
+        if method == reference or not any(apart):
+            continue
+        told = ["-" if each is None else f"{each[0].mean:+.1f} ± {each[0].half:.1f}" for each in apart]
+        told.append("-" if mean is None else f"{mean[0].mean:+.1f} ± {mean[0].half:.1f} ({mean[1]})")
+        lines.append(f"| {method} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def tasks_of(cells: Mapping[tuple[str, str], Cell], network: str) -> list[str]:
+    return [task for task in TASKS if TASKS[task].network == network and any(key[0] == task for key in cells)]
+
+
+def methods_of(cells: Mapping[tuple[str, str], Cell], tasks: Sequence[str]) -> list[str]:
+    return order({method for task, method in cells if task in tasks})
 
 
 def pareto(
@@ -176,11 +207,12 @@ def main() -> None:
     """Print the table, draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
+    parser.add_argument("--against", default=REFERENCE, help=f"the method of the differences (default: {REFERENCE})")
     parser.add_argument("--cost", type=Path, help="what accuracy_cost.py measured")
     parser.add_argument("--plot", type=Path, help="PNG file for the plot")
     arguments = parser.parse_args()
     cells = read(arguments.runs)
-    print(tables(cells))
+    print(tables(cells, arguments.against))
     if arguments.plot is not None:
         costs = json.loads(arguments.cost.read_text())["methods"] if arguments.cost is not None else {}
         pareto(cells, costs, arguments.plot)

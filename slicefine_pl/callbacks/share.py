@@ -40,10 +40,6 @@ class OptimizerShare:
         """Start to train, after so many steps of an earlier run that goes on."""
         self.steps = self.first_step = steps
 
-    def has_gradients(self) -> bool:
-        """Whether a step of the optimizer has anything to apply."""
-        return any(parameter.grad is not None for parameter in updated_by(self.optimizer))
-
     def forget(self, slices: list[LiveSlice]) -> None:
         """Give slices the optimizer state of the first step; works for every torch optimizer, and keeps its groups."""
         if isinstance(self.optimizer, torch.optim.LBFGS):
@@ -53,6 +49,20 @@ class OptimizerShare:
             self.optimizer.state.pop(live.parameter, None)
             if live.parameter in self._initial:
                 self.optimizer.state[live.parameter] = deepcopy(self._initial[live.parameter])
+
+
+def has_gradients(optimizer: Optimizer) -> bool:
+    """Whether a step of the optimizer has anything to apply."""
+    return any(parameter.grad is not None for parameter in updated_by(optimizer))
+
+
+def has_stepped(optimizer: Optimizer) -> bool:
+    """Whether the call of ``step`` that ends just now changed anything; for hooks that come after it.
+
+    Where gradients overflow, a loss scaler does not call ``step``; but that of an optimizer which unscales by itself
+    (fused ones) it does, with ``found_inf``.  To read that is to wait for the device.
+    """
+    return has_gradients(optimizer) and not bool(getattr(optimizer, "found_inf", False))
 
 
 def updated_by(optimizer: Optimizer) -> list[nn.Parameter]:

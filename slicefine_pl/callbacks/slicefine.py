@@ -24,7 +24,7 @@ from slicefine_pl.callbacks.neighbours import callbacks_of, check_order
 from slicefine_pl.callbacks.processes import check_agreement, check_slicing_strategy
 from slicefine_pl.callbacks.random_state import TrainingRandomState
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
-from slicefine_pl.callbacks.share import OptimizerShare, updated_by
+from slicefine_pl.callbacks.share import OptimizerShare, has_gradients, has_stepped, updated_by
 from slicefine_pl.slicing import Axis, Backend, Order, SliceHandle, Summary, slice_model
 from slicefine_pl.slicing.positions import check_choice, check_rank
 from slicefine_pl.slicing.targets import some
@@ -282,7 +282,7 @@ class SliceFineCallback(RepeatableTraining):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         share = next(share for share in self._shares if share.optimizer is optimizer)
-        if not share.has_gradients():
+        if not has_gradients(optimizer):
             return  # training_step returned None: nothing to learn from this batch
         self._check_reached(share)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -314,7 +314,7 @@ class SliceFineCallback(RepeatableTraining):
 
     def _after_step(self, trainer: Trainer, share: OptimizerShare) -> None:
         """After the optimizer has changed the slices: put them into the weights, and move them if their time is up."""
-        if not share.has_gradients():
+        if not has_stepped(share.optimizer):
             return  # nothing to apply, or a step that was dropped
         self._check_reached(share)  # for optimizers that are stepped behind Lightning's back
         share.steps += 1

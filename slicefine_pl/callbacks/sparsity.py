@@ -22,7 +22,7 @@ from slicefine_pl.callbacks.neighbours import callbacks_of
 from slicefine_pl.callbacks.processes import check_agreement, check_pruning_strategy
 from slicefine_pl.callbacks.pruning_picture import draw_pruning
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
-from slicefine_pl.callbacks.share import updated_by
+from slicefine_pl.callbacks.share import has_stepped, updated_by
 from slicefine_pl.callbacks.sliced_masks import MaskedSlices
 from slicefine_pl.slicing.positions import check_choice
 from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, ledger, parse_pattern
@@ -206,8 +206,8 @@ class SparsityCallback(RepeatableTraining):
             self._slices.cut_gradients()
 
     def _after_step(self, trainer: Trainer, optimizer: Optimizer, counts: bool) -> None:
-        if all(parameter.grad is None for parameter in updated_by(optimizer)):
-            return  # nothing was applied
+        if not has_stepped(optimizer):
+            return
         self.masks.cut_trained(optimizer, self._scalings)
         self._steps += counts
         if counts and self._schedule is not None and self._schedule.due(self._steps):

@@ -154,8 +154,9 @@ class SliceHandle:
 
         Then the stored weights are right between steps, and whoever reads or averages them there may do so; without the
         promise each forward pass, ``state_dict`` and ``eval`` writes by itself.  A forward pass then writes only what
-        changed since, as far as torch counts changes (not ``parameter.data``), and a compiled one nothing: there, what
-        changes slices between forward passes of one step (LBFGS, SAM) has to write as well, see :meth:`stale`.
+        changed since, as far as torch counts changes (it counts neither those of ``parameter.data`` nor a fused
+        optimizer's), and a compiled one nothing: there, what changes slices between forward passes of one step (LBFGS,
+        SAM) has to write as well, see :meth:`stale`.
         """
         for layer in self._layers.values():
             layer.slicefine_trusts_weight = True
@@ -163,7 +164,8 @@ class SliceHandle:
     def stale(self) -> list[str]:
         """Names of the slices that were changed after they were last written to their weights.
 
-        What torch does not count (``parameter.data``) and changes of slices that FSDP2 has sharded are not seen.
+        What torch does not count (changes of ``parameter.data``, steps of fused optimizers) and changes of slices that
+        FSDP2 has sharded are not seen.
         """
         changed = [(name, track) for name, track in self._tracks.items() if not track.piece.agrees]
         return [name for name, track in changed if not track.layer.slicefine_is_sharded()]

@@ -81,10 +81,10 @@ class Slice(nn.Module):
     @property
     def agrees(self) -> bool:
         """Whether ``live`` holds what the stored parameter holds at its place, as far as torch counts changes."""
-        return self.agreed == self.live._version
+        return not self.live.is_inference() and self.agreed == self.live._version
 
     def _agree(self) -> None:
-        if not torch.compiler.is_compiling():
+        if not (torch.compiler.is_compiling() or self.live.is_inference()):  # inference tensors count no changes
             self.agreed = self.live._version
 
     def place(self, line: Line, indices: Sequence[int], part: Part) -> None:

@@ -83,13 +83,15 @@ def find_targets(net: nn.Module, wanted: Wanted) -> Targets:
     else:
         named = set(_matching("targets", wanted.targets, present, "layer or parameter"))
         chosen = [name for name in present if name in named]
-        _refuse(wanted.targets, {name: reasons[name] for name in chosen})
+        _refuse([present[name] for name in chosen], reasons, wanted)
     found.chosen = [present[name] for name in chosen]
     found.skipped = {name: reasons[name] or BY_NAME for name in present if name not in chosen}
     if not found.chosen:
+        room = _room(present.values(), reasons, wanted)
         raise ValueError(
             f"targets={wanted.targets!r} meets nothing that can be sliced."
             f" This network has {some(_explained(found.skipped))}."
+            + (f" Choose a rank of at most {max(room)}." if room else "")
         )
     notices = [
         _head_notice(net, found, wanted.also_train, frozen_heads=[head.name for head in heads]),
@@ -132,18 +134,35 @@ def _obstacle(candidate: Candidate, excluded: Mapping[str, set[int]], wanted: Wa
     reason = next((reason for reason, parameters in excluded.items() if id(parameter) in parameters), None)
     if reason is not None:
         return reason
+    size, line = _narrowest(candidate, wanted)
+    return f"{size} {line}s are fewer than rank={wanted.rank}" if size < wanted.rank else None
+
+
+def _narrowest(candidate: Candidate, wanted: Wanted) -> tuple[int, Line]:
+    """How many lines there are to choose from; where rows and columns alternate, of whichever there are fewer."""
     sizes: dict[Line, int] = {"row": candidate.shape[0], "column": candidate.shape[1]}
-    narrow = [f"{sizes[line]} {line}s" for line in wanted.lines if wanted.rank > sizes[line]]
-    return f"{narrow[0]} are fewer than rank={wanted.rank}" if narrow else None
+    return min((sizes[line], line) for line in wanted.lines)
 
 
-def _refuse(targets: Patterns, reasons: Mapping[str, str | None]) -> None:
+def _refuse(chosen: Iterable[Candidate], reasons: Mapping[str, str | None], wanted: Wanted) -> None:
     """Named targets must all be served; a head, or a frozen layer, is no obstacle once the user has asked for it."""
-    refused = {name: reason for name, reason in reasons.items() if reason not in (None, OUTPUT_HEAD, FROZEN)}
+    refused = [each for each in chosen if reasons[each.name] not in (None, OUTPUT_HEAD, FROZEN)]
     if refused:
+        told = _explained({each.name: reasons[each.name] for each in refused})
+        room = _room(refused, reasons, wanted)
         raise ValueError(
-            f"targets={targets!r} matches {some(_explained(refused))}. Narrow the pattern so that it leaves these out."
+            f"targets={wanted.targets!r} matches {some(told)}. Narrow the pattern so that it leaves these out"
+            + (f", or choose a rank of at most {min(room)}." if len(room) == len(refused) else ".")
         )
+
+
+def _room(candidates: Iterable[Candidate], reasons: Mapping[str, str | None], wanted: Wanted) -> list[int]:
+    """Of those that are too narrow, and have no other flaw: how many lines each has."""
+    return [_narrowest(each, wanted)[0] for each in candidates if _too_narrow(reasons[each.name], wanted)]
+
+
+def _too_narrow(reason: str | None, wanted: Wanted) -> bool:
+    return reason is not None and reason.endswith(f"are fewer than rank={wanted.rank}")
 
 
 def _matching(argument: str, patterns: Patterns, named: Mapping[str, T], noun: str) -> dict[str, T]:
@@ -180,11 +199,12 @@ def _narrow_notice(found: Targets, present: Mapping[str, Candidate], wanted: Wan
     narrow = [
         f"{name} ({reason})"
         for name, reason in found.skipped.items()
-        if wanted.targets is None and present[name].layer and f"rank={wanted.rank}" in reason
+        if wanted.targets is None and present[name].layer and _too_narrow(reason, wanted)
     ]
     if not narrow:
         return None
-    return f"Left frozen: {some(narrow)}. A smaller rank, axis='row', or also_train would reach them."
+    other = "row" if "column" in wanted.lines else "column"
+    return f"Left frozen: {some(narrow)}. A smaller rank, axis={other!r}, or also_train would reach them."
 
 
 def _explained(reasons: Mapping[str, str | None]) -> list[str]:

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
@@ -81,6 +82,21 @@ def test_every_forward_pass_has_the_zeros_of_the_schedule(start, end, interval, 
     assert seen == zeros_by_step(0.7, start, end, interval, 10)
     assert callback.masks.sparsity == pytest.approx(67 / 96)
     assert (module.head.weight != 0).all()
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["unscaled", "unscales by itself"])
+def test_steps_that_a_loss_scaler_skips_do_not_count(fused):
+    """The first three losses overflow; a fused optimizer is called even so, and told to skip."""
+
+    class Overflows(Module):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (math.inf if batch_idx < 3 else 1)
+
+    module = Overflows(lambda parameters: torch.optim.AdamW(parameters, lr=0.05, fused=fused))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1000)
+    callback = SparsityCallback(0.7, targets="trunk", start=2, end=6, interval=2)
+    trainer(callback, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]).fit(module, loader())
+    assert [zeros for _, zeros in module.seen] == [(0, 0)] * 3 + zeros_by_step(0.7, 2, 6, 2, 7)
 
 
 def test_fractions_are_those_of_the_run():

@@ -151,6 +151,11 @@ def test_attention_of_torch_is_sliced_in_four_parts():
     assert [live.name.split("self_attention.")[1] for live in handle] == parts
 
 
+def test_where_outputs_are_too_few_columns_are_advised():
+    with pytest.warns(UserWarning, match=r"Left frozen: 0 \(2 rows are fewer than rank=4\).*axis='column'"):
+        slice_model(nn.Sequential(nn.Linear(9, 2), nn.Linear(2, 9)), rank=4, axis="row")
+
+
 def test_layers_narrower_than_the_rank_are_left_out_and_told():
     net = torchvision.models.resnet18(num_classes=3)
     with pytest.warns(UserWarning, match=r"Left frozen: conv1 \(3 columns are fewer than rank=4\)"):
