@@ -87,7 +87,7 @@ def find_targets(net: nn.Module, wanted: Wanted) -> Targets:
     found.chosen = [present[name] for name in chosen]
     found.skipped = {name: reasons[name] or BY_NAME for name in present if name not in chosen}
     if not found.chosen:
-        room = _room(present.values(), reasons, wanted)
+        room = _room((present[name] for name in named), reasons, wanted)
         raise ValueError(
             f"targets={wanted.targets!r} meets nothing that can be sliced."
             f" This network has {some(_explained(found.skipped))}."
@@ -132,8 +132,10 @@ def _obstacle(candidate: Candidate, excluded: Mapping[str, set[int]], wanted: Wa
     if wanted.backend == "compact" and candidate.kind is MaskedLayer:
         return f"no compact kind; these are {COMPACT}"
     reason = next((reason for reason, parameters in excluded.items() if id(parameter) in parameters), None)
-    if reason is not None:
-        return reason
+    return reason or _too_narrow(candidate, wanted)
+
+
+def _too_narrow(candidate: Candidate, wanted: Wanted) -> str | None:
     size, line = _narrowest(candidate, wanted)
     return f"{size} {line}s are fewer than rank={wanted.rank}" if size < wanted.rank else None
 
@@ -157,12 +159,12 @@ def _refuse(chosen: Iterable[Candidate], reasons: Mapping[str, str | None], want
 
 
 def _room(candidates: Iterable[Candidate], reasons: Mapping[str, str | None], wanted: Wanted) -> list[int]:
-    """Of those that are too narrow, and have no other flaw: how many lines each has."""
-    return [_narrowest(each, wanted)[0] for each in candidates if _too_narrow(reasons[each.name], wanted)]
-
-
-def _too_narrow(reason: str | None, wanted: Wanted) -> bool:
-    return reason is not None and reason.endswith(f"are fewer than rank={wanted.rank}")
+    """Of those left out for nothing but too few lines: how many each has."""
+    return [
+        _narrowest(each, wanted)[0]
+        for each in candidates
+        if reasons[each.name] is not None and reasons[each.name] == _too_narrow(each, wanted)
+    ]
 
 
 def _matching(argument: str, patterns: Patterns, named: Mapping[str, T], noun: str) -> dict[str, T]:
@@ -199,7 +201,7 @@ def _narrow_notice(found: Targets, present: Mapping[str, Candidate], wanted: Wan
     narrow = [
         f"{name} ({reason})"
         for name, reason in found.skipped.items()
-        if wanted.targets is None and present[name].layer and _too_narrow(reason, wanted)
+        if wanted.targets is None and present[name].layer and reason == _too_narrow(present[name], wanted)
     ]
     if not narrow:
         return None

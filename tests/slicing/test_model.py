@@ -248,6 +248,13 @@ def test_bad_settings_are_refused_and_change_nothing(settings, message):
     assert type(net[0]) is nn.Linear
 
 
+def test_the_rank_that_would_fit_is_that_of_a_layer_sliced_by_default():
+    """Not of the embedding, which has more columns and is sliced only when named."""
+    net = nn.Sequential(nn.Embedding(50, 15), nn.Linear(10, 3))
+    with pytest.raises(ValueError, match=r"meets nothing .* Choose a rank of at most 10\.$"):
+        slice_model(net, rank=20, also_train="bias")
+
+
 def test_an_average_of_the_weights_is_exact_when_the_caller_writes_after_each_step():
     """torch's AveragedModel beside moving slices: trust the weights, write, and close the copy without a handle."""
     net = network()
