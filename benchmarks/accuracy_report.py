@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accuracy import SEEDS, TUNING_SEEDS, Method
+from accuracy import SEEDS, STUDIES, TUNING_SEEDS, Method
 from scipy.stats import t as student
 from tasks import TASKS
 
@@ -49,8 +49,8 @@ class Estimate:
         spread = statistics.stdev(values) / len(values) ** 0.5
         return cls(statistics.fmean(values), float(student.ppf(0.975, len(values) - 1)) * spread)
 
-    def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.half:.1f}"
+    def __format__(self, spec: str) -> str:
+        return f"{self.mean:{spec}} ± {self.half:{spec.removeprefix('+')}}"
 
 
 @dataclass(frozen=True)
@@ -131,15 +131,19 @@ def table(cells: Mapping[tuple[str, str], Cell], network: str) -> str:
     for method in methods_of(cells, tasks):
         found = [cells.get((task, method)) for task in tasks]
         trained = next(cell.trained for cell in found if cell is not None)
-        lines.append(f"| {method} | {trained:,} | {' | '.join(map(shown, found))} |")
+        lines.append(f"| {method} | {trained:,} | {' | '.join(map(shown, tasks, found))} |")
     return "\n".join(lines)
 
 
-def shown(cell: Cell | None) -> str:
+def shown(task: str, cell: Cell | None) -> str:
     if cell is None:
         return "-"
     solved = cell.rate == 0  # by a probe: one score, without seeds
-    return f"{cell.tests[0]:.1f}" if solved else f"{Estimate.of(cell.tests)} ({cell.rate:g})"
+    return f"{cell.tests[0]:.1f}" if solved else f"{Estimate.of(cell.tests):{digits(task)}} ({cell.rate:g})"
+
+
+def digits(task: str) -> str:
+    return ".3f" if TASKS[task].score == "perplexity" else ".1f"
 
 
 def differences(cells: Mapping[tuple[str, str], Cell], network: str, reference: str = REFERENCE) -> str:
@@ -152,8 +156,8 @@ def differences(cells: Mapping[tuple[str, str], Cell], network: str, reference: 
         mean = difference(cells, method, accurate, reference)
         if method == reference or not any(apart):
             continue
-        told = ["-" if each is None else f"{each[0].mean:+.1f} ± {each[0].half:.1f}" for each in apart]
-        told.append("-" if mean is None else f"{mean[0].mean:+.1f} ± {mean[0].half:.1f} ({mean[1]})")
+        told = ["-" if each is None else f"{each[0]:+{digits(task)}}" for task, each in zip(tasks, apart, strict=True)]
+        told.append("-" if mean is None else f"{mean[0]:+.1f} ({mean[1]})")
         lines.append(f"| {method} | {' | '.join(told)} |")
     return "\n".join(lines)
 
@@ -172,34 +176,42 @@ def pareto(
     path: Path,
     network: str = "MiniLM",
 ) -> None:
-    """Draw mean accuracy against trained parameters, step time and memory, of the methods that all tasks have."""
+    """Draw accuracy against trained parameters, step time and memory: of the task with most methods, and of all tasks.
+
+    Methods are those that differ in cost: how often slices move, and where to, are drawn for one interval.
+    """
     from matplotlib.figure import Figure
 
+    drawn = order({*STUDIES["methods"], *STUDIES["rank"]} & {method for _, method in cells})
     same = [task for task in TASKS if TASKS[task].network == network and TASKS[task].score == "accuracy"]
     tasks = [task for task in same if (task, REFERENCE) in cells]
-    methods = [name for name in order({key[1] for key in cells})
-               if "weights=random" not in name and all((task, name) in cells for task in tasks)]  # fmt: skip
-    means = {
-        name: Estimate.of([statistics.fmean(cells[t, name].tests[i] for t in tasks) for i in range(len(SEEDS))])
-        for name in methods
-    }
-    axes_of = [
-        ("trained numbers", {name: float(cells[tasks[0], name].trained) for name in methods}, "log"),
-        ("step time / floor", {name: costs[name]["time"] for name in methods if name in costs}, "linear"),
-        ("memory beyond the weights, MB", {name: costs[name]["memory_mb"] for name in methods if name in costs}, "log"),
-    ]
-    figure = Figure(figsize=(15, 5.2), layout="constrained", dpi=110)
-    for place, (label, values, scale) in enumerate(axes_of):
-        axes = figure.add_subplot(1, len(axes_of), place + 1)
-        for name, value in values.items():
-            method = Method.parse(name)
-            inside = "white" if "place" in method.settings else COLOURS[method.kind]  # open where slices never move
-            axes.errorbar(value, means[name].mean, means[name].half, fmt="o", color=COLOURS[method.kind], mfc=inside,
-                          markersize=4 + method.rank**0.5, alpha=0.85, capsize=2, label=name)  # fmt: skip
-        axes.set(xlabel=label, ylabel="mean test accuracy, %", xscale=scale)
-        axes.grid(alpha=0.3)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    figure.suptitle(f"Accuracy against cost: mean of {', '.join(tasks)}; bars: 95 % over {len(SEEDS)} seeds")
+    most = max(tasks, key=lambda task: sum((task, name) in cells for name in drawn))
+    rows = [[most], tasks] if len(tasks) > 1 else [tasks]
+    figure = Figure(figsize=(15, 4.6 * len(rows)), layout="constrained", dpi=110)
+    grid = figure.subplots(len(rows), 3, squeeze=False)
+    for row, averaged in zip(grid, rows, strict=True):
+        means = {
+            name: Estimate.of([statistics.fmean(cells[t, name].tests[i] for t in averaged) for i in range(len(SEEDS))])
+            for name in drawn
+            if all((task, name) in cells for task in averaged)
+        }
+        paid = {name: costs[name] for name in means if name in costs}
+        for axes, label, values, scale in (
+            (row[0], "trained numbers", {name: cells[averaged[0], name].trained for name in means}, "log"),
+            (row[1], "step time / floor", {name: cost["time"] for name, cost in paid.items()}, "linear"),
+            (row[2], "memory beyond the weights, MB", {name: cost["memory_mb"] for name, cost in paid.items()}, "linear"),
+        ):
+            for name, value in values.items():
+                method = Method.parse(name)
+                colour, stays = COLOURS[method.kind], "place" in method.settings  # open where slices never move
+                marker = "s" if "on" in method.settings else "o"
+                axes.errorbar(value, means[name].mean, means[name].half, fmt=marker, color=colour, capsize=2,
+                              mfc="white" if stays else colour, markersize=4 + method.rank**0.5, alpha=0.85,
+                              label=name)  # fmt: skip
+            axes.set(xlabel=label, ylabel=f"{', '.join(averaged)}: accuracy, %", xscale=scale)
+            axes.grid(alpha=0.3)
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    figure.suptitle(f"Test accuracy against cost, lower row: mean over sets; bars: 95 % over {len(SEEDS)} seeds")
     figure.savefig(path)
 
 
