@@ -118,6 +118,7 @@ def tables(cells: Mapping[tuple[str, str], Cell], reference: str = REFERENCE) ->
     told = []
     for network in dict.fromkeys(TASKS[task].network for task in TASKS if any(key[0] == task for key in cells)):
         told += [network, table(cells, network), f"Differences to {reference}", differences(cells, network, reference)]
+    told += [f"Differences to {reference}, mean accuracy over all networks", overall(cells, reference)]
     return "\n\n".join(told)
 
 
@@ -162,6 +163,17 @@ def differences(cells: Mapping[tuple[str, str], Cell], network: str, reference: 
     return "\n".join(lines)
 
 
+def overall(cells: Mapping[tuple[str, str], Cell], reference: str = REFERENCE) -> str:
+    """How much better than another method in the mean of all tasks scored by accuracy, whatever their network."""
+    accurate = [task for task in TASKS if TASKS[task].score == "accuracy"]
+    lines = ["| method | mean accuracy | tasks |", "|---|---|---|"]
+    for method in methods_of(cells, accurate):
+        found = difference(cells, method, accurate, reference)
+        if method != reference and found is not None:
+            lines.append(f"| {method} | {found[0]:+.1f} | {found[1]} |")
+    return "\n".join(lines)
+
+
 def tasks_of(cells: Mapping[tuple[str, str], Cell], network: str) -> list[str]:
     return [task for task in TASKS if TASKS[task].network == network and any(key[0] == task for key in cells)]
 
@@ -196,10 +208,13 @@ def pareto(
             if all((task, name) in cells for task in averaged)
         }
         paid = {name: costs[name] for name in means if name in costs}
+        trained = {name: cells[averaged[0], name].trained for name in means}
+        time = {name: cost["time"] for name, cost in paid.items()}
+        memory = {name: cost["memory_mb"] for name, cost in paid.items()}
         for axes, label, values, scale in (
-            (row[0], "trained numbers", {name: cells[averaged[0], name].trained for name in means}, "log"),
-            (row[1], "step time / floor", {name: cost["time"] for name, cost in paid.items()}, "linear"),
-            (row[2], "memory beyond the weights, MB", {name: cost["memory_mb"] for name, cost in paid.items()}, "linear"),
+            (row[0], "trained numbers", trained, "log"),
+            (row[1], "step time / floor", time, "linear"),
+            (row[2], "memory beyond the weights, MB", memory, "linear"),
         ):
             for name, value in values.items():
                 method = Method.parse(name)

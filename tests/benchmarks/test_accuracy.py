@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accuracy import SEEDS, Method, NotThereError, Runs, fixed_slices, prepare, search
-from accuracy_report import Estimate, difference, pareto, read, table
+from accuracy_report import Estimate, difference, overall, pareto, read, table
 from scipy import stats
 from torch import nn
 
@@ -95,6 +95,19 @@ def test_difference_is_the_paired_one(runs):
     low, high = stats.t.interval(0.95, 4, loc=pairs.mean(), scale=stats.sem(pairs))
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
     assert difference(read(runs), "full", [TASK]) is None
+
+
+def test_the_mean_over_networks_is_of_the_tasks_that_have_both_methods(runs):
+    """On the digits slices are two points ahead in every seed, so all of the spread is that of the text."""
+    rows = [*rows_of("column r=32 every=100", 1e-3, [0.92] * 5), *rows_of("lora r=16", 1e-3, [0.90] * 5)]
+    with runs.open("a") as file:
+        file.writelines(json.dumps(row | {"task": "digits"}) + "\n" for row in rows)
+    pairs = (100 * (np.array(SLICES) - np.array(LORA)) + 2) / 2
+    half = stats.sem(pairs) * stats.t.ppf(0.975, 4)
+    assert overall(read(runs)).splitlines()[2:] == [
+        "| probe | -12.0 ± 2.0 | 1 |",
+        f"| column r=32 every=100 | {pairs.mean():+.1f} ± {half:.1f} | 2 |",
+    ]
 
 
 def test_table_and_plot_show_every_whole_cell(runs, tmp_path):
