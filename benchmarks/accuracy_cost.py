@@ -29,7 +29,8 @@ from train_step import bytes_of
 
 from slicefine_pl.slicing import SliceHandle, slice_model
 
-LINES = ["floor", *(line for study in ("methods", "rank") for line in STUDIES[study] if line != "probe")]
+FLOOR = "floor"
+LINES = [FLOOR, *(line for study in ("methods", "rank") for line in STUDIES[study] if line != "probe")]
 
 
 def loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -38,14 +39,13 @@ def loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 def enter(task: str, line: str, batch: dict[str, Tensor]) -> Contestant:
     """A network that is ready for one of the methods; slices that move are opened without the callback."""
-    method = Method.parse(line)
     module, _ = TASKS[task].build(0, 1e-4, 1e-3)
     handle: SliceHandle | None = None
-    if "every" in method.settings:
+    if line == FLOOR:
+        methods.floor(module.model, head_of(module.model), targets(module.model), 1)
+    elif "every" in (method := Method.parse(line)).settings:
         handle = slice_model(module.model, rank=method.rank, axis=method.kind)  # type: ignore[arg-type]
         handle.trust_weights()  # the contestant writes after each step, as the callback does
-    elif line == "floor":
-        methods.floor(module.model, head_of(module.model), targets(module.model), 1)
     else:
         prepare(method, module, 0)
     own = Task(module.train(), batch, loss, head="")
@@ -80,8 +80,8 @@ def measure(task: str, rounds: int) -> dict[str, dict[str, Any]]:
         kept[line] = bytes_of(one, "cpu")
     rows: dict[str, dict[str, Any]] = {}
     for line, each in kept.items():
-        ratio = percentiles([row[line] / row["floor"] for row in times])
-        memory = {"memory_mb": round(each["sum_mb"] - kept["floor"]["parameters_mb"], 2), "saved_mb": each["saved_mb"]}
+        ratio = percentiles([row[line] / row[FLOOR] for row in times])
+        memory = {"memory_mb": round(each["sum_mb"] - kept[FLOOR]["parameters_mb"], 2), "saved_mb": each["saved_mb"]}
         rows[line] = {"time": ratio["median"], "time_spread": [ratio["p16"], ratio["p84"]], **memory}
     return rows
 
