@@ -136,6 +136,9 @@ def _obstacle(candidate: Candidate, excluded: Mapping[str, set[int]], wanted: Wa
 
 
 def _too_narrow(candidate: Candidate, wanted: Wanted) -> str | None:
+    """That there are fewer lines than the rank, if so; of a lazy layer nothing is known."""
+    if nn.parameter.is_lazy(candidate.parameter):
+        return None
     size, line = _narrowest(candidate, wanted)
     return f"{size} {line}s are fewer than rank={wanted.rank}" if size < wanted.rank else None
 

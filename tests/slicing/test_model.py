@@ -255,6 +255,13 @@ def test_the_rank_that_would_fit_is_that_of_a_layer_sliced_by_default():
         slice_model(net, rank=20, also_train="bias")
 
 
+@pytest.mark.parametrize("settings", [{"targets": "1"}, {"rank": 30}])
+def test_a_layer_without_a_shape_yet_is_refused_by_that_reason(settings):
+    net = nn.Sequential(nn.Linear(20, 20), nn.LazyLinear(20))
+    with pytest.raises(ValueError, match=r"1 \(not initialised yet\)"):
+        slice_model(net, **({"rank": 4, "also_train": "bias"} | settings))
+
+
 def test_an_average_of_the_weights_is_exact_when_the_caller_writes_after_each_step():
     """torch's AveragedModel beside moving slices: trust the weights, write, and close the copy without a handle."""
     net = network()
