@@ -9,6 +9,7 @@ A run is a task (``tasks.py``), a method, a learning rate and a seed.  A method 
     lora r=16 on=qv                                       on queries and values alone, the choice of LoRA's authors
     column r=32 every=100 order=random                    or row, alternate; order sweep, importance
     column r=32 place=random                              never moved; or place=first, place=last
+    column r=128 place=random on=qv                       in queries and values alone
     ... weights=random                                    the same from a network that was never pretrained
 
 For each task and method the learning rate is searched by doubling and halving: the mean validation loss over the seeds
@@ -23,6 +24,7 @@ that a stopped benchmark goes on.  ``accuracy_report.py`` makes tables and plots
 import argparse
 import json
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -78,15 +80,24 @@ STUDIES = {
         "column r=8 every=30",
         "column r=8 every=30 order=importance",
     ),
-    "long": ("lora r=4", "column r=8 place=random", "column r=8 every=100"),  # for "tweets, 4 epochs"
+    "long": (  # for "tweets, 4 epochs"
+        "lora r=16",
+        "column r=8 place=random",
+        "column r=8 every=100",
+        "column r=32 place=random",
+        "column r=32 every=100",
+    ),
+    "queries": ("column r=16 place=random on=qv", "column r=128 place=random on=qv"),
     "place": ("column r=32 place=first", "column r=32 place=last"),
     "unpretrained": ("probe weights=random", "column r=32 every=100 weights=random", "full weights=random"),
 }
 SLICES = ("column", "row", "alternate")
 PLACED: dict[str, tuple[str, ...] | None] = {
     "r": None,
+    "on": ("qv",),
     "every": None,
     "order": ("random", "sweep", "importance"),
+    "queries": ("column r=16 place=random on=qv", "column r=128 place=random on=qv"),
     "place": ("random", "first", "last"),
 }
 ALLOWED: dict[str, dict[str, tuple[str, ...] | None]] = {  # what each kind can be told; None takes any number
@@ -158,15 +169,29 @@ def prepare(method: Method, module: Module, seed: int) -> list[Callback]:
         forget(net)
     if method.kind in SLICES:
         if "place" not in method.settings:
-            return [moving_slices(method, seed)]
-        fixed_slices(net, method, seed)
+            return [moving_slices(method, seed, named(method, net))]
+        fixed_slices(net, method, seed, named(method, net))
     else:
-        name = f"{method.kind}, q and v" if method.settings.get("on") == "qv" else method.kind
         try:
-            methods.METHODS[name](net, head_of(net), targets(net), method.rank)
+            methods.METHODS[method.kind](net, head_of(net), layers_of(method, net), method.rank)
         except ValueError as reason:
             raise NotThereError(str(reason)) from reason
     return []
+
+
+def layers_of(method: Method, net: nn.Module) -> list[str]:
+    """The layers that a method works on."""
+    return methods.queries_and_values(targets(net)) if "on" in method.settings else targets(net)
+
+
+def named(method: Method, net: nn.Module) -> list[str] | None:
+    """Patterns of the layers that slices lie in, with or without a module around the network; ``None`` for all."""
+    if "on" not in method.settings:
+        return None
+    try:
+        return [rf"(^|\.){re.escape(name)}$" for name in layers_of(method, net)]
+    except ValueError as reason:
+        raise NotThereError(str(reason)) from reason
 
 
 def head_of(net: nn.Module) -> str | None:
@@ -182,8 +207,9 @@ def targets(net: nn.Module) -> list[str]:
     return names
 
 
-def moving_slices(method: Method, seed: int) -> SliceFineCallback:
+def moving_slices(method: Method, seed: int, layers: list[str] | None) -> SliceFineCallback:
     return SliceFineCallback(
+        targets=layers,
         rank=method.rank,
         axis=method.kind,  # type: ignore[arg-type]
         interval=int(method.settings["every"]),
@@ -192,9 +218,9 @@ def moving_slices(method: Method, seed: int) -> SliceFineCallback:
     )
 
 
-def fixed_slices(net: nn.Module, method: Method, seed: int) -> None:
+def fixed_slices(net: nn.Module, method: Method, seed: int, layers: list[str] | None = None) -> None:
     """Open slices that never move: at the lowest, at the highest, or at random columns of each matrix."""
-    handle = slice_model(net, rank=method.rank, axis=method.kind, seed=seed)  # type: ignore[arg-type]
+    handle = slice_model(net, rank=method.rank, axis=method.kind, targets=layers, seed=seed)  # type: ignore[arg-type]
     place, state = method.settings["place"], handle.state_dict()
     if place == "random":
         return

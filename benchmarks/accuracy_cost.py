@@ -30,7 +30,7 @@ from train_step import bytes_of
 from slicefine_pl.slicing import SliceHandle, slice_model
 
 FLOOR = "floor"
-LINES = [FLOOR, *(line for study in ("methods", "rank") for line in STUDIES[study] if line != "probe")]
+LINES = [FLOOR, *(line for study in ("methods", "rank", "queries") for line in STUDIES[study] if line != "probe")]
 
 
 def loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -16,11 +16,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accuracy import SEEDS, STUDIES, TUNING_SEEDS, Method
 from scipy.stats import t as student
 from tasks import TASKS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 REFERENCE = "lora r=16"
 COLOURS = {  # Okabe & Ito: apart for colour-blind eyes too
@@ -150,7 +153,7 @@ def digits(task: str) -> str:
 def differences(cells: Mapping[tuple[str, str], Cell], network: str, reference: str = REFERENCE) -> str:
     """How much better than another method, seed by seed: on each task, and in the mean of those scored by accuracy."""
     tasks = tasks_of(cells, network)
-    accurate = [task for task in tasks if TASKS[task].score == "accuracy"]
+    accurate = accuracies(tasks)
     lines = [f"| method | {' | '.join(tasks)} | mean accuracy (tasks) |", f"|---|{'---|' * (len(tasks) + 1)}"]
     for method in methods_of(cells, tasks):
         apart = [difference(cells, method, [task], reference) for task in tasks]
@@ -165,13 +168,18 @@ def differences(cells: Mapping[tuple[str, str], Cell], network: str, reference: 
 
 def overall(cells: Mapping[tuple[str, str], Cell], reference: str = REFERENCE) -> str:
     """How much better than another method in the mean of all tasks scored by accuracy, whatever their network."""
-    accurate = [task for task in TASKS if TASKS[task].score == "accuracy"]
+    accurate = accuracies(TASKS)
     lines = ["| method | mean accuracy | tasks |", "|---|---|---|"]
     for method in methods_of(cells, accurate):
         found = difference(cells, method, accurate, reference)
         if method != reference and found is not None:
             lines.append(f"| {method} | {found[0]:+.1f} | {found[1]} |")
     return "\n".join(lines)
+
+
+def accuracies(tasks: Iterable[str]) -> list[str]:
+    """Those whose mean is taken."""
+    return [task for task in tasks if TASKS[task].score == "accuracy" and TASKS[task].averaged]
 
 
 def tasks_of(cells: Mapping[tuple[str, str], Cell], network: str) -> list[str]:
@@ -194,40 +202,57 @@ def pareto(
     """
     from matplotlib.figure import Figure
 
-    drawn = order({*STUDIES["methods"], *STUDIES["rank"]} & {method for _, method in cells})
-    same = [task for task in TASKS if TASKS[task].network == network and TASKS[task].score == "accuracy"]
+    drawn = order(
+        {line for study in ("methods", "rank", "queries") for line in STUDIES[study]} & {method for _, method in cells}
+    )
+    same = [task for task in accuracies(TASKS) if TASKS[task].network == network]
     tasks = [task for task in same if (task, REFERENCE) in cells]
     most = max(tasks, key=lambda task: sum((task, name) in cells for name in drawn))
     rows = [[most], tasks] if len(tasks) > 1 else [tasks]
     figure = Figure(figsize=(15, 4.6 * len(rows)), layout="constrained", dpi=110)
     grid = figure.subplots(len(rows), 3, squeeze=False)
     for row, averaged in zip(grid, rows, strict=True):
-        means = {
-            name: Estimate.of([statistics.fmean(cells[t, name].tests[i] for t in averaged) for i in range(len(SEEDS))])
-            for name in drawn
-            if all((task, name) in cells for task in averaged)
-        }
-        paid = {name: costs[name] for name in means if name in costs}
-        trained = {name: cells[averaged[0], name].trained for name in means}
-        time = {name: cost["time"] for name, cost in paid.items()}
-        memory = {name: cost["memory_mb"] for name, cost in paid.items()}
-        for axes, label, values, scale in (
-            (row[0], "trained numbers", trained, "log"),
-            (row[1], "step time / floor", time, "linear"),
-            (row[2], "memory beyond the weights, MB", memory, "linear"),
-        ):
-            for name, value in values.items():
-                method = Method.parse(name)
-                colour, stays = COLOURS[method.kind], "place" in method.settings  # open where slices never move
-                marker = "s" if "on" in method.settings else "o"
-                axes.errorbar(value, means[name].mean, means[name].half, fmt=marker, color=colour, capsize=2,
-                              mfc="white" if stays else colour, markersize=4 + method.rank**0.5, alpha=0.85,
-                              label=name)  # fmt: skip
-            axes.set(xlabel=label, ylabel=f"{', '.join(averaged)}: accuracy, %", xscale=scale)
-            axes.grid(alpha=0.3)
+        draw(row, cells, costs, averaged, [name for name in drawn if all((task, name) in cells for task in averaged)])
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     figure.suptitle(f"Test accuracy against cost, lower row: mean over sets; bars: 95 % over {len(SEEDS)} seeds")
     figure.savefig(path)
+
+
+def draw(
+    row: Sequence["Axes"],
+    cells: Mapping[tuple[str, str], Cell],
+    costs: Mapping[str, Mapping[str, float]],
+    tasks: Sequence[str],
+    names: Sequence[str],
+) -> None:
+    """Mean accuracy over tasks against each of the three costs; open markers never move, squares are on part alone."""
+    values: dict[str, dict[str, float]] = {
+        "trained numbers": {name: cells[tasks[0], name].trained for name in names},
+        "step time / floor": {name: costs[name]["time"] for name in names if name in costs},
+        "memory beyond the weights, MB": {name: costs[name]["memory_mb"] for name in names if name in costs},
+    }
+    for axes, (label, paid) in zip(row, values.items(), strict=True):
+        for name, value in paid.items():
+            method = Method.parse(name)
+            mean = Estimate.of(
+                [statistics.fmean(cells[task, name].tests[i] for task in tasks) for i in range(len(SEEDS))]
+            )
+            colour = COLOURS[method.kind]
+            axes.errorbar(
+                value,
+                mean.mean,
+                mean.half,
+                fmt="s" if "on" in method.settings else "o",
+                color=colour,
+                mfc="white" if "place" in method.settings else colour,
+                markersize=4 + method.rank**0.5,
+                capsize=2,
+                alpha=0.85,
+                label=name,
+            )
+        axes.set(xlabel=label, ylabel=f"{', '.join(tasks)}: accuracy, %")
+        axes.grid(alpha=0.3)
+    row[0].set_xscale("log")
 
 
 def main() -> None:

@@ -115,14 +115,23 @@ def lora(net: nn.Module, head: str | None, targets: list[str], rank: int) -> Non
 
 def lora_query_value(net: nn.Module, head: str | None, targets: list[str], rank: int) -> None:
     """Put LoRA beside the queries and values of attention alone, its authors' own choice; beside qkv where fused."""
+    lora(net, head, queries_and_values(targets), rank)
+
+
+def queries_and_values(targets: list[str]) -> list[str]:
+    """Those layers that are named as a query or value, or as the two in one.
+
+    Raises:
+        ValueError: If none is.
+    """
     last = {name: name.rpartition(".")[2] for name in targets}
     chosen = [name for name in targets if last[name] in QUERY_AND_VALUE | FUSED]
     if not chosen:
         raise ValueError(
             f"No target is named as a query or value; the network's are named {sorted(set(last.values()))}, known are "
-            f"{sorted(QUERY_AND_VALUE | FUSED)}. Choose lora, which adapts all targets."
+            f"{sorted(QUERY_AND_VALUE | FUSED)}. Choose a method that works on all targets."
         )
-    lora(net, head, chosen, rank)
+    return chosen
 
 
 def dora(net: nn.Module, head: str | None, targets: list[str], rank: int) -> None:
