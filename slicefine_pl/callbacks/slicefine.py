@@ -72,8 +72,8 @@ class SliceFineCallback(RepeatableTraining):
         interval: Optimizer steps for which a slice stays live; ``None`` never moves it.  In runs of some 200 steps
             moving gained nothing, and cost 0.4 points with an interval of 0.7 around it, in the mean of five sets
             (docs/accuracy.md); in longer ones it reaches more of the weights than R lines.
-        order: ``"sweep"``, ``"random"`` or ``"importance"``, see :func:`slicefine_pl.slicing.slice_model`.  Lines
-            spread at random learned more than neighbouring ones where it was measured (LOG.md).
+        order: ``"sweep"``, ``"random"`` or ``"importance"``, see :func:`slicefine_pl.slicing.slice_model`.  None was
+            ahead of the others by more than the noise on the tweets (docs/accuracy.md).
         targets: Regular expressions searched in module names; ``None`` takes every linear map, convolution and
             attention but output heads, tied weights, weights that are frozen already, and those narrower than ``rank``.
             Embeddings and raw parameters are sliced where a pattern names them.
