@@ -13,12 +13,13 @@ A run is a task (``tasks.py``), a method, a learning rate and a seed.  A method 
     ... weights=random                                    the same from a network that was never pretrained
 
 For each task and method the learning rate is searched by doubling and halving: the mean validation loss over the seeds
-0 and 1 decides, and the search goes on past its ends while that still gains a hundredth.  Five seeds (0 to 4) are
-trained at that rate and scored on the test set, which takes no part in any choice.  A seed decides the new head's
-start, the order of the batches, dropout, and where slices lie; the split of the data is fixed.  The head's own rate is
-the same for all methods.  The linear head (probe) is solved, on all training data, also where the others get fewer
-steps than an epoch.  A line of JSON a run is added to the file, and a run that stands there is not repeated, so
-that a stopped benchmark goes on.  ``accuracy_report.py`` makes tables and plots of the file.
+0 and 1 decides, and the search goes on past its ends while that still gains a hundredth.  ``--choose score`` takes the
+mean validation score instead: over several epochs the loss grows with the confidence while the accuracy still rises.
+Five seeds (0 to 4) are trained at that rate and scored on the test set, which takes no part in any choice.  A seed
+decides the new head's start, the order of the batches, dropout, and where slices lie; the split of the data is fixed.
+The head's own rate is the same for all methods.  The linear head (probe) is solved, on all training data, also where
+the others get fewer steps than an epoch.  A line of JSON a run is added to the file, and a run that stands there is
+not repeated, so that a stopped benchmark goes on.  ``accuracy_report.py`` makes tables and plots of the file.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ ALLOWED: dict[str, dict[str, tuple[str, ...] | None]] = {  # what each kind can 
     "dora": {"r": None},
     **{axis: PLACED for axis in SLICES},
 }
+CHOICES = ("loss", "score")
 FIRST_RATES = {"full": 1e-4, "lora": 1e-3, "dora": 1e-3, "bitfit": 4e-3, "column": 2e-3, "row": 2e-3, "alternate": 2e-3}
 
 
@@ -332,14 +334,24 @@ def search(loss: Callable[[float], float], first: float) -> float:
     return float(f"{first * 2.0 ** min(found, key=lambda power: found[power]):.3g}")
 
 
-def compare(runs: Runs, task: str, method: Method) -> None:
+def miss(task: str, row: Mapping[str, Any], choose: str) -> float:
+    """What the choice of a learning rate makes small on validation: the loss, or what is missing to a perfect score.
+
+    Equal scores are told apart by the loss; a language model's perplexity is the exponential of its loss.
+    """
+    if choose == "loss" or TASKS[task].score == "perplexity":
+        return float(row["val_loss"])
+    return 1 - float(row["val"]) + 1e-6 * float(row["val_loss"])
+
+
+def compare(runs: Runs, task: str, method: Method, choose: str = "loss") -> None:
     """Find the rate of a method, and train its seeds."""
     if method.kind == "probe":
         runs.get(task, method, 0.0, 0)
         return
 
     def loss(rate: float) -> float:
-        return sum(float(runs.get(task, method, rate, seed)["val_loss"]) for seed in TUNING_SEEDS)
+        return sum(miss(task, runs.get(task, method, rate, seed), choose) for seed in TUNING_SEEDS)
 
     rate = search(loss, first=FIRST_RATES[method.kind])
     for seed in SEEDS:
@@ -352,6 +364,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--study", choices=STUDIES, help="a list of methods; see STUDIES")
     parser.add_argument("--methods", nargs="+", default=[], help="methods, each a line in quotes")
+    parser.add_argument(
+        "--choose", choices=CHOICES, default="loss", help="what of validation chooses the learning rate"
+    )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     runs = Runs(arguments.out, commit())
@@ -365,7 +380,7 @@ def main() -> None:
     for task in arguments.tasks:
         for method in wanted:
             try:
-                compare(runs, task, method)
+                compare(runs, task, method, arguments.choose)
             except NotThereError as reason:
                 print(f"{task}, {method.name}: left out. {reason}", flush=True)
 

@@ -2,10 +2,11 @@
 
 python benchmarks/accuracy_report.py benchmarks/results/accuracy.jsonl --cost benchmarks/results/accuracy_cost.json
 
-Of each task and method the learning rate with all five seeds counts, which validation chose.  An interval is Student's,
-95 %, over the seeds: it tells how a method varies from run to run on this split, not how another test set would score.
-Differences are taken seed by seed, and over tasks as the mean of the tasks' differences, seed by seed.
-``--against "column r=32 place=random"`` takes them to slices that stay, for instance.
+Of each task and method the learning rate counts that validation chose (by its loss; ``--choose score``: by its score),
+once it has all five seeds.  An interval is Student's, 95 %, over the seeds: it tells how a method varies from run to
+run on this split, not how another test set would score.  Differences are taken seed by seed, and over tasks as the
+mean of the tasks' differences, seed by seed.  ``--against "column r=32 place=random"`` takes them to slices that stay,
+for instance.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accuracy import SEEDS, STUDIES, TUNING_SEEDS, Method
+from accuracy import CHOICES, SEEDS, STUDIES, TUNING_SEEDS, Method, miss
 from scipy.stats import t as student
 from tasks import TASKS
 
@@ -71,7 +72,7 @@ class Cell:
     trained: int
 
 
-def read(path: Path) -> dict[tuple[str, str], Cell]:
+def read(path: Path, choose: str = "loss") -> dict[tuple[str, str], Cell]:
     """The finished cells of a file, by task and method: the rate that validation chose, if it has all its seeds."""
     groups: dict[tuple[str, str], dict[float, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
     for row in map(json.loads, path.read_text().splitlines()):
@@ -79,7 +80,7 @@ def read(path: Path) -> dict[tuple[str, str], Cell]:
     cells: dict[tuple[str, str], Cell] = {}
     for (task, method), found in groups.items():
         fixed = Method.parse(method).kind == "probe"  # has no seeds
-        rate = 0.0 if fixed else min(found, key=lambda each: tuning_loss(found[each]))
+        rate = 0.0 if fixed else min(found, key=lambda each: tuning_miss(task, found[each], choose))
         rows = found[rate]
         if fixed or set(rows) >= set(SEEDS):
             scale = 1 if TASKS[task].score == "perplexity" else 100
@@ -88,10 +89,10 @@ def read(path: Path) -> dict[tuple[str, str], Cell]:
     return cells
 
 
-def tuning_loss(rows: Mapping[int, Mapping[str, Any]]) -> float:
-    """Validation loss over the seeds that choose the rate; infinite while one is missing, or where it is not finite."""
-    losses = [float(rows[seed]["val_loss"]) if seed in rows else math.inf for seed in TUNING_SEEDS]
-    return sum(losses) if all(map(math.isfinite, losses)) else math.inf
+def tuning_miss(task: str, rows: Mapping[int, Mapping[str, Any]], choose: str) -> float:
+    """What the choice makes small, over the seeds that choose; infinite while one is missing, or is not finite."""
+    found = [miss(task, rows[seed], choose) if seed in rows else math.inf for seed in TUNING_SEEDS]
+    return sum(found) if all(map(math.isfinite, found)) else math.inf
 
 
 def order(methods: Iterable[str]) -> list[str]:
@@ -260,10 +261,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--against", default=REFERENCE, help=f"the method of the differences (default: {REFERENCE})")
+    parser.add_argument("--choose", choices=CHOICES, default="loss", help="what of validation chose the learning rates")
     parser.add_argument("--cost", type=Path, help="what accuracy_cost.py measured")
     parser.add_argument("--plot", type=Path, help="PNG file for the plot")
     arguments = parser.parse_args()
-    cells = read(arguments.runs)
+    cells = read(arguments.runs, arguments.choose)
     print(tables(cells, arguments.against))
     if arguments.plot is not None:
         costs = json.loads(arguments.cost.read_text())["methods"] if arguments.cost is not None else {}

@@ -82,6 +82,24 @@ def test_report_takes_the_rate_that_validation_chose_and_only_whole_cells(runs):
     assert cells[TASK, "column r=32 every=100"].tests == pytest.approx([100 * test for test in SLICES])
 
 
+@pytest.mark.parametrize(("choose", "rate"), [("loss", 1e-3), ("score", 2e-3)])
+def test_the_rate_is_chosen_by_the_loss_or_by_the_score(tmp_path, monkeypatch, choose, rate):
+    """The search and the report choose alike; equal scores are told apart by the loss."""
+    found = {5e-4: (0.7, 0.91), 1e-3: (0.3, 0.90), 2e-3: (0.6, 0.91), 4e-3: (0.9, 0.91)}
+
+    def train(task, method, lr, seed):
+        val_loss, val = found[lr]
+        return {"val_loss": val_loss, "val": val, "test": lr, "trained": 1}
+
+    monkeypatch.setattr(accuracy, "train", train)
+    monkeypatch.setitem(accuracy.FIRST_RATES, "lora", 1e-3)
+    path = tmp_path / "runs.jsonl"
+    accuracy.compare(Runs(path, "abc"), TASK, Method.parse("lora r=16"), choose)
+    cell = read(path, choose)[TASK, "lora r=16"]
+    assert cell.rate == rate
+    assert cell.tests == pytest.approx([100 * rate] * 5)
+
+
 def test_intervals_are_students(runs):
     found = Estimate.of(SLICES)
     low, high = stats.t.interval(0.95, 4, loc=np.mean(SLICES), scale=stats.sem(SLICES))
