@@ -183,6 +183,25 @@ def accuracies(tasks: Iterable[str]) -> list[str]:
     return [task for task in tasks if TASKS[task].score == "accuracy" and TASKS[task].averaged]
 
 
+def at_cost(
+    cells: Mapping[tuple[str, str], Cell], costs: Mapping[str, Mapping[str, float]], network: str = "MiniLM"
+) -> str:
+    """Step time, memory beyond the weights and test accuracy, by step time: on the task with most methods."""
+    tasks = [task for task in accuracies(TASKS) if TASKS[task].network == network]
+    task = richest(cells, tasks)
+    lines = [f"| method | step time / floor | memory, MB | {task} |", "|---|---|---|---|"]
+    for name in sorted(costs, key=lambda name: (round(costs[name]["time"], 2), costs[name]["memory_mb"])):
+        if (task, name) in cells:
+            cost, mean = costs[name], Estimate.of(cells[task, name].tests)
+            lines.append(f"| {name} | {cost['time']:.2f} | {cost['memory_mb']:.0f} | {mean:.1f} |")
+    return "\n".join(lines)
+
+
+def richest(cells: Mapping[tuple[str, str], Cell], tasks: Sequence[str]) -> str:
+    """The task with most methods."""
+    return max(tasks, key=lambda task: len(methods_of(cells, [task])))
+
+
 def tasks_of(cells: Mapping[tuple[str, str], Cell], network: str) -> list[str]:
     return [task for task in TASKS if TASKS[task].network == network and any(key[0] == task for key in cells)]
 
@@ -208,8 +227,7 @@ def pareto(
     )
     same = [task for task in accuracies(TASKS) if TASKS[task].network == network]
     tasks = [task for task in same if (task, REFERENCE) in cells]
-    most = max(tasks, key=lambda task: sum((task, name) in cells for name in drawn))
-    rows = [[most], tasks] if len(tasks) > 1 else [tasks]
+    rows = [[richest(cells, tasks)], tasks] if len(tasks) > 1 else [tasks]
     figure = Figure(figsize=(15, 4.6 * len(rows)), layout="constrained", dpi=110)
     grid = figure.subplots(len(rows), 3, squeeze=False)
     for row, averaged in zip(grid, rows, strict=True):
@@ -266,9 +284,11 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="PNG file for the plot")
     arguments = parser.parse_args()
     cells = read(arguments.runs, arguments.choose)
+    costs = json.loads(arguments.cost.read_text())["methods"] if arguments.cost is not None else {}
     print(tables(cells, arguments.against))
+    if costs:
+        print(f"\nAt equal cost\n\n{at_cost(cells, costs)}")
     if arguments.plot is not None:
-        costs = json.loads(arguments.cost.read_text())["methods"] if arguments.cost is not None else {}
         pareto(cells, costs, arguments.plot)
 
 

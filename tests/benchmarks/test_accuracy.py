@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accuracy import SEEDS, Method, NotThereError, Runs, fixed_slices, prepare, search
-from accuracy_report import Estimate, difference, overall, pareto, read, table
+from accuracy_report import Estimate, at_cost, difference, overall, pareto, read, table
 from lightning.pytorch import LightningModule, Trainer
 from scipy import stats
 from torch import nn
@@ -137,6 +137,10 @@ def test_table_and_plot_show_every_whole_cell(runs, tmp_path):
     lines = table(read(runs), "MiniLM").splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| probe", "| lora r=16", "| column r=32 every=100"]
     costs = {"lora r=16": {"time": 1.4, "memory_mb": 150.0}, "column r=32 every=100": {"time": 1.0, "memory_mb": 100.0}}
+    assert at_cost(read(runs), costs).splitlines()[2:] == [
+        "| column r=32 every=100 | 1.00 | 100 | 93.0 ± 2.0 |",
+        "| lora r=16 | 1.40 | 150 | 92.0 ± 2.0 |",
+    ]
     pareto(read(runs), costs, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
