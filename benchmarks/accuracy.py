@@ -15,6 +15,7 @@ A run is a task (``tasks.py``), a method, a learning rate and a seed.  A method 
 For each task and method the learning rate is searched by doubling and halving: the mean validation loss over the seeds
 0 and 1 decides, and the search goes on past its ends while that still gains a hundredth.  ``--choose score`` takes the
 mean validation score instead: over several epochs the loss grows with the confidence while the accuracy still rises.
+(One text more suffices there to go on.)
 Five seeds (0 to 4) are trained at that rate and scored on the test set, which takes no part in any choice.  A seed
 decides the new head's start, the order of the batches, dropout, and where slices lie; the split of the data is fixed.
 The head's own rate is the same for all methods.  The linear head (probe) is solved, on all training data, also where
@@ -98,7 +99,6 @@ PLACED: dict[str, tuple[str, ...] | None] = {
     "on": ("qv",),
     "every": None,
     "order": ("random", "sweep", "importance"),
-    "queries": ("column r=16 place=random on=qv", "column r=128 place=random on=qv"),
     "place": ("random", "first", "last"),
 }
 ALLOWED: dict[str, dict[str, tuple[str, ...] | None]] = {  # what each kind can be told; None takes any number

@@ -17,7 +17,7 @@ from typing import Any
 
 import methods
 import torch.nn.functional as F
-from accuracy import STUDIES, Method, head_of, prepare, targets
+from accuracy import STUDIES, Method, head_of, named, prepare, targets
 from contestants import Contestant, adamw
 from contestants import Method as Entry
 from interleave import WARM_UP, one_round
@@ -44,7 +44,8 @@ def enter(task: str, line: str, batch: dict[str, Tensor]) -> Contestant:
     if line == FLOOR:
         methods.floor(module.model, head_of(module.model), targets(module.model), 1)
     elif "every" in (method := Method.parse(line)).settings:
-        handle = slice_model(module.model, rank=method.rank, axis=method.kind)  # type: ignore[arg-type]
+        layers = named(method, module.model)
+        handle = slice_model(module.model, rank=method.rank, axis=method.kind, targets=layers)  # type: ignore[arg-type]
         handle.trust_weights()  # the contestant writes after each step, as the callback does
     else:
         prepare(method, module, 0)

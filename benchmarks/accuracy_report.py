@@ -65,11 +65,13 @@ class Cell:
         rate: The chosen learning rate.
         tests: Test score of each seed: accuracy and correlation in hundredths, perplexity as it is.
         trained: Numbers that the optimizer updates.
+        outermost: Whether no higher, or no lower rate was tried.
     """
 
     rate: float
     tests: tuple[float, ...]
     trained: int
+    outermost: bool
 
 
 def read(path: Path, choose: str = "loss") -> dict[tuple[str, str], Cell]:
@@ -85,7 +87,8 @@ def read(path: Path, choose: str = "loss") -> dict[tuple[str, str], Cell]:
         if fixed or set(rows) >= set(SEEDS):
             scale = 1 if TASKS[task].score == "perplexity" else 100
             tests = tuple(scale * rows[0 if fixed else seed]["test"] for seed in SEEDS)
-            cells[task, method] = Cell(rate, tests, rows[0]["trained"])
+            outermost = not fixed and rate in (min(found), max(found))
+            cells[task, method] = Cell(rate, tests, rows[0]["trained"], outermost)
     return cells
 
 
@@ -127,7 +130,7 @@ def tables(cells: Mapping[tuple[str, str], Cell], reference: str = REFERENCE) ->
 
 
 def table(cells: Mapping[tuple[str, str], Cell], network: str) -> str:
-    """Methods by tasks: test score, and the learning rate in brackets."""
+    """Methods by tasks: test score, and the learning rate in brackets, with a star if it was the outermost tried."""
     tasks = tasks_of(cells, network)
     lines = [
         f"| method | trained | {' | '.join(f'{task} ({TASKS[task].score})' for task in tasks)} |",
@@ -144,7 +147,9 @@ def shown(task: str, cell: Cell | None) -> str:
     if cell is None:
         return "-"
     solved = cell.rate == 0  # by a probe: one score, without seeds
-    return f"{cell.tests[0]:.1f}" if solved else f"{Estimate.of(cell.tests):{digits(task)}} ({cell.rate:g})"
+    if solved:
+        return f"{cell.tests[0]:.1f}"
+    return f"{Estimate.of(cell.tests):{digits(task)}} ({cell.rate:g}{'*' if cell.outermost else ''})"
 
 
 def digits(task: str) -> str:
@@ -218,18 +223,25 @@ def pareto(
 ) -> None:
     """Draw accuracy against trained parameters, step time and memory: of the task with most methods, and of all tasks.
 
-    Methods are those that differ in cost: how often slices move, and where to, are drawn for one interval.
+    Methods are those that differ in cost: how often slices move, and where to, are drawn for one interval.  The linear
+    head is left out, as it lies far below.
+
+    Raises:
+        ValueError: If there is no finished task.
     """
     from matplotlib.figure import Figure
 
-    drawn = order(
-        {line for study in ("methods", "rank", "queries") for line in STUDIES[study]} & {method for _, method in cells}
-    )
+    known = {line for study in ("methods", "rank", "queries") for line in STUDIES[study]} - {"probe"}
+    drawn = order(known & {method for _, method in cells})
     same = [task for task in accuracies(TASKS) if TASKS[task].network == network]
     tasks = [task for task in same if (task, REFERENCE) in cells]
+    if not tasks:
+        raise ValueError(
+            f"No task of {network} has all seeds of {REFERENCE!r}; finish these runs, or leave out --plot."
+        )
     rows = [[richest(cells, tasks)], tasks] if len(tasks) > 1 else [tasks]
     figure = Figure(figsize=(15, 4.6 * len(rows)), layout="constrained", dpi=110)
-    grid = figure.subplots(len(rows), 3, squeeze=False)
+    grid = figure.subplots(len(rows), 3, squeeze=False, sharey="row")
     for row, averaged in zip(grid, rows, strict=True):
         draw(row, cells, costs, averaged, [name for name in drawn if all((task, name) in cells for task in averaged)])
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=9)

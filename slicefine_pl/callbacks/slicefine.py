@@ -66,12 +66,12 @@ class SliceFineCallback(RepeatableTraining):
             point of LoRA at equal trained parameters (docs/accuracy.md), and MiniLM to a validation loss 7 % lower than
             with 8, for 4 % of a step.  The best learning rate falls with it: in transformers 10 to 40 times
             that of full fine-tuning at 32, 40 to 80 at 8, 5 at 64 and more; in EfficientNet, whose own is high, one to
-            three times at 32; less over several epochs.
+            three times at 32.
         axis: ``"column"`` sweeps inputs, ``"row"`` sweeps outputs, ``"alternate"`` takes them by turns.  Column slices
             also save the memory of the activations, of which only R columns are kept for the backward pass.
         interval: Optimizer steps for which a slice stays live; ``None`` never moves it.  In runs of some 200 steps
-            moving cost 0.4 points with an interval of 0.5 around it, in the mean of six sets, and over 724 steps it
-            gained nothing beyond the noise (docs/accuracy.md); it reaches more of the weights than R lines.
+            moving every 100 gained nothing (-0.4 ± 0.5 points in the mean of six sets), and over 724 steps nothing
+            beyond the noise (docs/accuracy.md); it reaches more of the weights than R lines.
         order: ``"sweep"``, ``"random"`` or ``"importance"``, see :func:`slicefine_pl.slicing.slice_model`.  None was
             ahead of the others by more than the noise on the tweets (docs/accuracy.md).
         targets: Regular expressions searched in module names; ``None`` takes every linear map, convolution and

@@ -8,7 +8,8 @@ from tasks import Task
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-LINES = ["floor", "lora r=2 on=qv", "lora r=2", "column r=4 every=100", "column r=4 place=random", "full"]
+SLICES = ["column r=4 every=100 on=qv", "column r=4 every=100", "column r=4 place=random"]
+LINES = ["floor", "lora r=2 on=qv", "lora r=2", *SLICES, "full"]
 
 
 class Module(nn.Module):
@@ -53,4 +54,5 @@ def test_memory_beyond_the_weights_is_that_of_what_is_trained_and_kept(costs):
     assert costs["column r=4 every=100"]["memory_mb"] == costs["column r=4 place=random"]["memory_mb"]
     kept = {line: costs[line]["saved_mb"] for line in LINES}
     assert kept["floor"] < kept["column r=4 every=100"] < kept["lora r=2"] < kept["full"]
+    assert kept["column r=4 every=100 on=qv"] < kept["column r=4 every=100"]
     assert kept["floor"] < kept["lora r=2 on=qv"] < kept["lora r=2"]
