@@ -295,7 +295,13 @@ def main() -> None:
     parser.add_argument("--cost", type=Path, help="what accuracy_cost.py measured")
     parser.add_argument("--plot", type=Path, help="PNG file for the plot")
     arguments = parser.parse_args()
+    for path in (arguments.runs, arguments.cost):
+        if path is not None and not path.is_file():
+            parser.error(f"{path} does not exist; accuracy.py and accuracy_cost.py write such files.")
     cells = read(arguments.runs, arguments.choose)
+    finished = methods_of(cells, list(TASKS))
+    if arguments.against not in finished:
+        parser.error(f"No task has all seeds of {arguments.against!r}; finished are {', '.join(finished) or 'none'}.")
     costs = json.loads(arguments.cost.read_text())["methods"] if arguments.cost is not None else {}
     print(tables(cells, arguments.against))
     if costs:

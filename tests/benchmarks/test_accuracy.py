@@ -4,6 +4,7 @@ import json
 import math
 
 import accuracy
+import accuracy_report
 import numpy as np
 import pytest
 import torch
@@ -145,6 +146,23 @@ def test_table_and_plot_show_every_whole_cell(runs, tmp_path):
     ]
     pareto(read(runs), costs, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_of_the_command_line(runs, tmp_path, monkeypatch, capsys):
+    """A method that is not finished is an error, and so is a missing file."""
+
+    def report(*arguments):
+        monkeypatch.setattr("sys.argv", ["accuracy_report.py", *map(str, arguments)])
+        accuracy_report.main()
+        return capsys.readouterr().out
+
+    assert "| lora r=16 | 7 | 92.0 ± 2.0 (0.001*) |" in report(runs)
+    with pytest.raises(SystemExit):
+        report(runs, "--against", "full")
+    assert "'full'; finished are probe, lora r=16, column r=32 every=100" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        report(tmp_path / "nowhere.jsonl")
+    assert "nowhere.jsonl does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:No new output head was found")
