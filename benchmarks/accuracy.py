@@ -93,6 +93,7 @@ STUDIES = {
     "place": ("column r=32 place=first", "column r=32 place=last"),
     "unpretrained": ("probe weights=random", "column r=32 every=100 weights=random", "full weights=random"),
 }
+DIFFER_IN_COST = [line for study in ("methods", "rank", "queries") for line in STUDIES[study] if line != "probe"]
 SLICES = ("column", "row", "alternate")
 PLACED: dict[str, tuple[str, ...] | None] = {
     "r": None,

@@ -17,7 +17,7 @@ from typing import Any
 
 import methods
 import torch.nn.functional as F
-from accuracy import STUDIES, Method, head_of, named, prepare, targets
+from accuracy import DIFFER_IN_COST, Method, head_of, named, prepare, targets
 from contestants import Contestant, adamw
 from contestants import Method as Entry
 from interleave import WARM_UP, one_round
@@ -30,7 +30,7 @@ from train_step import bytes_of
 from slicefine_pl.slicing import SliceHandle, slice_model
 
 FLOOR = "floor"
-LINES = [FLOOR, *(line for study in ("methods", "rank", "queries") for line in STUDIES[study] if line != "probe")]
+LINES = [FLOOR, *DIFFER_IN_COST]
 
 
 def loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accuracy import CHOICES, SEEDS, STUDIES, TUNING_SEEDS, Method, miss
+from accuracy import CHOICES, DIFFER_IN_COST, SEEDS, TUNING_SEEDS, Method, miss
 from scipy.stats import t as student
 from tasks import TASKS
 
@@ -231,10 +231,8 @@ def pareto(
     """
     from matplotlib.figure import Figure
 
-    known = {line for study in ("methods", "rank", "queries") for line in STUDIES[study]} - {"probe"}
-    drawn = order(known & {method for _, method in cells})
-    same = [task for task in accuracies(TASKS) if TASKS[task].network == network]
-    tasks = [task for task in same if (task, REFERENCE) in cells]
+    drawn = order(set(DIFFER_IN_COST) & {method for _, method in cells})
+    tasks = [task for task in accuracies(tasks_of(cells, network)) if (task, REFERENCE) in cells]
     if not tasks:
         raise ValueError(
             f"No task of {network} has all seeds of {REFERENCE!r}; finish these runs, or leave out --plot."
@@ -262,17 +260,18 @@ def draw(
         "step time / floor": {name: costs[name]["time"] for name in names if name in costs},
         "memory beyond the weights, MB": {name: costs[name]["memory_mb"] for name in names if name in costs},
     }
+    means = {
+        name: Estimate.of([statistics.fmean(cells[task, name].tests[i] for task in tasks) for i in range(len(SEEDS))])
+        for name in names
+    }
     for axes, (label, paid) in zip(row, values.items(), strict=True):
         for name, value in paid.items():
             method = Method.parse(name)
-            mean = Estimate.of(
-                [statistics.fmean(cells[task, name].tests[i] for task in tasks) for i in range(len(SEEDS))]
-            )
             colour = COLOURS[method.kind]
             axes.errorbar(
                 value,
-                mean.mean,
-                mean.half,
+                means[name].mean,
+                means[name].half,
                 fmt="s" if "on" in method.settings else "o",
                 color=colour,
                 mfc="none" if "place" in method.settings else colour,
