@@ -151,7 +151,9 @@ def _measured(wish: Wish, settings: Settings, *, with_control: bool) -> tuple[Su
 
     told(f"Loading {wish.model} and its data, fitting a head where it is new ...")
     subject = load(wish, settings.targets, settings.rank)
-    told(f"Measuring: {count(subject.train)} training examples.")
+    given = " and ".join(f"{number:,} {name}" for name, number in subject.given.items())
+    looked = f"{count(subject.train):,} and {count(subject.held_out):,} are measured"
+    told(f"Your data: {given} examples, of which {looked}. The head {subject.head}.")
     found = measure(subject, settings, control=False, told=told)
     if not with_control:
         return subject, found, None
@@ -170,7 +172,9 @@ def _setup(arguments: argparse.Namespace, subject: Subject, found: Findings) -> 
         "scores": subject.scores,
         "loss": f"mean {subject.loss_name} with the head {subject.head}, network in eval mode",
         "outputs": subject.module.num_classes,
+        "given_examples": subject.given,
         "training_examples": count(subject.train),
+        "validation_examples": count(subject.held_out),
         "slices_together": len(found.winners.layers) if found.winners else 0,
         "command_line": " ".join(["slicefine", *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
