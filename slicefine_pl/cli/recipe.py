@@ -29,6 +29,7 @@ from slicefine_pl.callbacks.preemption import SaveWhenPreempted
 from slicefine_pl.callbacks.probe import LinearProbe
 from slicefine_pl.callbacks.slice_picture import SlicePicture
 from slicefine_pl.cli.checks import check_checkpoint, check_output, check_writer
+from slicefine_pl.cli.recipe_help import RecipeParser
 from slicefine_pl.cli.report import RunReport
 from slicefine_pl.strategy import FullyShardedStrategy
 
@@ -78,6 +79,7 @@ def run(
             trainer_defaults={"callbacks": [report, SaveWhenPreempted()]},
             parser_kwargs={command: {"default_config_files": [str(config)]} for command in COMMANDS}
             | ({} if grid is None else {"epilog": GRID_HELP}),
+            parser_class=RecipeParser,
             auto_configure_optimizers=False,
             seed_everything_default=0,
         )
