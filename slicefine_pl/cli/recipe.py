@@ -29,6 +29,7 @@ from slicefine_pl.callbacks.preemption import SaveWhenPreempted
 from slicefine_pl.callbacks.probe import LinearProbe
 from slicefine_pl.callbacks.slice_picture import SlicePicture
 from slicefine_pl.cli.checks import check_checkpoint, check_output, check_writer
+from slicefine_pl.cli.output import recipe_output
 from slicefine_pl.cli.recipe_help import RecipeParser
 from slicefine_pl.cli.report import RunReport
 from slicefine_pl.strategy import FullyShardedStrategy
@@ -62,6 +63,16 @@ def run(
         config: The recipe's defaults; a ``--config`` overlays them, and flags win last.
         grid: The networks, sparsities and lengths of the recipe's grid.
     """
+    with recipe_output():
+        _run(module_class, datamodule_class, config, grid)
+
+
+def _run(
+    module_class: type[LightningModule],
+    datamodule_class: type[LightningDataModule],
+    config: Path,
+    grid: Path | None,
+) -> None:
     report = RunReport()
     StrategyRegistry.register("fsdp2", FullyShardedStrategy, "FSDP2, with open slices", override=True)
     try:
