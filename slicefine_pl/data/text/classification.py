@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from slicefine_pl.data.batching import PlannedLoader, ResumableDataModule, ResumableLoader
-from slicefine_pl.data.labels import check_trained, class_indices, class_names, values
+from slicefine_pl.data.labels import are_positions, check_trained, class_indices, class_names, values
 from slicefine_pl.data.tables import READERS, Table, read_table, split_by_text
 from slicefine_pl.data.text import demo, glue
 from slicefine_pl.data.text.queries import check_queries, queries
@@ -30,8 +30,9 @@ class TextDataModule(ResumableDataModule):
             ``"glue/<task>"``; a CSV, TSV, JSONL or Parquet file; or a folder of such files.
         text_columns: Column with the texts, or two columns for pairs of texts (files only).
         label_column: Column with the labels (files only).
-        label_names: Name of each class, in order; ``None`` takes what the training data show, sorted. With names
-            given of which none is a number, integer labels are positions from 0.
+        label_names: Name of each class, in order; ``None`` takes what the training data show, see
+            :func:`~slicefine_pl.data.labels.in_order`. With names given of which none is a number, labels that are
+            whole numbers count the classes from 0.
         task: Classes, or numbers.
         tokenizer: Hub name, local folder, or ``"package:<package>/<folder>"``; that of the model.
         max_length: Longest text in tokens; ``None`` is what the model allows.
@@ -185,7 +186,8 @@ class TextDataModule(ResumableDataModule):
         names = self.label_names
         if names is None:
             return {split: values(table) for split, table in tables.items()}
-        positions = self._given_names is not None or self.source.startswith("glue/")
+        named = self._given_names is not None or self.source.startswith("glue/")
+        positions = named and are_positions(tables["train"], names)
         labels = {split: class_indices(table, names, positions=positions) for split, table in tables.items()}
         check_trained(labels["train"], names, tables["train"].source)
         return labels

@@ -44,13 +44,13 @@ def load_demo(name: str, *, ratings: bool) -> Table:
         member = archive.extractfile(f"hutto_ICWSM_2014/{SETS[name]}_GroundTruth.txt")
         assert member is not None
         lines = member.read().decode("utf-8").splitlines()
-    found: dict[str, tuple[str, float]] = {}
+    found: dict[str, tuple[str, str]] = {}
     for line in lines:
         _, rating, text = line.split("\t")
         if ratings or float(rating) != 0:
-            found.setdefault(normalise(text), (text.strip(), float(rating)))
+            found.setdefault(normalise(text), (text.strip(), rating.strip()))
     texts = [text for text, _ in found.values()]
-    labels = [rating if ratings else CLASSES[rating > 0] for _, rating in found.values()]
+    labels = [rating if ratings else CLASSES[float(rating) > 0] for _, rating in found.values()]
     return Table(name, [texts], labels, range(1, len(texts) + 1))
 
 
