@@ -1,8 +1,8 @@
 """What a cell of a table says: a text, a label or a number.
 
 A label is the text that stands in the file.  Nothing is rounded, trimmed or turned into another type: ``007``, ``7``
-and ``7.0`` are three labels, and ``true`` and ``True`` are two.  Parquet stores values instead of texts: integers become
-their digits, floats their shortest decimal form (``1.0``), booleans ``true`` and ``false``.
+and ``7.0`` are three labels, and ``true`` and ``True`` are two.  Parquet stores values instead of texts: integers
+become their digits, floats their shortest decimal form (``1.0``), booleans ``true`` and ``false``.
 """
 
 import json

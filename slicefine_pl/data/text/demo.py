@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from slicefine_pl.data.cache import cache_folder, write_whole
+from slicefine_pl.data.cache import cache_folder, read_whole, write_whole
 from slicefine_pl.data.tables import Table, normalise
 
 SETS = {
@@ -61,8 +61,9 @@ def fetch() -> bytes:
         OSError: It cannot be fetched, or the cache folder cannot be written.
     """
     path = cache_folder() / ARCHIVE
-    if path.is_file() and _is_whole(content := path.read_bytes()):
-        return content
+    kept = read_whole(path)
+    if kept is not None and _is_whole(kept):
+        return kept
     with tempfile.TemporaryDirectory() as scratch:
         content = _download(Path(scratch))
     try:
