@@ -37,7 +37,8 @@ class Tokens:
 
     Args:
         tokenizer: Hub name, local folder, or ``"package:<package>/<folder>"``.
-        max_length: Longest sequence, in tokens with the special ones; ``None`` is what the model allows.
+        max_length: Longest sequence, in tokens with the special ones; ``None`` is what the model allows, or what an
+            export was trained with.
     """
 
     def __init__(self, tokenizer: str, max_length: int | None) -> None:
@@ -49,10 +50,12 @@ class Tokens:
                 f"tokenizer={tokenizer!r} could not be loaded ({' '.join(str(error).split())}); "
                 "give the hub name or the folder of a model with its tokenizer."
             ) from error
-        limit = _limit(self.tokenizer, AutoConfig.from_pretrained(folder, gguf_file=gguf))
-        if max_length is not None and not 2 < max_length <= limit:
-            raise ValueError(f"max_length={max_length} is out of range; {tokenizer!r} allows 3 to {limit} tokens.")
-        self.max_length = min(limit, UNLIMITED) if max_length is None else max_length
+        config = AutoConfig.from_pretrained(folder, gguf_file=gguf)
+        record = getattr(config, "text_input", None) or {}  # of an export: what it was trained with
+        self.limit = int(record.get("limit") or _limit(self.tokenizer, config))
+        if max_length is not None and not 2 < max_length <= self.limit:
+            raise ValueError(f"max_length={max_length} is out of range; {tokenizer!r} allows 3 to {self.limit} tokens.")
+        self.max_length = int(record.get("max_length") or self.limit) if max_length is None else max_length
         self.pad = self.tokenizer.pad_token_id or 0
         self._fingerprint = _fingerprint(self.tokenizer)  # now: calls change the tokenizer's own settings
 
@@ -86,8 +89,8 @@ class Tokens:
                 content = text.encode()
                 key.update(len(content).to_bytes(8, "big") + content)
         path = cache_folder() / "tokens" / f"{key.hexdigest()}.npz"
-        if (content := read_checked(path)) is not None:
-            return _unpack(content)
+        if (cached := read_checked(path)) is not None:
+            return _unpack(cached)
         packed = tokenise()
         try:
             write_checked(path, _pack(packed))
