@@ -6,11 +6,11 @@ text or a list of texts, that is undone here.  Only ``null`` leaves such a setti
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import get_loader, set_loader
@@ -27,13 +27,12 @@ class TextSettings:
     lists: frozenset[str]
 
     @classmethod
-    def of(cls, **sections: type) -> "TextSettings":
-        """Look at the constructors of classes, by the name of their section."""
+    def of(cls, **sections: Callable[..., Any]) -> "TextSettings":
+        """Look at the parameters of classes, by the name of their section."""
         single, lists = set(), set()
         for section, owner in sections.items():
-            hints = get_type_hints(owner.__init__)
-            for name in inspect.signature(owner).parameters:
-                kinds = _kinds(hints.get(name))
+            for name, parameter in inspect.signature(owner, eval_str=True).parameters.items():
+                kinds = _kinds(parameter.annotation)
                 if str in kinds:
                     single.add(f"{section}.{name}")
                 if Sequence[str] in kinds or list[str] in kinds:
