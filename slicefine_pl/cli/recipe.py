@@ -10,7 +10,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ from slicefine_pl.cli.checks import check_checkpoint, check_output, check_writer
 from slicefine_pl.cli.output import recipe_output
 from slicefine_pl.cli.recipe_help import RecipeParser
 from slicefine_pl.cli.report import RunReport
+from slicefine_pl.cli.texts import TextSettings
 from slicefine_pl.strategy import FullyShardedStrategy
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -127,6 +128,7 @@ class RecipeCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let data decide the classes, and the backbone how data are prepared; give our callbacks sections."""
+        self._texts.install()
         parser.add_argument(
             "--slicefine",
             type=SliceFineCallback | None,
@@ -155,13 +157,17 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and look at the checkpoint before anything is loaded."""
-        super().parse_arguments(parser, args)
+        self.config = parser.parse_args(self._texts.rewritten(sys.argv[1:] if args is None else cast(list[str], args)))
         settings = self.config[self.config.subcommand]
         if settings.get("ckpt_path") not in (None, "best", "last", "hpc"):
             check_checkpoint(Path(settings.ckpt_path))
             check_writer(Path(settings.ckpt_path), self._model_class)
             report = next(each for each in self.trainer_defaults["callbacks"] if isinstance(each, RunReport))
             report.checkpoint = str(settings.ckpt_path)
+
+    @cached_property
+    def _texts(self) -> TextSettings:
+        return TextSettings.of(model=self._model_class, data=self._datamodule_class)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Put our callbacks before the others: weight averaging copies what it finds."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from slicefine_pl.data.image.pixels import SUFFIXES, as_rgb, decoded, read_rgb
+from slicefine_pl.data.labels import in_order
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -108,7 +109,7 @@ def read_folder(root: str) -> Splits:
     if not top.is_dir():
         raise FileNotFoundError(f"root={root!r} is no folder; give one that holds train, val and test.")
     found = {name: _classes(_split(top, stems)) for name, stems in FOLDERS.items()}
-    names = sorted(found["train"])
+    names = in_order(found["train"])
     if len(names) < 2:
         raise ValueError(f"root={root!r} has only the class {names[0]!r} in train; give at least two class folders.")
     for split, classes in found.items():

@@ -22,12 +22,13 @@ from slicefine_pl.modules.folders import quiet
 from slicefine_pl.modules.scheduled import Decay, ScheduledModule
 from slicefine_pl.modules.text.apart import keeps_apart
 from slicefine_pl.modules.text.generation import IGNORED, complete, decode_sample, keep_samples, split_examples
+from slicefine_pl.modules.text.trained_input import RECORD, RemembersTextInput
 from slicefine_pl.pretrained import locate, split_gguf, starts_random
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
-class CausalLanguageModel(ScheduledModule):
+class CausalLanguageModel(RemembersTextInput, ScheduledModule):
     """Train a model to write the labelled tokens of its batches, each from the tokens before it.
 
     **Batches.** ``input_ids`` and ``labels`` (-100 where nothing is to be learned), shape ``(B, T)``, with
@@ -37,6 +38,7 @@ class CausalLanguageModel(ScheduledModule):
     tokens of all batches and processes, in nats, and its exponential, ``val/perplexity`` and ``test/perplexity``.
     **Samples.** Validation lets the model complete a few of its prompts, before training and after each epoch:
     ``samples.jsonl`` in the log folder, and the loggers that take text.
+    **Input.** ``text_input`` says whether training used the chat template. Checkpoints and exports keep it.
     **Optimizer.** See :class:`ScheduledModule`; nothing in the model is new, so there is one rate.
     **Limits.** Batches that are accumulated count equally, however many tokens they label.
 
@@ -74,6 +76,7 @@ class CausalLanguageModel(ScheduledModule):
         self.save_hyperparameters()
         self.model = _load(backbone, dtype)
         self.backbone = backbone
+        self.text_input = getattr(self.model.config, RECORD, None)
         self.samples = samples
         self.max_new_tokens = max_new_tokens
         self.token_losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
@@ -212,15 +215,20 @@ class CausalLanguageModel(ScheduledModule):
 
     def write_files(self, folder: Path) -> None:
         """Write model (safetensors) and tokenizer, as transformers does."""
+        if self.text_input is not None:
+            setattr(self.model.config, RECORD, self.text_input)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def example(self, path: str | Path) -> str:
         """Return three lines of Python that use the folder ``export`` wrote, with transformers alone."""
+        prompt = '"Once upon a time"'
+        if self.text_input is not None and self.text_input["chat"]:
+            prompt = f'[{{"role": "user", "content": {prompt}}}]'
         return (
             "from transformers import pipeline\n"
             f'write = pipeline("text-generation", model="{path}")\n'
-            f'print(write("Once upon a time", max_new_tokens={self.max_new_tokens}, do_sample=False))'
+            f"print(write({prompt}, max_new_tokens={self.max_new_tokens}, do_sample=False))"
         )
 
 
