@@ -192,7 +192,7 @@ def remove(path: Path) -> None:
         (lambda root: [path.rename(path.with_suffix(".doc")) for path in (root / "val" / "pear").iterdir()],
          r"pear' has no usable files but \['0.doc', '1.doc', '2.doc'\]; put some in"),
         (lambda root: [remove(root / "train" / name) for name in CLASSES], "train' has no class folders"),
-        (lambda root: (root / "val").rename(root / "dev"), "one folder val or validation or valid; .*train --data.split"),
+        (lambda root: (root / "val").rename(root / "dev"), "one folder val or validation or valid; .* --data.split"),
         (lambda root: [remove(root / split / name) for split in ("train", "val", "test") for name in CLASSES[1:]],
          "only the class 'apple'"),
     ],
