@@ -19,7 +19,6 @@ SPECIAL = "neither file nor folder"
 CLOSED = "cannot be looked at"
 UNKNOWN = "unknown type"
 EMPTY = "empty"
-UNLISTED = "in no list"
 JUNK = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information"}
 EXAMPLES = 3  # paths that the warning shows for each reason
 KINDS = 8  # unknown suffixes that it counts one by one
@@ -78,18 +77,19 @@ class FileScan:
         """Count files that are not used."""
         self.passed.setdefault(reason, set()).update(paths)
 
-    def pass_over_unlisted(self, listed: Iterable[str]) -> None:
-        """Count the files below the root that no list names, and linked folders with no listed file in them.
+    def pass_over_unused(self, used: Iterable[str], reason: str) -> None:
+        """Count all other files below the root, and linked folders in which no used file is.
 
         Args:
-            listed: Paths of the files that are used.
+            used: Paths of the files that are used.
+            reason: Why those with a known suffix are not.
         """
-        used = set(map(os.path.abspath, listed))
-        others = [path for path in self.files(self.root) if os.path.abspath(path) not in used]
+        known = set(map(os.path.abspath, used))
+        others = [path for path in self.files(self.root) if os.path.abspath(path) not in known]
         if others:  # links may lead to the same file
-            real = set(map(os.path.realpath, used))
-            self.pass_over(UNLISTED, (path for path in others if os.path.realpath(path) not in real))
-        parents = _parents(used)
+            real = set(map(os.path.realpath, known))
+            self.pass_over(reason, (path for path in others if os.path.realpath(path) not in real))
+        parents = _parents(known)
         self.passed[LINKED] = {path for path in self.passed.get(LINKED, ()) if os.path.abspath(path) not in parents}
 
     def report(self) -> None:

@@ -80,7 +80,7 @@ def test_files_that_no_list_names(tmp_path):
     (tmp_path / "way").symlink_to(root)
     scan = FileScan("set", root, (".png",))
     scan.lists.add(root / "list.csv")
-    scan.pass_over_unlisted([f"{root}/b/../a/1.png", f"{tmp_path}/way/a/2.png", f"{root}/linked/4.png"])
+    scan.pass_over_unused([f"{root}/b/../a/1.png", f"{tmp_path}/way/a/2.png", f"{root}/linked/4.png"], "in no list")
     with pytest.warns(UserWarning, match=re.escape("in no list: 1 ('a/3.png')")) as caught:
         scan.report()
     assert str(caught[0].message).endswith("\n  linked folder, not followed: 1 ('unused')")

@@ -60,7 +60,7 @@ def list_videos(root: Path, *, fold: int = 1, missing: Missing = "error", split:
         if empty := [part for part, table in listed.items() if not len(table)]:
             raise ValueError(f"{listed[empty[0]].source!r} lists no video for {empty[0]}; add some.")
         tables = {part: _present(scan, table, missing) for part, table in listed.items()}
-        scan.pass_over_unlisted(path for table in tables.values() for path in table.columns[0])
+        scan.pass_over_unused((path for table in tables.values() for path in table.columns[0]), "in no list")
     scan.report()
     if "test" not in tables:
         rank_zero_warn(no_test_split(scan.name))
