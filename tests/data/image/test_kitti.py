@@ -57,6 +57,7 @@ def root(tmp_path):
     return tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:.*torchvision has no test part")
 def test_what_is_not_an_image_is_passed_over_with_a_warning(root):
     images = root / "Kitti" / "raw" / "training" / "image_2"
     for name in (".DS_Store", "readme.txt", "000090.png"):
