@@ -3,14 +3,12 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from slicefine_pl.data.files import FileScan
-
 SHARES = {"train": 70, "val": 10, "test": 20}  # percent of the texts of one file or demo set
 FILES = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
 def split_files(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
-    """Find the file of each split; other files in the folder are counted in a warning.
+    """Find the file of each split.
 
     Args:
         folder: Holds one file for each of train, validation and test.
@@ -19,11 +17,7 @@ def split_files(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
     Raises:
         FileNotFoundError: A split has no file, or more than one.
     """
-    found = {name: _find(folder, stems, suffixes) for name, stems in FILES.items()}
-    scan = FileScan(f"data.source={str(folder)!r}", folder, suffixes)
-    scan.pass_over_unused(map(str, found.values()), "neither train, validation nor test")
-    scan.report()
-    return found
+    return {name: _find(folder, stems, suffixes) for name, stems in FILES.items()}
 
 
 def _find(folder: Path, stems: Sequence[str], suffixes: Collection[str]) -> Path:
