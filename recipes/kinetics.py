@@ -6,8 +6,11 @@ python recipes/kinetics.py fit --slicefine null --model.lr 1.0e-4    # full fine
 python recipes/kinetics.py predict --ckpt_path runs/kinetics/version_0/checkpoints/last.ckpt --data.predict_path a.mp4
 python recipes/kinetics.py predict --model.backbone runs/kinetics/version_0/export --data.predict_path folder_of_videos
 
-``--data.root`` takes root/{train,val,test}/<class>/*.mp4 (also .avi, .mkv, .webm), root/{train,val,test}.csv, or UCF101
-and HMDB51 as they are unpacked, with their official lists.
+``--data.root`` takes root/{train,val,test}/<class>/*.mp4 (also .mov, .m4v, .avi, .mkv, .webm, .ts, .wmv and others),
+root/{train,val,test}.csv with lines of ``path label``, or UCF101 and HMDB51 as they are unpacked, with their official
+lists.  root/<class>/*.mp4 is split by ``--data.split 0.7/0.1/0.2``, by the content of each file: clips cut out of one
+film do not stay together, so make folders for train, val and test of those.  A warning counts the files that are not
+used, and says why.  Without a test split the run ends with validation scores.
 """
 
 from pathlib import Path

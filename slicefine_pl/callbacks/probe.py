@@ -56,7 +56,7 @@ class LinearProbe(Callback):
         began = time.perf_counter()
         rank_zero_info("LinearProbe: measuring a linear head on the frozen network ...")
         loaders = {"train": data.train_dataloader, "val": data.val_dataloader}
-        if is_overridden("test_dataloader", data):
+        if is_overridden("test_dataloader", data) and getattr(data, "has_test", True):
             data.setup("test")
             loaders["test"] = data.test_dataloader
         with _untouched(pl_module):

@@ -198,7 +198,7 @@ class RecipeCLI(LightningCLI):
         if settings.score_before and settings.ckpt_path is None and not settings.trainer.fast_dev_run:
             # To test a network shards it, and slices are opened before that: so a copy is tested there.
             tested = copy.deepcopy(self.model) if self._shards else self.model
-            [self._before] = self.trainer.test(tested, self.datamodule, verbose=False)
+            [self._before] = self._evaluate(tested, self.datamodule, verbose=False)
 
     def after_fit(self) -> None:
         """Test the best checkpoint, export it, and print what was reached; a run without a step has nothing to show."""
@@ -208,11 +208,16 @@ class RecipeCLI(LightningCLI):
             print("No step was trained: nothing is tested or exported.")
             return
         best = _best(getattr(self.trainer, "checkpoint_callbacks"))  # noqa: B009  (Trainer does not declare it)
-        [scores] = self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
+        [scores] = self._evaluate(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
         place = self._folder() / "export"  # asking for the folder takes all processes
         if self.trainer.is_global_zero:
             whole = self._whole(best)
             self._print_report(scores, best, whole.export(place) if hasattr(whole, "export") else None)
+
+    @property
+    def _evaluate(self) -> Any:
+        """The trainer's ``test``, or ``validate`` where the data have no test split: scores keep their true names."""
+        return self.trainer.test if getattr(self.datamodule, "has_test", True) else self.trainer.validate
 
     def _whole(self, best: str) -> Any:
         """The module to export.  One that processes share is in no process; its checkpoint holds a whole one."""

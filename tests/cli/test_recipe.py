@@ -164,6 +164,20 @@ def test_a_model_of_pairs_predicts_pairs(recipe, refused, capsys):
         )
 
 
+def test_without_a_test_split_the_table_shows_validation_under_its_own_name(recipe, refused, capsys, monkeypatch):
+    def absent(self):
+        raise ValueError("data.root='d' has no test split")
+
+    monkeypatch.setattr(TextDataModule, "has_test", False, raising=False)
+    monkeypatch.setattr(TextDataModule, "test_dataloader", absent)
+    recipe("fit")
+    told = capsys.readouterr().out
+    assert "val/accuracy after" in told
+    assert "test/" not in told
+    assert Path("runs/t/version_0/export/model.safetensors").is_file()
+    assert refused("test", "--ckpt_path", "runs/t/version_0/checkpoints/best.ckpt").endswith("'d' has no test split")
+
+
 def test_a_fixed_version_can_be_run_twice(recipe):
     for rate in ("0.01", "0.02"):
         recipe("fit", "--trainer.logger.init_args.version", "same", "--trainer.max_epochs", "1", "--model.lr", rate)

@@ -2,18 +2,21 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.cache import cache_folder
+from slicefine_pl.data.folders import no_test_split
 from slicefine_pl.data.image.demo import DIGITS, load_digits
 from slicefine_pl.data.image.input import ImageInput, image_input
-from slicefine_pl.data.image.pixels import SUFFIXES
+from slicefine_pl.data.image.pixels import suffixes
 from slicefine_pl.data.image.published import load_published
 from slicefine_pl.data.image.sets import FileImages, Splits, images_below, read_folder
 from slicefine_pl.data.image.views import Augmentation, ImageDataset, collate
 from slicefine_pl.data.labels import NamedClasses
+from slicefine_pl.data.shares import check_split
 
 DEMO = "digits"
 
@@ -25,13 +28,16 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
     do, and a resumed run sees what an uninterrupted one would see. Every process gets equally many.
     **Broken images.** One that cannot be read is named in a warning and replaced by the next readable one; at the end
     all are listed. One to predict raises.
-    **Limits.** One label per image.
+    **Files.** Every file below ``root`` is used, or counted in a warning that says why not.
+    **Limits.** One label per image.  Without a test split there is no test score.
 
     Args:
-        root: Folder with ``{train,val,test}/<class>/*``; for a named source the folder of its files, by default in the
-            cache.
+        root: Folder with ``{train,val,test}/<class>/*``, or with ``<class>/*`` and ``split``; for a named source the
+            folder of its files, by default in the cache.
         source: ``"digits"`` (demo), ``"torchvision/<name>"`` or ``"vtab/<task>"``; ``None`` reads the folders of
             ``root``, or without a root the demo.
+        split: Shares of train, val and test, such as ``"0.7/0.1/0.2"``, into which the images of each class folder
+            ``root/<class>/`` are split by a hash of their content.
         processor: Backbone whose ``size``, ``mean`` and ``std`` count where these are not given.
         size: Height and width of the views, in pixels.
         mean: Of the three colours, for values in [0, 1].
@@ -48,6 +54,7 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         self,
         root: str | None = None,
         source: str | None = None,
+        split: str | None = None,
         processor: str = "timm/tf_efficientnet_lite0",
         size: int | None = None,
         mean: Sequence[float] | None = None,
@@ -71,7 +78,9 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
                 )
         if std is not None and min(std) <= 0:
             raise ValueError(f"std={list(std)} divides by {min(std)}; give three values above 0.")
+        check_split(split, root if source is None else None)
         self.root = root
+        self.split = split
         self.source = source if source is not None or root is not None else DEMO
         self.processor = processor
         self.augmentation = Augmentation(min_area, flip)
@@ -89,7 +98,7 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
             return None
         return DIGITS if self.source == DEMO else list(self._load().names)
 
-    @property
+    @cached_property
     def predict_names(self) -> list[str]:
         """Paths of the images to predict, in order."""
         if self.predict_images is None:
@@ -97,9 +106,9 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         named = [self.predict_images] if isinstance(self.predict_images, str) else self.predict_images
         given = [Path(name).expanduser() for name in named if name]
         if isinstance(self.predict_images, str) and given and given[0].is_dir():
-            given = images_below(given[0])
+            given = images_below(f"data.predict_images={self.predict_images!r}", given[0])
         if not given:
-            raise ValueError(f"predict_images={self.predict_images!r} holds no images ({' '.join(SUFFIXES)}).")
+            raise ValueError(f"predict_images={self.predict_images!r} gives no images ({' '.join(suffixes())}).")
         if missing := [path for path in given if not path.is_file()]:
             raise FileNotFoundError(
                 f"predict_images names {str(missing[0])!r}, which does not exist; give image files."
@@ -149,7 +158,13 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         return self._evaluation("val")
 
     def test_dataloader(self) -> PlannedLoader:
-        """Central views in a fixed order."""
+        """Central views in a fixed order.
+
+        Raises:
+            ValueError: There is no test split.
+        """
+        if not self.has_test:
+            raise ValueError(no_test_split(f"data.root={self.root!r}"))
         return self._evaluation("test")
 
     def predict_dataloader(self) -> PlannedLoader:
@@ -174,6 +189,11 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
             warnings.warn(f"unreadable images, replaced by others: {len(self.broken)}\n  {listed}", stacklevel=2)
             self.broken = {}
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split."""
+        return "test" in self._load().sets
+
     def _evaluation(self, name: str) -> PlannedLoader:
         images = self._load().sets[name]
         plan = self.plan([1] * len(images.labels), shuffle=False)
@@ -188,7 +208,7 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
                 self._splits = load_published(self.source, self.root or cache_folder() / "torchvision")
             else:
                 assert self.root is not None
-                self._splits = read_folder(self.root)
+                self._splits = read_folder(self.root, self.split)
         return self._splits
 
 

@@ -1,6 +1,7 @@
 """Videos as batches of clips: Kinetics, UCF101, HMDB51, folders and lists of one's own, or a small made-up set."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
+from slicefine_pl.data.folders import no_test_split
 from slicefine_pl.data.labels import NamedClasses, are_positions, check_trained, class_indices, class_names
+from slicefine_pl.data.shares import check_split
 from slicefine_pl.data.tables import Table
 from slicefine_pl.data.video import demo
 from slicefine_pl.data.video.clips import ClipDataset, FixedViews, RandomView
@@ -25,7 +28,9 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
     **Random choices** depend on (seed, epoch, index) alone: processes, workers and a resumed run agree.
     **Broken files** are named in a warning and replaced by another video, so that every process has as many batches;
     at the end all of them are listed, and written to ``broken_videos.txt`` beside the logs.
-    **Limits.** One label a video; no sound; whole-video labels, not times within one.
+    **Files.** Every file below ``root`` is used, or counted in a warning that says why not.
+    **Limits.** Without a test split there is no test score. One label a video; no sound; whole-video labels, not times
+    within one.
 
     Args:
         root: Folder as ``list_videos`` knows them, such as ``root/{train,val,test}/<class>/*.mp4``; ``None`` makes the
@@ -39,6 +44,8 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         test_crops: Squares of each test clip.
         fold: Which official split of UCF101 or HMDB51: 1, 2 or 3.
         missing: Whether listed files that do not exist raise, or are left out.
+        split: Shares of train, val and test, such as ``"0.7/0.1/0.2"``, into which the videos of each class folder
+            ``root/<class>/`` are split by a hash of their content.
         demo_videos: Videos of each class of the motion set.
         batch_size: Videos per batch and process; test batches hold fewer, by their number of views.
         num_workers: Processes that decode, per training process.
@@ -58,6 +65,7 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         test_crops: int = 3,
         fold: Literal[1, 2, 3] = 1,
         missing: Literal["error", "skip"] = "error",
+        split: str | None = None,
         demo_videos: int = 50,
         batch_size: int = 8,
         num_workers: int = 0,
@@ -65,6 +73,7 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         predict_path: str | None = None,
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
+        check_split(split, root)
         sizes = {"num_frames": num_frames, "crop_size": crop_size, "test_clips": test_clips, "test_crops": test_crops}
         for name, value in sizes.items():
             if value < 1:
@@ -81,6 +90,7 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         self.test_views = (test_clips, test_crops)
         self.fold = fold
         self.missing = missing
+        self.split = split
         self.demo_videos = demo_videos
         self.predict_path = predict_path
         self._given_names = None if label_names is None else list(label_names)
@@ -96,16 +106,18 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
             return self._given_names
         return sorted(demo.MOTIONS) if self.root is None else class_names(self._load()["train"])
 
-    @property
+    @cached_property
     def predict_names(self) -> list[str]:
         """Paths of the videos to predict, in order."""
         if self.predict_path is None:
             raise ValueError("nothing to predict; give --data.predict_path, a video or a folder of videos.")
         place = Path(self.predict_path).expanduser()
-        found = [place] if place.is_file() else videos_below(place)
+        found = [place] if place.is_file() else []
+        if place.is_dir():
+            found = videos_below(f"data.predict_path={self.predict_path!r}", place)
         if not found:
             raise FileNotFoundError(
-                f"predict_path={self.predict_path!r} is no file and no folder with videos {SUFFIXES}."
+                f"predict_path={self.predict_path!r} is neither a file nor a folder with videos ({' '.join(SUFFIXES)})."
             )
         return [str(path) for path in found]
 
@@ -141,8 +153,8 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
             "val": self._fixed(1, 1),
             "test": self._fixed(*self.test_views),
         }
-        for split, view in views.items():
-            self._datasets[split] = ClipDataset(tables[split].columns[0], indices[split], view, seed=self.seed)
+        for split, table in tables.items():
+            self._datasets[split] = ClipDataset(table.columns[0], indices[split], views[split], seed=self.seed)
 
     def train_dataloader(self) -> ResumableLoader:
         """One random clip of each video, in a new order each epoch."""
@@ -153,8 +165,19 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         """The middle of each video."""
         return self._evaluation("val", self.batch_size)
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split."""
+        return "test" in self._load()
+
     def test_dataloader(self) -> PlannedLoader:
-        """All views of each video."""
+        """All views of each video.
+
+        Raises:
+            ValueError: There is no test split.
+        """
+        if not self.has_test:
+            raise ValueError(no_test_split(f"data.root={self.root!r}"))
         return self._evaluation("test", max(1, self.batch_size // (self.test_views[0] * self.test_views[1])))
 
     def predict_dataloader(self) -> PlannedLoader:
@@ -212,7 +235,7 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         """List the videos once."""
         if not self._tables:
             root = demo.demo_root(self.demo_videos) if self.root is None else Path(self.root).expanduser()
-            self._tables = list_videos(root, fold=self.fold, missing=self.missing)
+            self._tables = list_videos(root, fold=self.fold, missing=self.missing, split=self.split)
         return self._tables
 
 

@@ -109,9 +109,9 @@ def test_two_processes_with_broken_videos_finish_with_equal_batches_and_one_list
             place = root / split / ("jump", "run")[number % 2]
             place.mkdir(parents=True, exist_ok=True)
             films.film(place / f"{number}.mp4", 6)
-    bad = [root / "train" / "run" / "text.mp4", root / "train" / "jump" / "empty.mp4"]
+    bad = [root / "train" / "run" / "text.mp4", root / "train" / "jump" / "cut.mp4"]
     bad[0].write_bytes(b"no video")
-    bad[1].write_bytes(b"")
+    bad[1].write_bytes((root / "train" / "jump" / "0.mp4").read_bytes()[:200])
     script = tmp_path / "run.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path), root=str(root)))
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, check=False)
@@ -159,6 +159,7 @@ def test_class_folders_that_differ_between_splits(tmp_path):
         KineticsDataModule(str(tmp_path), **SETTINGS).setup("fit")
 
 
+@pytest.mark.filterwarnings("ignore:.* has no test split")
 def test_listed_classes_without_training(tmp_path):
     root = str(listed(tmp_path, train="run jump", val="run fly"))
     with pytest.raises(ValueError, match=r"val.csv', line 2, has the label 'fly', which is none of the 2 classes"):
@@ -200,10 +201,13 @@ def test_predicting(root, tmp_path):
         (root / "test" / hidden).parent.mkdir(exist_ok=True)
         (root / "test" / hidden).write_bytes(b"x")
     assert (data.label_names, data.num_classes) == (None, None)
-    data.setup("predict")
+    with pytest.warns(
+        UserWarning, match=r"predict_path=.* passed over: 2\n  hidden .*: 2 \('.trash/a.mp4', 'run/._1.mp4'"
+    ):
+        data.setup("predict")
     assert [Path(name).name for name in data.predict_names] == ["0.mp4", "1.mp4", "2.mp4"]
     assert [batch["video"].shape for batch in data.predict_dataloader()] == [(1, 6, 3, 4, 16, 16)] * 3
-    with pytest.raises(FileNotFoundError, match="is no file and no folder with videos"):
+    with pytest.raises(FileNotFoundError, match="is neither a file nor a folder with videos"):
         _ = KineticsDataModule(**SETTINGS, predict_path=str(tmp_path)).predict_names
     with pytest.raises(ValueError, match="nothing to predict"):
         _ = KineticsDataModule(**SETTINGS).predict_names
@@ -232,3 +236,32 @@ def test_nothing_but_broken_videos_are_told_as_they_were_raised(tmp_path, worker
             (tmp_path / split / name / "a.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"\A20 videos in a row cannot be read, such as [^\n]* are whole\.\Z"):
         trainer(tmp_path).fit(Recorder(), datamodule=KineticsDataModule(str(tmp_path), **SETTINGS, num_workers=workers))
+
+
+CODECS = {"mov": "libx264", "M4V": "libx264", "3gp": "libx264", "flv": "flv1", "wmv": "wmv2", "webm": "libvpx"}
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_files_of_other_containers_are_used(tmp_path, suffix):
+    for split in ("train", "val", "test"):
+        for name in ("run", "jump"):
+            (tmp_path / split / name).mkdir(parents=True)
+            films.film(tmp_path / split / name / f"a.{suffix}", 12, codec=CODECS[suffix])
+    data = KineticsDataModule(str(tmp_path), **SETTINGS)
+    data.setup("fit")
+    [batch] = data.val_dataloader()
+    assert batch["labels"].tolist() == [0, 1]
+    assert batch["video"].float().std() > 1  # two greys
+
+
+def test_without_a_test_split_there_is_no_test(tmp_path):
+    for split in ("train", "val"):
+        for name in ("run", "jump"):
+            (tmp_path / split / name).mkdir(parents=True)
+            films.film(tmp_path / split / name / "a.mp4", 12)
+    data = KineticsDataModule(str(tmp_path), **SETTINGS)
+    with pytest.warns(UserWarning, match=r"has no test split, .* only that of val.*: --data.split 0.7/0.1/0.2"):
+        data.setup("fit")
+    assert not data.has_test
+    with pytest.raises(ValueError, match="has no test split"):
+        data.test_dataloader()
