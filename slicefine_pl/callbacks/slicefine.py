@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from slicefine_pl.callbacks.building import when_built
 from slicefine_pl.callbacks.finite import all_finite, describe_nonfinite
 from slicefine_pl.callbacks.neighbours import callbacks_of, check_order
+from slicefine_pl.callbacks.parameter_table import count_slices_once, use_parameter_table
 from slicefine_pl.callbacks.processes import check_agreement, check_slicing_strategy
 from slicefine_pl.callbacks.random_state import TrainingRandomState
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
@@ -164,6 +165,8 @@ class SliceFineCallback(RepeatableTraining):
             return
         check_order(self, trainer)
         check_slicing_strategy(trainer)
+        count_slices_once()
+        use_parameter_table(trainer)
         when_built(pl_module, lambda: self._open(trainer, pl_module))
 
     def _open(self, trainer: Trainer, pl_module: LightningModule) -> None:

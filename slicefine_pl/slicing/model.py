@@ -28,6 +28,7 @@ from slicefine_pl.slicing.layer import SlicedLayer, close_layer, open_layer
 from slicefine_pl.slicing.live import LiveSlice, MoveWatcher
 from slicefine_pl.slicing.parts import reshard, wholes
 from slicefine_pl.slicing.positions import Axis, Order, check_choice
+from slicefine_pl.slicing.slice import repeated_by_slices
 from slicefine_pl.slicing.summary import Summary, summarise
 from slicefine_pl.slicing.targets import Patterns, Targets, Wanted, find_targets
 from slicefine_pl.slicing.track import SliceSettings, SliceTrack, slice_type
@@ -180,13 +181,12 @@ class SliceHandle:
     def counts(self) -> SliceCounts:
         """Count what is, and was, trained."""
         pieces = [track.piece for track in self._tracks.values()]
-        own = sum(piece.live.numel() for piece in pieces)  # with the padding of lines that alternate
         return SliceCounts(
             live=sum(len(piece.index) * piece.length for piece in pieces),
             whole=sum(parameter.numel() for parameter in self.trained.values()),
             visited=sum(track.visited_entries() for track in self._tracks.values()),
             target=sum(math.prod(track.piece.shape) for track in self._tracks.values()),
-            total=sum(parameter.numel() for parameter in self._net.parameters()) - own,
+            total=sum(parameter.numel() for parameter in self._net.parameters()) - repeated_by_slices(self._net),
         )
 
     def without_gradient(self, names: Iterable[str] | None = None) -> list[str]:
