@@ -1,7 +1,6 @@
 """Forty random runs, stopped at a random step and resumed, against the runs that never stopped: bit for bit."""
 
 import random
-from pathlib import Path
 
 import pytest
 import torch
