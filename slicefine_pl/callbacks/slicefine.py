@@ -167,7 +167,7 @@ class SliceFineCallback(RepeatableTraining):
         check_slicing_strategy(trainer)
         count_slices_once()
         use_parameter_table(trainer)
-        when_built(pl_module, lambda: self._open(trainer, pl_module))
+        when_built(trainer, pl_module, lambda: self._open(trainer, pl_module))
 
     def _open(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._handle is not None:
@@ -185,6 +185,7 @@ class SliceFineCallback(RepeatableTraining):
             self._steps_before, self.random = {}, TrainingRandomState()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
         held = [(id(each), optimizer) for optimizer in trainer.optimizers for each in updated_by(optimizer)]
         self._check_owners([parameter for parameter, _ in held])
         owners = dict(held)
@@ -383,6 +384,7 @@ class SliceFineCallback(RepeatableTraining):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         state = self.saved_state(checkpoint, self._settings(), "its optimizer knows no slices")
+        self.expect_types(pl_module, checkpoint)
         self.share_sums(trainer, state)
         self.opened().load_state_dict(state["slices"])
         self.resume_random(trainer, state["random"])
