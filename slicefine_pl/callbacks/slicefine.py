@@ -161,7 +161,7 @@ class SliceFineCallback(RepeatableTraining):
             return
         check_order(self, trainer)
         check_slicing_strategy(trainer)
-        when_built(pl_module, lambda: self._open(trainer, pl_module))
+        when_built(trainer, pl_module, lambda: self._open(trainer, pl_module))
 
     def _open(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._handle is not None:
@@ -178,6 +178,7 @@ class SliceFineCallback(RepeatableTraining):
             self._steps_before, self.random = {}, TrainingRandomState()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
         held = [(id(each), optimizer) for optimizer in trainer.optimizers for each in updated_by(optimizer)]
         self._check_owners([parameter for parameter, _ in held])
         owners = dict(held)
@@ -376,6 +377,7 @@ class SliceFineCallback(RepeatableTraining):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         state = self.saved_state(checkpoint, self._settings(), "its optimizer knows no slices")
+        self.expect_types(pl_module, checkpoint)
         self.share_sums(trainer, state)
         self.opened().load_state_dict(state["slices"])
         self.resume_random(trainer, state["random"])
