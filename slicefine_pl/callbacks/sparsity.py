@@ -25,6 +25,7 @@ from slicefine_pl.callbacks.repeatable import RepeatableTraining
 from slicefine_pl.callbacks.share import has_stepped, updated_by
 from slicefine_pl.callbacks.sliced_masks import MaskedSlices
 from slicefine_pl.callbacks.slicefine import slicefine_of
+from slicefine_pl.run_length import required_run_length, run_length
 from slicefine_pl.slicing.positions import check_choice
 from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, ledger, parse_pattern
 from slicefine_pl.sparsity.schedules import RAMPS, check_ramp, in_steps
@@ -186,14 +187,7 @@ class SparsityCallback(RepeatableTraining):
             if self._steps == 0:
                 self.masks.keep_zeros()
         elif self._schedule is None:  # not earlier: asking for the length of the run makes Lightning build its loader
-            total = trainer.estimated_stepping_batches
-            start, end = in_steps("start", self._start, total), in_steps("end", self._end, total)
-            self._schedule = Schedule(self._ramp, start, end, self._interval)
-            if end > total:
-                raise MisconfigurationException(
-                    f"end={end} lies beyond the {total:g} optimizer steps of this run, so the target would never be"
-                    " reached; train longer, or choose an earlier end."
-                )
+            self._schedule = self._planned(trainer, self._ramp)
         if self._steps == 0:
             self._tell_skipped()
             if self._schedule is not None and self._schedule.due(0):
@@ -202,6 +196,24 @@ class SparsityCallback(RepeatableTraining):
         elif self._slices:  # weights, live values and memories came back from the checkpoint as they were
             self._slices.follow()
         self._log(trainer)
+
+    def _planned(self, trainer: Trainer, ramp: Callable[[float], float]) -> Schedule:
+        """The ramp in steps of this run; its length matters only where ``start`` or ``end`` is a share of it."""
+        points = {"start": self._start, "end": self._end}
+        shares = [f"{name}={point}" for name, point in points.items() if isinstance(point, float)]
+        if shares:
+            instead = "give start and end as numbers of optimizer steps (integers)"
+            total: int | None = required_run_length(trainer, " and ".join(shares), instead)
+        else:
+            total = run_length(trainer)
+        start, end = (in_steps(name, point, total or 0) for name, point in points.items())
+        schedule = Schedule(ramp, start, end, self._interval)
+        if total is not None and end > total:
+            raise MisconfigurationException(
+                f"end={end} lies beyond the {total} optimizer steps of this run, so the target would never be"
+                " reached; train longer, or choose an earlier end."
+            )
+        return schedule
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self.masks.see_gradients()
@@ -247,7 +259,8 @@ class SparsityCallback(RepeatableTraining):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._release()
-        self.masks.verify(in_full=self._schedule is None or self._steps >= self._schedule.end)
+        in_full = self._steps > 0 if self._schedule is None else self._steps >= self._schedule.end
+        self.masks.verify(in_full=in_full)  # without a schedule and a step, training did not even start
         if self._schedule is not None and self._steps < self._schedule.end:
             rank_zero_warn(
                 f"The run ended after {self._steps} steps, before end={self._schedule.end}: sparsity is "

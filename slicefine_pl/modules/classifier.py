@@ -109,6 +109,7 @@ class Classifier(ScheduledModule):
 
     def on_train_start(self) -> None:
         """Count the head as trained from the first step on."""
+        super().on_train_start()
         self.untrained_head = False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
