@@ -30,7 +30,8 @@ class LinearProbe(Callback):
     """Fit a linear head on the inputs of the network's own head, before training starts.
 
     **When.** At the start of ``fit``: collects the head's inputs over the data module's train, validation and, where
-    there is one, test loader, in eval mode, without gradients; then solves a logistic (integer labels) or a ridge
+    there is one, test loader, in eval mode, without gradients, except for examples that are ``False`` in a batch's
+    ``"counted"``; then solves a logistic (integer labels) or a ridge
     regression (labels with a fraction). Model, random generators and training mode stay exactly as they were.
     **Result.** ``scores``: per split the accuracy, or the Pearson correlation; ``seconds``: what it took.
     **Checkpoint.** Holds the result: a resumed run keeps that of its beginning.
@@ -101,8 +102,11 @@ class LinearProbe(Callback):
                 for index, batch in enumerate(loader):
                     moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
                     module.predict_step(moved, index)
-                    labels.append((batch["labels"] if isinstance(batch, Mapping) else batch[1]).cpu())
-                    inputs.append(_per_example(torch.cat(seen), len(labels[-1])))
+                    given = batch if isinstance(batch, Mapping) else {"labels": batch[1]}
+                    targets = given["labels"].cpu()
+                    counted = given.get("counted", torch.ones(len(targets), dtype=torch.bool)).cpu()
+                    labels.append(targets[counted])
+                    inputs.append(_per_example(torch.cat(seen), len(targets))[counted])
                     seen.clear()
         finally:
             hook.remove()

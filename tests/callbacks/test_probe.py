@@ -133,6 +133,30 @@ def test_leaves_no_trace_and_scores_the_frozen_features():
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_an_example_that_does_not_count_changes_nothing():
+    """Validation batches with wrong labels, marked as not counted, after the right ones."""
+
+    class Doubled(Data):
+        def val_dataloader(self):
+            for inputs, labels in super().val_dataloader():
+                right = {"inputs": inputs, "labels": labels, "counted": torch.ones(len(labels), dtype=torch.bool)}
+                yield right
+                yield {**right, "labels": (labels + 1) % CLASSES, "counted": ~right["counted"]}
+
+    class Named(Net):
+        def forward(self, batch):
+            return super().forward([batch["inputs"]] if isinstance(batch, dict) else batch)
+
+    splits, scores = problem(1.0, floating=False), []
+    for net_class, data_class in ((Net, Data), (Named, Doubled)):
+        torch.manual_seed(1)
+        probe = LinearProbe()
+        fit(net_class(), data_class(splits), probe)
+        scores.append(probe.scores)
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_fit_is_the_same_with_and_without():
     splits = problem(1.0, floating=False)
     results = []

@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-from torch.utils.data import DataLoader
-
 from slicefine_pl.data.batching import PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.labels import are_positions, check_trained, class_indices, class_names, values
 from slicefine_pl.data.tables import READERS, Table, read_table, split_by_text
@@ -149,9 +146,10 @@ class TextDataModule(FollowsTraining, ResumableDataModule):
         """Batches from long to short."""
         return self._evaluation("test")
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def predict_dataloader(self) -> PlannedLoader:
         """Batches in the order of ``predict_names``."""
-        return DataLoader(self._dataset("predict"), batch_size=self.batch_size, collate_fn=self._pad)
+        dataset = self._dataset("predict")
+        return PlannedLoader(dataset, self.plan([1] * len(dataset), shuffle=False), self._pad)
 
     @property
     def _predicting(self) -> bool:

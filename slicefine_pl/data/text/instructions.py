@@ -5,9 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
-from torch.utils.data import DataLoader
-
 from slicefine_pl.data.batching import PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.tables import READERS, Table, read_texts, split_by_text
 from slicefine_pl.data.text import demo
@@ -139,11 +136,12 @@ class InstructionDataModule(FollowsTraining, ResumableDataModule):
         """Batches from long to short."""
         return self._evaluation("test")
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def predict_dataloader(self) -> PlannedLoader:
         """Prompts in the order of ``predict_names``."""
         if self._is_outdated:
             self.setup("predict")
-        return DataLoader(self._prompts, batch_size=self.batch_size, collate_fn=PadBatch(self._pad))
+        plan = self.plan([1] * len(self._prompts), shuffle=False)
+        return PlannedLoader(self._prompts, plan, PadBatch(self._pad))
 
     def _evaluation(self, name: str) -> PlannedLoader:
         self.setup("fit")
