@@ -10,17 +10,19 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slicefine_pl"
 
 OURS = {"pretrained", "slicing", "sparsity", "analysis", "strategy", "callbacks", "modules", "data", "cli", "doctor"}
+OURS |= {"files"}
 MATHS = {"torch", "numpy", "scipy"}
 # For each part: which of our parts, and which other packages, it may import (None: any).
 RULES = {
+    "files": (set(), set()),
     "slicing": (set(), MATHS | {"rich"}),
     "sparsity": (set(), MATHS | {"rich"}),
-    "analysis": ({"slicing"}, MATHS | {"matplotlib"}),
-    "strategy": ({"slicing"}, {"torch", "lightning"}),
-    "callbacks": ({"slicing", "sparsity", "analysis", "strategy"}, MATHS | {"lightning", "matplotlib"}),
+    "analysis": ({"slicing", "files"}, MATHS | {"matplotlib"}),
+    "strategy": ({"slicing", "files"}, {"torch", "lightning"}),
+    "callbacks": ({"slicing", "sparsity", "analysis", "strategy", "files"}, MATHS | {"lightning", "matplotlib"}),
     "pretrained": (set(), set()),
-    "modules": ({"pretrained"}, None),
-    "data": ({"pretrained"}, None),
+    "modules": ({"pretrained", "files"}, None),
+    "data": ({"pretrained", "files"}, None),
     "cli": (OURS, None),
     "doctor": (set(), {"torch", "numpy", "av", "rich"}),  # it looks at the machine, not at our parts
     "__init__": ({"callbacks", "strategy"}, set()),

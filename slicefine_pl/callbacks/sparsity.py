@@ -24,6 +24,7 @@ from slicefine_pl.callbacks.pruning_picture import draw_pruning
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
 from slicefine_pl.callbacks.share import has_stepped, updated_by
 from slicefine_pl.callbacks.sliced_masks import MaskedSlices
+from slicefine_pl.files import only_informs
 from slicefine_pl.slicing.positions import check_choice
 from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, ledger, parse_pattern
 from slicefine_pl.sparsity.schedules import RAMPS, check_ramp, in_steps
@@ -252,7 +253,8 @@ class SparsityCallback(RepeatableTraining):
         rank_zero_info(f"Sparsity: {ledger(pl_module).summary()}")
         folder = trainer.log_dir  # asking for it takes all processes
         if trainer.loggers and trainer.is_global_zero and folder is not None:
-            draw_pruning(folder, self._history, self._steps, counts)
+            with only_informs(f"{folder}/sparsity.png"):
+                draw_pruning(folder, self._history, self._steps, counts)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._release()

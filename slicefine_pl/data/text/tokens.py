@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from slicefine_pl.data.cache import cache_folder, write_whole
+from slicefine_pl.data.cache import cache_folder
+from slicefine_pl.files import write_whole
 from slicefine_pl.pretrained import locate, split_gguf
 
 LAYOUT = b"1"  # of a cache file; a new one makes old files unused
