@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-UNCHANGED = "What was there before is unchanged. Free some space, or choose another folder."
+UNCHANGED = "{} is as it was before. Free some space, or choose another folder."
 OF_THE_MACHINE = (OSError, ImportError, MemoryError, RuntimeError, ValueError)  # disks, missing packages, odd numbers
 
 
@@ -57,7 +57,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         _sync(target.parent)
     except OSError as error:
         named = OSError(error.errno, error.strerror, str(target))
-        named.add_note(UNCHANGED)
+        named.add_note(UNCHANGED.format(target))
         raise named from error
     finally:
         draft.unlink(missing_ok=True)
@@ -77,6 +77,13 @@ def _name(file: BinaryIO, path: Path) -> None:
         os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=folder, follow_symlinks=True)
     finally:
         os.close(folder)
+
+
+def replace_link(link: Path, target: Path) -> None:
+    """Make a symbolic link, relative where it stands, that takes the place of ``link`` at once."""
+    draft = link.with_name(f".{secrets.token_hex(8)}.part")
+    draft.symlink_to(os.path.relpath(target, link.parent))
+    os.replace(draft, link)
 
 
 @contextmanager

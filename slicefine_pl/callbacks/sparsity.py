@@ -141,6 +141,7 @@ class SparsityCallback(RepeatableTraining):
         return self._masks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage == "fit" and not (self._masks is not None and trainer.global_step > 0):
             check_pruning_strategy(trainer)
             when_built(pl_module, lambda: self._prepare(pl_module))
