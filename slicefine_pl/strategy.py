@@ -4,6 +4,7 @@ Knows nothing of when slices move.  Lightning's own ``ModelParallelStrategy`` le
 cannot read a checkpoint back while slices are open.
 """
 
+import shutil
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from slicefine_pl.files import replace_folder
 from slicefine_pl.slicing.activations import count_activations
 from slicefine_pl.slicing.parts import is_sharded, local_of, share_of
 from slicefine_pl.slicing.restoring import has_types_of, keep_saved_types
@@ -138,6 +140,27 @@ class FullyShardedStrategy(ModelParallelStrategy):
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         whole = tree_map(_on_cpu, plain.state_dict())
         return whole if self.global_rank == 0 else {}
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a file, or a folder of shares that takes the place of an earlier one when it is complete.
+
+        Lightning writes the shares into the earlier folder, so that a crash would leave neither of the two.
+        """
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        target = Path(self.broadcast(filepath))
+        new = target.with_name(f".{target.name}.part")
+        if self.is_global_zero and new.exists():  # of a run that was killed
+            shutil.rmtree(new)
+        self.barrier()
+        super().save_checkpoint(checkpoint, new, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            replace_folder(new, target)
+        self.barrier()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))

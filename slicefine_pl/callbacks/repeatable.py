@@ -8,6 +8,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from slicefine_pl.callbacks.checkpoint_files import keep_files_whole
 from slicefine_pl.callbacks.random_state import TrainingRandomState
 from slicefine_pl.slicing.restoring import has_types_of, keep_saved_types
 
@@ -27,6 +28,10 @@ class RepeatableTraining(Callback):
             for optimizer in trainer.optimizers:
                 keep_saved_types(optimizer)
         self._same_types = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have what a run goes on from written in a way that a crash cannot destroy."""
+        keep_files_whole(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loop = trainer.fit_loop

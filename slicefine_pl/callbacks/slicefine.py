@@ -161,6 +161,7 @@ class SliceFineCallback(RepeatableTraining):
         self._batch_started = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit" or self._handle is not None:
             return
         check_order(self, trainer)

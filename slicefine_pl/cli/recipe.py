@@ -24,6 +24,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
+from slicefine_pl.callbacks.best_checkpoint import CarryBestCheckpoint
 from slicefine_pl.callbacks.neighbours import callbacks_of
 from slicefine_pl.callbacks.parameter_table import use_parameter_table
 from slicefine_pl.callbacks.preemption import SaveWhenPreempted
@@ -89,7 +90,7 @@ def _run(
             datamodule_class,
             save_config_callback=SaveFitConfig,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [report, SaveWhenPreempted()]},
+            trainer_defaults={"callbacks": [report, SaveWhenPreempted(), CarryBestCheckpoint()]},
             parser_kwargs={command: {"default_config_files": [str(config)]} for command in COMMANDS}
             | ({} if grid is None else {"epilog": GRID_HELP}),
             parser_class=RecipeParser,
@@ -124,8 +125,6 @@ class SaveFitConfig(SaveConfigCallback):
 
 class RecipeCLI(LightningCLI):
     """LightningCLI with early checks, links between data and module, and a closing table."""
-
-    _before: Mapping[str, float] = {}  # scores of the pretrained network, where they were asked for
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let data decide the classes, and the backbone how data are prepared; give our callbacks sections."""
@@ -201,7 +200,7 @@ class RecipeCLI(LightningCLI):
         if settings.score_before and settings.ckpt_path is None and not settings.trainer.fast_dev_run:
             # To test a network shards it, and slices are opened before that: so a copy is tested there.
             tested = copy.deepcopy(self.model) if self._shards else self.model
-            [self._before] = self._evaluate(tested, self.datamodule, verbose=False)
+            [self._report.before] = self._evaluate(tested, self.datamodule, verbose=False)
 
     def after_fit(self) -> None:
         """Test the best checkpoint, export it, and print what was reached; a run without a step has nothing to show."""
@@ -261,7 +260,7 @@ class RecipeCLI(LightningCLI):
             if "test" in probe.scores:
                 told = f"{probe.scores['test']:.4f}   (linear head on the frozen network, {probe.seconds:.0f} s)"
                 table.add_row(f"test/{probe.metric} before", told)
-        for name, value in self._before.items():
+        for name, value in report.before.items():
             table.add_row(f"{name} before", f"{value:.4f}   (pretrained network)")
         for name, value in scores.items():
             table.add_row(f"{name} after", f"{value:.4f}")

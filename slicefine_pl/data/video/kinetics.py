@@ -17,6 +17,7 @@ from slicefine_pl.data.tables import Table
 from slicefine_pl.data.video import demo
 from slicefine_pl.data.video.clips import ClipDataset, FixedViews, RandomView
 from slicefine_pl.data.video.lists import SUFFIXES, list_videos, videos_below
+from slicefine_pl.files import only_informs, write_whole
 
 
 class KineticsDataModule(NamedClasses, ResumableDataModule):
@@ -201,8 +202,9 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         folder = self.trainer.log_dir  # asking for it takes all processes
         self._tell(mine)
         if mine and folder is not None and self.trainer.is_global_zero:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            (Path(folder) / "broken_videos.txt").write_text("\n".join(mine) + "\n", "utf-8")
+            path = Path(folder) / "broken_videos.txt"
+            with only_informs(path):
+                write_whole(path, "\n".join(mine) + "\n")
 
     def _broken(self) -> list[str]:
         return sorted({path for dataset in self._datasets.values() for path in dataset.broken})
