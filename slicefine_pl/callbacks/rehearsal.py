@@ -161,7 +161,7 @@ class _Rehearsal:
             gradient = self._numbers(step) * (SPIKE if step == STEPS else 1.0)
             for matrix in matrices:
                 matrix.grad = F.pad(gradient, (0, matrix.shape[1] - gradient.shape[1])).clone()
-            optimizer.step(lambda: torch.ones(()))
+            optimizer.step(lambda: 1.0)
 
     def _numbers(self, step: int) -> Tensor:
         """Values or gradients, other ones for each step, shape ``(R, L)``."""
