@@ -53,7 +53,7 @@ class FileScan:
             path = Path(entry.path)
             if is_hidden(entry.name):
                 self.pass_over(HIDDEN, _all_below(path))
-            elif os.path.isdir(path):  # also where a link leads to one
+            elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and path.is_dir()):
                 folders.append(path)
             elif path in self.lists:
                 continue
