@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_map
 
 from slicefine_pl.slicing.activations import count_activations
 from slicefine_pl.slicing.parts import is_sharded, local_of, share_of
+from slicefine_pl.slicing.restoring import has_types_of, keep_saved_types
 from slicefine_pl.slicing.sharding import shard_model, sharded_bytes
 from slicefine_pl.slicing.targets import Patterns
 
@@ -144,8 +145,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
         if path.is_dir():
             return self._load_shares(path, weights_only)
         checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
-        _load_whole(self.lightning_module, checkpoint.pop("state_dict"), self.lightning_module.strict_loading)
+        weights = checkpoint.pop("state_dict")
+        _load_whole(self.lightning_module, weights, self.lightning_module.strict_loading)
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
+            if has_types_of(self.lightning_module, weights):
+                keep_saved_types(optimizer)
             _load_state(optimizer, state)
         return checkpoint
 
@@ -212,6 +216,7 @@ def _load_state_shares(module: nn.Module, optimizer: Optimizer, key: str, path: 
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     own = optimizer.state_dict()
     states = enumerate(state["state"].get(names[id(parameter)]) for parameter in _parameters(optimizer))
+    keep_saved_types(optimizer)  # what was read has been cast to the types of this optimizer's own state
     groups = [
         {**loaded, "params": group["params"]}
         for group, loaded in zip(own["param_groups"], state["param_groups"], strict=True)

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slicefine_pl"
 
-OURS = {"pretrained", "slicing", "sparsity", "analysis", "strategy", "callbacks", "modules", "data", "cli", "doctor"}
+OURS = {"pretrained", "slicing", "sparsity", "analysis", "strategy", "run_length", "callbacks", "modules", "data"}
+OURS |= {"cli", "doctor"}
 MATHS = {"torch", "numpy", "scipy"}
 # For each part: which of our parts, and which other packages, it may import (None: any).
 RULES = {
@@ -17,9 +18,10 @@ RULES = {
     "sparsity": (set(), MATHS | {"rich"}),
     "analysis": ({"slicing"}, MATHS | {"matplotlib"}),
     "strategy": ({"slicing"}, {"torch", "lightning"}),
-    "callbacks": ({"slicing", "sparsity", "analysis", "strategy"}, MATHS | {"lightning", "matplotlib"}),
+    "run_length": (set(), {"lightning"}),
+    "callbacks": ({"slicing", "sparsity", "analysis", "strategy", "run_length"}, MATHS | {"lightning", "matplotlib"}),
     "pretrained": (set(), set()),
-    "modules": ({"pretrained"}, None),
+    "modules": ({"pretrained", "run_length"}, None),
     "data": ({"pretrained"}, None),
     "cli": (OURS, None),
     "doctor": (set(), {"torch", "numpy", "av", "rich"}),  # it looks at the machine, not at our parts

@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from slicefine_pl.callbacks.random_state import TrainingRandomState
+from slicefine_pl.slicing.restoring import has_types_of, keep_saved_types
 
 
 class RepeatableTraining(Callback):
@@ -19,6 +20,13 @@ class RepeatableTraining(Callback):
 
     def __init__(self) -> None:
         self.random = TrainingRandomState()
+        self._same_types = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._same_types:
+            for optimizer in trainer.optimizers:
+                keep_saved_types(optimizer)
+        self._same_types = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loop = trainer.fit_loop
@@ -58,6 +66,10 @@ class RepeatableTraining(Callback):
         everywhere = saved if isinstance(saved, list) else [saved]
         if len(everywhere) == trainer.world_size:
             self.random.load_state_dict(everywhere[trainer.global_rank])
+
+    def expect_types(self, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+        """See whether the optimizers' states, which are restored later, can keep the types they were saved with."""
+        self._same_types = has_types_of(pl_module, checkpoint.get("state_dict", {}))
 
     def share_sums(self, trainer: Trainer, state: dict[str, Any]) -> None:
         """Leave what was added up over all processes to the first, so that their sum is what was saved."""

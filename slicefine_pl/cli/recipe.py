@@ -10,7 +10,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,11 +25,15 @@ from safetensors import SafetensorError
 
 from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
 from slicefine_pl.callbacks.neighbours import callbacks_of
+from slicefine_pl.callbacks.parameter_table import use_parameter_table
 from slicefine_pl.callbacks.preemption import SaveWhenPreempted
 from slicefine_pl.callbacks.probe import LinearProbe
 from slicefine_pl.callbacks.slice_picture import SlicePicture
 from slicefine_pl.cli.checks import check_checkpoint, check_output, check_writer
+from slicefine_pl.cli.output import recipe_output
+from slicefine_pl.cli.recipe_help import RecipeParser
 from slicefine_pl.cli.report import RunReport
+from slicefine_pl.cli.texts import TextSettings
 from slicefine_pl.strategy import FullyShardedStrategy
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -61,6 +65,16 @@ def run(
         config: The recipe's defaults; a ``--config`` overlays them, and flags win last.
         grid: The networks, sparsities and lengths of the recipe's grid.
     """
+    with recipe_output():
+        _run(module_class, datamodule_class, config, grid)
+
+
+def _run(
+    module_class: type[LightningModule],
+    datamodule_class: type[LightningDataModule],
+    config: Path,
+    grid: Path | None,
+) -> None:
     report = RunReport()
     StrategyRegistry.register("fsdp2", FullyShardedStrategy, "FSDP2, with open slices", override=True)
     try:
@@ -78,6 +92,7 @@ def run(
             trainer_defaults={"callbacks": [report, SaveWhenPreempted()]},
             parser_kwargs={command: {"default_config_files": [str(config)]} for command in COMMANDS}
             | ({} if grid is None else {"epilog": GRID_HELP}),
+            parser_class=RecipeParser,
             auto_configure_optimizers=False,
             seed_everything_default=0,
         )
@@ -114,6 +129,7 @@ class RecipeCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let data decide the classes, and the backbone how data are prepared; give our callbacks sections."""
+        self._texts.install()
         parser.add_argument(
             "--slicefine",
             type=SliceFineCallback | None,
@@ -142,13 +158,17 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and look at the checkpoint before anything is loaded."""
-        super().parse_arguments(parser, args)
+        self.config = parser.parse_args(self._texts.rewritten(sys.argv[1:] if args is None else cast(list[str], args)))
         settings = self.config[self.config.subcommand]
         if settings.get("ckpt_path") not in (None, "best", "last", "hpc"):
             check_checkpoint(Path(settings.ckpt_path))
             check_writer(Path(settings.ckpt_path), self._model_class)
             report = next(each for each in self.trainer_defaults["callbacks"] if isinstance(each, RunReport))
             report.checkpoint = str(settings.ckpt_path)
+
+    @cached_property
+    def _texts(self) -> TextSettings:
+        return TextSettings.of(model=self._model_class, data=self._datamodule_class)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Put our callbacks before the others: weight averaging copies what it finds."""
@@ -158,7 +178,9 @@ class RecipeCLI(LightningCLI):
         if slicefine is None:  # without slices there is nothing to draw
             others = [each for each in others if not isinstance(each, SlicePicture)]
         kwargs["callbacks"] = [*filter(None, (slicefine, sparsity)), *others]
-        return super().instantiate_trainer(**kwargs)
+        trainer: Trainer = super().instantiate_trainer(**kwargs)
+        use_parameter_table(trainer)
+        return trainer
 
     def before_instantiate_classes(self) -> None:
         """Let ``predict`` write its predictions and nothing else."""

@@ -126,7 +126,18 @@ def test_targets_and_also_train_are_searched_as_regular_expressions():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"targets": "decoder"}, r"targets='decoder' matches no layer or parameter name; this network has bert\.emb"),
+        (
+            {"targets": "decoder"},
+            r"targets='decoder' matches no layer or parameter name; near it are bert\.encoder\.layer\.0",
+        ),
+        (
+            {"also_train": "clasifier"},
+            r"also_train='clasifier' .*; near it are classifier\.weight, classifier\.bias\.$",
+        ),
+        (
+            {"also_train": "head"},
+            r"the last ones .* are bert\.pooler\.dense\.bias, classifier\.weight, classifier\.bias\.$",
+        ),
         ({"targets": ["attention", "decoder"]}, "targets='decoder' matches no layer"),
         ({"targets": "("}, r"targets='\(' is no regular expression"),
         ({"targets": "LayerNorm"}, "targets='LayerNorm' matches no layer or parameter name"),
@@ -152,13 +163,13 @@ def test_attention_of_torch_is_sliced_in_four_parts():
 
 
 def test_where_outputs_are_too_few_columns_are_advised():
-    with pytest.warns(UserWarning, match=r"Left frozen: 0 \(2 rows are fewer than rank=4\).*axis='column'"):
+    with pytest.warns(UserWarning, match=r"0: 38.3 %, 2 rows are fewer than rank=4\n.*axis='column'"):
         slice_model(nn.Sequential(nn.Linear(9, 2), nn.Linear(2, 9)), rank=4, axis="row")
 
 
 def test_layers_narrower_than_the_rank_are_left_out_and_told():
     net = torchvision.models.resnet18(num_classes=3)
-    with pytest.warns(UserWarning, match=r"Left frozen: conv1 \(3 columns are fewer than rank=4\)"):
+    with pytest.warns(UserWarning, match=r"conv1: less than 0.1 %, 3 columns are fewer than rank=4\n"):
         handle = slice_model(net, rank=4)
     convolutions = {name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
     assert {live.name for live in handle} == convolutions - {"conv1"}

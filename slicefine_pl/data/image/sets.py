@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from slicefine_pl.data.files import FileScan
 from slicefine_pl.data.folders import no_test_split, read_class_folders
 from slicefine_pl.data.image.pixels import as_rgb, decoded, read_rgb, suffixes
+from slicefine_pl.data.labels import in_order
 from slicefine_pl.data.shares import parse_shares
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def read_folder(root: str, split: str | None = None) -> Splits:
     scan.report()
     if "test" not in found:
         rank_zero_warn(no_test_split(scan.name))
-    names = sorted({name for _, name in found["train"]})
+    names = in_order(name for _, name in found["train"])
     if len(names) < 2:
         raise ValueError(f"{scan.name} has only the class {names[0]!r}; give at least two class folders.")
     index = {name: label for label, name in enumerate(names)}

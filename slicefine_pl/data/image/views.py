@@ -94,13 +94,18 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join items to a batch: ``images`` ``(B, 3, S, S)``, ``labels`` ``(B,)``, and ``broken`` where there are any."""
+    """Join items to a batch: ``images``, shape ``(B, 3, S, S)``, and ``labels``, shape ``(B,)``.
+
+    Where images were replaced, ``broken`` names them, and ``counted``, bool of shape ``(B,)``, is false for their
+    replacements, which scores would count twice.
+    """
     batch = {
         "images": torch.stack([item["images"] for item in items]),
         "labels": torch.tensor([item["labels"] for item in items]),
     }
     broken = {place: told for item in items for place, told in item["broken"].items()}
-    return {**batch, "broken": broken} if broken else batch
+    counted = torch.tensor([not item["broken"] for item in items])
+    return {**batch, "counted": counted, "broken": broken} if broken else batch
 
 
 def centre(image: "Image", given: ImageInput) -> "Image":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.folders import no_test_split
-from slicefine_pl.data.labels import NamedClasses, check_trained, class_indices, class_names
+from slicefine_pl.data.labels import NamedClasses, are_positions, check_trained, class_indices, class_names
 from slicefine_pl.data.shares import check_split
 from slicefine_pl.data.tables import Table
 from slicefine_pl.data.video import demo
@@ -144,10 +144,8 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         names = self.label_names
         assert names is not None
         tables = self._load()
-        indices = {
-            split: class_indices(table, names, positions=self._given_names is not None)
-            for split, table in tables.items()
-        }
+        positions = self._given_names is not None and are_positions(tables["train"], names)
+        indices = {split: class_indices(table, names, positions=positions) for split, table in tables.items()}
         check_trained(indices["train"], names, tables["train"].source)
         self._tell_gaps(indices, names)
         views: dict[str, RandomView | FixedViews] = {

@@ -120,7 +120,7 @@ def _csv(scan: FileScan, split: str) -> Table:
     if {"path", "label"} <= set(names):
         table = read_table(path, ["path"], "label")
         return Table(table.source, [_below(root, table.columns[0])], table.labels, table.rows, table.unit)
-    rows = []
+    rows, numbers = [], []
     for number, line in enumerate(lines(decode(path)), start=1):
         parts = [part.strip() for part in line.strip().rsplit("," if "," in line else None, 1)]
         if line.strip() and (len(parts) != 2 or not all(parts)):
@@ -128,28 +128,23 @@ def _csv(scan: FileScan, split: str) -> Table:
                 f"{str(path)!r}, line {number}, is {line[:SHOWN]!r}; write 'path label', or a header line 'path,label'."
             )
         rows += [parts] if line.strip() else []
+        numbers += [number] if line.strip() else []
     if not rows:
         raise ValueError(f"{str(path)!r} lists no video; write one 'path label' a line.")
-    labels = [row[1] for row in rows]
-    numbers = all(label.isdigit() for label in labels)
-    return Table(
-        str(path),
-        [_below(root, [row[0] for row in rows])],
-        [int(label) for label in labels] if numbers else labels,
-        range(1, len(rows) + 1),
-        "line",
-    )
+    paths = _below(root, [row[0] for row in rows])
+    return Table(str(path), [paths], [row[1] for row in rows], numbers, "line")
 
 
 def _kinetics(scan: FileScan, path: Path, split: str) -> Table:
     """The official annotations: ``<id>_<start>_<end>`` below a folder of the split's name, in class folders or not."""
     root = scan.root
-    _, numbers, frame = READERS[".csv"](path)
+    listed = READERS[".csv"](path)
     places = [folder for folder in (root / split, root / "videos" / split, root / "videos") if folder.is_dir()]
     present = {file.stem: file for folder in places for file in scan.files(folder)}
     rows = []
-    for number, row in zip(numbers, frame.to_dict("records"), strict=True):
-        if not (row["label"] and row["youtube_id"] and row["time_start"].isdigit() and row["time_end"].isdigit()):
+    for number, row in zip(listed.numbers, listed.records(), strict=True):
+        times = row["time_start"], row["time_end"]
+        if not (row["label"].strip() and row["youtube_id"] and all(map(str.isdecimal, times))):
             told = {name: row[name] for name in ("youtube_id", "label", "time_start", "time_end")}
             raise ValueError(f"{str(path)!r}, line {number}, has {told}; give all four, times in whole seconds.")
         stem = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}"

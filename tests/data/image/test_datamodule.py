@@ -163,9 +163,12 @@ def test_broken_images_are_named_replaced_and_listed(root, tmp_path, num_workers
 def test_replacements_are_the_next_readable_ones(root):
     (root / "test" / "apple" / "3.png").write_bytes(b"x")
     (root / "test" / "quince" / "4.png").write_bytes(b"x")
-    images = torch.cat([batch["images"] for batch in module(root).test_dataloader()])
+    batches = list(module(root).test_dataloader())
+    images = torch.cat([batch["images"] for batch in batches])
     assert torch.equal(images[3], images[4])
     assert torch.equal(images[14], images[0])  # after the last comes the first
+    counted = [batch.get("counted", torch.ones(len(batch["labels"]), dtype=torch.bool)) for batch in batches]
+    assert (~torch.cat(counted)).nonzero().flatten().tolist() == [3, 14]  # scores count each readable image once
 
 
 def test_a_set_of_broken_images_ends_with_an_error(root):

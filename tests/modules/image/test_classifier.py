@@ -57,6 +57,14 @@ def loader(images, labels, size=5):
     return DataLoader(rows, batch_size=size)
 
 
+def test_a_loss_that_is_not_finite_is_not_left_out_of_the_mean():
+    module = ImageClassifier(Tiny(), num_classes=3)
+    module.log = module.log_dict = lambda *_, **__: None
+    for images in (torch.randn(2, 3, 8, 8), torch.full((2, 3, 8, 8), torch.nan)):
+        module.test_step({"images": images, "labels": torch.tensor([0, 2])}, 0)
+    assert module.losses["test"].compute().isnan()
+
+
 def test_smoothing_is_torchs_and_for_training_only():
     module = ImageClassifier(Tiny(), num_classes=3, label_smoothing=0.2)
     batch = {"images": torch.randn(6, 3, 8, 8), "labels": torch.tensor([0, 2, 1, 1, 0, 2])}
@@ -68,7 +76,7 @@ def test_smoothing_is_torchs_and_for_training_only():
     logits = module(batch)
     shares = torch.full((6, 3), 0.2 / 3) + F.one_hot(batch["labels"], 3) * 0.8
     torch.testing.assert_close(losses["train/loss"], -(shares * logits.log_softmax(-1)).sum(-1).mean())
-    torch.testing.assert_close(losses["val/loss"], F.cross_entropy(logits, batch["labels"]))
+    torch.testing.assert_close(losses["val/loss"].compute(), F.cross_entropy(logits, batch["labels"]))
     with pytest.raises(ValueError, match=r"label_smoothing=1.0 is no share"):
         ImageClassifier(Tiny(), num_classes=3, label_smoothing=1.0)
 
