@@ -9,7 +9,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slicefine_pl"
 
-OURS = {"pretrained", "slicing", "sparsity", "analysis", "strategy", "callbacks", "modules", "data", "cli", "doctor"}
+OURS = {
+    "pretrained",
+    "inputs",
+    "slicing",
+    "sparsity",
+    "analysis",
+    "strategy",
+    "callbacks",
+    "modules",
+    "data",
+    "cli",
+    "doctor",
+}
 MATHS = {"torch", "numpy", "scipy"}
 # For each part: which of our parts, and which other packages, it may import (None: any).
 RULES = {
@@ -19,8 +31,9 @@ RULES = {
     "strategy": ({"slicing"}, {"torch", "lightning"}),
     "callbacks": ({"slicing", "sparsity", "analysis", "strategy"}, MATHS | {"lightning", "matplotlib"}),
     "pretrained": (set(), set()),
-    "modules": ({"pretrained"}, None),
-    "data": ({"pretrained"}, None),
+    "inputs": ({"pretrained"}, {"torch"}),
+    "modules": ({"pretrained", "inputs"}, None),
+    "data": ({"pretrained", "inputs"}, None),
     "cli": (OURS, None),
     "doctor": (set(), {"torch", "numpy", "av", "rich"}),  # it looks at the machine, not at our parts
     "__init__": ({"callbacks", "strategy"}, set()),
