@@ -90,9 +90,10 @@ class VisualClassifier(Classifier):
         if isinstance(seen, self.input_kind):
             self.input = seen
         elif self.input is None:
+            kind = self.input_kind.__name__
             rank_zero_warn(
-                f"the data do not say which input they give, so an export will name the backbone's own; set input to "
-                f"an {self.input_kind.__name__} on the module."
+                "the data have no input attribute, so an export states what the backbone expects; if training sees "
+                f"something else, set module.input = {kind}(...) before the export."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -46,7 +46,14 @@ def _published(backbone: str) -> tuple[int, float, int]:
     place = Path(locate(backbone))
     if any((place / file).is_file() for file in I3D_FILES):
         return I3D
-    return USUAL if folder_settings(str(place)).get("library") == "pytorchvideo" else _transformers(str(place))
+    settings = folder_settings(str(place))
+    return _built(settings["settings"]) if settings.get("library") == "pytorchvideo" else _transformers(str(place))
+
+
+def _built(settings: Any) -> tuple[int, float, int]:
+    """Of an export that says no more than how its network was built."""
+    frames = settings.get("input_clip_length", settings.get("temporal_size", USUAL[0]))
+    return frames, USUAL[1], settings.get("input_crop_size", settings.get("spatial_size", USUAL[2]))
 
 
 def _transformers(place: str) -> tuple[int, float, int]:
