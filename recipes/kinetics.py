@@ -1,6 +1,7 @@
 """Fine-tune a pretrained video network with SliceFine; by default I3D on a small made-up set, with no downloads.
 
 python recipes/kinetics.py fit                                     # eight motions, SYNTHETIC videos; minutes on a CPU
+python recipes/kinetics.py fit --data.root DIR                      # videos of your own
 python recipes/kinetics.py fit --data.root /data/k400 --config recipes/configs/kinetics_real.yaml     # the real thing
 python recipes/kinetics.py fit --slicefine null --model.lr 1.0e-4    # full fine-tuning instead
 python recipes/kinetics.py predict --ckpt_path runs/kinetics/version_0/checkpoints/last.ckpt --data.predict_path a.mp4
@@ -8,6 +9,10 @@ python recipes/kinetics.py predict --model.backbone runs/kinetics/version_0/expo
 
 ``--data.root`` takes root/{train,val,test}/<class>/*.mp4 (also .avi, .mkv, .webm), root/{train,val,test}.csv, or UCF101
 and HMDB51 as they are unpacked, with their official lists.
+
+Clips have the frames, time and size that the backbone was trained on; --data.num_frames, --data.clip_seconds and
+--data.crop_size change that.  Those of the made-up set are small.  ``test``, ``validate`` and ``predict`` show a trained
+network the clips that training showed it, and refuse others.
 """
 
 from pathlib import Path

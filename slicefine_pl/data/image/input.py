@@ -5,6 +5,8 @@ Reads what an export of ours, timm, torchvision or the image processor of transf
 
 from typing import Any, Literal
 
+import numpy as np
+
 from slicefine_pl.inputs import ImageInput, trained_input
 from slicefine_pl.pretrained import folder_settings, image_backbone
 
@@ -75,6 +77,25 @@ def _transformers(name: str) -> ImageInput:
         crop = size / short
     elif hasattr(processor, "crop_pct"):
         squash, crop = (True, 1.0) if short >= WARPED else (False, processor.crop_pct)
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    mean, std = _normalisation(processor, int(size))
     resampling = RESAMPLING.get(int(2 if processor.resample is None else processor.resample), "bilinear")
     return ImageInput(int(size), mean, std, crop, resampling, "squash" if squash else "center", rounding="down")
+
+
+def _normalisation(processor: Any, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, from what becomes of black, white and red: some processors normalise otherwise.
+
+    Several rescale to other ranges, EfficientNet's divides twice, and MobileViT's swaps red and blue.
+
+    Raises:
+        ValueError: It swaps colours, or gives another size than its settings say.
+    """
+    flat = [np.full((size, size, 3), colour, np.uint8) for colour in ((0, 0, 0), (255, 255, 255), (255, 0, 0))]
+    found = np.asarray(processor(images=flat, return_tensors="np")["pixel_values"], dtype=np.float64)
+    if found.shape != (3, 3, size, size):
+        raise ValueError(f"its processor makes {found.shape[1:]} of an image of {size} x {size} pixels")
+    black, white, red = found.mean((2, 3))
+    if not np.isclose(red[0], white[0]):
+        raise ValueError("its processor swaps red and blue")
+    mean, std = -black / (white - black), 1 / (white - black)
+    return tuple(mean.round(6).tolist()), tuple(std.round(6).tolist())
