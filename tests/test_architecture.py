@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slicefine_pl"
 
-OURS = {"files", "pretrained", "slicing", "sparsity", "analysis", "strategy", "run_length", "callbacks"}
+OURS = {"files", "pretrained", "inputs", "slicing", "sparsity", "analysis", "strategy", "run_length", "callbacks"}
 OURS |= {"modules", "data", "cli", "doctor"}
 MATHS = {"torch", "numpy", "scipy"}
 # For each part: which of our parts, and which other packages, it may import (None: any).
@@ -25,8 +25,9 @@ RULES = {
         MATHS | {"lightning", "matplotlib"},
     ),
     "pretrained": (set(), set()),
-    "modules": ({"pretrained", "run_length", "files"}, None),
-    "data": ({"pretrained", "files"}, None),
+    "inputs": ({"pretrained"}, {"torch"}),
+    "modules": ({"pretrained", "inputs", "run_length", "files"}, None),
+    "data": ({"pretrained", "inputs", "files"}, None),
     "cli": (OURS, None),
     "doctor": (set(), {"torch", "numpy", "av", "rich"}),  # it looks at the machine, not at our parts
     "__init__": ({"callbacks", "strategy"}, set()),

@@ -35,11 +35,12 @@ from slicefine_pl.cli.output import recipe_output
 from slicefine_pl.cli.recipe_help import RecipeParser
 from slicefine_pl.cli.report import RunReport
 from slicefine_pl.cli.texts import TextSettings
+from slicefine_pl.inputs import input_record
 from slicefine_pl.strategy import FullyShardedStrategy
 
 COMMANDS = ("fit", "validate", "test", "predict")
 GRID_HELP = "This recipe has one more subcommand, grid: a law of sizes, sparsities and lengths; see grid --help."
-LINKS = (("data.label_names", "model.label_names"), ("data.num_classes", "model.num_classes"))
+LINKS = tuple((f"data.{name}", f"model.{name}") for name in ("label_names", "num_classes", "num_frames", "crop_size"))
 PREPARATIONS = ("data.tokenizer", "data.processor")  # what the data module takes from the backbone's name
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # what a command's author can mend
 EARLY_ERRORS = (RuntimeError, pickle.UnpicklingError, SafetensorError)  # likewise, unless a batch was met
@@ -151,9 +152,6 @@ class RecipeCLI(LightningCLI):
         for target in PREPARATIONS:
             if target in defaults:
                 parser.link_arguments("model.backbone", target)
-        for name in ("num_frames", "crop_size"):  # some video networks are built for one size of clips
-            if f"data.{name}" in defaults:
-                parser.link_arguments(f"data.{name}", f"model.{name}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and look at the checkpoint before anything is loaded."""
@@ -182,7 +180,10 @@ class RecipeCLI(LightningCLI):
         return trainer
 
     def before_instantiate_classes(self) -> None:
-        """Let ``predict`` write its predictions and nothing else."""
+        """Let data follow the checkpoint, if it says what training saw; let ``predict`` write predictions alone."""
+        settings = self.config[self.subcommand]
+        if "processor" in settings.data and settings.ckpt_path and input_record(str(settings.ckpt_path)):
+            settings.data.processor = str(settings.ckpt_path)
         if self.subcommand == "predict":
             self.config.predict.trainer.enable_progress_bar = False
             self.config.predict.trainer.logger = False
