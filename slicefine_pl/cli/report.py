@@ -62,7 +62,7 @@ class RunReport(Callback):
             if isinstance(output, str):  # may hold line breaks
                 print(json.dumps({"prompt": name, "completion": output}, ensure_ascii=False))
             else:
-                print(f"{_told(output, labels)}\t{name}")
+                print(f"{_told(output, labels)}\t{' '.join(name.splitlines())}")  # a line per example
             self._predicted += 1
 
 

@@ -122,7 +122,7 @@ class _Published:
         self.root.mkdir(parents=True, exist_ok=True)
         try:
             dataset = getattr(datasets, self.name)(str(self.root), **part, download=True)
-        except (RuntimeError, OSError, urllib.error.URLError) as error:
+        except (RuntimeError, OSError, urllib.error.URLError, ValueError, AssertionError, EOFError) as error:
             raise OSError(
                 f"dataset {self.name!r} is not whole in root={str(self.root)!r} and could not be downloaded "
                 f"({' '.join(str(error).split())[:300]}); put its files there as torchvision expects them."

@@ -83,6 +83,7 @@ class TextDataModule(FollowsTraining, ResumableDataModule):
         self._given_names = None if label_names is None else list(label_names)
         self._tables: dict[str, Table] = {}
         self._datasets: dict[str, TokenDataset] = {}
+        self._asked: list[list[str]] = []
         self._pad = PadBatch(0)
 
     @property
@@ -107,7 +108,7 @@ class TextDataModule(FollowsTraining, ResumableDataModule):
     @property
     def predict_names(self) -> list[str]:
         """The texts to predict, in order; the two of a pair with a tab between them."""
-        return ["\t".join(texts) for texts in zip(*self._queries(), strict=True)]
+        return ["\t".join(texts) for texts in zip(*(self._asked or self._queries()), strict=True)]
 
     def prepare_data(self) -> None:
         """Download what is not there yet, once per machine."""
@@ -120,7 +121,8 @@ class TextDataModule(FollowsTraining, ResumableDataModule):
         """Read and tokenise what the stage needs."""
         trained = TrainedInput.of(self)
         if stage == "predict":
-            columns, labels = {"predict": self._queries()}, {}
+            self._asked = self._queries()
+            columns, labels = {"predict": self._asked}, {}
             trained.check_columns(len(columns["predict"]), PREDICT_ALIKE)
         else:
             tables = self._load()

@@ -86,6 +86,7 @@ class InstructionDataModule(FollowsTraining, ResumableDataModule):
         self.predict_text = predict_text
         self.predict_file = predict_file
         self._datasets: dict[str, Examples] = {}
+        self._asked: list[str] = []
         self._prompts = TokenDataset({"input_ids": []}, None)
         self._longest = 0
         self._pad = 0
@@ -93,9 +94,10 @@ class InstructionDataModule(FollowsTraining, ResumableDataModule):
     @property
     def predict_names(self) -> list[str]:
         """The prompts to complete, in order."""
-        alternatives = [names[:1] for names in self.columns]
-        [prompts] = queries(self.predict_text, "", self.predict_file, alternatives)
-        return prompts
+        if not self._asked:
+            alternatives = [names[:1] for names in self.columns]
+            [self._asked] = queries(self.predict_text, "", self.predict_file, alternatives)
+        return self._asked
 
     def prepare_data(self) -> None:
         """Download what is not there yet, once per machine."""

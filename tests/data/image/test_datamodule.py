@@ -284,6 +284,17 @@ def test_a_class_may_be_called_train(tmp_path):
     assert module(tmp_path, split="0.7/0.1/0.2").label_names == ["bus", "train"]
 
 
+@pytest.mark.parametrize(
+    ("names", "order"), [(("10", "9", "100"), ["9", "10", "100"]), (("9", "10", "09"), ["09", "10", "9"])]
+)
+def test_class_folders_with_numbers_are_in_order(tmp_path, names, order):
+    for name in names:
+        for split in ("train", "val", "test"):
+            (tmp_path / split / name).mkdir(parents=True)
+            picture(0).save(tmp_path / split / name / "0.png")
+    assert module(tmp_path).label_names == order
+
+
 def test_missing_and_empty_roots(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a folder; give one with folders train, val and test"):
         _ = module(tmp_path / "gone").label_names

@@ -110,11 +110,12 @@ def test_what_cannot_be_served_is_told_in_one_sentence(tmp_path, source, message
         load_published(source, tmp_path)
 
 
-def test_no_network_is_told_in_one_sentence(monkeypatch, tmp_path):
-    def offline(*_, **__):
-        raise OSError("no route")
+@pytest.mark.parametrize("kind", [OSError, ValueError, AssertionError, EOFError])  # the others: of damaged files
+def test_no_network_and_damaged_files_are_told_in_one_sentence(monkeypatch, tmp_path, kind):
+    def broken(*_, **__):
+        raise kind("no route")
 
-    monkeypatch.setattr(datasets, "CIFAR10", offline)
+    monkeypatch.setattr(datasets, "CIFAR10", broken)
     with pytest.raises(
         OSError, match=r"'CIFAR10' is not whole in root=.* could not be downloaded \(no route\); put its"
     ):

@@ -95,6 +95,13 @@ def test_glue_holds_out_a_part_of_training_and_tests_on_validation(tiny_bert, mo
     assert sum(len(batch["labels"]) for batch in data.test_dataloader()) == 6
 
 
+def test_glue_without_a_label(tiny_bert, monkeypatch):
+    rows = {"sentence": ["a film", "the plot"], "label": [1, None]}
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_: {"train": rows}))
+    with pytest.raises(ValueError, match="'glue/sst2', row 2, has no label"):
+        module(tiny_bert, "glue/sst2").setup("fit")
+
+
 def test_glue_offline_or_without_its_package(tiny_bert, monkeypatch):
     def offline(path, name):
         raise ConnectionError("no route")

@@ -168,6 +168,36 @@ def test_listed_classes_without_training(tmp_path):
         KineticsDataModule(root, **SETTINGS, label_names=["run", "jump", "fly"]).setup("fit")
 
 
+def numbered(tmp_path, names):
+    """A data module of two videos with the labels 1 and 0, and names for them."""
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    for split in ("train", "val", "test"):
+        (tmp_path / f"{split}.csv").write_text("a.mp4 1\na.mp4 0\n")
+    return KineticsDataModule(str(tmp_path), **SETTINGS, label_names=names)
+
+
+@pytest.mark.parametrize(("names", "indices"), [(["no", "yes"], [1, 0]), (["1", "0"], [0, 1]), (None, [1, 0])])
+def test_names_of_numbered_classes(tmp_path, names, indices):
+    """Labels count the names that are given; names that are numbers are the labels themselves."""
+    data = numbered(tmp_path, names)
+    data.setup("fit")
+    dataset = data._datasets["train"]
+    assert [int(dataset._videos[row][1]["label"]) for row in range(2)] == indices
+
+
+def test_names_of_other_numbers(tmp_path):
+    with pytest.raises(ValueError, match=r"line 1, has the label '1', which is none of the 2 classes '01', '0'"):
+        numbered(tmp_path, ["01", "0"]).setup("fit")
+
+
+def test_class_folders_with_numbers_are_in_order(tmp_path):
+    for place in ("10", "9", "100"):
+        for split in ("train", "val", "test"):
+            (tmp_path / split / place).mkdir(parents=True)
+            (tmp_path / split / place / "a.mp4").write_bytes(b"x")
+    assert KineticsDataModule(str(tmp_path), **SETTINGS).label_names == ["9", "10", "100"]
+
+
 def test_listed_classes_that_are_not_scored_are_told_in_one_warning(tmp_path):
     """A list may be a small part of a set."""
     root = listed(tmp_path, train="run jump fly", val="run", test="run jump")

@@ -87,9 +87,12 @@ def test_class_folders_that_differ_between_splits(tmp_path, splits, told):
     [
         ("path,label\nclips/a b.mp4,run\nclips/c.mp4,jump\n", {"run", "jump"}),
         ("clips/a b.mp4 1\nclips/c.mp4 0\n", {"0", "1"}),
+        ("clips/a b.mp4 01\nclips/c.mp4 1\n", {"01", "1"}),
+        ("clips/a b.mp4 \u00b2\nclips/c.mp4 1_0\n", {"\u00b2", "1_0"}),
         ("clips/a b.mp4,run\nclips/c.mp4,jump\n", {"run", "jump"}),
+        ("path,label\nclips/a b.mp4,1E1\nclips/c.mp4,10\n", {"1E1", "10"}),
     ],
-    ids=["header", "slowfast", "commas"],
+    ids=["header", "slowfast", "zeros", "odd", "commas", "exponents"],
 )
 def test_csv(tmp_path, content, labels):
     touch(tmp_path, "clips/a b.mp4", "clips/c.mp4")
