@@ -11,8 +11,8 @@ python recipes/kinetics.py predict --model.backbone runs/kinetics/version_0/expo
 and HMDB51 as they are unpacked, with their official lists.
 
 Clips have the frames, time and size that the backbone was trained on; --data.num_frames, --data.clip_seconds and
---data.crop_size change that.  Those of the made-up set are small.  ``test``, ``validate`` and ``predict`` show a trained
-network the clips that training showed it, and refuse others.
+--data.crop_size change that.  Those of the made-up set are small.  ``test``, ``validate`` and ``predict`` show a
+trained network the clips that training showed it, and refuse others.
 """
 
 from pathlib import Path

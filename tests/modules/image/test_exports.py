@@ -106,6 +106,18 @@ def test_timm_torchvision_and_modules_of_ones_own(tmp_path, capsys, photo, libra
     assert told == pytest.approx(dict(zip(NAMES, shares, strict=True)), abs=0.02)
 
 
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_what_is_transparent_is_shown_over_white(tmp_path, capsys, photo, library):
+    """By the name of a .jpg, as the lines name one; Pillow looks at the content."""
+    photo.putalpha(Image.linear_gradient("L").resize(photo.size))
+    photo.save("photo.jpg", "PNG")
+    backbone = resnet(tmp_path / "base") if library == "transformers" else "timm/test_efficientnet@random"
+    _, scope = printed(trained(backbone, SEEN["squash"]), tmp_path / "export", capsys)
+    pixels, _ = predicted(ImageClassifier(str(tmp_path / "export")).eval(), str(tmp_path / "export"))
+    view = scope.get("view") or (lambda image: scope["classify"].image_processor(image)["pixel_values"][0])
+    close(torch.as_tensor(view(scope["photo"])), pixels)
+
+
 @pytest.mark.parametrize("kind", ["transformers", "squash"])
 def test_transformers(tmp_path, capsys, photo, kind):
     """Whatever steps the backbone's own processor has: ConvNext's would crop a second time."""
