@@ -20,6 +20,7 @@ from slicefine_pl.data.labels import NamedClasses
 from slicefine_pl.data.shares import check_split
 from slicefine_pl.data.trained import settled_input
 from slicefine_pl.inputs import ImageInput
+from slicefine_pl.pretrained import image_backbone
 
 DEMO = "digits"
 PHOTOS, CAREFUL = Augmentation(0.35, True), Augmentation(0.7, False)  # of one's own folder, and of any other set
@@ -139,7 +140,8 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
 
     def _backbone_input(self) -> ImageInput:
         if None not in self._given.values():
-            return ImageInput(**self._given)
+            transformers = image_backbone(self.processor).library == "transformers"
+            return ImageInput(**self._given, rounding="down" if transformers else "even")
         known = image_input(self.processor)
         digits = self.source == DEMO and self.predict_images is None
         return replace(known, size=self._demo_size) if digits and self._demo_size is not None else known

@@ -8,6 +8,10 @@ from typing import Any
 
 from slicefine_pl.inputs import ImageInput
 
+PHOTO = (  # upright, and what is transparent over white
+    'photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")\n'
+    'photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")'
+)
 RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
 
 
@@ -61,9 +65,11 @@ def timm_lines(folder: str, named: bool) -> str:
 def transformers_lines(folder: str) -> str:
     """Return lines of Python that classify ``photo.jpg`` with transformers alone."""
     return (
+        "from PIL import Image, ImageOps\n"
         "from transformers import pipeline\n"
         f'classify = pipeline("image-classification", model="{folder}")\n'
-        'print(classify("photo.jpg"))'
+        f"{PHOTO}\n"
+        "print(classify(photo))"
     )
 
 
@@ -89,7 +95,7 @@ def _prediction(imports: str, load: str, names: str | None) -> str:
         f"import {imports}\n"
         "from PIL import Image, ImageOps\n"
         f"{load}\n"
-        'photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")\n'
+        f"{PHOTO}\n"
         "with torch.inference_mode():\n"
         "    shares = model(view(photo)[None]).softmax(-1)[0].tolist()\n"
         f"print(dict({'enumerate(shares)' if names is None else f'zip({names}, shares)'}))"

@@ -1,6 +1,7 @@
 """The printed lines of every image library, run as they are: they see what evaluation sees, and print its shares."""
 
 import ast
+import json
 
 import numpy as np
 import pytest
@@ -106,6 +107,18 @@ def test_timm_torchvision_and_modules_of_ones_own(tmp_path, capsys, photo, libra
     assert told == pytest.approx(dict(zip(NAMES, shares, strict=True)), abs=0.02)
 
 
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_what_is_transparent_is_shown_over_white(tmp_path, capsys, photo, library):
+    """By the name of a .jpg, as the lines name one; Pillow looks at the content."""
+    photo.putalpha(Image.linear_gradient("L").resize(photo.size))
+    photo.save("photo.jpg", "PNG")
+    backbone = resnet(tmp_path / "base") if library == "transformers" else "timm/test_efficientnet@random"
+    _, scope = printed(trained(backbone, SEEN["squash"]), tmp_path / "export", capsys)
+    pixels, _ = predicted(ImageClassifier(str(tmp_path / "export")).eval(), str(tmp_path / "export"))
+    view = scope.get("view") or (lambda image: scope["classify"].image_processor(image)["pixel_values"][0])
+    close(torch.as_tensor(view(scope["photo"])), pixels)
+
+
 @pytest.mark.parametrize("kind", ["transformers", "squash"])
 def test_transformers(tmp_path, capsys, photo, kind):
     """Whatever steps the backbone's own processor has: ConvNext's would crop a second time."""
@@ -144,3 +157,21 @@ def test_every_size_and_share_gives_timm_the_same_short_side():
             seen = ImageInput(size, *NORM, crop=size / short)
             assert seen.edge == short
             assert int(size / timm_settings(seen)["crop_pct"]) == short
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers", "torchvision"])
+def test_exports_that_say_nothing_of_training_are_read_as_their_library_reads_them(tmp_path, library):
+    """As those of earlier versions are."""
+    backbone = {"timm": "timm/test_efficientnet@random", "torchvision": "torchvision/mobilenet_v3_small@random"}
+    module = trained(backbone.get(library) or resnet(tmp_path / "base"), SEEN["squash"])
+    folder = module.export(tmp_path / "export")
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["input"]
+    (folder / "config.json").write_text(json.dumps(settings | {"input_size": 40}))
+    assert ImageClassifier(str(folder)).input is None
+    found = ImageDataModule(processor=str(folder), size=None).input
+    if library == "torchvision":
+        assert found == ImageInput(40, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224 / 256)
+    else:
+        assert (found.size, found.mean, found.std, found.crop, found.crop_mode) == (48, *NORM, 1.0, "squash")
+    assert ImageDataModule(processor=str(folder), size=64, predict_images="a.png").input.size == 64  # nothing known
