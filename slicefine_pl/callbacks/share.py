@@ -1,5 +1,6 @@
 """What one optimizer has to do with slices: which are its own, how many steps it made, what it forgets at a move."""
 
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -16,6 +17,7 @@ class OptimizerShare:
     Args:
         optimizer: Before its first step.
         slices: Those it updates.
+        whole: Parameters that are trained whole, by whichever optimizer.
 
     Attributes:
         names: Of the sliced modules.
@@ -24,9 +26,11 @@ class OptimizerShare:
         unreached: Those of ``names`` whose slice has not received a gradient yet.
     """
 
-    def __init__(self, optimizer: Optimizer, slices: list[LiveSlice]) -> None:
+    def __init__(self, optimizer: Optimizer, slices: list[LiveSlice], whole: Iterable[nn.Parameter] = ()) -> None:
         self.optimizer = optimizer
-        self.names = [live.name for live in slices]
+        self._slices = {live.name: live.parameter for live in slices}
+        self._known = {id(parameter) for parameter in (*self._slices.values(), *whole)}
+        self.names = list(self._slices)
         self.steps = self.first_step = 0
         self.unreached = self.names
         # Most optimizers make a parameter's state at its first step; Adagrad makes it in its constructor.
@@ -39,6 +43,14 @@ class OptimizerShare:
     def begin(self, steps: int) -> None:
         """Start to train, after so many steps of an earlier run that goes on."""
         self.steps = self.first_step = steps
+
+    def frozen(self) -> list[str]:
+        """Names of the slices that neither hold nor require a gradient."""
+        return [name for name, each in self._slices.items() if each.grad is None and not each.requires_grad]
+
+    def has_stray_gradient(self) -> bool:
+        """Whether the next step would change a parameter that is neither a slice nor trained whole."""
+        return any(each.grad is not None and id(each) not in self._known for each in updated_by(self.optimizer))
 
     def forget(self, slices: list[LiveSlice]) -> None:
         """Give slices the optimizer state of the first step; works for every torch optimizer, and keeps its groups."""
