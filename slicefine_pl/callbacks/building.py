@@ -69,8 +69,10 @@ def _run_after_configure_model(pl_module: LightningModule) -> None:
     configure_model = pl_module.configure_model
 
     def configure_then_act() -> None:
-        configure_model()
-        del pl_module.__dict__["configure_model"]
+        try:
+            configure_model()
+        finally:
+            del pl_module.__dict__["configure_model"]
         _run_waiting(pl_module)
 
     # Not a wrapper in Lightning's eyes (no functools.wraps): it then calls the hook even if the class has none.
@@ -80,3 +82,10 @@ def _run_after_configure_model(pl_module: LightningModule) -> None:
 def _run_waiting(pl_module: LightningModule) -> None:
     for action in pl_module.__dict__.pop(WAITING, []):
         action()
+
+
+def forget_waiting(pl_module: LightningModule) -> None:
+    """Drop what still waits for the model, as the run ended before it was built."""
+    if WAITING in pl_module.__dict__:
+        del pl_module.__dict__[WAITING]
+        pl_module.__dict__.pop("configure_model", None)

@@ -18,6 +18,7 @@ class OptimizerShare:
         optimizer: Before its first step.
         slices: Those it updates.
         names: Of the sliced modules.
+        whole: Parameters that are trained whole, by whichever optimizer.
 
     Attributes:
         names: As given.
@@ -26,9 +27,17 @@ class OptimizerShare:
         unreached: Those of ``names`` whose slice has not received a gradient yet.
     """
 
-    def __init__(self, optimizer: Optimizer, slices: Sequence[nn.Parameter], names: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        slices: Sequence[nn.Parameter],
+        names: Sequence[str] = (),
+        whole: Iterable[nn.Parameter] = (),
+    ) -> None:
         self.optimizer = optimizer
         self.names = list(names)
+        self._slices = dict(zip(names, slices, strict=False))
+        self._known = {id(parameter) for parameter in (*slices, *whole)}
         self.steps = self.first_step = 0
         self.unreached = self.names
         self._parts = list(wrapped_by(optimizer))
@@ -43,6 +52,14 @@ class OptimizerShare:
     def begin(self, steps: int) -> None:
         """Start to train, after so many steps of an earlier run that goes on."""
         self.steps = self.first_step = steps
+
+    def frozen(self) -> list[str]:
+        """Names of the slices that neither hold nor require a gradient."""
+        return [name for name, each in self._slices.items() if each.grad is None and not each.requires_grad]
+
+    def has_stray_gradient(self) -> bool:
+        """Whether the next step would change a parameter that is neither a slice nor trained whole."""
+        return any(each.grad is not None and id(each) not in self._known for each in updated_by(self.optimizer))
 
     def forget(self, moved: Iterable[nn.Parameter]) -> None:
         """Give slices the optimizer state of the first step; keeps the groups.

@@ -5,8 +5,7 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 
 import time
 import warnings
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -20,13 +19,24 @@ from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.building import when_built
 from slicefine_pl.callbacks.finite import all_finite, describe_nonfinite
-from slicefine_pl.callbacks.neighbours import callbacks_of, check_order
+from slicefine_pl.callbacks.leftovers import settle, undo_before_next_fit
+from slicefine_pl.callbacks.neighbours import (
+    callbacks_of,
+    check_alone,
+    check_order,
+    refuse_finetuning,
+    refuse_pruning,
+    refuse_search_of_resumed,
+    search_after,
+)
 from slicefine_pl.callbacks.parameter_table import count_slices_once, use_parameter_table
 from slicefine_pl.callbacks.processes import check_agreement, check_slicing_strategy
 from slicefine_pl.callbacks.random_state import TrainingRandomState
 from slicefine_pl.callbacks.rehearsal import Demands, check_optimizer
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
 from slicefine_pl.callbacks.share import OptimizerShare, has_gradients, has_stepped, take_plain_steps, updated_by
+from slicefine_pl.callbacks.trained import check_owners, check_requires_grad, check_strays, refuse_without_gradient
+from slicefine_pl.run_length import run_length
 from slicefine_pl.slicing import Axis, Backend, LiveSlice, Order, SliceHandle, Summary, slice_model
 from slicefine_pl.slicing.positions import check_choice, check_rank
 from slicefine_pl.slicing.targets import some
@@ -152,6 +162,8 @@ class SliceFineCallback(RepeatableTraining):
         }
         self._handle: SliceHandle | None = None
         self._shares: list[OptimizerShare] = []
+        self._pl_module: LightningModule | None = None
+        self._training = False
         self._hooks: list[RemovableHandle] = []
         self._closed_state: dict[str, Any] = {}
         self._steps_before: dict[int, int] = {}
@@ -163,12 +175,19 @@ class SliceFineCallback(RepeatableTraining):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage != "fit" or self._handle is not None:
+        if stage != "fit":
             return
+        self._release()  # an earlier fit, maybe of another module, may have been broken off
+        check_alone(self, SliceFineCallback, trainer)
+        refuse_pruning(self, trainer)
+        refuse_finetuning(self, trainer)
         check_order(self, trainer)
         check_slicing_strategy(trainer)
         count_slices_once()
         use_parameter_table(trainer)
+        search_after(self, trainer)
+        self._pl_module = pl_module
+        undo_before_next_fit(trainer, pl_module, self, self._release)
         when_built(trainer, pl_module, lambda: self._open(trainer, pl_module))
 
     def _open(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -186,14 +205,22 @@ class SliceFineCallback(RepeatableTraining):
         else:
             self._steps_before, self.random = {}, TrainingRandomState()
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self._handle is not None:  # a Tuner ends a fit without training
+            self._close()
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_search_of_resumed(trainer)
         held = [(id(each), optimizer) for optimizer in trainer.optimizers for each in updated_by(optimizer)]
-        self._check_owners([parameter for parameter, _ in held])
+        check_owners(self.opened(), [parameter for parameter, _ in held])
         owners = dict(held)
-        self._check_strays(pl_module)
+        check_strays(self.opened(), pl_module.named_parameters())
         for optimizer in trainer.optimizers:
             slices = [live for live in self.opened() if owners[id(live.parameter)] is optimizer]
-            self._shares.append(self._share_of(optimizer, slices))
+            share = self._share_of(optimizer, slices)
+            self._shares.append(share)
+            hook = optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(trainer, share))
+            self._hooks.append(hook)
 
     def _share_of(self, optimizer: Optimizer, slices: list[LiveSlice]) -> OptimizerShare:
         if take_plain_steps(optimizer):
@@ -208,46 +235,30 @@ class SliceFineCallback(RepeatableTraining):
             kept=self._keep_state,
         )
         check_optimizer(optimizer, slices, demands)
-        return OptimizerShare(optimizer, [live.parameter for live in slices], [live.name for live in slices])
-
-    def _check_owners(self, owned: Collection[int]) -> None:
-        """The optimizers must hold all that is to be trained, and of slices each its own."""
-        handle, times = self.opened(), Counter(owned)
-        if shared := [live.name for live in handle if times[id(live.parameter)] > 1]:
-            raise MisconfigurationException(
-                f"Several optimizers hold the slices of {some(shared)}, and a slice moves with the steps of one; give"
-                " each optimizer parameters of its own."
-            )
-        slices = [f"the slice of {live.name}" for live in handle if id(live.parameter) not in owned]
-        whole = [name for name, parameter in handle.trained.items() if id(parameter) not in owned]
-        if slices or whole:
-            raise MisconfigurationException(
-                f"No optimizer holds {some(slices + whole)}; build it in configure_optimizers from self.parameters(),"
-                " or from those that require a gradient."
-            )
-
-    def _check_strays(self, pl_module: LightningModule) -> None:
-        """The module must train nothing that we do not know of."""
-        handle = self.opened()
-        known = {id(live.parameter) for live in handle} | {id(parameter) for parameter in handle.trained.values()}
-        required = ((name, parameter) for name, parameter in pl_module.named_parameters() if parameter.requires_grad)
-        strays = [name for name, parameter in required if id(parameter) not in known]
-        if strays:
-            raise MisconfigurationException(
-                f"{some(strays)} require a gradient but are neither slices nor in also_train: something made or unfroze"
-                " them after the slices were opened. Build the model in __init__, setup or configure_model, and do not"
-                " combine SliceFineCallback with callbacks that unfreeze parameters."
-            )
+        names = [live.name for live in slices]
+        return OptimizerShare(optimizer, [live.parameter for live in slices], names, self.opened().trained.values())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         # Not earlier: a sharded run has its checkpoint restored after on_fit_start, and that may step the optimizer.
         for position, share in enumerate(self._shares):
             share.begin(self._steps_before.get(position, 0))
-            hook = share.optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(trainer, share))
-            self._hooks.append(hook)
+        self._training = True
         self._check_agreement(trainer)
+        self._say_if_never_moved(trainer)
         self._log(trainer)
+
+    def _say_if_never_moved(self, trainer: Trainer) -> None:
+        """A small set is over before an interval is."""
+        if self._interval is None or not trainer.lightning_module.automatic_optimization:
+            return
+        steps = run_length(trainer)
+        if steps is not None and 1 < steps < self._interval:
+            shorter = max(1, steps // 4)
+            rank_zero_info(
+                f"SliceFine: the slices never move, as the run makes {steps} optimizer steps and interval is"
+                f" {self._interval}. interval={shorter} would move them {(steps - 1) // shorter} times."
+            )
 
     def _check_agreement(self, trainer: Trainer) -> None:
         check_agreement(trainer, {live.name: live.indices for live in self.opened()}, "live lines")
@@ -258,7 +269,7 @@ class SliceFineCallback(RepeatableTraining):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         counts = self.opened().counts()
-        steps = sum(share.steps for share in self._shares) - sum(self._steps_before.values())
+        steps = sum(share.steps - share.first_step for share in self._shares)
         rank_zero_info(
             f"SliceFine: {self.opened().moves} moves visited {counts.coverage:.1%} of {counts.target:,} sliced"
             f" weights; {counts.trained:,} of {counts.total:,} parameters were trained at a time;"
@@ -268,22 +279,26 @@ class SliceFineCallback(RepeatableTraining):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._handle is None:
-            return
-        if trainer.world_size > 1:  # an error may be this process's alone, and the state is what all know together
+            self._release()
+        elif trainer.world_size > 1:  # an error may be this process's alone, and the state is what all know together
             self._closed_state = {}
-            self._close_slices()
+            self._release()
         else:
             self._close()
 
     def _close(self) -> None:
         self._closed_state = self.state_dict()
-        self._close_slices()
+        self._release()
 
-    def _close_slices(self) -> None:
+    def _release(self) -> None:
+        """Leave nothing in the module and its optimizers, wherever the run ends."""
         for hook in self._hooks:
             hook.remove()
-        self.opened().close()
-        self._hooks, self._handle = [], None
+        if self._handle is not None:
+            self._handle.close()
+        if self._pl_module is not None:
+            settle(self._pl_module, self)
+        self._hooks, self._handle, self._pl_module, self._training = [], None, None, False
 
     def opened(self) -> SliceHandle:
         """The open slices, while a fit is running."""
@@ -293,7 +308,9 @@ class SliceFineCallback(RepeatableTraining):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
-            self._check_strays(pl_module)  # again, as some callbacks unfreeze layers when an epoch starts
+            check_strays(
+                self.opened(), pl_module.named_parameters()
+            )  # again, as some callbacks unfreeze layers when an epoch starts
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if stale := self.opened().stale():  # somebody exchanged parameters and put them back, as weight averages do
             self.opened().write(stale)
@@ -306,12 +323,20 @@ class SliceFineCallback(RepeatableTraining):
                 " it: a compiled network, and layers in eval mode, compute with the weights of that step. Optimizers"
                 " that evaluate several times a step (LBFGS, SAM) need train mode, and no torch.compile."
             )
+        if not loss.requires_grad:  # torch will say so, but not why
+            check_requires_grad(self.opened(), names := [live.name for live in self.opened()])
+            if self.opened().unrecorded(names):
+                refuse_without_gradient(self.opened(), names, self._reached_within)
         self._loss = loss.detach()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         share = next(share for share in self._shares if share.optimizer is optimizer)
+        if frozen := share.frozen():
+            check_requires_grad(self.opened(), frozen)
         if not has_gradients(optimizer):
             return  # training_step returned None: nothing to learn from this batch
+        if share.has_stray_gradient():
+            check_strays(self.opened(), pl_module.named_parameters())
         self._check_reached(share)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         finite = scaler is not None or all_finite(updated_by(optimizer), self._loss)
@@ -322,12 +347,7 @@ class SliceFineCallback(RepeatableTraining):
     def _check_reached(self, share: OptimizerShare) -> None:
         share.unreached = self.opened().without_gradient(share.unreached)
         if share.unreached and share.steps + 1 - share.first_step >= self._reached_within:
-            when = "at the first step" if self._reached_within == 1 else f"in the first {self._reached_within} steps"
-            raise MisconfigurationException(
-                f"The slices of {some(share.unreached)} received no gradient {when}: the network does not use"
-                " these layers, or reaches their weights past the module. Leave them out, for instance with targets"
-                " that name the others; if layers take turns (experts, towers, LayerDrop), raise reached_within."
-            )
+            refuse_without_gradient(self.opened(), share.unreached, self._reached_within)
 
     def _meet_nonfinite(self, trainer: Trainer, pl_module: LightningModule, share: OptimizerShare) -> None:
         message = (
@@ -344,10 +364,13 @@ class SliceFineCallback(RepeatableTraining):
         """After the optimizer has changed the slices: put them into the weights, and move them if their time is up."""
         if not has_stepped(share.optimizer):
             return  # nothing to apply, or a step that was dropped
-        self._check_reached(share)  # for optimizers that are stepped behind Lightning's back
-        share.steps += 1
-        handle = self.opened()
+        handle, searched = self.opened(), self not in callbacks_of(trainer)
+        if self._training or searched:
+            self._check_reached(share)  # again, for optimizers that are stepped behind Lightning's back
         handle.write(share.names)
+        if searched or not self._training:  # a search takes callbacks off: it sees slices that learn and stand still
+            return
+        share.steps += 1
         if self._interval is not None and share.steps % self._interval == 0:
             moved = handle.move(share.names)
             if not self._keep_state:
@@ -380,10 +403,16 @@ class SliceFineCallback(RepeatableTraining):
             return self._closed_state
         return {
             "settings": self._settings(),
-            "steps": {position: share.steps for position, share in enumerate(self._shares)},
+            "steps": self._steps(),
             "slices": self._handle.state_dict(),
             "random": self.random.state_dict(),
         }
+
+    def _steps(self) -> dict[int, int]:
+        """Steps of each optimizer, of this run and those it goes on from."""
+        return (
+            {place: share.steps for place, share in enumerate(self._shares)} if self._training else self._steps_before
+        )
 
     def local_sums(self, state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
         """The importance of lines: each process adds up what its own examples say."""

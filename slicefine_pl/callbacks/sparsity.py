@@ -18,7 +18,14 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.building import when_built
-from slicefine_pl.callbacks.neighbours import callbacks_of
+from slicefine_pl.callbacks.leftovers import settle, undo_before_next_fit
+from slicefine_pl.callbacks.neighbours import (
+    callbacks_of,
+    check_alone,
+    refuse_pruning,
+    refuse_search_of_resumed,
+    search_after,
+)
 from slicefine_pl.callbacks.processes import check_agreement, check_pruning_strategy
 from slicefine_pl.callbacks.pruning_picture import draw_pruning
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
@@ -131,6 +138,7 @@ class SparsityCallback(RepeatableTraining):
         self._schedule: Schedule | None = None
         self._steps = 0
         self._history: list[tuple[int, float]] = []
+        self._pl_module: LightningModule | None = None
         self._hooks: list[RemovableHandle] = []
         self._unlogged = False
         self._scalings = 0
@@ -144,8 +152,16 @@ class SparsityCallback(RepeatableTraining):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and not (self._masks is not None and trainer.global_step > 0):
-            check_pruning_strategy(trainer)
+        if stage != "fit":
+            return
+        self._release()  # an earlier fit, maybe of another module, may have been broken off
+        check_alone(self, SparsityCallback, trainer)
+        refuse_pruning(self, trainer)
+        check_pruning_strategy(trainer)
+        search_after(self, trainer)
+        self._pl_module = pl_module
+        undo_before_next_fit(trainer, pl_module, self, self._release)
+        if self._masks is None or trainer.global_step == 0:
             when_built(trainer, pl_module, lambda: self._prepare(pl_module))
 
     def _prepare(self, pl_module: LightningModule) -> None:
@@ -153,6 +169,7 @@ class SparsityCallback(RepeatableTraining):
         self._schedule, self._steps, self._history = None, 0, []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_search_of_resumed(trainer)
         self._slices = MaskedSlices(pl_module, self.masks, trainer.optimizers)
         if self._slices and (slicing := slicefine_of(trainer)):
             slicing.opened().watch(self._slices)
@@ -170,6 +187,10 @@ class SparsityCallback(RepeatableTraining):
                 lambda own, *_, counts=counts: self._after_step(trainer, own, counts)
             )
             self._hooks.append(hook)
+        if self._ramp is None and self._steps == 0:
+            self.masks.keep_zeros()
+        if self._slices:
+            self._slices.follow()
 
     def _counted(self, optimizers: list[Optimizer]) -> Optimizer:
         """The optimizer whose steps count: the first that updates a pruned weight or a slice of one."""
@@ -185,10 +206,8 @@ class SparsityCallback(RepeatableTraining):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if self._ramp is None:
-            if self._steps == 0:
-                self.masks.keep_zeros()
-        elif self._schedule is None:  # not earlier: asking for the length of the run makes Lightning build its loader
+        # Not earlier: asking for the length of the run makes Lightning build its loader.
+        if self._ramp is not None and self._schedule is None:
             self._schedule = self._planned(trainer, self._ramp)
         if self._steps == 0:
             self._tell_skipped()
@@ -227,6 +246,8 @@ class SparsityCallback(RepeatableTraining):
         if not has_stepped(optimizer):
             return
         self.masks.cut_trained(optimizer, self._scalings)
+        if self not in callbacks_of(trainer):  # a search takes callbacks off: it sees the zeros that there are
+            return
         self._steps += counts
         if counts and self._schedule is not None and self._schedule.due(self._steps):
             self._prune(trainer, self._schedule.share(self._steps))
@@ -278,12 +299,19 @@ class SparsityCallback(RepeatableTraining):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._release()
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":  # a Tuner ends a fit without training
+            self._release()
+
     def _release(self) -> None:
+        """Leave no hook in the module and its optimizers, wherever the run ends."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
         if self._masks is not None:
             self._masks.close()
+        if self._pl_module is not None:
+            settle(self._pl_module, self)
+        self._hooks, self._pl_module = [], None
 
     def _tell_skipped(self) -> None:
         if told := self.masks.skipped:

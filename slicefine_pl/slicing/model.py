@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from slicefine_pl.slicing.kinds import Backend, Candidate
-from slicefine_pl.slicing.layer import SlicedLayer, close_layer, open_layer
+from slicefine_pl.slicing.layer import SlicedLayer, Unrecorded, close_layer, open_layer
 from slicefine_pl.slicing.live import LiveSlice, MoveWatcher
 from slicefine_pl.slicing.parts import reshard, wholes
 from slicefine_pl.slicing.positions import Axis, Order, check_choice
@@ -194,6 +194,14 @@ class SliceHandle:
         return [
             name for name in (self._tracks if names is None else names) if self._tracks[name].piece.live.grad is None
         ]
+
+    def unrecorded(self, names: Iterable[str]) -> dict[str, Unrecorded]:
+        """Those of the named slices whose layers have run in train mode without recording gradients, and why.
+
+        Where a slice holds no gradient after a backward pass, this is the cause.
+        """
+        found = {name: self._tracks[name].layer.slicefine_unrecorded for name in names}
+        return {name: why for name, why in found.items() if why is not None}
 
     def summary(self) -> Summary:
         """How every matrix of the network is trained, or why it is not: print it."""
