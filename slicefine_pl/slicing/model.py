@@ -17,7 +17,6 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,38 +28,9 @@ from slicefine_pl.slicing.live import LiveSlice, MoveWatcher
 from slicefine_pl.slicing.parts import reshard, wholes
 from slicefine_pl.slicing.positions import Axis, Order, check_choice
 from slicefine_pl.slicing.slice import repeated_by_slices
-from slicefine_pl.slicing.summary import Summary, summarise
+from slicefine_pl.slicing.summary import SliceCounts, Summary, summarise
 from slicefine_pl.slicing.targets import Patterns, Targets, Wanted, find_targets
 from slicefine_pl.slicing.track import SliceSettings, SliceTrack, slice_type
-
-
-@dataclass(frozen=True)
-class SliceCounts:
-    """How many numbers are, and were, trained.
-
-    Attributes:
-        live: In the slices that are open now.
-        whole: In the parameters that are trained whole, such as a new head.
-        visited: Entries of the sliced weights that have been live at least once.
-        target: Entries of all sliced weights.
-        total: Entries of all parameters of the network.
-    """
-
-    live: int
-    whole: int
-    visited: int
-    target: int
-    total: int
-
-    @property
-    def trained(self) -> int:
-        """Numbers that the optimizer updates now."""
-        return self.live + self.whole
-
-    @property
-    def coverage(self) -> float:
-        """Share of the sliced weights that have been live at least once, in [0, 1]."""
-        return self.visited / self.target
 
 
 class SliceHandle:
@@ -204,8 +174,8 @@ class SliceHandle:
         return {name: why for name, why in found.items() if why is not None}
 
     def summary(self) -> Summary:
-        """How every matrix of the network is trained, or why it is not: print it."""
-        return summarise(self._tracks, self.skipped, self.trained)
+        """How every matrix of the network is trained, or why it is not, and the counts: print it."""
+        return summarise(self._tracks, self.skipped, self.trained, self.counts())
 
     def close(self) -> None:
         """Fold the slices: every layer is of its original class again and holds what was learned.

@@ -38,7 +38,9 @@ def packed_matrices(net: nn.Module) -> Iterator[PackedMatrix]:
     for name, module in net.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             yield from (
-                PackedMatrix(_joined(name, key), each.numel(), "compiled by torch.jit, which fixes classes", True)
+                PackedMatrix(
+                    _joined(name, key), each.numel(), "compiled by torch.jit, so that its class is fixed", True
+                )
                 for key, each in module._parameters.items()
                 if each is not None and each.ndim > 1
             )
@@ -46,13 +48,11 @@ def packed_matrices(net: nn.Module) -> Iterator[PackedMatrix]:
         leaf = next(module.children(), None) is None
         for key, buffer in module._buffers.items():
             if leaf and buffer is not None and _is_weight(key, buffer):
-                yield PackedMatrix(
-                    _joined(name, key), entries(module, buffer), cannot_be_trained(buffer, "a buffer of")
-                )
+                yield PackedMatrix(_joined(name, key), entries(module, buffer), cannot_be_trained(buffer))
         for value in vars(module).values():
             if isinstance(value, torch.ScriptObject) and hasattr(value, "__getstate__"):
                 for weight in _unpacked(value):
-                    yield PackedMatrix(_layer(name), weight.numel(), cannot_be_trained(weight, "quantised to"))
+                    yield PackedMatrix(_layer(name), weight.numel(), cannot_be_trained(weight))
 
 
 def entries(layer: nn.Module, stored: Tensor) -> int:
@@ -69,10 +69,11 @@ def is_trainable(stored: Tensor) -> bool:
     return stored.dtype in TRAINABLE and plain
 
 
-def cannot_be_trained(stored: Tensor, how: str = "") -> str:
-    """The reason in words."""
-    kind = stored.dtype if stored.dtype not in TRAINABLE else type(stored).__name__
-    return f"{how} {kind} cannot be trained".strip()
+def cannot_be_trained(stored: Tensor) -> str:
+    """Why, in words: its type, its class, or that it is a buffer."""
+    if stored.dtype not in TRAINABLE:
+        return f"{stored.dtype} cannot be trained"
+    return f"a {type(stored).__name__} cannot be trained" if not is_trainable(stored) else "a buffer cannot be trained"
 
 
 def _is_weight(key: str, buffer: Tensor) -> bool:

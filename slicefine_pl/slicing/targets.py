@@ -98,17 +98,18 @@ def find_targets(net: nn.Module, wanted: Wanted) -> Targets:
         chosen = [name for name in present if name in named]
         _refuse([present[name] for name in chosen], reasons, wanted)
     found.chosen = [present[name] for name in chosen]
-    packed = list(packed_matrices(net))
+    packed = [each for each in packed_matrices(net) if each.name not in found.trained]
     found.skipped = {name: reasons[name] or BY_NAME for name in present if name not in chosen}
     found.skipped |= {each.name: each.reason for each in packed}
+    found.frozen = _left_frozen(net, found, present, packed, heads, wanted)
     if not found.chosen:
         room = _room((present[name] for name in named), reasons, wanted)
         raise ValueError(
             f"targets={wanted.targets!r} meets nothing that can be sliced."
             f" This network has {some(_explained(found.skipped))}."
             + (f" Choose a rank of at most {max(room)}." if room else "")
+            + (f"\n{found.frozen}" if found.frozen.surprising and not room else "")
         )
-    found.frozen = _left_frozen(net, found, present, packed, heads, wanted)
     notices = [
         _head_notice(net, found, wanted.also_train, frozen_heads=[head.name for head in heads]),
         _frozen_notice(found, wanted),

@@ -236,3 +236,22 @@ def test_layers_frozen_by_the_user_are_counted_without_a_warning():
 def test_nothing_frozen_is_said_as_well():
     handle, said = open_slices(network(nn.Identity()))
     assert (said, str(handle.frozen)) == ("", "Left frozen: no matrix.")
+
+
+def test_a_network_without_a_layer_to_slice_is_told_the_pattern():
+    with pytest.raises(ValueError, match=r"meets nothing that can be sliced(.|\n)*targets=r'\^weight_hh_l0\$'"):
+        slice_model(nn.LSTM(WIDTH, WIDTH), RANK, also_train="bias")
+
+
+def test_a_compiled_script_that_is_trained_whole_is_not_frozen():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.script is deprecated
+        net = network(torch.jit.script(nn.Linear(WIDTH, WIDTH)))
+    handle, said = open_slices(net, also_train=["head", "odd"])
+    assert (said, handle.frozen.matrices) == ("", [])
+
+
+def test_a_weight_that_is_a_buffer_is_named():
+    layer = nn.Module()
+    layer.register_buffer("weight", torch.zeros(WIDTH, WIDTH))
+    assert "odd.weight: 44.2 %, a buffer cannot be trained" in open_slices(network(layer))[1]

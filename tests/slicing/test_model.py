@@ -147,6 +147,8 @@ def test_counts():
     assert counts.whole == 9 * 3 + 3
     assert counts.target == 10 * 12 + 12 * 9
     assert counts.total == 10 * 12 + 12 + 12 * 9 + 9 + 9 * 3 + 3
+    assert f"{counts.trained} of {counts.total} parameters are trained at a time" in str(handle.summary())
+    assert copy.deepcopy(handle.summary()).counts == counts
     # After two moves: four columns and two rows of each weight, less their crossings.
     assert counts.visited == (4 * 12 + 2 * 10 - 8) + (4 * 9 + 2 * 12 - 8)
 
