@@ -29,6 +29,21 @@ class NamedClasses:
         return None if names is None else len(names)
 
 
+def checked_names(names: Sequence[str] | None) -> list[str] | None:
+    """The names that a user gives to classes.
+
+    Raises:
+        ValueError: A name is not a text, as YAML makes of ``no`` without quotes, or is there twice.
+    """
+    if names is None:
+        return None
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f"label_names={list(names)} has {wrong[0]!r}, which is not a text; put quotes around it.")
+    if twice := [name for name in names if list(names).count(name) > 1]:
+        raise ValueError(f"label_names={list(names)} has {twice[0]!r} twice; give each class a name of its own.")
+    return list(names)
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """Each name once: by size where all are whole numbers in plain digits, else by alphabet."""
     unique = set(names)
