@@ -148,7 +148,7 @@ def read_runs(arguments: argparse.Namespace) -> Runs:
         ValueError: A column is missing or holds no numbers, or the file is no CSV.
     """
     try:
-        table = pd.read_csv(arguments.runs)
+        table = pd.read_csv(arguments.runs, dtype=str)  # else True would be 1
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(
             f"file {str(arguments.runs)!r} is no CSV ({error}); give a header and a run a line."

@@ -29,9 +29,32 @@ class NamedClasses:
         return None if names is None else len(names)
 
 
+def checked_names(names: Sequence[str] | None) -> list[str] | None:
+    """The names that a user gives to classes.
+
+    Raises:
+        ValueError: A name is not a text, as YAML makes of ``no`` without quotes, or is there twice.
+    """
+    if names is None:
+        return None
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f"label_names={list(names)} has {wrong[0]!r}, which is not a text; put quotes around it.")
+    if twice := [name for name in names if list(names).count(name) > 1]:
+        raise ValueError(f"label_names={list(names)} has {twice[0]!r} twice; give each class a name of its own.")
+    return list(names)
+
+
 def in_order(names: Iterable[str]) -> list[str]:
-    """Each name once: by size where all are whole numbers in plain digits, else by alphabet."""
+    """Each name once: by size where all are whole numbers in plain digits, else by alphabet.
+
+    Raises:
+        ValueError: Two names look the same, such as ``"a"`` and ``" a"``.
+    """
     unique = set(names)
+    looks: dict[str, str] = {}
+    for name in sorted(unique):
+        if looks.setdefault(_look(name), name) != name:
+            raise ValueError(f"the classes {looks[_look(name)]!r} and {name!r} look the same; give one another name.")
     return sorted(unique, key=int) if all(map(INTEGER.fullmatch, unique)) else sorted(unique)
 
 
@@ -101,15 +124,19 @@ def check_trained(indices: Sequence[int], names: Sequence[str], source: str) -> 
 
 
 def _check_distinct(table: Table) -> None:
-    """Refuse two labels that look the same: a reader could not tell their classes apart."""
+    """Refuse two labels that look the same, with their rows: a reader could not tell their classes apart."""
     first: dict[str, int] = {}
     for row, label in enumerate(table.labels):
-        known = first.setdefault(unicodedata.normalize("NFC", label).strip(), row)
+        known = first.setdefault(_look(label), row)
         if table.labels[known] != label:
             raise ValueError(
                 f"{table.place(row)} has the label {label!r}, and {table.unit} {table.rows[known]} has "
                 f"{table.labels[known]!r}; they look the same. Write both alike, or choose other names."
             )
+
+
+def _look(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def _in_range(row: int, table: Table, names: Sequence[str]) -> int:

@@ -183,8 +183,11 @@ def agreed_classes(num_classes: int | None, names: Sequence[str] | None, least: 
     """Return the number of classes that two settings tell, before a network is loaded for it; ``None`` if neither does.
 
     Raises:
-        ValueError: They differ, or there are fewer than ``least`` (1 where regression is known, else 2).
+        ValueError: They differ, a name is not a text, or there are fewer than ``least`` (1 where regression is known,
+            else 2).
     """
+    if names is not None and (wrong := [name for name in names if not isinstance(name, str)]):
+        raise ValueError(f"label_names={list(names)} has {wrong[0]!r}, which is not a text; put quotes around it.")
     if num_classes is not None and names is not None and len(names) != num_classes:
         raise ValueError(f"num_classes={num_classes} differs from the {len(names)} label_names={list(names)}.")
     classes = num_classes if names is None else len(names)

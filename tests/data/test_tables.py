@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from slicefine_pl.data.labels import are_positions, check_trained, class_indices, class_names, values
+from slicefine_pl.data.labels import are_positions, check_trained, checked_names, class_indices, class_names, values
 from slicefine_pl.data.tables import Table, normalise, read_table, split_by_text
 
 TEXTS = ["null", 'a "quoted", word', '"all"', "naïve café", "a\u2028b\x0bc\x85d", "x" * 200_000]
@@ -248,6 +248,15 @@ def test_values_are_plain_numbers(label, message):
     assert values(table(["0.5", "-1e-3", "+2", " 007", ".5", "3."])) == [0.5, -1e-3, 2.0, 7.0, 0.5, 3.0]
     with pytest.raises(ValueError, match=rf"'train\.csv', row 2, has the label '{label}', .*{message}"):
         values(table(["1", label]))
+
+
+def test_names_that_a_user_gives_are_texts():
+    assert checked_names(("no", "1")) == ["no", "1"]
+    assert checked_names(None) is None
+    with pytest.raises(ValueError, match=r"label_names=\[False, True\] has False, which is not a text"):
+        checked_names([False, True])
+    with pytest.raises(ValueError, match="has 'a' twice"):
+        checked_names(["a", "b", "a"])
 
 
 def test_wrong_labels_are_refused():

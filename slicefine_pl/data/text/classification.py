@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slicefine_pl.data.batching import PlannedLoader, ResumableDataModule, ResumableLoader
-from slicefine_pl.data.labels import are_positions, check_trained, class_indices, class_names, values
+from slicefine_pl.data.labels import are_positions, check_trained, checked_names, class_indices, class_names, values
 from slicefine_pl.data.tables import READERS, Table, read_table, split_by_text
 from slicefine_pl.data.text import demo, glue
 from slicefine_pl.data.text.queries import check_queries, queries
@@ -80,7 +80,7 @@ class TextDataModule(FollowsTraining, ResumableDataModule):
         self.predict_text = predict_text
         self.predict_text_pair = predict_text_pair
         self.predict_file = predict_file
-        self._given_names = None if label_names is None else list(label_names)
+        self._given_names = checked_names(label_names)
         self._tables: dict[str, Table] = {}
         self._datasets: dict[str, TokenDataset] = {}
         self._asked: list[list[str]] = []

@@ -16,6 +16,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from slicefine_pl.data.cache import cache_folder, read_whole
 from slicefine_pl.data.tables import Table, normalise
 from slicefine_pl.files import write_whole
@@ -65,6 +67,8 @@ def fetch() -> bytes:
     kept = read_whole(path)
     if kept is not None and _is_whole(kept):
         return kept
+    if kept is not None:
+        rank_zero_warn(f"Cache file {str(path)!r} is damaged; it is fetched again.")
     with tempfile.TemporaryDirectory() as scratch:
         content = _download(Path(scratch))
     try:

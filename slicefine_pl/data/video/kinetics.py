@@ -11,7 +11,14 @@ from torch import Tensor
 
 from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.folders import no_test_split
-from slicefine_pl.data.labels import NamedClasses, are_positions, check_trained, class_indices, class_names
+from slicefine_pl.data.labels import (
+    NamedClasses,
+    are_positions,
+    check_trained,
+    checked_names,
+    class_indices,
+    class_names,
+)
 from slicefine_pl.data.shares import check_split
 from slicefine_pl.data.tables import Table
 from slicefine_pl.data.trained import settled_input
@@ -100,7 +107,7 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         self.demo_videos = demo_videos
         self.predict_path = predict_path
         self._given: dict[str, Any] = {**sizes, "clip_seconds": clip_seconds}
-        self._given_names = None if label_names is None else list(label_names)
+        self._given_names = checked_names(label_names)
         self._tables: dict[str, Table] = {}
         self._datasets: dict[str, ClipDataset] = {}
         self._shown_input: VideoInput | None = None

@@ -295,6 +295,13 @@ def test_class_folders_with_numbers_are_in_order(tmp_path, names, order):
     assert module(tmp_path).label_names == order
 
 
+def test_class_folders_that_look_the_same_are_refused(root):
+    for split in ("train", "val", "test"):
+        shutil.copytree(root / split / CLASSES[0], root / split / f"{CLASSES[0]} ")
+    with pytest.raises(ValueError, match=f"the classes '{CLASSES[0]}' and '{CLASSES[0]} ' look the same"):
+        _ = module(root).label_names
+
+
 def test_missing_and_empty_roots(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a folder; give one with folders train, val and test"):
         _ = module(tmp_path / "gone").label_names

@@ -406,6 +406,7 @@ def test_decoder_without_padding_token(tmp_path):
     [
         ({"num_classes": 0}, "num_classes=0 is too small"),
         ({"num_classes": 3, "label_names": ["a", "b"]}, r"num_classes=3 differs from the 2 label_names=\['a', 'b'\]"),
+        ({"label_names": [False, "yes"]}, r"label_names=\[False, 'yes'\] has False, which is not a text"),
         ({"warmup": 1.0}, r"warmup=1.0 is no share of the steps; choose 0 <= warmup < 1"),
         ({"pooling": "max"}, "pooling='max' is unknown; choose 'default' or 'mean'"),
     ],
