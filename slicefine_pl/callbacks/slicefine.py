@@ -166,7 +166,7 @@ class SliceFineCallback(RepeatableTraining):
         check_order(self, trainer)
         check_slicing_strategy(trainer)
         count_slices_once()
-        use_parameter_table(trainer)
+        use_parameter_table(trainer, pl_module)
         when_built(pl_module, lambda: self._open(trainer, pl_module))
 
     def _open(self, trainer: Trainer, pl_module: LightningModule) -> None:
