@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, RichModelSummary
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_summary.model_summary import LayerSummary
@@ -19,7 +19,7 @@ from slicefine_pl.slicing.slice import padding_of_slices, repeated_by_slices
 
 
 class ParameterTable(ModelSummary):
-    """Print the parameters of the module and its parts; FLOPs only where Lightning counted them.
+    """Print the parameters of the module and its parts, without FLOPs.
 
     Lightning counts FLOPs of ``example_input_array``, and prints 0 for a module without one.
     """
@@ -34,23 +34,24 @@ class ParameterTable(ModelSummary):
         total_flops: int,
         **summarize_kwargs: Any,
     ) -> None:
-        columns = [[head, *cells] for head, cells in summary_data if total_flops or head != "FLOPs"]
+        columns = [[head, *cells] for head, cells in summary_data if head != "FLOPs"]
         widths = [max(map(len, column)) for column in columns]
-        rows = [
+        lines = [
             " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in zip(*columns, strict=True)
         ]
         share = trainable_parameters / max(total_parameters, 1)
-        rows += [
+        lines.append(
             f"{trainable_parameters:,} of {total_parameters:,} parameters ({share:.2%}) are trained at a time;"
             f" {model_size:,.1f} MB in all"
-        ]
-        rows += [f"{total_flops:,} FLOPs in a forward pass of the example input"] if total_flops else []
-        rank_zero_info("\n" + "\n".join(rows))
+        )
+        rank_zero_info("\n" + "\n".join(lines))
 
 
-def use_parameter_table(trainer: Trainer) -> None:
-    """Put :class:`ParameterTable` in the place of Lightning's tables, as deep as they are."""
+def use_parameter_table(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Replace Lightning's tables, where they would print 0 FLOPs, by :class:`ParameterTable` of the same depth."""
+    if pl_module.example_input_array is not None:
+        return
     for place, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
         if type(callback) in (ModelSummary, RichModelSummary):
             trainer.callbacks[place] = ParameterTable(callback._max_depth)  # type: ignore[attr-defined]

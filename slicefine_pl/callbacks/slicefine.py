@@ -184,7 +184,7 @@ class SliceFineCallback(RepeatableTraining):
         check_order(self, trainer)
         check_slicing_strategy(trainer)
         count_slices_once()
-        use_parameter_table(trainer)
+        use_parameter_table(trainer, pl_module)
         search_after(self, trainer)
         self._pl_module = pl_module
         undo_before_next_fit(trainer, pl_module, self, self._release)

@@ -176,7 +176,7 @@ class RecipeCLI(LightningCLI):
             others = [each for each in others if not isinstance(each, SlicePicture)]
         kwargs["callbacks"] = [*filter(None, (slicefine, sparsity)), *others]
         trainer: Trainer = super().instantiate_trainer(**kwargs)
-        use_parameter_table(trainer)
+        use_parameter_table(trainer, self.model)
         return trainer
 
     def before_instantiate_classes(self) -> None:

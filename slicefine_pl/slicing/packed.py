@@ -56,9 +56,11 @@ def packed_matrices(net: nn.Module) -> Iterator[PackedMatrix]:
 
 
 def entries(layer: nn.Module, stored: Tensor) -> int:
-    """Entries of a layer's matrix: packed, several may share a number, but the layer knows its widths."""
+    """Entries of what a layer stores; several may share a number in its largest packed tensor, but widths tell."""
     inputs, outputs = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
-    if stored.dtype not in TRAINABLE and isinstance(inputs, int) and isinstance(outputs, int):
+    held = [*layer._parameters.values(), *layer._buffers.values()]
+    packed = [each.numel() for each in held if each is not None and each.dtype not in TRAINABLE]
+    if isinstance(inputs, int) and isinstance(outputs, int) and stored.numel() == max(packed, default=0):
         return inputs * outputs
     return stored.numel()
 

@@ -1,4 +1,4 @@
-"""Regular expressions that are searched in names; one that matches nothing is an error that tells what is like it."""
+"""Regular expressions that are searched in names; a pattern that matches nothing is an error with similar names."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,13 +25,13 @@ def matching(argument: str, patterns: str | Sequence[str], named: Mapping[str, T
 
 
 def nearest(pattern: str, names: Iterable[str], most: int = 3) -> str:
-    """The names most like a pattern that matches none; where none is like it, the last ones, often the head's."""
+    """The names most similar to a pattern, for a message; where none is similar, the last ones, often the head's."""
     listed = list(names)
     likeness = {name: _likeness(pattern.lower(), name.lower()) for name in listed}
     near = [name for name in sorted(listed, key=lambda name: -likeness[name]) if likeness[name] >= LIKE]
     if near:
-        return f"near it are {', '.join(near[:most])}"
-    return f"the last ones of this network are {', '.join(listed[-most:]) or 'none'}"
+        return f"similar names: {', '.join(near[:most])}"
+    return f"the last names of this network: {', '.join(listed[-most:]) or 'none'}"
 
 
 def _likeness(pattern: str, name: str) -> float:

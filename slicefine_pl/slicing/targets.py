@@ -247,7 +247,7 @@ def _frozen(candidate: Candidate, reason: str, familiar: set[int], wanted: Wante
 
 
 def _frozen_notice(found: Targets, wanted: Wanted) -> str | None:
-    """What stays frozen although a user may believe it to be trained; who names targets knows."""
+    """What stays frozen although a user may believe it to be trained; explicit targets need no notice."""
     if wanted.targets is not None or not found.frozen.surprising:
         return None
     if not any(matrix.lines is not None and not matrix.usual for matrix in found.frozen.matrices):

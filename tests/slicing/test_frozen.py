@@ -32,6 +32,7 @@ class Quantised(nn.Module):
         super().__init__()
         self.in_features = self.out_features = WIDTH
         self.register_buffer("qweight", torch.zeros(WIDTH // 8, WIDTH, dtype=torch.int32))
+        self.register_buffer("zeros", torch.zeros(4, WIDTH // 8, dtype=torch.int32))
         self.register_buffer("scales", torch.ones(1, WIDTH))
 
 
@@ -106,7 +107,7 @@ SILENT = {
     "Bilinear": (lambda: nn.Bilinear(WIDTH, WIDTH, WIDTH), WIDTH * SQUARE, True),
     "raw parameters": (Raw, (3 + 4 + 9) * SQUARE, True),
     "complex numbers": (complex_matrix, SQUARE, False),
-    "integer buffer": (Quantised, SQUARE, False),
+    "integer buffers": (Quantised, SQUARE + 8, False),
     "four bits": (FourBits, SQUARE, False),
     "tensor of its own class": (wrapped, SQUARE, False),
     "eight bits": (lambda: nn.Linear(WIDTH, WIDTH).to(torch.float8_e4m3fn), SQUARE, False),
@@ -191,7 +192,7 @@ def tiny_bert() -> nn.Module:
 
 
 def test_embeddings_are_counted_without_a_warning():
-    """Nobody takes an embedding for a linear map; the handle tells its share and its pattern all the same."""
+    """An embedding is not a linear map; the handle shows its share and its pattern all the same."""
     net = tiny_bert()
     total = sum(parameter.numel() for parameter in net.parameters())
     with warnings.catch_warnings():
@@ -212,7 +213,7 @@ def test_position_embeddings_and_class_tokens_are_no_reason_to_warn():
 
 @pytest.mark.parametrize("head", [True, False])
 def test_tied_weights_count_once_and_warn_where_they_are_layers(head):
-    """A head tied to its embedding is known to everybody; two layers that share a weight are not."""
+    """A head tied to its embedding is usual; two layers that share a weight are not."""
     first, second = nn.Embedding(20, WIDTH) if head else nn.Linear(WIDTH, 20), nn.Linear(WIDTH, 20)
     second.weight = first.weight
     net = nn.ModuleDict({"first": first, "second": second, "middle": nn.Linear(WIDTH, WIDTH), "head": nn.Linear(16, 3)})
@@ -238,7 +239,7 @@ def test_nothing_frozen_is_said_as_well():
     assert (said, str(handle.frozen)) == ("", "Left frozen: no matrix.")
 
 
-def test_a_network_without_a_layer_to_slice_is_told_the_pattern():
+def test_a_network_without_a_layer_to_slice_gets_the_pattern_in_the_error():
     with pytest.raises(ValueError, match=r"meets nothing that can be sliced(.|\n)*targets=r'\^weight_hh_l0\$'"):
         slice_model(nn.LSTM(WIDTH, WIDTH), RANK, also_train="bias")
 

@@ -138,15 +138,15 @@ def test_targets_and_also_train_are_searched_as_regular_expressions():
     [
         (
             {"targets": "decoder"},
-            r"targets='decoder' matches no layer or parameter name; near it are bert\.encoder\.layer\.0",
+            r"targets='decoder' matches no layer or parameter name; similar names: bert\.encoder\.layer\.0",
         ),
         (
             {"also_train": "clasifier"},
-            r"also_train='clasifier' .*; near it are classifier\.weight, classifier\.bias\.$",
+            r"also_train='clasifier' .*; similar names: classifier\.weight, classifier\.bias\.$",
         ),
         (
             {"also_train": "head"},
-            r"the last ones .* are bert\.pooler\.dense\.bias, classifier\.weight, classifier\.bias\.$",
+            r"the last names of this network: bert\.pooler\.dense\.bias, classifier\.weight, classifier\.bias\.$",
         ),
         ({"targets": ["attention", "decoder"]}, "targets='decoder' matches no layer"),
         ({"targets": "("}, r"targets='\(' is no regular expression"),
