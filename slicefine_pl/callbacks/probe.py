@@ -85,10 +85,10 @@ class LinearProbe(Callback):
         layer = self._layer(module)
         hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().float().cpu()))
         try:
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
+            with torch.no_grad():
                 for index, batch in enumerate(loader):
                     moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-                    module.predict_step(moved, index)
+                    trainer.strategy.predict_step(moved, index)  # which brings weights that are shared out
                     labels.append((batch["labels"] if isinstance(batch, Mapping) else batch[1]).cpu())
                     inputs.append(_per_example(torch.cat(seen), len(labels[-1])))
                     seen.clear()

@@ -4,6 +4,7 @@ import copy
 import random
 
 import numpy as np
+import processes
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -11,6 +12,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from slicefine_pl import FullyShardedStrategy
 from slicefine_pl.callbacks.probe import STRENGTHS, LinearProbe, logistic, ridge
 
 FEATURES, CLASSES = 7, 3
@@ -88,15 +90,15 @@ class Data(LightningDataModule):
         return DataLoader(self.splits["test"], batch_size=64)
 
 
-def fit(net: Net, data: Data, *callbacks, **settings) -> Trainer:
+def fit(net: Net, data: Data, *callbacks, ckpt_path=None, **settings) -> Trainer:
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=list(callbacks), **quiet)
-    trainer.fit(net, datamodule=data, **settings)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=list(callbacks), **quiet, **settings)
+    trainer.fit(net, datamodule=data, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -163,3 +165,19 @@ def test_network_without_linear_layer_is_refused():
 
     with pytest.raises(ValueError, match=r"finds no nn\.Linear"):
         fit(Convolutions(), Data(problem(1.0, floating=False)), LinearProbe())
+
+
+def probed(strategy):
+    """Scores of a run of one process under a strategy."""
+    torch.manual_seed(0)
+    data, probe = Data(problem(1.0, floating=False)), LinearProbe()
+    fit(Net(), data, probe, strategy=FullyShardedStrategy() if strategy == "fsdp2" else strategy, devices=1)
+    return probe.scores
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
+def test_one_process_of_a_strategy_for_many_is_probed_as_well(strategy):
+    """FSDP2 keeps shares even then, and brings whole weights only where a step goes through the strategy."""
+    [scores] = processes.run(probed, 1, strategy)
+    assert scores == probed("auto")
