@@ -98,10 +98,10 @@ class LinearProbe(Callback):
         layer = self._layer(module)
         hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().float().cpu()))
         try:
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
+            with torch.no_grad():
                 for index, batch in enumerate(loader):
                     moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-                    module.predict_step(moved, index)
+                    trainer.strategy.predict_step(moved, index)  # which brings weights that are shared out
                     given = batch if isinstance(batch, Mapping) else {"labels": batch[1]}
                     targets = given["labels"].cpu()
                     counted = given.get("counted", torch.ones(len(targets), dtype=torch.bool)).cpu()

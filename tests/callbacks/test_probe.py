@@ -3,9 +3,9 @@
 import copy
 import random
 from itertools import cycle
-from types import MappingProxyType
 
 import numpy as np
+import processes
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from slicefine_pl import FullyShardedStrategy
 from slicefine_pl.callbacks.probe import STRENGTHS, LinearProbe, logistic, ridge
 
 FEATURES, CLASSES = 7, 3
@@ -90,15 +91,16 @@ class Data(LightningDataModule):
         return DataLoader(self.splits["test"], batch_size=64)
 
 
-def fit(net: Net, data: Data, *callbacks, limits=MappingProxyType({}), **settings) -> Trainer:
+def fit(net: Net, data: Data, *callbacks, ckpt_path=None, **settings) -> Trainer:
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=list(callbacks), **quiet, **limits)
-    trainer.fit(net, datamodule=data, **settings)
+    settings = {"max_epochs": 1} | settings
+    trainer = Trainer(accelerator="cpu", callbacks=list(callbacks), **quiet, **settings)
+    trainer.fit(net, datamodule=data, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -213,7 +215,7 @@ def test_data_without_a_length_are_measured_as_far_as_they_are_trained_on(limit,
     net, probe = Net(), LinearProbe()
     frozen = copy.deepcopy(net).eval()
     with caplog.at_level("INFO"):
-        fit(net, Endless(splits), probe, limits={"limit_train_batches": limit, "max_steps": 1})
+        fit(net, Endless(splits), probe, limit_train_batches=limit, max_steps=1)
     if limit == 1.0:
         assert probe.scores == {}
         assert "the train data have no length. Set limit_train_batches to a number of batches." in caplog.text
@@ -221,3 +223,19 @@ def test_data_without_a_length_are_measured_as_far_as_they_are_trained_on(limit,
         seen = splits | {"train": tuple(tensor[: 3 * 64] for tensor in splits["train"])}
         features = {name: (frozen.body(inputs).detach(), labels) for name, (inputs, labels) in seen.items()}
         assert probe.scores == pytest.approx(logistic(features), abs=0.006)
+
+
+def probed(strategy):
+    """Scores of a run of one process under a strategy."""
+    torch.manual_seed(0)
+    data, probe = Data(problem(1.0, floating=False)), LinearProbe()
+    fit(Net(), data, probe, strategy=FullyShardedStrategy() if strategy == "fsdp2" else strategy, devices=1)
+    return probe.scores
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
+def test_one_process_of_a_strategy_for_many_is_probed_as_well(strategy):
+    """FSDP2 keeps shares even then, and brings whole weights only where a step goes through the strategy."""
+    [scores] = processes.run(probed, 1, strategy)
+    assert scores == probed("auto")
