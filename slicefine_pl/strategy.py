@@ -4,6 +4,7 @@ Knows nothing of when slices move.  Lightning's own ``ModelParallelStrategy`` le
 cannot read a checkpoint back while slices are open.
 """
 
+import shutil
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -25,9 +26,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from slicefine_pl.files import replace_folder
 from slicefine_pl.slicing.activations import count_activations
 from slicefine_pl.slicing.parts import is_sharded, local_of, share_of
-from slicefine_pl.slicing.restoring import has_types_of, keep_saved_types
+from slicefine_pl.slicing.restoring import has_types_of, restore_types
 from slicefine_pl.slicing.sharding import shard_model, sharded_bytes
 from slicefine_pl.slicing.targets import Patterns
 
@@ -139,6 +141,27 @@ class FullyShardedStrategy(ModelParallelStrategy):
         whole = tree_map(_on_cpu, plain.state_dict())
         return whole if self.global_rank == 0 else {}
 
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a file, or a folder of shares that takes the place of an earlier one when it is complete.
+
+        Lightning writes the shares into the earlier folder, so that a crash would leave neither of the two.
+        """
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        target = Path(self.broadcast(filepath))
+        new = target.with_name(f".{target.name}.part")
+        if self.is_global_zero and new.exists():  # of a run that was killed
+            shutil.rmtree(new)
+        self.barrier()
+        super().save_checkpoint(checkpoint, new, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            replace_folder(new, target)
+        self.barrier()
+
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))
         assert self.lightning_module is not None
@@ -148,9 +171,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         weights = checkpoint.pop("state_dict")
         _load_whole(self.lightning_module, weights, self.lightning_module.strict_loading)
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
-            if has_types_of(self.lightning_module, weights):
-                keep_saved_types(optimizer)
-            _load_state(optimizer, state)
+            _load_state(optimizer, state, same_types=has_types_of(self.lightning_module, weights))
         return checkpoint
 
     def _load_shares(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
@@ -186,7 +207,7 @@ def _load_whole(module: nn.Module, saved: Mapping[str, Tensor], strict: bool) ->
                            strict=strict)  # fmt: skip
 
 
-def _load_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+def _load_state(optimizer: Optimizer, saved: Mapping[str, Any], same_types: bool) -> None:
     """Load an optimizer's state as one process saved it: parameters in the order of its groups."""
     order = [number for group in saved["param_groups"] for number in group["params"]]
     own = dict(zip(order, _parameters(optimizer), strict=False))
@@ -195,7 +216,10 @@ def _load_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         for number, state in saved["state"].items()
         if number in own
     }
-    optimizer.load_state_dict({**saved, "state": states})
+    shared_out = {**saved, "state": states}
+    optimizer.load_state_dict(shared_out)
+    if same_types:
+        restore_types(optimizer, shared_out)
 
 
 def _load_state_shares(module: nn.Module, optimizer: Optimizer, key: str, path: Path, saved: list[str]) -> None:
@@ -216,14 +240,13 @@ def _load_state_shares(module: nn.Module, optimizer: Optimizer, key: str, path: 
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     own = optimizer.state_dict()
     states = enumerate(state["state"].get(names[id(parameter)]) for parameter in _parameters(optimizer))
-    keep_saved_types(optimizer)  # what was read has been cast to the types of this optimizer's own state
     groups = [
         {**loaded, "params": group["params"]}
         for group, loaded in zip(own["param_groups"], state["param_groups"], strict=True)
     ]
-    optimizer.load_state_dict(
-        {"state": {number: each for number, each in states if each is not None}, "param_groups": groups}
-    )
+    loaded = {"state": {number: each for number, each in states if each is not None}, "param_groups": groups}
+    optimizer.load_state_dict(loaded)
+    restore_types(optimizer, loaded)  # those of this optimizer's own state, into which the shares were read
 
 
 def _shared_out(value: Any, like: Tensor) -> Any:

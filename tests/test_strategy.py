@@ -1,6 +1,8 @@
 """FullyShardedStrategy and DDP in real runs of several processes, against one process with all of the batch."""
 
+import errno
 import os
+from pathlib import Path
 
 import processes
 import pytest
@@ -68,7 +70,9 @@ def fit(folder, name, count, settings, steps, resume=None, save_distributed=Fals
         def on_train_batch_start(self, trainer, *_):
             places.append([live.indices.tolist() for live in callback._handle])
 
-    saver = Places(dirpath=folder, filename="last", every_n_train_steps=steps, save_top_k=-1)
+    saver = Places(
+        dirpath=folder, filename="last", every_n_train_steps=steps, save_top_k=-1, enable_version_counter=False
+    )
     shared = {"save_distributed_checkpoint": True} if save_distributed else {}
     trainer = Trainer(
         callbacks=[callback, saver], strategy=strategy(name, **shared), devices=count, accelerator="cpu", logger=False,
@@ -231,3 +235,26 @@ def test_other_settings_of_the_trainer_change_nothing(name, case, tmp_path):
 
 def fit_with(folder, name, case):
     return fit(folder, name, 2, {}, STEPS, None, False, **OTHERS[case])
+
+
+def overwritten(folder):
+    """Save shares, then save them again while the disk is full."""
+
+    def fail(*args, **kwargs):
+        Path(args[1], "half").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fit(folder, "fsdp", 2, {}, 2, save_distributed=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning.pytorch.strategies.model_parallel._distributed_checkpoint_save", fail)
+        with pytest.raises(OSError, match="No space left"):
+            fit(folder, "fsdp", 2, {}, 4, save_distributed=True)
+
+
+def test_a_folder_of_shares_is_replaced_only_by_a_whole_one(tmp_path):
+    processes.run(overwritten, 2, tmp_path)
+    assert torch.load(tmp_path / "last.ckpt" / "meta.pt", weights_only=True)["global_step"] == 2
+    assert not (tmp_path / "last.ckpt" / "half").exists()
+    processes.run(fit, 2, tmp_path, "fsdp", 2, {}, 4, tmp_path / "last.ckpt", True)
+    assert torch.load(tmp_path / "last.ckpt" / "meta.pt", weights_only=True)["global_step"] == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]

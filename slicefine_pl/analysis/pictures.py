@@ -7,6 +7,7 @@ Source:  colours of Okabe and Ito, which readers who confuse red and green can t
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from slicefine_pl.analysis.kernel import spectrum
 from slicefine_pl.analysis.spectra import Balance
 from slicefine_pl.analysis.task_energy import explained, task_directions
 from slicefine_pl.analysis.winners import Winners
+from slicefine_pl.files import write_whole
 from slicefine_pl.slicing.positions import Line
 
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "0.55", "#D55E00"
@@ -23,6 +25,17 @@ ROUNDING = 1e-7  # below this share of the trace an eigenvalue of float32 gradie
 COLOURS: dict[Line, str] = {"row": BLUE, "column": ORANGE}
 MARKS: dict[Line, str] = {"row": "o", "column": "s"}
 SHIFTS: dict[Line, float] = {"row": -0.16, "column": 0.16}  # of the two within a control's place
+
+
+def save_figure(figure: Any, path: str | Path, dpi: int | None = None) -> Path:
+    """Write a figure in the format that the file's suffix names, whole or not at all; by default as PNG.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=Path(path).suffix.removeprefix(".") or "png", dpi=dpi or "figure")
+    return write_whole(path, buffer.getbuffer())
 
 
 def png(figure: Any) -> bytes:

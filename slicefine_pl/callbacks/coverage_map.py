@@ -4,6 +4,7 @@ Shapes:  size: lines of a matrix along the sliced axis
 """
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slicefine_pl.analysis.pictures import short_names
+from slicefine_pl.files import write_whole
 from slicefine_pl.slicing import LineChanges
 
 BINS = 768  # of the horizontal axis; about as many as a row has pixels
@@ -26,15 +28,16 @@ Numbers = NDArray[np.float64]
 
 def write_changes(path: Path, lines: Sequence[LineChanges]) -> None:
     """Write a CSV with a row for each visited line: matrix, kind and index of the line, and two root mean squares."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for each in lines:
-            change, before = each.rms_change.tolist(), each.rms_before.tolist()
-            writer.writerows(
-                (each.name, each.line, index, f"{change[index]:.6g}", f"{before[index]:.6g}")
-                for index in each.visited.nonzero().flatten().tolist()
-            )
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for each in lines:
+        change, before = each.rms_change.tolist(), each.rms_before.tolist()
+        writer.writerows(
+            (each.name, each.line, index, f"{change[index]:.6g}", f"{before[index]:.6g}")
+            for index in each.visited.nonzero().flatten().tolist()
+        )
+    write_whole(path, text.getvalue())
 
 
 def relative_change(each: LineChanges) -> Numbers:

@@ -13,6 +13,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from slicefine_pl.analysis.pictures import png
+from slicefine_pl.files import only_informs, write_whole
+
 COLUMNS = 8
 LINE = 17  # characters of a title that fit above an image
 
@@ -65,9 +68,9 @@ class PredictionPicture(Callback):
         """Write the picture."""
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # asking for it takes all processes
         if self._kept and trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
             data: Any = getattr(trainer, "datamodule", None)
-            draw(self._kept, getattr(pl_module, "label_names", None), getattr(data, "input", None), folder)
+            with only_informs(folder / "predictions.png"):
+                draw(self._kept, getattr(pl_module, "label_names", None), getattr(data, "input", None), folder)
 
 
 def draw(kept: list[tuple[Tensor, int, int]], names: list[str] | None, given: Any, folder: Path) -> Path:
@@ -82,7 +85,6 @@ def draw(kept: list[tuple[Tensor, int, int]], names: list[str] | None, given: An
     Returns:
         The file.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -100,10 +102,7 @@ def draw(kept: list[tuple[Tensor, int, int]], names: list[str] | None, given: An
     right = sum(truth == guess for _, truth, guess in kept)
     told_wrong = "" if right == len(kept) else "; the framed ones are wrong"
     figure.suptitle(f"Predictions on test images: {right} of these {len(kept)} are right{told_wrong}", fontsize=12)
-    path = folder / "predictions.png"
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.print_png(str(path))
-    return path
+    return write_whole(folder / "predictions.png", png(figure))
 
 
 def _visible(image: Tensor, given: Any) -> Any:

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from slicefine_pl.callbacks.checkpoint_files import keep_files_whole
 from slicefine_pl.callbacks.neighbours import callbacks_of
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
 
@@ -42,6 +43,7 @@ class SaveWhenPreempted(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make sure that what is saved is what the other callbacks know after the batch, not before it."""
+        keep_files_whole(trainer)
         callbacks = callbacks_of(trainer)
         later = callbacks[callbacks.index(self) + 1 :]
         if names := [type(each).__name__ for each in later if isinstance(each, RepeatableTraining)]:

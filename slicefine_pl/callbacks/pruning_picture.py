@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from slicefine_pl.analysis.pictures import save_figure
 from slicefine_pl.sparsity import LayerSparsity
 
 BLUE, GREY = "#0072B2", "#999999"  # told apart by every eye
@@ -40,7 +41,4 @@ def draw_pruning(
     by_layer.set_title(f"{len(layers)} matrices; dashed: all together", loc="left", fontsize=10)
     for axes in (over_steps, by_layer):
         axes.spines[["top", "right"]].set_visible(False)
-    path = Path(folder) / "sparsity.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, Path(folder) / "sparsity.png", dpi=110)

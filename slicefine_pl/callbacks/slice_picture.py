@@ -7,9 +7,11 @@ import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from slicefine_pl.analysis.pictures import save_figure
 from slicefine_pl.callbacks.coverage_map import draw_map, write_changes
 from slicefine_pl.callbacks.neighbours import check_order
 from slicefine_pl.callbacks.slicefine import SliceFineCallback, slicefine_of
+from slicefine_pl.files import only_informs
 from slicefine_pl.slicing import LearnedChange
 
 
@@ -70,15 +72,16 @@ class SlicePicture(Callback):
         steps = f"{trainer.global_step:,} optimizer step" + "s" * (trainer.global_step != 1)
         if self._since:
             steps = f"optimizer steps {self._since:,} to {trainer.global_step:,}, the others were not observed"
-        figure = draw_map(lines, steps)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_changes(folder / "slices.csv", lines)
-        figure.savefig(folder / "slices.png")
-        for logger in trainer.loggers:
-            experiment: Any = getattr(logger, "experiment", None)
-            if hasattr(experiment, "add_image"):
-                pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-                experiment.add_image("slices", pixels, trainer.global_step, dataformats="HWC")
+        with only_informs(folder / "slices.csv"):
+            write_changes(folder / "slices.csv", lines)
+        with only_informs(folder / "slices.png"):
+            figure = draw_map(lines, steps)
+            save_figure(figure, folder / "slices.png")
+            for logger in trainer.loggers:
+                experiment: Any = getattr(logger, "experiment", None)
+                if hasattr(experiment, "add_image"):
+                    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+                    experiment.add_image("slices", pixels, trainer.global_step, dataformats="HWC")
 
     def state_dict(self) -> dict[str, Any]:
         """What was learned so far."""

@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -24,9 +24,10 @@ from slicefine_pl.callbacks.neighbours import callbacks_of, check_order
 from slicefine_pl.callbacks.parameter_table import count_slices_once, use_parameter_table
 from slicefine_pl.callbacks.processes import check_agreement, check_slicing_strategy
 from slicefine_pl.callbacks.random_state import TrainingRandomState
+from slicefine_pl.callbacks.rehearsal import Demands, check_optimizer
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
-from slicefine_pl.callbacks.share import OptimizerShare, has_gradients, has_stepped, updated_by
-from slicefine_pl.slicing import Axis, Backend, Order, SliceHandle, Summary, slice_model
+from slicefine_pl.callbacks.share import OptimizerShare, has_gradients, has_stepped, take_plain_steps, updated_by
+from slicefine_pl.slicing import Axis, Backend, LiveSlice, Order, SliceHandle, Summary, slice_model
 from slicefine_pl.slicing.positions import check_choice, check_rank
 from slicefine_pl.slicing.targets import some
 from slicefine_pl.slicing.track import slice_type
@@ -161,6 +162,7 @@ class SliceFineCallback(RepeatableTraining):
         self._batch_started = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit" or self._handle is not None:
             return
         check_order(self, trainer)
@@ -185,14 +187,28 @@ class SliceFineCallback(RepeatableTraining):
             self._steps_before, self.random = {}, TrainingRandomState()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
         held = [(id(each), optimizer) for optimizer in trainer.optimizers for each in updated_by(optimizer)]
         self._check_owners([parameter for parameter, _ in held])
         owners = dict(held)
         self._check_strays(pl_module)
         for optimizer in trainer.optimizers:
             slices = [live for live in self.opened() if owners[id(live.parameter)] is optimizer]
-            self._shares.append(OptimizerShare(optimizer, slices))
+            self._shares.append(self._share_of(optimizer, slices))
+
+    def _share_of(self, optimizer: Optimizer, slices: list[LiveSlice]) -> OptimizerShare:
+        if take_plain_steps(optimizer):
+            rank_zero_warn(
+                f"{type(optimizer).__name__}(differentiable=True) makes plain steps here: torch records no steps on a"
+                " network's own parameters."
+            )
+        demands = Demands(
+            compact=self._slicing["backend"] != "mask",
+            alternating=self._slicing["axis"] == "alternate",
+            moving=self._interval is not None,
+            kept=self._keep_state,
+        )
+        check_optimizer(optimizer, slices, demands)
+        return OptimizerShare(optimizer, [live.parameter for live in slices], [live.name for live in slices])
 
     def _check_owners(self, owned: Collection[int]) -> None:
         """The optimizers must hold all that is to be trained, and of slices each its own."""
@@ -224,6 +240,7 @@ class SliceFineCallback(RepeatableTraining):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         # Not earlier: a sharded run has its checkpoint restored after on_fit_start, and that may step the optimizer.
         for position, share in enumerate(self._shares):
             share.begin(self._steps_before.get(position, 0))
@@ -334,7 +351,7 @@ class SliceFineCallback(RepeatableTraining):
         if self._interval is not None and share.steps % self._interval == 0:
             moved = handle.move(share.names)
             if not self._keep_state:
-                share.forget(moved)
+                share.forget(live.parameter for live in moved)
             self._check_agreement(trainer)
             self._moved = True
 
@@ -384,7 +401,7 @@ class SliceFineCallback(RepeatableTraining):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         state = self.saved_state(checkpoint, self._settings(), "its optimizer knows no slices")
-        self.expect_types(pl_module, checkpoint)
+        self.expect_optimizers(pl_module, checkpoint)
         self.share_sums(trainer, state)
         self.opened().load_state_dict(state["slices"])
         self.resume_random(trainer, state["random"])

@@ -25,6 +25,7 @@ from slicefine_pl.callbacks.repeatable import RepeatableTraining
 from slicefine_pl.callbacks.share import has_stepped, updated_by
 from slicefine_pl.callbacks.sliced_masks import MaskedSlices
 from slicefine_pl.callbacks.slicefine import slicefine_of
+from slicefine_pl.files import only_informs
 from slicefine_pl.run_length import required_run_length, run_length
 from slicefine_pl.slicing.positions import check_choice
 from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, ledger, parse_pattern
@@ -142,6 +143,7 @@ class SparsityCallback(RepeatableTraining):
         return self._masks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage == "fit" and not (self._masks is not None and trainer.global_step > 0):
             check_pruning_strategy(trainer)
             when_built(trainer, pl_module, lambda: self._prepare(pl_module))
@@ -151,7 +153,6 @@ class SparsityCallback(RepeatableTraining):
         self._schedule, self._steps, self._history = None, 0, []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
         self._slices = MaskedSlices(pl_module, self.masks, trainer.optimizers)
         if self._slices and (slicing := slicefine_of(trainer)):
             slicing.opened().watch(self._slices)
@@ -183,6 +184,7 @@ class SparsityCallback(RepeatableTraining):
         return own[0]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self._ramp is None:
             if self._steps == 0:
                 self.masks.keep_zeros()
@@ -270,7 +272,8 @@ class SparsityCallback(RepeatableTraining):
         rank_zero_info(f"Sparsity: {ledger(pl_module).summary()}")
         folder = trainer.log_dir  # asking for it takes all processes
         if trainer.loggers and trainer.is_global_zero and folder is not None:
-            draw_pruning(folder, self._history, self._steps, counts)
+            with only_informs(f"{folder}/sparsity.png"):
+                draw_pruning(folder, self._history, self._steps, counts)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._release()
@@ -316,7 +319,7 @@ class SparsityCallback(RepeatableTraining):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         state = self.saved_state(checkpoint, self._settings, "it has no masks")
-        self.expect_types(pl_module, checkpoint)
+        self.expect_optimizers(pl_module, checkpoint)
         self.share_sums(trainer, state)
         self.masks.load_state_dict(state)
         self._steps, self._history = state["steps"], list(state["history"])

@@ -12,10 +12,12 @@ from typing import Any
 
 from rich.console import Console
 
+from slicefine_pl.analysis.pictures import save_figure
 from slicefine_pl.cli.advice import Dense, Question, best, comparisons, start, usable_sparsity, warnings
 from slicefine_pl.cli.advice_text import tell, verdict
 from slicefine_pl.cli.laws import KnownLaw, read_law
 from slicefine_pl.cli.quantities import DEVICES, flops_of, parameters_of, quantity
+from slicefine_pl.files import write_whole
 from slicefine_pl.sparsity import costs, gains
 
 TOKENS_PER_IMAGE = 196  # a 224-pixel image in patches of 16
@@ -74,13 +76,13 @@ def run(arguments: argparse.Namespace) -> None:
     console.width = console.width if console.is_terminal else 110
     tell(known, question, answer, console)
     if arguments.json:
-        arguments.json.write_text(json.dumps(_plain(answer), indent=1, allow_nan=False) + "\n", "utf-8")
+        write_whole(arguments.json, json.dumps(_plain(answer), indent=1, allow_nan=False) + "\n")
     if arguments.plot:
         from slicefine_pl.cli.law_plots import advice_picture
 
         sparsities = {found["cost"]: found["sparsity"] for found in answer["best"]}
         picture = advice_picture(known, question.per_item, question.nonzero_params, question.flops, sparsities)
-        picture.savefig(arguments.plot, dpi=150)
+        save_figure(picture, arguments.plot, dpi=150)
 
 
 def asked(arguments: argparse.Namespace, known: KnownLaw) -> Question:

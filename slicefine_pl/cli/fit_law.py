@@ -13,8 +13,10 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from slicefine_pl.analysis.pictures import save_figure
 from slicefine_pl.cli.laws import KnownLaw, text_of, written
 from slicefine_pl.cli.quantities import quantity
+from slicefine_pl.files import write_whole
 from slicefine_pl.sparsity import FittedLaw, costs, fit_scaling_law
 
 SAYS = {
@@ -99,30 +101,44 @@ def run(arguments: argparse.Namespace) -> None:
         replicates=arguments.replicates,
         seed=arguments.seed,
     )
-    publish(fit, runs, f"slicefine fit-law {arguments.runs.name}", arguments.json, arguments.plot)
+    origin = f"slicefine fit-law {arguments.runs.name}"
+    publish(fit, origin, arguments.json)
+    if arguments.plot:
+        draw(fit, runs, origin, arguments.plot)
 
 
-def publish(fit: FittedLaw, runs: Runs, origin: str, law: Path | None, plot: Path | None) -> None:
-    """Print what the runs say; write the law and its picture where they are wanted.
+def publish(fit: FittedLaw, origin: str, law: Path | None) -> None:
+    """Print what the runs say; write the law where it is wanted.
+
+    Args:
+        fit: What was found.
+        origin: Where the runs come from, in words.
+        law: JSON file for ``slicefine advise --law``.
+    """
+    console = Console()
+    console.width = console.width if console.is_terminal else 110
+    tell(fit, console)
+    if law:
+        write_whole(law, text_of(written(fit, _source(fit, origin))))
+
+
+def draw(fit: FittedLaw, runs: Runs, origin: str, plot: Path) -> None:
+    """Write a picture of the fit, its residuals and the contours of equal best sparsity.
 
     Args:
         fit: What was found.
         runs: The four vectors that were fitted.
         origin: Where the runs come from, in words.
-        law: JSON file for ``slicefine advise --law``.
-        plot: Picture of the fit, its residuals and the contours of equal best sparsity.
+        plot: File of the picture.
     """
-    console = Console()
-    console.width = console.width if console.is_terminal else 110
-    tell(fit, console)
-    source = f"{origin}, {fit.runs} runs"
-    if law:
-        law.write_text(text_of(written(fit, source)), "utf-8")
-    if plot:
-        from slicefine_pl.cli.law_plots import fit_picture
+    from slicefine_pl.cli.law_plots import fit_picture
 
-        known = KnownLaw(fit.law, fit.ranges, fit.replicates, fit.statement, source)
-        fit_picture(known, runs).savefig(plot, dpi=150)
+    known = KnownLaw(fit.law, fit.ranges, fit.replicates, fit.statement, _source(fit, origin))
+    save_figure(fit_picture(known, runs), plot, dpi=150)
+
+
+def _source(fit: FittedLaw, origin: str) -> str:
+    return f"{origin}, {fit.runs} runs"
 
 
 def read_runs(arguments: argparse.Namespace) -> Runs:

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from slicefine_pl.cli.command import OneSentenceParser
-from slicefine_pl.cli.fit_law import publish
+from slicefine_pl.cli.fit_law import draw, publish
 from slicefine_pl.cli.grid_plan import Grid, Point, Row, append_run, check_settings, read_grid, read_runs, seconds_left
 from slicefine_pl.cli.grid_point import GridPoint, flags_of
 from slicefine_pl.cli.quantities import parameters_of
 from slicefine_pl.cli.report import RunReport
+from slicefine_pl.files import only_informs
 from slicefine_pl.sparsity import fit_scaling_law
 
 VECTORS = ("sparsity", "nonzero_params", "data", "loss")  # of a law
@@ -112,7 +113,9 @@ def _conclude(folder: Path, rows: Mapping[Point, Row]) -> None:
         data_unit="images",
     )
     law = folder / "law.json"
-    publish(fit, runs, f"grid {folder.name}", law, folder / "law.png")
+    publish(fit, f"grid {folder.name}", law)
+    with only_informs(picture := folder / "law.png"):
+        draw(fit, runs, f"grid {folder.name}", picture)
     size, data = np.median(runs["nonzero_params"]), runs["data"].max()
     print(f"\nRuns, law and picture are in {folder}. How sparse, for a size and data of your own:\n")
     print(f"slicefine advise --law {law} --parameters {size / 1e3:.0f}K --data {data / 1e3:.0f}K")

@@ -7,6 +7,7 @@ Units:  sparsity in [0, 1) · single non-zero parameters · images · loss in na
 """
 
 import csv
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import product
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from slicefine_pl.files import write_whole
 from slicefine_pl.sparsity.costs import checked_positive, checked_sparsity
 from slicefine_pl.sparsity.runs import NEEDED
 
@@ -138,7 +140,7 @@ def read_runs(path: Path, grid: Grid) -> dict[Point, Row]:
 
 
 def append_run(path: Path, row: Row) -> None:
-    """Add a run to the file; a process that is killed leaves whole lines.
+    """Add a run to the file; a process that is killed leaves the file as it was, or with the run.
 
     Raises:
         ValueError: Its loss is no number.
@@ -147,12 +149,12 @@ def append_run(path: Path, row: Row) -> None:
         raise ValueError(
             f"the run {_point(row)} ended with a loss of {row['loss']}; lower the learning rate of its backbone."
         )
-    new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:  # one small write, at the end of the block
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
+    if not path.exists():
+        writer.writeheader()
+    writer.writerow(row)
+    write_whole(path, (path.read_text("utf-8") if path.exists() else "") + lines.getvalue())
 
 
 def check_settings(path: Path, settings: str) -> None:
@@ -162,7 +164,7 @@ def check_settings(path: Path, settings: str) -> None:
         ValueError: The runs that are there were made with other settings.
     """
     if not path.exists():
-        path.write_text(settings, "utf-8")
+        write_whole(path, settings)
     elif (before := path.read_text("utf-8")) != settings:
         old, new = set(before.splitlines()), set(settings.splitlines())
         one, other = (

@@ -24,6 +24,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
+from slicefine_pl.callbacks.best_checkpoint import CarryBestCheckpoint
 from slicefine_pl.callbacks.neighbours import callbacks_of
 from slicefine_pl.callbacks.parameter_table import use_parameter_table
 from slicefine_pl.callbacks.preemption import SaveWhenPreempted
@@ -34,11 +35,12 @@ from slicefine_pl.cli.output import recipe_output
 from slicefine_pl.cli.recipe_help import RecipeParser
 from slicefine_pl.cli.report import RunReport
 from slicefine_pl.cli.texts import TextSettings
+from slicefine_pl.inputs import input_record
 from slicefine_pl.strategy import FullyShardedStrategy
 
 COMMANDS = ("fit", "validate", "test", "predict")
 GRID_HELP = "This recipe has one more subcommand, grid: a law of sizes, sparsities and lengths; see grid --help."
-LINKS = (("data.label_names", "model.label_names"), ("data.num_classes", "model.num_classes"))
+LINKS = tuple((f"data.{name}", f"model.{name}") for name in ("label_names", "num_classes", "num_frames", "crop_size"))
 PREPARATIONS = ("data.tokenizer", "data.processor")  # what the data module takes from the backbone's name
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # what a command's author can mend
 EARLY_ERRORS = (RuntimeError, pickle.UnpicklingError, SafetensorError)  # likewise, unless a batch was met
@@ -89,7 +91,7 @@ def _run(
             datamodule_class,
             save_config_callback=SaveFitConfig,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [report, SaveWhenPreempted()]},
+            trainer_defaults={"callbacks": [report, SaveWhenPreempted(), CarryBestCheckpoint()]},
             parser_kwargs={command: {"default_config_files": [str(config)]} for command in COMMANDS}
             | ({} if grid is None else {"epilog": GRID_HELP}),
             parser_class=RecipeParser,
@@ -125,8 +127,6 @@ class SaveFitConfig(SaveConfigCallback):
 class RecipeCLI(LightningCLI):
     """LightningCLI with early checks, links between data and module, and a closing table."""
 
-    _before: Mapping[str, float] = {}  # scores of the pretrained network, where they were asked for
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let data decide the classes, and the backbone how data are prepared; give our callbacks sections."""
         self._texts.install()
@@ -152,9 +152,6 @@ class RecipeCLI(LightningCLI):
         for target in PREPARATIONS:
             if target in defaults:
                 parser.link_arguments("model.backbone", target)
-        for name in ("num_frames", "crop_size"):  # some video networks are built for one size of clips
-            if f"data.{name}" in defaults:
-                parser.link_arguments(f"data.{name}", f"model.{name}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and look at the checkpoint before anything is loaded."""
@@ -183,7 +180,10 @@ class RecipeCLI(LightningCLI):
         return trainer
 
     def before_instantiate_classes(self) -> None:
-        """Let ``predict`` write its predictions and nothing else."""
+        """Let data follow the checkpoint, if it says what training saw; let ``predict`` write predictions alone."""
+        settings = self.config[self.subcommand]
+        if "processor" in settings.data and settings.ckpt_path and input_record(str(settings.ckpt_path)):
+            settings.data.processor = str(settings.ckpt_path)
         if self.subcommand == "predict":
             self.config.predict.trainer.enable_progress_bar = False
             self.config.predict.trainer.logger = False
@@ -201,7 +201,7 @@ class RecipeCLI(LightningCLI):
         if settings.score_before and settings.ckpt_path is None and not settings.trainer.fast_dev_run:
             # To test a network shards it, and slices are opened before that: so a copy is tested there.
             tested = copy.deepcopy(self.model) if self._shards else self.model
-            [self._before] = self._evaluate(tested, self.datamodule, verbose=False)
+            [self._report.before] = self._evaluate(tested, self.datamodule, verbose=False)
 
     def after_fit(self) -> None:
         """Test the best checkpoint, export it, and print what was reached; a run without a step has nothing to show."""
@@ -261,7 +261,7 @@ class RecipeCLI(LightningCLI):
             if "test" in probe.scores:
                 told = f"{probe.scores['test']:.4f}   (linear head on the frozen network, {probe.seconds:.0f} s)"
                 table.add_row(f"test/{probe.metric} before", told)
-        for name, value in self._before.items():
+        for name, value in report.before.items():
             table.add_row(f"{name} before", f"{value:.4f}   (pretrained network)")
         for name, value in scores.items():
             table.add_row(f"{name} after", f"{value:.4f}")

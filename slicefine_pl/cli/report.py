@@ -8,12 +8,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 
 class RunReport(Callback):
-    """Keep what the closing table tells of a fit, and print each prediction as it comes."""
+    """Keep what the closing table tells of a fit, and print each prediction as it comes.
+
+    **Checkpoint.** Holds the seconds of training so far, and the scores of the pretrained network: the table of a run
+    that stopped and resumed is that of one that never stopped.
+    """
 
     def __init__(self) -> None:
+        self.before: dict[str, float] = {}  # scores of the pretrained network, where they were asked for
         self.steps = 0
         self.batches = 0
         self.checkpoint: str | None = None
@@ -40,7 +46,7 @@ class RunReport(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the trained parameters, and start the clock."""
         self.trained = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
-        self._began = time.perf_counter()
+        self._began = time.perf_counter() - self.seconds
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Count the steps."""
@@ -49,6 +55,19 @@ class RunReport(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
         self.seconds = time.perf_counter() - self._began
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save what was measured so far."""
+        checkpoint["callbacks"][self.state_key] = {
+            "seconds": time.perf_counter() - self._began,
+            "before": self.before,
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on from what the resumed run measured."""
+        state = checkpoint["callbacks"].get(self.state_key)
+        if state and trainer.state.fn == TrainerFn.FITTING:
+            self.seconds, self.before = state["seconds"], dict(state["before"])
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: torch.Tensor | list[str], *_: Any

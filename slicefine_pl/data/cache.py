@@ -1,15 +1,16 @@
 """The folder for what can be made again: downloads and tokenised texts.
 
-A file there is whole or absent: it is written under another name and then renamed.  What a disk damages later is seen:
-a checksum stands at the end of a file, or the content's own is known.
+A file there is whole or absent, as ``slicefine_pl.files`` writes it.  What a disk damages later is seen: a checksum
+stands at the end of a file, or the content's own is known.
 """
 
 import hashlib
 import os
-import secrets
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
+
+from slicefine_pl.files import write_whole
 
 CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of a checked file
 
@@ -51,17 +52,3 @@ def read_whole(path: Path) -> bytes | None:
 
 def _checksum(path: Path, content: bytes) -> bytes:
     return hashlib.sha256(path.name.encode() + content).digest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that no other process, and no crash, ever sees a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # unique on every machine that shares the folder
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -53,7 +53,7 @@ class FileScan:
             path = Path(entry.path)
             if is_hidden(entry.name):
                 self.pass_over(HIDDEN, _all_below(path))
-            elif os.path.isdir(path):  # also where a link leads to one
+            elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and path.is_dir()):
                 folders.append(path)
             elif path in self.lists:
                 continue
@@ -99,9 +99,10 @@ class FileScan:
             return
         lines = [f"{reason}: {len(paths)} ({self._kinds(reason, paths)}{self._some(paths)})"
                  for reason, paths in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))]  # fmt: skip
-        known = f" (known types: {' '.join(self.suffixes)})" if UNKNOWN in groups else ""
+        if UNKNOWN in groups:
+            lines.append(f"known types: {' '.join(self.suffixes)}")
         total = sum(map(len, groups.values()))
-        rank_zero_warn(f"{self.name}: files passed over: {total}{known}" + "".join(f"\n  {line}" for line in lines))
+        rank_zero_warn("\n  ".join([f"{self.name}: files passed over: {total}", *lines]))
 
     def _reason(self, entry: os.DirEntry[str]) -> str | None:
         """Why something that is not a folder cannot be used."""

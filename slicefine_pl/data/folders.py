@@ -85,7 +85,10 @@ def _classes(scan: FileScan, folder: Path) -> Mapping[str, list[Path]]:
     folders, strays = scan.entries(folder)
     scan.pass_over("outside a class folder", strays)
     if not folders:
-        raise ValueError(f"folder {str(folder)!r} has no class folders; put the files of each class into one.")
+        raise ValueError(
+            f"folder {str(folder)!r} has no class folders; put the files of each class into one, "
+            "or rename the folder if its files have no labels."
+        )
     classes = {each.name: scan.files(each) for each in folders}
     if empty := [name for name, files in classes.items() if not files]:
         inside = sorted(path.name for path in (folder / empty[0]).iterdir())[:3]

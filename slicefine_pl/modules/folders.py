@@ -1,11 +1,13 @@
 """Folders of transformers models: do they hold weights, and how one is written whole or not at all."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers.utils import logging
+
+from slicefine_pl.files import whole_folder
 
 
 def write_folder(path: str | Path, save: Callable[[Path], None]) -> Path:
@@ -26,15 +28,9 @@ def write_folder(path: str | Path, save: Callable[[Path], None]) -> Path:
     if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise FileExistsError(f"export path {str(target)!r} holds other files; give a new or an empty folder.")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-            new = Path(scratch) / "new"
-            with quiet():
-                save(new)
-            if target.exists():
-                target.rename(Path(scratch) / "old")
-            new.rename(target)
-    except (OSError, RuntimeError) as error:  # safetensors reports a full disk as its own RuntimeError
+        with whole_folder(target) as new, quiet():
+            save(new)
+    except (OSError, RuntimeError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise OSError(
             f"export to {str(target)!r} failed: {error}; give a folder on a writable disk with space."
         ) from error

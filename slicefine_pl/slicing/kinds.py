@@ -17,6 +17,7 @@ from slicefine_pl.slicing.attention import SlicedMultiheadAttention
 from slicefine_pl.slicing.conv import SlicedConv
 from slicefine_pl.slicing.layer import SlicedLayer
 from slicefine_pl.slicing.linear import SlicedConv1D, SlicedLinear
+from slicefine_pl.slicing.masked import masked_kind
 from slicefine_pl.slicing.packed import is_trainable
 from slicefine_pl.slicing.parts import Block
 
@@ -28,10 +29,6 @@ LAYERS = (nn.Linear, _ConvNd, nn.MultiheadAttention)  # sliced without being nam
 COMPACT = "nn.Linear, transformers' Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention"
 
 
-class MaskedLayer(SlicedLayer):
-    """Any module: computes as its dense class does, reading its sliced parameters through their readers."""
-
-
 @dataclass(frozen=True)
 class Candidate:
     """A matrix that a slice could lie in.
@@ -39,7 +36,7 @@ class Candidate:
     Attributes:
         name: Of the module; followed by the parameter, and the block, where that is not simply ``weight``.
         module: The owner of the parameter.
-        kind: The compact kind of sliced layer, or ``MaskedLayer``.
+        kind: The compact kind of sliced layer, or a ``MaskedLayer``.
         block: Where in the module's parameters the matrix lies.
         layer: Whether the module maps inputs to outputs by this matrix, rather than being an embedding or the like.
     """
@@ -77,7 +74,7 @@ def candidates(net: nn.Module, backend: Backend) -> Iterator[Candidate]:
             for key, parameter in module._parameters.items()
             if parameter is not None and key not in served and parameter.ndim > 1
         ]
-        chosen = MaskedLayer if backend == "mask" or kind is None else kind
+        chosen = masked_kind(module) if backend == "mask" or kind is None else kind
         for block in [*blocks, *others]:
             layer = block in blocks or (block.parameter == "weight" and isinstance(module, LAYERS))
             yield Candidate(_told(name, block), module, chosen, block, layer)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from slicefine_pl.slicing.kinds import MaskedLayer
+from slicefine_pl.slicing.masked import MaskedLayer
 from slicefine_pl.slicing.track import SliceTrack
 
 
@@ -63,7 +63,8 @@ def summarise(
 def _sliced(name: str, track: SliceTrack) -> Row:
     piece, layer = track.piece, track.layer
     told = f"{len(piece.index)} {piece.line}s"
-    masked = layer.slicefine_kind is MaskedLayer or piece.block not in layer.slicefine_kind.slicefine_blocks(layer)
+    kind = layer.slicefine_kind
+    masked = issubclass(kind, MaskedLayer) or piece.block not in kind.slicefine_blocks(layer)
     if not masked and piece.read:
         masked, told = True, f"{told}; its weight is read past the call"
     return Row(name, layer.slicefine_dense_class.__name__, piece.shape, "mask" if masked else "compact", told)

@@ -11,8 +11,9 @@ from torch import nn
 
 from slicefine_pl.slicing.frozen import FrozenMatrix, LeftFrozen
 from slicefine_pl.slicing.heads import Head, find_heads
-from slicefine_pl.slicing.kinds import COMPACT, Backend, Candidate, MaskedLayer, candidates
+from slicefine_pl.slicing.kinds import COMPACT, Backend, Candidate, candidates
 from slicefine_pl.slicing.layer import SlicedLayer
+from slicefine_pl.slicing.masked import MaskedLayer
 from slicefine_pl.slicing.packed import PackedMatrix, cannot_be_trained, entries, is_trainable, packed_matrices
 from slicefine_pl.slicing.parts import is_sharded
 from slicefine_pl.slicing.patterns import matching
@@ -146,7 +147,7 @@ def _obstacle(candidate: Candidate, excluded: Mapping[str, set[int]], wanted: Wa
         return cannot_be_trained(parameter)
     if getattr(candidate.module, "max_norm", None) is not None:
         return "max_norm rescales the weight in the forward pass"
-    if wanted.backend == "compact" and candidate.kind is MaskedLayer:
+    if wanted.backend == "compact" and issubclass(candidate.kind, MaskedLayer):
         return f"no compact kind; these are {COMPACT}"
     reason = next((reason for reason, parameters in excluded.items() if id(parameter) in parameters), None)
     return reason or _too_narrow(candidate, wanted)

@@ -26,6 +26,15 @@ def gpt2(name: str) -> nn.Module:
     return getattr(transformers, name)(config)
 
 
+def llama4() -> nn.Module:
+    """Whose backbone has another name than its class says."""
+    config = transformers.Llama4TextConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, intermediate_size_mlp=24, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=8, num_local_experts=2, pad_token_id=0,
+    )  # fmt: skip
+    return transformers.Llama4ForCausalLM(config)
+
+
 def pytorchvideo_mvit() -> nn.Module:
     from pytorchvideo.models.vision_transformers import create_multiscale_vision_transformers
 
@@ -38,6 +47,7 @@ MODELS = {
     "bert": (lambda: bert("BertForSequenceClassification"), [("classifier", False)]),
     "bert backbone": (lambda: bert("BertModel"), []),
     "bert language model": (lambda: bert("BertForMaskedLM"), [("cls", True)]),
+    "llama 4": (llama4, [("lm_head", True)]),
     "gpt2": (lambda: gpt2("GPT2ForSequenceClassification"), [("score", False)]),
     "gpt2 language model": (lambda: gpt2("GPT2LMHeadModel"), [("lm_head", True)]),
     "distilbert": (

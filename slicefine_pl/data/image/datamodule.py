@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,19 @@ from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataMo
 from slicefine_pl.data.cache import cache_folder
 from slicefine_pl.data.folders import no_test_split
 from slicefine_pl.data.image.demo import DIGITS, load_digits
-from slicefine_pl.data.image.input import ImageInput, image_input
+from slicefine_pl.data.image.input import image_input
 from slicefine_pl.data.image.pixels import suffixes
 from slicefine_pl.data.image.published import load_published
 from slicefine_pl.data.image.sets import FileImages, Splits, images_below, read_folder
 from slicefine_pl.data.image.views import Augmentation, ImageDataset, collate
 from slicefine_pl.data.labels import NamedClasses
 from slicefine_pl.data.shares import check_split
+from slicefine_pl.data.trained import settled_input
+from slicefine_pl.inputs import ImageInput
+from slicefine_pl.pretrained import image_backbone
 
 DEMO = "digits"
+PHOTOS, CAREFUL = Augmentation(0.35, True), Augmentation(0.7, False)  # of one's own folder, and of any other set
 
 
 class ImageDataModule(NamedClasses, ResumableDataModule):
@@ -26,6 +31,8 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
 
     **Batches.** Reshuffled each epoch; crops and flips follow from seed, epoch and image alone, whatever the workers
     do, and a resumed run sees what an uninterrupted one would see. Every process gets equally many.
+    **Size, mean and std** are those of training where a trained module is evaluated or predicts: other ones raise. In
+    training they are those given here, and for the rest those of the module's export, or of the backbone.
     **Broken images.** One that cannot be read is named in a warning and replaced by the next readable one; at the end
     all are listed. One to predict raises.
     **Files.** Every file below ``root`` is used, or counted in a warning that says why not.
@@ -38,15 +45,19 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
             ``root``, or without a root the demo.
         split: Shares of train, val and test, such as ``"0.7/0.1/0.2"``, into which the images of each class folder
             ``root/<class>/`` are split by a hash of their content.
-        processor: Backbone whose ``size``, ``mean`` and ``std`` count where these are not given.
+        processor: Backbone, exported folder or checkpoint whose ``size``, ``mean`` and ``std`` count where these are
+            not given.
         size: Height and width of the views, in pixels.
         mean: Of the three colours, for values in [0, 1].
         std: Of the three colours.
-        min_area: Smallest share of the image that a random training crop takes, in (0, 1].
-        flip: Whether half of the training images are mirrored.
+        min_area: Smallest share of the image that a random training crop takes, in (0, 1]; ``None`` takes 0.35 for the
+            folders of ``root``, and 0.7 for a named source.
+        flip: Whether half of the training images are mirrored; ``None`` does so for the folders of ``root`` alone, as
+            named sources include digits and directions.
         batch_size: Images per batch and process.
         num_workers: Processes that decode ahead; 0 decodes in this one.
         seed: Of the order, crops and flips.
+        demo_size: As ``size``, for the demo digits alone, where ``size`` is not given.
         predict_images: Image file, folder of images, or list of files to predict.
     """
 
@@ -59,18 +70,20 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         size: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        min_area: float = 0.35,
-        flip: bool = True,
+        min_area: float | None = None,
+        flip: bool | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
+        demo_size: int | None = None,
         predict_images: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
-        if not 0 < min_area <= 1:
+        if min_area is not None and not 0 < min_area <= 1:
             raise ValueError(f"min_area={min_area} is no share of an image; choose 0 < min_area <= 1.")
-        if size is not None and size < 1:
-            raise ValueError(f"size={size} is too small; give the height and width of the views in pixels.")
+        for name, edge in (("size", size), ("demo_size", demo_size)):
+            if edge is not None and edge < 1:
+                raise ValueError(f"{name}={edge} is too small; give the height and width of the views in pixels.")
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != 3:
                 raise ValueError(
@@ -83,13 +96,16 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         self.split = split
         self.source = source if source is not None or root is not None else DEMO
         self.processor = processor
-        self.augmentation = Augmentation(min_area, flip)
+        usual = PHOTOS if self.source is None else CAREFUL
+        self.augmentation = Augmentation(
+            usual.min_area if min_area is None else min_area, usual.flip if flip is None else flip
+        )
         self.predict_images = predict_images
         self.broken: dict[str, str] = {}
-        self._given = (size, mean, std)
-        self._input: ImageInput | None = None
+        self._given: dict[str, Any] = {"size": size, "mean": mean, "std": std}
+        self._demo_size = demo_size
         self._splits: Splits | None = None
-        self._predict: ImageDataset | None = None
+        self._predict: FileImages | None = None
 
     @property
     def label_names(self) -> list[str] | None:
@@ -117,21 +133,18 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
 
     @property
     def input(self) -> ImageInput:
-        """Size, mean and standard deviation of the views."""
-        if self._input is None:
-            size, mean, std = self._given
-            if size is not None and mean is not None and std is not None:
-                self._input = ImageInput(size, tuple(mean), tuple(std))
-            else:
-                known = image_input(self.processor)
-                self._input = ImageInput(
-                    size or known.size,
-                    tuple(mean or known.mean),
-                    tuple(std or known.std),
-                    known.crop,
-                    known.interpolation,
-                )
-        return self._input
+        """Size, mean and standard deviation of the views, and how they are cut out."""
+        return settled_input(
+            self, ImageInput, self._given, self._backbone_input, predicting=self.predict_images is not None
+        )
+
+    def _backbone_input(self) -> ImageInput:
+        if None not in self._given.values():
+            transformers = image_backbone(self.processor).library == "transformers"
+            return ImageInput(**self._given, rounding="down" if transformers else "even")
+        known = image_input(self.processor)
+        digits = self.source == DEMO and self.predict_images is None
+        return replace(known, size=self._demo_size) if digits and self._demo_size is not None else known
 
     def prepare_data(self) -> None:
         """Download what is not there yet, once per machine."""
@@ -142,7 +155,7 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         """List the images of the stage; pixels are read batch by batch."""
         if stage == "predict":
             names = self.predict_names
-            self._predict = ImageDataset(FileImages(names, [0] * len(names)), self.input)
+            self._predict = FileImages(names, [0] * len(names))
         else:
             self._load()
 
@@ -170,8 +183,8 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
     def predict_dataloader(self) -> PlannedLoader:
         """Central views in the order of ``predict_names``."""
         assert self._predict is not None
-        plan = self.plan([1] * len(self._predict), shuffle=False)
-        return PlannedLoader(self._predict, plan, _readable, self.num_workers)
+        plan = self.plan([1] * len(self._predict.labels), shuffle=False)
+        return PlannedLoader(ImageDataset(self._predict, self.input), plan, _readable, self.num_workers)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Note which images of the batch were replaced, and warn once for each."""

@@ -129,6 +129,10 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         """Number of videos."""
         return len(self._videos)
 
+    def show(self, view: RandomView | FixedViews) -> None:
+        """Show something else of the videos from now on."""
+        self._view = view
+
     @property
     def broken(self) -> list[str]:
         """Paths that could not be read so far, in this process or its workers."""

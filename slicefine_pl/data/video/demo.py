@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slicefine_pl.data.cache import cache_folder, read_checked, write_checked
+from slicefine_pl.inputs import VideoInput
 
 # Per second: places in heights and widths of the picture, turns, and doublings of the size
 MOTIONS = {
@@ -29,6 +30,7 @@ MOTIONS = {
     "up": (-0.3, 0.0, 0.0, 0.0),
 }
 HEIGHT, WIDTH, FRAMES, RATE = 96, 96, 30, 12
+INPUT = VideoInput(num_frames=16, clip_seconds=2.0, crop_size=64, test_clips=2, test_crops=1)
 SHARES = {"train": 0.6, "val": 0.1, "test": 0.3}
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributed import is_available, is_initialized
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from slicefine_pl.files import only_informs, write_whole
+
 IGNORED = -100  # the label of a token that is not to be predicted
 OPENING = 8  # tokens of a plain text that a sample goes on from
 
@@ -87,9 +89,10 @@ def keep_samples(samples: Sequence[Sample], folder: Path, loggers: Sequence[Any]
 
     The logger of Weights & Biases has ``log_text``, TensorBoard's has ``experiment.add_text``; others are left alone.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
+    path = folder / "samples.jsonl"
+    lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples]
+    with only_informs(path):
+        write_whole(path, "".join([path.read_text("utf-8") if path.exists() else "", *lines]))
     columns = ["prompt", "generated", "expected"]
     rows = [[sample.prompt, sample.generated, sample.expected] for sample in samples]
     for logger in loggers:

@@ -138,6 +138,29 @@ def test_ucf101_holds_out_whole_groups(tmp_path):
     assert set(tables["train"].labels) == {"Yoga"}
 
 
+def test_of_two_videos_of_one_name_each_list_takes_the_one_of_its_class(tmp_path):
+    names = [f"{name}/v_g{group:02d}_c01.avi" for name in ("Run", "Yoga") for group in range(40)]
+    touch(tmp_path, *names, *(f"a copy/{name.partition('/')[2]}" for name in names))
+    (tmp_path / "trainlist01.txt").write_text("".join(f"{name} 1\n" for name in names[1:]))
+    (tmp_path / "testlist01.txt").write_text(f"{names[0]}\n")
+    with pytest.warns(UserWarning, match=r"files passed over: 40\n  in no list: 40 \(such as 'a copy/v_g00"):
+        tables = list_videos(tmp_path)
+    found = set.union(*(pairs(table, tmp_path) for table in tables.values()))
+    assert found == {(name, name.partition("/")[0]) for name in names}
+
+
+def test_videos_that_no_list_names_are_counted(tmp_path):
+    touch(tmp_path, "a/1.mp4", "a/2.mp4", "b/3.mp4", "notes.txt", "spare/4.mp4")
+    for split in ("train", "val", "test"):
+        (tmp_path / f"{split}.csv").write_text("a/1.mp4 run\n./b/3.mp4 jump\n")
+    with pytest.warns(UserWarning, match="files passed over: 3") as caught:
+        list_videos(tmp_path)
+    assert str(caught[0].message).splitlines()[1:-1] == [
+        "  in no list: 2 ('a/2.mp4', 'spare/4.mp4')",
+        "  unknown type: 1 (.txt 1; 'notes.txt')",
+    ]
+
+
 def test_hmdb51(tmp_path):
     stem = "film{}_run_f_cm_np1_ba_med_{}.avi"
     entries = [
