@@ -33,7 +33,13 @@ from slicefine_pl.callbacks.processes import check_agreement, check_slicing_stra
 from slicefine_pl.callbacks.random_state import TrainingRandomState
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
 from slicefine_pl.callbacks.share import OptimizerShare, has_gradients, has_stepped, updated_by
-from slicefine_pl.callbacks.trained import check_owners, check_requires_grad, check_strays, refuse_without_gradient
+from slicefine_pl.callbacks.trained import (
+    check_owners,
+    check_requires_grad,
+    check_strays,
+    explain_loss_without_gradient,
+    refuse_without_gradient,
+)
 from slicefine_pl.run_length import run_length
 from slicefine_pl.slicing import Axis, Backend, Order, SliceHandle, Summary, slice_model
 from slicefine_pl.slicing.positions import check_choice, check_rank
@@ -63,7 +69,12 @@ class SliceFineCallback(RepeatableTraining):
     **Several processes.** All of them visit the same lines; after each move that is checked.  Networks are copied (DDP)
     or shared out by ``FullyShardedStrategy``; other strategies that shard are refused (docs/distributed.md).
 
-    **Limits.** Comes before weight averaging in the list of callbacks.  A slice without any gradient at the first step
+    **Searches.** ``Tuner``, ``LearningRateFinder`` and ``BatchSizeFinder`` train slices that stand still; the run goes
+    on as if there had been no search.  After ``Tuner``, the module is dense again.  If a run is broken off and
+    Lightning does not report it, the slices are closed at the start of the module's next fit.
+
+    **Limits.** One for each trainer, and neither ``ModelPruning`` nor ``BackboneFinetuning`` beside it.  Comes before
+    weight averaging in the list of callbacks.  A slice without any gradient at the first step
     (``reached_within``) is an error that names the layers.  A weight that the network reaches by a reference of its own
     (a list of parameters, ``named_parameters()``) rather than through its module gets no gradient that way; what writes
     into a sliced weight from outside (clamping, ``nn.init``) is undone on the live lines.  Running statistics of
@@ -283,9 +294,8 @@ class SliceFineCallback(RepeatableTraining):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
-            check_strays(
-                self.opened(), pl_module.named_parameters()
-            )  # again, as some callbacks unfreeze layers when an epoch starts
+            # Again, as some callbacks unfreeze layers when an epoch starts.
+            check_strays(self.opened(), pl_module.named_parameters())
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if stale := self.opened().stale():  # somebody exchanged parameters and put them back, as weight averages do
             self.opened().write(stale)
@@ -298,10 +308,8 @@ class SliceFineCallback(RepeatableTraining):
                 " it: a compiled network, and layers in eval mode, compute with the weights of that step. Optimizers"
                 " that evaluate several times a step (LBFGS, SAM) need train mode, and no torch.compile."
             )
-        if not loss.requires_grad:  # torch will say so, but not why
-            check_requires_grad(self.opened(), names := [live.name for live in self.opened()])
-            if self.opened().unrecorded(names):
-                refuse_without_gradient(self.opened(), names, self._reached_within)
+        if not loss.requires_grad:
+            explain_loss_without_gradient(self.opened(), self._reached_within)
         self._loss = loss.detach()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
