@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from slicefine_pl.callbacks.random_state import TrainingRandomState
-from slicefine_pl.slicing.restoring import has_types_of, keep_saved_types
+from slicefine_pl.slicing.restoring import has_types_of, restore_types
 
 
 class RepeatableTraining(Callback):
@@ -20,13 +20,15 @@ class RepeatableTraining(Callback):
 
     def __init__(self) -> None:
         self.random = TrainingRandomState()
-        self._same_types = False
+        self._saved_optimizers: list[Mapping[str, Any]] = []
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._same_types:
-            for optimizer in trainer.optimizers:
-                keep_saved_types(optimizer)
-        self._same_types = False
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_types(trainer)
+
+    def _restore_types(self, trainer: Trainer) -> None:
+        for optimizer, saved in zip(trainer.optimizers, self._saved_optimizers, strict=False):
+            restore_types(optimizer, saved)
+        self._saved_optimizers = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loop = trainer.fit_loop
@@ -34,6 +36,7 @@ class RepeatableTraining(Callback):
         self.random.before_epoch(trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._restore_types(trainer)  # a search in the middle of a run takes its steps back by a checkpoint
         self.random.before_batch()
 
     def on_train_batch_end(
@@ -67,9 +70,13 @@ class RepeatableTraining(Callback):
         if len(everywhere) == trainer.world_size:
             self.random.load_state_dict(everywhere[trainer.global_rank])
 
-    def expect_types(self, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
-        """See whether the optimizers' states, which are restored later, can keep the types they were saved with."""
-        self._same_types = has_types_of(pl_module, checkpoint.get("state_dict", {}))
+    def expect_optimizers(self, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+        """Remember the optimizers' states, which Lightning loads later, so that they keep the types of the saved ones.
+
+        A run that goes on in another precision takes its own; ``FullyShardedStrategy`` has seen to the states already.
+        """
+        if "state_dict" in checkpoint and has_types_of(pl_module, checkpoint["state_dict"]):
+            self._saved_optimizers = checkpoint.get("optimizer_states", [])
 
     def share_sums(self, trainer: Trainer, state: dict[str, Any]) -> None:
         """Leave what was added up over all processes to the first, so that their sum is what was saved."""

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -31,8 +31,9 @@ from slicefine_pl.callbacks.neighbours import (
 )
 from slicefine_pl.callbacks.processes import check_agreement, check_slicing_strategy
 from slicefine_pl.callbacks.random_state import TrainingRandomState
+from slicefine_pl.callbacks.rehearsal import Demands, check_optimizer
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
-from slicefine_pl.callbacks.share import OptimizerShare, has_gradients, has_stepped, updated_by
+from slicefine_pl.callbacks.share import OptimizerShare, has_gradients, has_stepped, take_plain_steps, updated_by
 from slicefine_pl.callbacks.trained import (
     check_owners,
     check_requires_grad,
@@ -41,7 +42,7 @@ from slicefine_pl.callbacks.trained import (
     refuse_without_gradient,
 )
 from slicefine_pl.run_length import run_length
-from slicefine_pl.slicing import Axis, Backend, Order, SliceHandle, Summary, slice_model
+from slicefine_pl.slicing import Axis, Backend, LiveSlice, Order, SliceHandle, Summary, slice_model
 from slicefine_pl.slicing.positions import check_choice, check_rank
 from slicefine_pl.slicing.targets import some
 
@@ -170,6 +171,7 @@ class SliceFineCallback(RepeatableTraining):
         self._shares: list[OptimizerShare] = []
         self._pl_module: LightningModule | None = None
         self._training = False
+        self._trained: set[int] = set()
         self._hooks: list[RemovableHandle] = []
         self._closed_state: dict[str, Any] = {}
         self._steps_before: dict[int, int] = {}
@@ -212,20 +214,37 @@ class SliceFineCallback(RepeatableTraining):
             self._close()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
         refuse_search_of_resumed(trainer)
         held = [(id(each), optimizer) for optimizer in trainer.optimizers for each in updated_by(optimizer)]
         check_owners(self.opened(), [parameter for parameter, _ in held])
         owners = dict(held)
+        whole = self.opened().trained.values()
+        self._trained = {id(each) for each in (*whole, *(live.parameter for live in self.opened()))}
         check_strays(self.opened(), pl_module.named_parameters())
         for optimizer in trainer.optimizers:
             slices = [live for live in self.opened() if owners[id(live.parameter)] is optimizer]
-            share = OptimizerShare(optimizer, slices, self.opened().trained.values())
+            share = self._share_of(optimizer, slices)
             self._shares.append(share)
             hook = optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(trainer, share))
             self._hooks.append(hook)
 
+    def _share_of(self, optimizer: Optimizer, slices: list[LiveSlice]) -> OptimizerShare:
+        if take_plain_steps(optimizer):
+            rank_zero_warn(
+                f"{type(optimizer).__name__}(differentiable=True) makes plain steps here: torch records no steps on a"
+                " network's own parameters."
+            )
+        demands = Demands(
+            compact=self._slicing["backend"] != "mask",
+            alternating=self._slicing["axis"] == "alternate",
+            moving=self._interval is not None,
+            kept=self._keep_state,
+        )
+        check_optimizer(optimizer, slices, demands)
+        return OptimizerShare(optimizer, [live.parameter for live in slices], [live.name for live in slices])
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         # Not earlier: a sharded run has its checkpoint restored after on_fit_start, and that may step the optimizer.
         for position, share in enumerate(self._shares):
             share.begin(self._steps_before.get(position, 0))
@@ -318,7 +337,7 @@ class SliceFineCallback(RepeatableTraining):
             check_requires_grad(self.opened(), frozen)
         if not has_gradients(optimizer):
             return  # training_step returned None: nothing to learn from this batch
-        if share.has_stray_gradient():
+        if share.changes_more_than(self._trained):
             check_strays(self.opened(), pl_module.named_parameters())
         self._check_reached(share)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -357,7 +376,7 @@ class SliceFineCallback(RepeatableTraining):
         if self._interval is not None and share.steps % self._interval == 0:
             moved = handle.move(share.names)
             if not self._keep_state:
-                share.forget(moved)
+                share.forget(live.parameter for live in moved)
             self._check_agreement(trainer)
             self._moved = True
 
@@ -413,7 +432,7 @@ class SliceFineCallback(RepeatableTraining):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         state = self.saved_state(checkpoint, self._settings(), "its optimizer knows no slices")
-        self.expect_types(pl_module, checkpoint)
+        self.expect_optimizers(pl_module, checkpoint)
         self.share_sums(trainer, state)
         self.opened().load_state_dict(state["slices"])
         self.resume_random(trainer, state["random"])

@@ -171,7 +171,6 @@ class SparsityCallback(RepeatableTraining):
         self._schedule, self._steps, self._history = None, 0, []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
         refuse_search_of_resumed(trainer)
         self._slices = MaskedSlices(pl_module, self.masks, trainer.optimizers)
         if self._slices and (slicing := slicefine_of(trainer)):
@@ -208,6 +207,7 @@ class SparsityCallback(RepeatableTraining):
         return own[0]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         # Not earlier: asking for the length of the run makes Lightning build its loader.
         if self._ramp is not None and self._schedule is None:
             self._schedule = self._planned(trainer, self._ramp)
@@ -348,7 +348,7 @@ class SparsityCallback(RepeatableTraining):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         state = self.saved_state(checkpoint, self._settings, "it has no masks")
-        self.expect_types(pl_module, checkpoint)
+        self.expect_optimizers(pl_module, checkpoint)
         self.share_sums(trainer, state)
         self.masks.load_state_dict(state)
         self._steps, self._history = state["steps"], list(state["history"])

@@ -135,8 +135,11 @@ def drawn(number):
     chosen["optimizer"] = list(OPTIMIZERS)[number % len(OPTIMIZERS)]
     if chosen["axis"] == "alternate":
         chosen["optimizer_state"] = "reset"
-    if chosen["optimizer"] == "adafactor" and chosen["precision"] == "16-true":
-        chosen["precision"] = "bf16-true"  # its squares of float16 are not finite
+    if chosen["optimizer"] == "adafactor":
+        chosen["axis"] = chosen["axis"].replace("alternate", "row")  # the other is refused
+        chosen["precision"] = {"16-true": "bf16-true"}.get(
+            chosen["precision"], chosen["precision"]
+        )  # squares of float16
     return chosen
 
 
