@@ -262,7 +262,7 @@ def test_a_copy_with_open_slices_says_how_to_close_them(copied, tmp_path):
 
 
 class Notes(Callback):
-    """The state of the others after each batch, and where the slices stand."""
+    """The states of the others, and of the optimizer, after each batch."""
 
     def __init__(self, *others):
         self.others, self.seen = others, []
@@ -270,6 +270,7 @@ class Notes(Callback):
     def on_train_batch_end(self, trainer, pl_module, *_):
         states = copy.deepcopy([each.state_dict() for each in self.others])
         self.seen.append([{name: value for name, value in each.items() if name != "random"} for each in states])
+        self.seen.append(copy.deepcopy(trainer.optimizers[0].state_dict()["state"]))
 
 
 class Midway(LearningRateFinder):
