@@ -24,6 +24,9 @@ class RepeatableTraining(Callback):
         self._saved_optimizers: list[Mapping[str, Any]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_types(trainer)
+
+    def _restore_types(self, trainer: Trainer) -> None:
         for optimizer, saved in zip(trainer.optimizers, self._saved_optimizers, strict=False):
             restore_types(optimizer, saved)
         self._saved_optimizers = []
@@ -38,6 +41,7 @@ class RepeatableTraining(Callback):
         self.random.before_epoch(trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._restore_types(trainer)  # a search in the middle of a run takes its steps back by a checkpoint
         self.random.before_batch()
 
     def on_train_batch_end(

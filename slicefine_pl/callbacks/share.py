@@ -1,6 +1,6 @@
 """What one optimizer has to do with slices: which are its own, how many steps it made, what it forgets at a move."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -18,7 +18,6 @@ class OptimizerShare:
         optimizer: Before its first step.
         slices: Those it updates.
         names: Of the sliced modules.
-        whole: Parameters that are trained whole, by whichever optimizer.
 
     Attributes:
         names: As given.
@@ -27,17 +26,10 @@ class OptimizerShare:
         unreached: Those of ``names`` whose slice has not received a gradient yet.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        slices: Sequence[nn.Parameter],
-        names: Sequence[str] = (),
-        whole: Iterable[nn.Parameter] = (),
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, slices: Sequence[nn.Parameter], names: Sequence[str] = ()) -> None:
         self.optimizer = optimizer
         self.names = list(names)
-        self._slices = dict(zip(names, slices, strict=False))
-        self._known = {id(parameter) for parameter in (*slices, *whole)}
+        self._slices = list(slices)
         self.steps = self.first_step = 0
         self.unreached = self.names
         self._parts = list(wrapped_by(optimizer))
@@ -55,11 +47,12 @@ class OptimizerShare:
 
     def frozen(self) -> list[str]:
         """Names of the slices that neither hold nor require a gradient."""
-        return [name for name, each in self._slices.items() if each.grad is None and not each.requires_grad]
+        pairs = zip(self.names, self._slices, strict=True)
+        return [name for name, each in pairs if each.grad is None and not each.requires_grad]
 
-    def has_stray_gradient(self) -> bool:
-        """Whether the next step would change a parameter that is neither a slice nor trained whole."""
-        return any(each.grad is not None and id(each) not in self._known for each in updated_by(self.optimizer))
+    def changes_more_than(self, trained: Collection[int]) -> bool:
+        """Whether the next step would change a parameter whose id is not among those that are to be trained."""
+        return any(each.grad is not None and id(each) not in trained for each in updated_by(self.optimizer))
 
     def forget(self, moved: Iterable[nn.Parameter]) -> None:
         """Give slices the optimizer state of the first step; keeps the groups.

@@ -35,7 +35,13 @@ from slicefine_pl.callbacks.random_state import TrainingRandomState
 from slicefine_pl.callbacks.rehearsal import Demands, check_optimizer
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
 from slicefine_pl.callbacks.share import OptimizerShare, has_gradients, has_stepped, take_plain_steps, updated_by
-from slicefine_pl.callbacks.trained import check_owners, check_requires_grad, check_strays, refuse_without_gradient
+from slicefine_pl.callbacks.trained import (
+    check_owners,
+    check_requires_grad,
+    check_strays,
+    explain_loss_without_gradient,
+    refuse_without_gradient,
+)
 from slicefine_pl.run_length import run_length
 from slicefine_pl.slicing import Axis, Backend, LiveSlice, Order, SliceHandle, Summary, slice_model
 from slicefine_pl.slicing.positions import check_choice, check_rank
@@ -66,7 +72,12 @@ class SliceFineCallback(RepeatableTraining):
     **Several processes.** All of them visit the same lines; after each move that is checked.  Networks are copied (DDP)
     or shared out by ``FullyShardedStrategy``; other strategies that shard are refused (docs/distributed.md).
 
-    **Limits.** Comes before weight averaging in the list of callbacks.  A slice without any gradient at the first step
+    **Searches.** ``Tuner``, ``LearningRateFinder`` and ``BatchSizeFinder`` train slices that stand still; the run goes
+    on as if there had been no search.  After ``Tuner``, the module is dense again.  If a run is broken off and
+    Lightning does not report it, the slices are closed at the start of the module's next fit.
+
+    **Limits.** One for each trainer, and neither ``ModelPruning`` nor ``BackboneFinetuning`` beside it.  Comes before
+    weight averaging in the list of callbacks.  A slice without any gradient at the first step
     (``reached_within``) is an error that names the layers.  A weight that the network reaches by a reference of its own
     (a list of parameters, ``named_parameters()``) rather than through its module gets no gradient that way; what writes
     into a sliced weight from outside (clamping, ``nn.init``) is undone on the live lines.  Running statistics of
@@ -164,6 +175,7 @@ class SliceFineCallback(RepeatableTraining):
         self._shares: list[OptimizerShare] = []
         self._pl_module: LightningModule | None = None
         self._training = False
+        self._trained: set[int] = set()
         self._hooks: list[RemovableHandle] = []
         self._closed_state: dict[str, Any] = {}
         self._steps_before: dict[int, int] = {}
@@ -214,6 +226,8 @@ class SliceFineCallback(RepeatableTraining):
         held = [(id(each), optimizer) for optimizer in trainer.optimizers for each in updated_by(optimizer)]
         check_owners(self.opened(), [parameter for parameter, _ in held])
         owners = dict(held)
+        whole = self.opened().trained.values()
+        self._trained = {id(each) for each in (*whole, *(live.parameter for live in self.opened()))}
         check_strays(self.opened(), pl_module.named_parameters())
         for optimizer in trainer.optimizers:
             slices = [live for live in self.opened() if owners[id(live.parameter)] is optimizer]
@@ -235,8 +249,7 @@ class SliceFineCallback(RepeatableTraining):
             kept=self._keep_state,
         )
         check_optimizer(optimizer, slices, demands)
-        names = [live.name for live in slices]
-        return OptimizerShare(optimizer, [live.parameter for live in slices], names, self.opened().trained.values())
+        return OptimizerShare(optimizer, [live.parameter for live in slices], [live.name for live in slices])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -308,9 +321,8 @@ class SliceFineCallback(RepeatableTraining):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
-            check_strays(
-                self.opened(), pl_module.named_parameters()
-            )  # again, as some callbacks unfreeze layers when an epoch starts
+            # Again, as some callbacks unfreeze layers when an epoch starts.
+            check_strays(self.opened(), pl_module.named_parameters())
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if stale := self.opened().stale():  # somebody exchanged parameters and put them back, as weight averages do
             self.opened().write(stale)
@@ -323,10 +335,8 @@ class SliceFineCallback(RepeatableTraining):
                 " it: a compiled network, and layers in eval mode, compute with the weights of that step. Optimizers"
                 " that evaluate several times a step (LBFGS, SAM) need train mode, and no torch.compile."
             )
-        if not loss.requires_grad:  # torch will say so, but not why
-            check_requires_grad(self.opened(), names := [live.name for live in self.opened()])
-            if self.opened().unrecorded(names):
-                refuse_without_gradient(self.opened(), names, self._reached_within)
+        if not loss.requires_grad:
+            explain_loss_without_gradient(self.opened(), self._reached_within)
         self._loss = loss.detach()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -335,7 +345,7 @@ class SliceFineCallback(RepeatableTraining):
             check_requires_grad(self.opened(), frozen)
         if not has_gradients(optimizer):
             return  # training_step returned None: nothing to learn from this batch
-        if share.has_stray_gradient():
+        if share.changes_more_than(self._trained):
             check_strays(self.opened(), pl_module.named_parameters())
         self._check_reached(share)
         scaler = getattr(trainer.precision_plugin, "scaler", None)

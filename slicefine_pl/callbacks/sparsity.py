@@ -63,6 +63,10 @@ class SparsityCallback(RepeatableTraining):
     **Best checkpoints.** A ``ModelCheckpoint`` that monitors a score forgets, when the target is reached, what it took
     for best before: denser networks score better, and would be exported with too few zeros.  ``EarlyStopping``
     forgets nothing: give it patience beyond ``end``.
+    **Searches.** ``Tuner``, ``LearningRateFinder`` and ``BatchSizeFinder`` keep the zeros that the network has, and
+    prune nothing; the run goes on as if there had been no search.
+    **Length.** ``start`` and ``end`` given as shares need a known number of steps; if it is unknown, the run ends with
+    an error before its first step.  Numbers of steps (integers) need none.
     **With SliceFineCallback.** Slices keep the zeros too, and the network may be pruned while they move; only
     ``criterion="gradient"`` is refused, as there is no gradient but that of the slice.
 

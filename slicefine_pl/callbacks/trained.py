@@ -105,3 +105,19 @@ def refuse_without_gradient(handle: SliceHandle, names: Collection[str], steps: 
         " their weights past the module. Leave them out, for instance with targets that name the others; if layers take"
         " turns (experts, towers, LayerDrop), raise reached_within."
     )
+
+
+def explain_loss_without_gradient(handle: SliceHandle, steps: int) -> None:
+    """Say why a loss does not require a gradient, if the slices show it; torch says so, but not why.
+
+    Args:
+        handle: The open slices.
+        steps: See :func:`refuse_without_gradient`.
+
+    Raises:
+        MisconfigurationException: The slices are frozen, or their layers ran without recording gradients.
+    """
+    names = [live.name for live in handle]
+    check_requires_grad(handle, names)
+    if handle.unrecorded(names):
+        refuse_without_gradient(handle, names, steps)

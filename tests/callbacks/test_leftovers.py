@@ -262,7 +262,7 @@ def test_a_copy_with_open_slices_says_how_to_close_them(copied, tmp_path):
 
 
 class Notes(Callback):
-    """The state of the others after each batch, and where the slices stand."""
+    """The states of the others, and of the optimizer, after each batch."""
 
     def __init__(self, *others):
         self.others, self.seen = others, []
@@ -270,6 +270,7 @@ class Notes(Callback):
     def on_train_batch_end(self, trainer, pl_module, *_):
         states = copy.deepcopy([each.state_dict() for each in self.others])
         self.seen.append([{name: value for name, value in each.items() if name != "random"} for each in states])
+        self.seen.append(copy.deepcopy(trainer.optimizers[0].state_dict()["state"]))
 
 
 class Midway(LearningRateFinder):
@@ -294,19 +295,26 @@ def assert_same(ours, theirs) -> None:
             assert one == two
 
 
+class Nesterov(Module):
+    """Whose optimizer keeps a part of its state in another type than the parameters."""
+
+    def configure_optimizers(self):
+        return torch.optim.NAdam([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+
+
 class Undrawn(SlicePicture):
     def on_train_end(self, *_):
         pass
 
 
-def whole_run(folder, *more, epochs=2, **settings):
+def whole_run(folder, *more, kind=Module, precision="32-true", **settings):
     """Weights, and our callbacks' states after every batch; but for random numbers, as Lightning draws others."""
     torch.manual_seed(5)
-    module = Module()
+    module = kind()
     module.trunk[3].p = 0.0
     ours = [sliced(interval=5, **settings), pruned(), KernelDrift(samples=1, every=5), Undrawn()]
     notes = Notes(*ours)
-    trainer(folder, *more, *ours, notes, max_epochs=epochs).fit(module)
+    trainer(folder, *more, *ours, notes, max_epochs=2, precision=precision).fit(module)
     return [module.state_dict(), notes.seen]
 
 
@@ -319,10 +327,14 @@ def whole_run(folder, *more, epochs=2, **settings):
     ],
     ids=["rate at the start", "batch size at the start", "rate in the middle"],
 )
-@pytest.mark.parametrize("order", ["random", "importance"])
-def test_a_run_with_a_search_in_it_is_the_run_without(search, order, tmp_path):
+@pytest.mark.parametrize(
+    "settings",
+    [{"order": "random"}, {"order": "importance", "kind": Nesterov, "precision": "bf16-true"}],
+    ids=["plain", "importance, NAdam, bf16"],
+)
+def test_a_run_with_a_search_in_it_is_the_run_without(search, settings, tmp_path):
     """Slices do not move and nothing is pruned in a search, and what it has trained is taken back."""
-    expected, found = whole_run(tmp_path, order=order), whole_run(tmp_path, search(), order=order)
+    expected, found = whole_run(tmp_path, **settings), whole_run(tmp_path, search(), **settings)
     assert_same(found, expected)
 
 
