@@ -23,6 +23,7 @@ class RunReport(Callback):
         self.checkpoint: str | None = None
         self.trained = 0
         self.seconds = 0.0
+        self.done = False  # training has ended, and whatever follows cannot cost its result
         self._predicted = 0
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -53,6 +54,7 @@ class RunReport(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
         self.seconds = time.perf_counter() - self._began
+        self.done = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save what was measured so far."""

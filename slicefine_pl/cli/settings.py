@@ -1,0 +1,78 @@
+"""Where the settings of a command come from: files first, then flags, wherever they stand on the command line.
+
+Answers two questions: who wins, and is a YAML file what it seems to be?
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_loader
+
+MOST_VALUES = 100_000  # of a YAML file, with all aliases written out; a configuration has some hundred
+CONFIG = ("--config", "-c")
+
+
+def configs_first(arguments: Sequence[str]) -> list[str]:
+    """Put ``--config FILE`` before the other flags, so that flags win wherever they stand.
+
+    Args:
+        arguments: Of the command line; the first is the subcommand.
+    """
+    files: list[str] = []
+    flags: list[str] = []
+    words = iter(arguments[1:])
+    for word in words:
+        if word in CONFIG:
+            files += [word, *islice(words, 1)]
+        elif word.startswith(tuple(f"{name}=" for name in CONFIG)):
+            files.append(word)
+        else:
+            flags.append(word)
+    return [*arguments[:1], *files, *flags]
+
+
+def check_aliases(text: str) -> None:
+    """Refuse YAML whose aliases stand for more values than any configuration has; nothing is built for it.
+
+    Raises:
+        ValueError: It has too many, or contains itself.
+    """
+    if "*" not in text or "&" not in text:
+        return
+    sizes: dict[str, int] = {}
+    opened: list[tuple[str | None, int]] = [(None, 0)]  # anchor and values so far of each list and mapping
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        anchor, values = getattr(event, "anchor", None), 0
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append((anchor, 0))
+            continue
+        if isinstance(event, yaml.AliasEvent):
+            values = sizes.get(event.anchor, MOST_VALUES + 1 if any(event.anchor == each for each, _ in opened) else 1)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, values = opened.pop()
+        elif isinstance(event, yaml.ScalarEvent):
+            values = 1
+        if anchor is not None and not isinstance(event, yaml.AliasEvent):
+            sizes[anchor] = values
+        holder, before = opened.pop()
+        opened.append((holder, before + values))
+        if before + values > MOST_VALUES:
+            raise ValueError(
+                f"the YAML that begins with {text[:40]!r} stands for more than {MOST_VALUES:,} values, because its"
+                " aliases (*) repeat aliases; write out what is meant."
+            )
+
+
+@cache
+def refuse_alias_bombs() -> None:
+    """Have every YAML file and flag checked before it is read: jsonargparse copies what aliases share, for hours."""
+    read = get_loader("yaml")
+
+    def checked(text: str) -> Any:
+        check_aliases(text)
+        return read(text)
+
+    set_loader("yaml", checked, exceptions=(yaml.YAMLError,))
