@@ -16,9 +16,10 @@ from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
 from slicefine_pl.callbacks.best_checkpoint import CarryBestCheckpoint
@@ -28,9 +29,10 @@ from slicefine_pl.callbacks.probe import LinearProbe
 from slicefine_pl.callbacks.slice_picture import SlicePicture
 from slicefine_pl.cli.checks import check_checkpoint, check_output, check_writer
 from slicefine_pl.cli.errors import EARLY_ERRORS, USER_ERRORS, sentence
+from slicefine_pl.cli.interruption import TellHowToGoOn
 from slicefine_pl.cli.report import RunReport
 from slicefine_pl.cli.run_folder import RunFolder
-from slicefine_pl.cli.settings import configs_first, refuse_alias_bombs
+from slicefine_pl.cli.settings import configs_first, refuse_alias_bombs, settings_of_run, value_of
 from slicefine_pl.files import write_whole
 from slicefine_pl.strategy import FullyShardedStrategy
 
@@ -52,8 +54,9 @@ def run(
     With a grid there is ``<recipe> grid`` too, which trains many networks and fits a scaling law to them.
 
     The recipe's defaults are read first, then every ``--config`` in its order, then the flags, wherever they stand on
-    the command line: a flag wins over a file, and a later file or flag over an earlier one.  A checkpoint given as
-    ``ckpt_path`` brings the settings of its module, which nothing overrides.
+    the command line: a flag wins over a file, and a later file or flag over an earlier one.  A fit that goes on from a
+    checkpoint (``--ckpt_path``) reads the ``config.yaml`` of the run that wrote it before any other ``--config``, so
+    that no flag has to be repeated; the settings of the module come from the checkpoint, and nothing overrides them.
 
     What goes wrong before the first training step, or because a disk is full, is told in one sentence, exit code 2;
     ``SLICEFINE_DEBUG=1`` shows where it was raised.  A fit that fails before its first step leaves no folder.  SIGTERM
@@ -79,7 +82,7 @@ def run(
             datamodule_class,
             save_config_callback=SaveFitConfig,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [report, SaveWhenPreempted(), CarryBestCheckpoint()]},
+            trainer_defaults={"callbacks": [report, SaveWhenPreempted(), CarryBestCheckpoint(), TellHowToGoOn()]},
             parser_kwargs={command: {"default_config_files": [str(config)]} for command in COMMANDS}
             | ({} if grid is None else {"epilog": GRID_HELP}),
             auto_configure_optimizers=False,
@@ -153,15 +156,23 @@ class RecipeCLI(LightningCLI):
                 parser.link_arguments(f"data.{name}", f"model.{name}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse files first and flags last, and look at the checkpoint before anything is loaded."""
+        """Look at the checkpoint before anything is loaded; parse files first and flags last."""
         refuse_alias_bombs()
-        self.config = parser.parse_args(configs_first(sys.argv[1:] if args is None else cast("Sequence[str]", args)))
-        settings = self.config[self.config.subcommand]
-        if settings.get("ckpt_path") not in (None, "best", "last", "hpc"):
-            check_checkpoint(Path(settings.ckpt_path))
-            check_writer(Path(settings.ckpt_path), self._model_class)
+        words = configs_first(sys.argv[1:] if args is None else cast("Sequence[str]", args))
+        self._check_checkpoint(given := value_of("--ckpt_path", words))
+        if words[:1] == ["fit"] and given and (saved := settings_of_run(Path(given))):
+            rank_zero_info(f"Going on with the settings of {saved}; what the command line says wins.")
+            words[1:1] = ["--config", str(saved)]
+        self.config = parser.parse_args(words)
+        if (path := self.config[self.config.subcommand].get("ckpt_path")) != given:
+            self._check_checkpoint(path)
+
+    def _check_checkpoint(self, path: str | None) -> None:
+        if path not in (None, "best", "last", "hpc", "null"):
+            check_checkpoint(Path(path))
+            check_writer(Path(path), self._model_class)
             report = next(each for each in self.trainer_defaults["callbacks"] if isinstance(each, RunReport))
-            report.checkpoint = str(settings.ckpt_path)
+            report.checkpoint = path
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer, and ask where the run will write before anybody else does."""
@@ -259,7 +270,7 @@ class RecipeCLI(LightningCLI):
         report = self._report
         probes = [callback for callback in callbacks_of(self.trainer) if isinstance(callback, LinearProbe)]
         total = sum(parameter.numel() for parameter in self.model.parameters())
-        table = Table(show_header=False, title="Result")
+        table = Table("", Column(overflow="fold"), show_header=False, title="Result")  # paths that can be copied
         for probe in probes:
             if "test" in probe.scores:
                 told = f"{probe.scores['test']:.4f}   (linear head on the frozen network, {probe.seconds:.0f} s)"
@@ -270,7 +281,7 @@ class RecipeCLI(LightningCLI):
             table.add_row(f"{name} after", f"{value:.4f}")
         share = f"{report.trained:,} at a time, of {total:,} ({report.trained / total:.2%})"
         table.add_row("trained parameters", share)
-        table.add_row("training", f"{report.seconds:.0f} s, {report.steps} steps")
+        table.add_row("training", f"{report.seconds:.0f} s, {self.trainer.global_step} steps")
         table.add_row("best checkpoint", best or "none")
         table.add_row("exported model", str(folder or "none"))
         console = Console()

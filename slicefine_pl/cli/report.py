@@ -60,6 +60,7 @@ class RunReport(Callback):
         """Save what was measured so far."""
         checkpoint["callbacks"][self.state_key] = {
             "seconds": time.perf_counter() - self._began,
+            "trained": self.trained,
             "before": self.before,
         }
 
@@ -67,7 +68,7 @@ class RunReport(Callback):
         """Go on from what the resumed run measured."""
         state = checkpoint["callbacks"].get(self.state_key)
         if state and trainer.state.fn == TrainerFn.FITTING:
-            self.seconds, self.before = state["seconds"], dict(state["before"])
+            self.seconds, self.trained, self.before = state["seconds"], state["trained"], dict(state["before"])
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: torch.Tensor | list[str], *_: Any

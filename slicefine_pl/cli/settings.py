@@ -6,6 +6,7 @@ Answers two questions: who wins, and is a YAML file what it seems to be?
 from collections.abc import Sequence
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,6 +14,7 @@ from jsonargparse import get_loader, set_loader
 
 MOST_VALUES = 100_000  # of a YAML file, with all aliases written out; a configuration has some hundred
 CONFIG = ("--config", "-c")
+HEADER = "# lightning.pytorch=="  # of a file that Lightning's command line has written
 
 
 def configs_first(arguments: Sequence[str]) -> list[str]:
@@ -32,6 +34,20 @@ def configs_first(arguments: Sequence[str]) -> list[str]:
         else:
             flags.append(word)
     return [*arguments[:1], *files, *flags]
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The last value that a flag is given on the command line."""
+    pairs = zip(arguments, [*arguments[1:], None], strict=True)
+    given = [after if word == flag else word.removeprefix(f"{flag}=") for word, after in pairs
+             if word == flag or word.startswith(f"{flag}=")]  # fmt: skip
+    return given[-1] if given else None
+
+
+def settings_of_run(checkpoint: Path) -> Path | None:
+    """The ``config.yaml`` that a fit has left for the checkpoints in its folder, where there is one."""
+    places = (folder / "config.yaml" for folder in checkpoint.absolute().parents[:2])
+    return next((path for path in places if path.is_file() and path.read_text("utf-8").startswith(HEADER)), None)
 
 
 def check_aliases(text: str) -> None:
