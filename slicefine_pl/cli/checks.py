@@ -1,6 +1,8 @@
 """What is looked at before any work is done: the checkpoint to go on from, and the folder to write to."""
 
+import pickle
 import pickletools
+import re
 import shutil
 import tempfile
 import zipfile
@@ -55,12 +57,23 @@ def check_writer(path: Path, module_class: Callable[..., Any]) -> None:
     Raises:
         ValueError: A module of another class wrote it.
     """
-    writer = None if path.is_dir() else torch.load(path, weights_only=True, mmap=True).get("module")
+    writer = None if path.is_dir() else _read(path).get("module")
     if writer not in (None, module_class.__name__):
         raise ValueError(
             f"ckpt_path={str(path)!r} was written by {writer}, and this recipe trains {module_class.__name__}; give a "
             "checkpoint of this recipe."
         )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"ckpt_path={str(path)!r} holds {named[1] if named else 'objects'}, which is not part of a checkpoint and"
+            " could run code of its author; give a checkpoint that a fit has written."
+        ) from None  # torch's own words advise to run that code
 
 
 def check_output(folder: Path, needed: int) -> None:

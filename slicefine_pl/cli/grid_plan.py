@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from slicefine_pl.cli.settings import check_aliases
 from slicefine_pl.files import write_whole
 from slicefine_pl.sparsity.costs import checked_positive, checked_sparsity
 from slicefine_pl.sparsity.runs import NEEDED
@@ -87,8 +88,10 @@ def read_grid(path: Path) -> Grid:
         ValueError: The file is none, or holds no grid that a law can be fitted to.
     """
     try:
-        told = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text("utf-8")
+        check_aliases(text)
+        told = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"grid {str(path)!r} cannot be read ({' '.join(str(error).split())}); give YAML.") from error
     names = [field.name for field in fields(Grid)]
     if not isinstance(told, dict) or set(told) != set(names):

@@ -5,8 +5,6 @@ brings ``label_names`` and ``predict_names``, or leaves them out.
 """
 
 import copy
-import os
-import pickle
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,14 +12,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
-from rich.table import Table
-from safetensors import SafetensorError
+from rich.table import Column, Table
 
 from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
 from slicefine_pl.callbacks.best_checkpoint import CarryBestCheckpoint
@@ -31,10 +29,15 @@ from slicefine_pl.callbacks.preemption import SaveWhenPreempted
 from slicefine_pl.callbacks.probe import LinearProbe
 from slicefine_pl.callbacks.slice_picture import SlicePicture
 from slicefine_pl.cli.checks import check_checkpoint, check_output, check_writer
+from slicefine_pl.cli.errors import EARLY_ERRORS, USER_ERRORS, sentence
+from slicefine_pl.cli.interruption import TellHowToGoOn
 from slicefine_pl.cli.output import recipe_output
 from slicefine_pl.cli.recipe_help import RecipeParser
 from slicefine_pl.cli.report import RunReport
+from slicefine_pl.cli.run_folder import RunFolder
+from slicefine_pl.cli.settings import configs_first, settings_of_run, value_of
 from slicefine_pl.cli.texts import TextSettings
+from slicefine_pl.files import write_whole
 from slicefine_pl.inputs import input_record
 from slicefine_pl.strategy import FullyShardedStrategy
 
@@ -42,8 +45,6 @@ COMMANDS = ("fit", "validate", "test", "predict")
 GRID_HELP = "This recipe has one more subcommand, grid: a law of sizes, sparsities and lengths; see grid --help."
 LINKS = tuple((f"data.{name}", f"model.{name}") for name in ("label_names", "num_classes", "num_frames", "crop_size"))
 PREPARATIONS = ("data.tokenizer", "data.processor")  # what the data module takes from the backbone's name
-USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # what a command's author can mend
-EARLY_ERRORS = (RuntimeError, pickle.UnpicklingError, SafetensorError)  # likewise, unless a batch was met
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -57,14 +58,19 @@ def run(
 
     With a grid there is ``<recipe> grid`` too, which trains many networks and fits a scaling law to them.
 
-    What goes wrong before the first training step is told in one sentence, exit code 2; ``SLICEFINE_DEBUG=1`` shows
-    where it was raised.  SIGTERM saves a checkpoint after the step at hand and ends the run, exit code
-    143.
+    The recipe's defaults are read first, then every ``--config`` in its order, then the flags, wherever they stand on
+    the command line: a flag wins over a file, and a later file or flag over an earlier one.  A fit that goes on from a
+    checkpoint (``--ckpt_path``) reads the ``config.yaml`` of the run that wrote it before any other ``--config``, so
+    that no flag has to be repeated; the settings of the module come from the checkpoint, and nothing overrides them.
+
+    What goes wrong before the first training step, or because a disk is full, is told in one sentence, exit code 2;
+    ``SLICEFINE_DEBUG=1`` shows where it was raised.  A fit that fails before its first step leaves no folder.  SIGTERM
+    saves a checkpoint after the step at hand and ends the run, exit code 143.
 
     Args:
         module_class: What is trained.
         datamodule_class: What it is trained on.
-        config: The recipe's defaults; a ``--config`` overlays them, and flags win last.
+        config: The recipe's defaults.
         grid: The networks, sparsities and lengths of the recipe's grid.
     """
     with recipe_output():
@@ -91,7 +97,7 @@ def _run(
             datamodule_class,
             save_config_callback=SaveFitConfig,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [report, SaveWhenPreempted(), CarryBestCheckpoint()]},
+            trainer_defaults={"callbacks": [report, SaveWhenPreempted(), CarryBestCheckpoint(), TellHowToGoOn()]},
             parser_kwargs={command: {"default_config_files": [str(config)]} for command in COMMANDS}
             | ({} if grid is None else {"epilog": GRID_HELP}),
             parser_class=RecipeParser,
@@ -99,16 +105,8 @@ def _run(
             seed_everything_default=0,
         )
     except (*USER_ERRORS, *EARLY_ERRORS) as error:
-        if report.steps or os.environ.get("SLICEFINE_DEBUG") or (report.batches and isinstance(error, EARLY_ERRORS)):
+        if (told := sentence(error, report)) is None:
             raise
-        told = " ".join(str(error).split()) if isinstance(error, EARLY_ERRORS) else str(error)
-        if isinstance(error, SafetensorError):
-            told = f"a .safetensors file is damaged ({told}); export or download the model again."
-        elif report.checkpoint and (isinstance(error, pickle.UnpicklingError) or "loading state_dict" in told):
-            told = (
-                f"ckpt_path={report.checkpoint!r} does not fit this module ({told[:300]}); give the settings of the "
-                "run that wrote it, or another checkpoint."
-            )
         print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
     except SIGTERMException:  # by itself it would exit with 0, and a scheduler would take the run for finished
@@ -120,12 +118,30 @@ class SaveFitConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save when fitting."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        self._folder = str(trainer.log_dir)  # asking for it takes all processes
+        self.save_to_log_dir = not _is_local_file_protocol(self._folder)
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file whole, where Lightning leaves it to us."""
+        if not self.save_to_log_dir:
+            write_whole(Path(self._folder) / self.config_filename, self.parser.dump(self.config, skip_none=False))
 
 
 class RecipeCLI(LightningCLI):
     """LightningCLI with early checks, links between data and module, and a closing table."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Say in the help who wins."""
+        parser = super().init_parser(**kwargs)
+        parser._option_string_actions[
+            "--config"
+        ].help = (
+            "YAML file of settings. Flags win over files, wherever they stand; a later file wins over an earlier one."
+        )
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let data decide the classes, and the backbone how data are prepared; give our callbacks sections."""
@@ -154,14 +170,27 @@ class RecipeCLI(LightningCLI):
                 parser.link_arguments("model.backbone", target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and look at the checkpoint before anything is loaded."""
-        self.config = parser.parse_args(self._texts.rewritten(sys.argv[1:] if args is None else cast(list[str], args)))
-        settings = self.config[self.config.subcommand]
-        if settings.get("ckpt_path") not in (None, "best", "last", "hpc"):
-            check_checkpoint(Path(settings.ckpt_path))
-            check_writer(Path(settings.ckpt_path), self._model_class)
+        """Look at the checkpoint before anything is loaded; parse files first and flags last."""
+        words = configs_first(self._texts.rewritten(sys.argv[1:] if args is None else cast("Sequence[str]", args)))
+        self._check_checkpoint(given := value_of("--ckpt_path", words))
+        if words[:1] == ["fit"] and given and (saved := settings_of_run(Path(given))):
+            rank_zero_info(f"Going on with the settings of {saved}; what the command line says wins.")
+            words[1:1] = ["--config", str(saved)]
+        self.config = parser.parse_args(words)
+        if (path := self.config[self.config.subcommand].get("ckpt_path")) != given:
+            self._check_checkpoint(path)
+
+    def _check_checkpoint(self, path: str | None) -> None:
+        if path not in (None, "best", "last", "hpc", "null"):
+            check_checkpoint(Path(path))
+            check_writer(Path(path), self._model_class)
             report = next(each for each in self.trainer_defaults["callbacks"] if isinstance(each, RunReport))
-            report.checkpoint = str(settings.ckpt_path)
+            report.checkpoint = path
+
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer, and ask where the run will write before anybody else does."""
+        super().instantiate_classes()
+        self._place = RunFolder(self.trainer)
 
     @cached_property
     def _texts(self) -> TextSettings:
@@ -188,10 +217,20 @@ class RecipeCLI(LightningCLI):
             self.config.predict.trainer.enable_progress_bar = False
             self.config.predict.trainer.logger = False
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run; a fit that fails before its first step leaves no folder."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            if subcommand == "fit" and not self._report.steps:
+                self._place.release()
+            raise
+
     def before_fit(self) -> None:
         """Look at the output folder before any work is done."""
         size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
-        check_output(self._folder(), 4 * size)  # best and last checkpoint, export, and one being written
+        check_output(self._place.path, 4 * size)  # best and last checkpoint, export, and one being written
+        self._place.claim()
         settings = self.config.fit
         if self._shards and self.trainer.strategy._save_distributed_checkpoint:  # type: ignore[attr-defined]
             raise ValueError(
@@ -201,7 +240,8 @@ class RecipeCLI(LightningCLI):
         if settings.score_before and settings.ckpt_path is None and not settings.trainer.fast_dev_run:
             # To test a network shards it, and slices are opened before that: so a copy is tested there.
             tested = copy.deepcopy(self.model) if self._shards else self.model
-            [self._report.before] = self._evaluate(tested, self.datamodule, verbose=False)
+            [scores] = self._evaluate(tested, self.datamodule, verbose=False)
+            self._report.before = dict(scores)
 
     def after_fit(self) -> None:
         """Test the best checkpoint, export it, and print what was reached; a run without a step has nothing to show."""
@@ -212,10 +252,14 @@ class RecipeCLI(LightningCLI):
             return
         best = _best(getattr(self.trainer, "checkpoint_callbacks"))  # noqa: B009  (Trainer does not declare it)
         [scores] = self._evaluate(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
-        place = self._folder() / "export"  # asking for the folder takes all processes
+        place = self._place.path / "export"  # asking for the folder takes all processes
         if self.trainer.is_global_zero:
-            whole = self._whole(best)
-            self._print_report(scores, best, whole.export(place) if hasattr(whole, "export") else None)
+            exported = None
+            try:
+                if hasattr(whole := self._whole(best), "export"):
+                    exported = whole.export(place)
+            finally:  # an export that fails costs neither scores nor checkpoints
+                self._print_report(scores, best, exported)
 
     @property
     def _evaluate(self) -> Any:
@@ -249,14 +293,11 @@ class RecipeCLI(LightningCLI):
             model = type(model).load_from_checkpoint(ckpt_path, weights_only=weights_only)
         self.trainer.predict(model, datamodule, return_predictions=bool(return_predictions))
 
-    def _folder(self) -> Path:
-        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
-
     def _print_report(self, scores: Mapping[str, float], best: str, folder: Path | None) -> None:
         report = self._report
         probes = [callback for callback in callbacks_of(self.trainer) if isinstance(callback, LinearProbe)]
         total = sum(parameter.numel() for parameter in self.model.parameters())
-        table = Table(show_header=False, title="Result")
+        table = Table("", Column(overflow="fold"), show_header=False, title="Result")  # paths that can be copied
         for probe in probes:
             if "test" in probe.scores:
                 told = f"{probe.scores['test']:.4f}   (linear head on the frozen network, {probe.seconds:.0f} s)"
@@ -267,7 +308,7 @@ class RecipeCLI(LightningCLI):
             table.add_row(f"{name} after", f"{value:.4f}")
         share = f"{report.trained:,} at a time, of {total:,} ({report.trained / total:.2%})"
         table.add_row("trained parameters", share)
-        table.add_row("training", f"{report.seconds:.0f} s, {report.steps} steps")
+        table.add_row("training", f"{report.seconds:.0f} s, {self.trainer.global_step} steps")
         table.add_row("best checkpoint", best or "none")
         table.add_row("exported model", str(folder or "none"))
         console = Console()

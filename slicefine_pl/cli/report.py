@@ -25,6 +25,7 @@ class RunReport(Callback):
         self.checkpoint: str | None = None
         self.trained = 0
         self.seconds = 0.0
+        self.done = False  # training has ended, and whatever follows cannot cost its result
         self._predicted = 0
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -55,11 +56,13 @@ class RunReport(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
         self.seconds = time.perf_counter() - self._began
+        self.done = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save what was measured so far."""
         checkpoint["callbacks"][self.state_key] = {
             "seconds": time.perf_counter() - self._began,
+            "trained": self.trained,
             "before": self.before,
         }
 
@@ -67,7 +70,7 @@ class RunReport(Callback):
         """Go on from what the resumed run measured."""
         state = checkpoint["callbacks"].get(self.state_key)
         if state and trainer.state.fn == TrainerFn.FITTING:
-            self.seconds, self.before = state["seconds"], dict(state["before"])
+            self.seconds, self.trained, self.before = state["seconds"], state["trained"], dict(state["before"])
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: torch.Tensor | list[str], *_: Any

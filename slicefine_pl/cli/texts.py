@@ -15,6 +15,8 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from jsonargparse import get_loader, set_loader
 
+from slicefine_pl.cli.settings import check_aliases
+
 STANDARD = get_loader("yaml")
 PLAIN = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every scalar is a text
 
@@ -80,6 +82,7 @@ def _texts(written: str) -> list[str] | None:
 
 def _load(names: frozenset[str], stream: str) -> Any:
     """Read YAML; single values that only look like nothing (``#x``, ``~``) are texts."""
+    check_aliases(stream)
     loaded = STANDARD(stream)
     if loaded is None and "\n" not in stream:
         return stream

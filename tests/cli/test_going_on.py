@@ -1,10 +1,13 @@
 """A fit that stops and goes on in a new folder ends as one that never stopped: table, best checkpoint, export."""
 
+import logging
 import re
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from slicefine_pl.modules import TextClassifier
@@ -18,6 +21,14 @@ def falling(monkeypatch):
     Path("recipe.yaml").write_text(Path("recipe.yaml").read_text().replace("val/accuracy", "val/chosen"))
     log = lambda self: self.log("val/chosen", 1.0 - self.current_epoch / 10)
     monkeypatch.setattr(TextClassifier, "on_validation_epoch_end", log)
+
+
+@pytest.fixture
+def interruptible():
+    """Lightning ignores Ctrl-C from the first one on; the tests that follow must not."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def table(told):
@@ -40,10 +51,74 @@ def test_the_best_of_the_first_part_is_tested_exported_and_reported(recipe, caps
     assert "test/accuracy before" in whole
     assert "12 steps" in whole["training"]
     fit("first", "--trainer.max_epochs", "1")
-    assert fit("rest", "--ckpt_path", "runs/t/first/checkpoints/last.ckpt") == whole
+    last = ["--ckpt_path", "runs/t/first/checkpoints/last.ckpt"]
+    assert fit("rest", *last, "--trainer.max_epochs", "2") == whole
+    assert fit("again", "--ckpt_path", "runs/t/whole/checkpoints/last.ckpt") == whole  # no step is left to train
     one, other = (Path("runs/t") / version for version in ("whole", "rest"))
     exports = [load_file(folder / "export" / "model.safetensors") for folder in (one, other)]
     saved = [torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True) for folder in (one, other)]
     assert saved[0]["global_step"] == saved[1]["global_step"] == 6
     for pair in (exports, [each["state_dict"] for each in saved]):
         assert all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0])
+
+
+def test_going_on_repeats_no_flags(recipe, caplog):
+    """Data, slices and module are those of the run that is resumed; a flag or file that is given still wins."""
+    Path("data.csv").rename("own.csv")
+    own = ["--data.source", "own.csv", "--data.batch_size", "8", "--slicefine.rank", "3", "--slicefine.axis", "row"]
+    recipe("fit", *own, "--trainer.max_epochs", "1", "--data.seed", "3")
+    caplog.set_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero")
+    Path("more.yaml").write_text("data: {seed: 4, batch_size: 4}")
+    flags = ["--trainer.max_epochs", "2", "--data.batch_size", "16", "--config", "more.yaml"]
+    recipe("fit", "--ckpt_path=runs/t/version_0/checkpoints/last.ckpt", *flags)
+    assert "Going on with the settings of" in caplog.text
+    assert "runs/t/version_0/config.yaml; what the command line says wins." in caplog.text
+    settings = yaml.safe_load(Path("runs/t/version_1/config.yaml").read_text())
+    assert (settings["data"]["source"], settings["data"]["batch_size"], settings["data"]["seed"]) == ("own.csv", 16, 4)
+    assert settings["slicefine"]["init_args"]["axis"] == "row"
+    assert settings["trainer"]["max_epochs"] == 2
+
+
+def test_a_config_file_of_something_else_is_not_taken(recipe):
+    recipe("fit", "--trainer.max_epochs", "1")
+    Path("runs/t/version_0/config.yaml").write_text("data: {source: gone.csv}\n")
+    recipe("fit", "--ckpt_path", "runs/t/version_0/checkpoints/last.ckpt")
+    assert yaml.safe_load(Path("runs/t/version_1/config.yaml").read_text())["data"]["source"] == "data.csv"
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_stopped_run_tells_the_command_that_goes_on_and_the_command_does(recipe, monkeypatch, capsys, error):
+    def stop(self, batch, batch_idx):
+        if self.global_step == 8:
+            raise error
+        return original(self, batch, batch_idx)
+
+    original = TextClassifier.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(TextClassifier, "training_step", stop)
+        with pytest.raises((SystemExit, RuntimeError)):
+            recipe("fit", "--slicefine.rank", "3")
+    last = "runs/t/version_0/checkpoints/last.ckpt"
+    told = capsys.readouterr().err
+    assert f"Stopped after 8 steps. Last checkpoint: {last}\nTo go on:  python recipe fit --ckpt_path {last}\n" in told
+    recipe(*told[told.index("python recipe ") :].splitlines()[0].split()[2:])
+    assert torch.load("runs/t/version_1/checkpoints/last.ckpt", weights_only=True)["global_step"] == 12
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_before_the_first_step_or_checkpoint_there_is_nothing_to_go_on_from(recipe, monkeypatch, capsys):
+    def stop(self, batch, batch_idx):
+        if self.global_step == self.stopped:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    original = TextClassifier.training_step
+    monkeypatch.setattr(TextClassifier, "training_step", stop)
+    for step, told in ((0, ""), (2, "Stopped after 2 steps. No checkpoint had been written.")):
+        monkeypatch.setattr(TextClassifier, "stopped", step, raising=False)
+        with pytest.raises(SystemExit):
+            recipe("fit")
+        err = capsys.readouterr().err
+        assert told in err
+        assert bool(told) == ("Stopped" in err) == Path("runs").exists()

@@ -245,6 +245,24 @@ def test_missing_and_truncated_checkpoints(refused):
     assert not Path("runs").exists()
 
 
+class Runs:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("harm"),)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("harm", [Runs(), Path("a"), np.float64(1)])
+def test_a_checkpoint_that_could_run_code_is_refused_without_advice_to_trust_it(refused, command, harm):
+    """An object of any class could, and torch advises to load it with weights_only=False."""
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6", "hyper_parameters": harm}, "strange.ckpt")
+    told = refused(command, "--ckpt_path", "strange.ckpt")
+    assert "which is not part of a checkpoint and could run code of its author" in told
+    assert "weights_only" not in told
+    assert not Path("harm").exists()
+
+
 def test_bad_data_and_settings_are_told_in_one_sentence(refused):
     Path("data.csv").write_text("body,label\nx,1\n")
     assert "'data.csv' has no column 'text'; it has ['body', 'label']." in refused("fit")

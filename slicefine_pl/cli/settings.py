@@ -1,0 +1,81 @@
+"""Where the settings of a command come from: files first, then flags, wherever they stand on the command line.
+
+Answers two questions: who wins, and is a YAML file what it seems to be?
+"""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import yaml
+
+MOST_VALUES = 100_000  # of a YAML file, with all aliases written out; a configuration has some hundred
+CONFIG = ("--config", "-c")
+HEADER = "# lightning.pytorch=="  # of a file that Lightning's command line has written
+
+
+def configs_first(arguments: Sequence[str]) -> list[str]:
+    """Put ``--config FILE`` before the other flags, so that flags win wherever they stand.
+
+    Args:
+        arguments: Of the command line; the first is the subcommand.
+    """
+    files: list[str] = []
+    flags: list[str] = []
+    words = iter(arguments[1:])
+    for word in words:
+        if word in CONFIG:
+            files += [word, *islice(words, 1)]
+        elif word.startswith(tuple(f"{name}=" for name in CONFIG)):
+            files.append(word)
+        else:
+            flags.append(word)
+    return [*arguments[:1], *files, *flags]
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The last value that a flag is given on the command line."""
+    pairs = zip(arguments, [*arguments[1:], None], strict=True)
+    given = [after if word == flag else word.removeprefix(f"{flag}=") for word, after in pairs
+             if word == flag or word.startswith(f"{flag}=")]  # fmt: skip
+    return given[-1] if given else None
+
+
+def settings_of_run(checkpoint: Path) -> Path | None:
+    """The ``config.yaml`` that a fit has left for the checkpoints in its folder, where there is one."""
+    places = (folder / "config.yaml" for folder in checkpoint.absolute().parents[:2])
+    return next((path for path in places if path.is_file() and path.read_text("utf-8").startswith(HEADER)), None)
+
+
+def check_aliases(text: str) -> None:
+    """Refuse YAML whose aliases stand for more values than any configuration has; nothing is built for it.
+
+    jsonargparse copies what aliases share, for hours.
+
+    Raises:
+        ValueError: It has too many, or contains itself.
+    """
+    if "*" not in text or "&" not in text:
+        return
+    sizes: dict[str, int] = {}
+    opened: list[tuple[str | None, int]] = [(None, 0)]  # anchor and values so far of each list and mapping
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        anchor, values = getattr(event, "anchor", None), 0
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append((anchor, 0))
+            continue
+        if isinstance(event, yaml.AliasEvent):
+            values = sizes.get(event.anchor, MOST_VALUES + 1 if any(event.anchor == each for each, _ in opened) else 1)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, values = opened.pop()
+        elif isinstance(event, yaml.ScalarEvent):
+            values = 1
+        if anchor is not None and not isinstance(event, yaml.AliasEvent):
+            sizes[anchor] = values
+        holder, before = opened.pop()
+        opened.append((holder, before + values))
+        if before + values > MOST_VALUES:
+            raise ValueError(
+                f"the YAML that begins with {text[:40]!r} stands for more than {MOST_VALUES:,} values, because its"
+                " aliases (*) repeat aliases; write out what is meant."
+            )
