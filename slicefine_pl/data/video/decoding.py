@@ -7,10 +7,11 @@ converted, by FFmpeg's own filters.  Sound is never touched.
 Shapes:  K boxes · T times · S edge of the square output, in pixels
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,8 @@ if TYPE_CHECKING:  # imported where a video is opened: who has no videos needs n
     import av
     import av.filter
 
-TURNS = {90: (("transpose", "cclock"),), 180: (("hflip", ""), ("vflip", "")), 270: (("transpose", "clock"),)}
+# By whether the display matrix sends x to +y, and y to +x.
+TURNS = {(True, True): "cclock_flip", (True, False): "clock", (False, True): "cclock", (False, False): "clock_flip"}
 
 
 class Box(NamedTuple):
@@ -149,23 +151,26 @@ class Video:
         return found + [self._cut(shown, choose, edge)] * missing if missing else found
 
     def _cut(self, frame: "av.VideoFrame", choose: Callable[[int, int], Sequence[Box]], edge: int) -> NDArray[np.uint8]:
-        turn = round(frame.rotation / 90) * 90 % 360
-        size = (frame.width, frame.height) if turn in (0, 180) else (frame.height, frame.width)
+        upright = _upright(frame)
+        lies = any(name == "transpose" for name, _ in upright)
+        size = (frame.height, frame.width) if lies else (frame.width, frame.height)
         parts = []
         for box in choose(*size):
             key = (frame.width, frame.height, frame.format.name, box)
             if key not in self._graphs:
-                self._graphs[key] = self._graph(frame, turn, box, edge)
+                self._graphs[key] = self._graph(frame, upright, box, edge)
             self._graphs[key].push(frame)
             parts.append(self._graphs[key].vpull().to_ndarray())
         return np.stack(parts)
 
-    def _graph(self, frame: "av.VideoFrame", turn: int, box: Box, edge: int) -> "av.filter.Graph":
+    def _graph(
+        self, frame: "av.VideoFrame", upright: Sequence[tuple[str, str]], box: Box, edge: int
+    ) -> "av.filter.Graph":
         from av.filter import Graph
 
         graph = Graph()
         place = f"{box.width}:{box.height}:{box.left}:{box.top}:exact=1"
-        filters = (*TURNS.get(turn, ()), ("crop", place), ("scale", f"{edge}:{edge}:flags=area"), ("format", "rgb24"))
+        filters = (*upright, ("crop", place), ("scale", f"{edge}:{edge}:flags=area"), ("format", "rgb24"))
         steps = [
             graph.add_buffer(
                 width=frame.width, height=frame.height, format=frame.format, time_base=self._track.stream.time_base
@@ -175,3 +180,16 @@ class Video:
         ]
         graph.link_nodes(*steps).configure()
         return graph
+
+
+def _upright(frame: "av.VideoFrame") -> list[tuple[str, str]]:
+    """The filters that show a frame the way the camera was held, turned or mirrored."""
+    try:
+        given: Any = frame.side_data  # its annotation names one kind alone
+        xx, xy, _, yx, yy = np.frombuffer(given["DISPLAYMATRIX"], np.int32, 5).tolist()
+    except (KeyError, ValueError):  # there is none, or other side data beside it that PyAV does not know
+        turn = math.radians(frame.rotation)  # counter-clockwise
+        xx, xy, yx, yy = math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
+    if abs(xy) + abs(yx) > abs(xx) + abs(yy):
+        return [("transpose", TURNS[xy > 0, yx > 0])]
+    return [(name, "") for name, negative in (("hflip", xx < 0), ("vflip", yy < 0)) if negative]

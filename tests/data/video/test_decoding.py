@@ -93,6 +93,30 @@ def test_a_turned_camera(tmp_path, rotation, bright):
     assert max(halves, key=lambda half: halves[half].mean()) == bright
 
 
+@pytest.mark.parametrize("x", [(1, 0), (-1, 0), (0, 1), (0, -1)])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_display_matrix_sends_each_corner_where_it_says(tmp_path, x, mirrored):
+    """All four turns, and their mirror images, as front cameras write them."""
+    y = (x[1], -x[0]) if mirrored else (-x[1], x[0])  # where the vertical axis goes
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    greys = {(0, 0): 60, (1, 0): 120, (0, 1): 180, (1, 1): 240}  # by column and row of the corner
+    for (column, row), grey in greys.items():
+        pixels[24 * row : 24 * row + 24, 32 * column : 32 * column + 32] = grey
+    path = tmp_path / "film.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        one = 1 << 16
+        stream.set_display_matrix([x[0] * one, x[1] * one, 0, y[0] * one, y[1] * one, 0, 0, 0, 1 << 30])
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    with Video(path) as video:
+        shown = video.frames([0.0], lambda width, height: [Box(0, 0, width, height)], 8)[0, 0, :, :, 0]
+    for (column, row), grey in greys.items():
+        across, down = ((2 * column - 1) * x[axis] + (2 * row - 1) * y[axis] for axis in (0, 1))
+        assert abs(int(shown[2 + 2 * down, 2 + 2 * across]) - grey) < 12
+
+
 @pytest.mark.parametrize(
     ("flaw", "reason"),
     [
