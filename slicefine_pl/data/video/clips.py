@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from slicefine_pl.data.video.decoding import Box, UnreadableVideo, Video
+from slicefine_pl.data.video.decoding import Box, Video
+from slicefine_pl.data.video.track import UnreadableVideo
 
 AREA = (0.5, 1.0)  # share of the largest square that a training crop takes
 TRIES = 20  # videos tried before a set is taken for broken as a whole
