@@ -177,7 +177,8 @@ def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> bytes:
     versions = f"{transformers.__version__} {tokenizers.__version__} {type(tokenizer).__qualname__}"
     rules = str(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str()
     parts = [versions.encode(), rules.encode(), repr(_plain(vars(tokenizer))).encode()]
-    files = (tokenizer.init_kwargs.get(name) for name in sorted(tokenizer.vocab_files_names))
+    settings = tokenizer.init_kwargs | vars(tokenizer)
+    files = (settings.get(name) for name in sorted(tokenizer.vocab_files_names))
     parts += [Path(file).read_bytes() for file in files if file and Path(file).is_file()]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 

@@ -106,6 +106,20 @@ def test_another_setting_of_the_tokenizer_is_another_cache(tiny_bert, tmp_path, 
     assert shared == encode(other)
 
 
+def test_other_rules_with_the_same_vocabulary_are_another_cache(tmp_path, cache):
+    """A tokenizer in Python, of which no library holds all rules as one text."""
+    found = []
+    for number, merges in enumerate(("a b\nab c</w>", "b c</w>\na bc</w>", "a b\nab c</w>")):
+        (tmp_path / "vocab.json").write_text(json.dumps({"abc": 0, "a@@": 1, "bc": 2, "<unk>": 3}))
+        (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+        folder = tmp_path / str(number)
+        transformers.CTRLTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")).save_pretrained(folder)
+        transformers.CTRLConfig().save_pretrained(folder)
+        found.append(Tokens(str(folder), 16).encode([["abc"]])["input_ids"])
+    assert len(list(cache.iterdir())) == 2
+    assert found[0] == found[2]
+
+
 def test_the_place_of_a_tokenizer_does_not_matter(tiny_bert, tmp_path, cache):
     shutil.copytree(tiny_bert, tmp_path / "moved")
     for folder in (tiny_bert, tmp_path / "moved"):
