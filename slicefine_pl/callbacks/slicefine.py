@@ -29,6 +29,7 @@ from slicefine_pl.callbacks.neighbours import (
     refuse_search_of_resumed,
     search_after,
 )
+from slicefine_pl.callbacks.parameter_table import count_slices_once, use_parameter_table
 from slicefine_pl.callbacks.processes import check_agreement, check_slicing_strategy
 from slicefine_pl.callbacks.random_state import TrainingRandomState
 from slicefine_pl.callbacks.rehearsal import Demands, check_optimizer
@@ -45,10 +46,11 @@ from slicefine_pl.run_length import run_length
 from slicefine_pl.slicing import Axis, Backend, LiveSlice, Order, SliceHandle, Summary, slice_model
 from slicefine_pl.slicing.positions import check_choice, check_rank
 from slicefine_pl.slicing.targets import some
+from slicefine_pl.slicing.track import slice_type
 
 OptimizerState = Literal["reset", "keep"]
 NonFinite = Literal["raise", "skip"]
-SliceDtype = Literal["float32", "bfloat16", "float16"]
+SliceDtype = Literal["float64", "float32", "bfloat16", "float16"]
 
 
 class SliceFineCallback(RepeatableTraining):
@@ -98,13 +100,16 @@ class SliceFineCallback(RepeatableTraining):
             ahead of the others by more than the noise on the tweets (docs/accuracy.md).
         targets: Regular expressions searched in module names; ``None`` takes every linear map, convolution and
             attention but output heads, tied weights, weights that are frozen already, and those narrower than ``rank``.
-            Embeddings and raw parameters are sliced where a pattern names them.
+            Embeddings and raw parameters are sliced where a pattern names them; a raw parameter of three dimensions is
+            a stack of matrices, such as experts ``(E, O, I)``: the same lines of each are trained.  What stays frozen
+            is reported with its share of the parameters and the pattern that would slice it.
         also_train: Regular expressions searched in parameter names, trained whole; ``None`` takes the new output head
             of a transformers, timm, torchvision or pytorchvideo model.  Biases and norms stay frozen unless named.
         optimizer_state: What the optimizer knows of a slice when it moves: ``"reset"`` starts afresh, ``"keep"`` leaves
             the moments of the old place.
         seed: Chooses where slices start; equal on all processes.
-        slice_dtype: Of the live slices, e.g. ``"float32"`` beside a bfloat16 model; ``None`` takes the weight's.
+        slice_dtype: Of the live slices, e.g. ``"float32"`` or ``torch.float32`` beside a bfloat16 model; ``None`` takes
+            the weight's.
         nonfinite: A loss or gradient that is not finite stops the run (``"raise"``), or drops the step (``"skip"``).
             Under a loss scaler (``precision="16-mixed"``) infinite gradients are the scaler's business.
         reached_within: Optimizer steps within which every slice must have received a gradient once; more than 1 for
@@ -130,7 +135,7 @@ class SliceFineCallback(RepeatableTraining):
         also_train: str | list[str] | None = None,
         optimizer_state: OptimizerState = "reset",
         seed: int = 0,
-        slice_dtype: SliceDtype | None = None,
+        slice_dtype: SliceDtype | torch.dtype | None = None,
         nonfinite: NonFinite = "raise",
         reached_within: int = 1,
         backend: Backend = "auto",
@@ -141,8 +146,7 @@ class SliceFineCallback(RepeatableTraining):
         check_choice("optimizer_state", optimizer_state, OptimizerState)
         check_choice("nonfinite", nonfinite, NonFinite)
         check_choice("backend", backend, Backend)
-        if slice_dtype is not None:
-            check_choice("slice_dtype", slice_dtype, SliceDtype)
+        dtype = slice_type(slice_dtype)
         if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
             raise ValueError(f"interval={interval!r} is no number of optimizer steps; choose at least 1, or None.")
         if isinstance(reached_within, bool) or not isinstance(reached_within, int) or reached_within < 1:
@@ -164,7 +168,7 @@ class SliceFineCallback(RepeatableTraining):
             "targets": targets,
             "also_train": also_train,
             "seed": seed,
-            "slice_dtype": slice_dtype,
+            "slice_dtype": None if dtype is None else str(dtype).removeprefix("torch."),  # checkpoints keep names
             "backend": backend,
         }
         self._handle: SliceHandle | None = None
@@ -193,14 +197,17 @@ class SliceFineCallback(RepeatableTraining):
         search_after(self, trainer)
         self._pl_module = pl_module
         undo_before_next_fit(trainer, pl_module, self, self._release)
+        count_slices_once()
+        use_parameter_table(trainer, pl_module)
         when_built(trainer, pl_module, lambda: self._open(trainer, pl_module))
 
     def _open(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._handle is not None:
             return
-        slicing = dict(self._slicing)
-        dtype = slicing.pop("slice_dtype")
-        self._handle = slice_model(pl_module, **slicing, slice_dtype=dtype and getattr(torch, dtype))
+        self._handle = slice_model(pl_module, **self._slicing)
+        frozen = self._handle.frozen
+        if self._slicing["targets"] is None and frozen.matrices and not frozen.surprising:  # else it was a warning
+            rank_zero_info(f"SliceFine: {frozen}")
         self._handle.trust_weights()  # _after_step writes, so that the weights are right for everybody else too
         self._shares, self._skipped, self._seconds = [], 0, 0.0
         if trainer.global_step > 0 and self._closed_state:  # the same trainer goes on with another fit

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
 from slicefine_pl.callbacks.neighbours import callbacks_of
+from slicefine_pl.callbacks.parameter_table import use_parameter_table
 from slicefine_pl.callbacks.preemption import SaveWhenPreempted
 from slicefine_pl.callbacks.probe import LinearProbe
 from slicefine_pl.callbacks.slice_picture import SlicePicture
@@ -158,7 +159,9 @@ class RecipeCLI(LightningCLI):
         if slicefine is None:  # without slices there is nothing to draw
             others = [each for each in others if not isinstance(each, SlicePicture)]
         kwargs["callbacks"] = [*filter(None, (slicefine, sparsity)), *others]
-        return super().instantiate_trainer(**kwargs)
+        trainer: Trainer = super().instantiate_trainer(**kwargs)
+        use_parameter_table(trainer, self.model)
+        return trainer
 
     def before_instantiate_classes(self) -> None:
         """Let ``predict`` write its predictions and nothing else."""

@@ -130,7 +130,7 @@ class SlicedLayer(nn.Module):
         return (
             _blank,
             (self.slicefine_kind, self.slicefine_dense_class, self.slicefine_parameters),
-            self.__dict__.copy(),
+            self.__getstate__(),  # type: ignore[no-untyped-call]
         )
 
 
