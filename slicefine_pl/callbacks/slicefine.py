@@ -195,11 +195,11 @@ class SliceFineCallback(RepeatableTraining):
         refuse_finetuning(self, trainer)
         check_order(self, trainer)
         check_slicing_strategy(trainer)
-        count_slices_once()
-        use_parameter_table(trainer, pl_module)
         search_after(self, trainer)
         self._pl_module = pl_module
         undo_before_next_fit(trainer, pl_module, self, self._release)
+        count_slices_once()
+        use_parameter_table(trainer, pl_module)
         when_built(trainer, pl_module, lambda: self._open(trainer, pl_module))
 
     def _open(self, trainer: Trainer, pl_module: LightningModule) -> None:
