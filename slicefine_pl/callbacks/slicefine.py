@@ -55,9 +55,9 @@ class SliceFineCallback(RepeatableTraining):
     or shared out by ``FullyShardedStrategy``; other strategies that shard are refused (docs/distributed.md).
 
     **Limits.** Comes before weight averaging in the list of callbacks.  A slice without any gradient at the first step
-    (``reached_within``) is an error that names the layers.  An optimizer that cannot train slices, as one
-    like it shows on a small matrix, is refused at the start.  A weight that the network reaches by a reference of its
-    own (a list of parameters, ``named_parameters()``) rather than through its module gets no gradient that way; what writes
+    (``reached_within``) is an error that names the layers.  An optimizer that cannot train slices is refused at
+    the start, when one like it tries on a small matrix.  A weight that the network reaches by a reference of its own (a
+    list of parameters, ``named_parameters()``) rather than through its module gets no gradient that way; what writes
     into a sliced weight from outside (clamping, ``nn.init``) is undone on the live lines.  Running statistics of
     normalization layers are no weights and still follow the data in train mode.  Slices that are changed through
     ``parameter.data`` between two forward passes of one step are not seen there.  The generators are set back at
