@@ -168,8 +168,8 @@ class NetworkMasks:
             pruned = each.parameter.detach()[~self._masks[name]]
             if not pruned.isfinite().all():
                 raise ValueError(
-                    f"{name} has weights that are not finite where they are pruned: the run diverged; lower the learning"
-                    " rate, or train in a finer precision."
+                    f"{name} has weights that are not finite where they are pruned: the run diverged; lower the"
+                    " learning rate, or train in a finer precision."
                 )
             if pruned.count_nonzero():
                 raise ValueError(
