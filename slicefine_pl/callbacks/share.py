@@ -70,7 +70,7 @@ class OptimizerShare:
                 if parameter in initial:
                     part.state[parameter] = deepcopy(initial[parameter])
         places = {id(parameter) for parameter in moved}
-        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
+        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=False):
             if all(id(parameter) in places for parameter in group["params"]):
                 for counted in group.keys() - settings:
                     del group[counted]

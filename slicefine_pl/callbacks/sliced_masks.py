@@ -41,7 +41,7 @@ class MaskedSlices:
             piece.write(layer.slicefine_part(piece), piece.live)
 
     def follow(self) -> None:
-        """Tell the slices the masks as they are now; a slice keeps them wherever it moves."""
+        """Give the slices the masks as they are now; a slice keeps to them wherever it moves."""
         for name, _, piece in self._found:
             piece.keep = piece.block.of(self._masks[name])
 

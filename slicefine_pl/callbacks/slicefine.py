@@ -78,7 +78,8 @@ class SliceFineCallback(RepeatableTraining):
 
     **Limits.** One for each trainer, and neither ``ModelPruning`` nor ``BackboneFinetuning`` beside it.  Comes before
     weight averaging in the list of callbacks.  A slice without any gradient at the first step
-    (``reached_within``) is an error that names the layers.  A weight that the network reaches by a reference of its own
+    (``reached_within``) is an error that names the layers.  An optimizer that cannot train slices is refused at
+    the start, when one like it tries on a small matrix.  A weight that the network reaches by a reference of its own
     (a list of parameters, ``named_parameters()``) rather than through its module gets no gradient that way; what writes
     into a sliced weight from outside (clamping, ``nn.init``) is undone on the live lines.  Running statistics of
     normalization layers are no weights and still follow the data in train mode.  Slices that are changed through

@@ -38,7 +38,7 @@ def restore_types(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     """
     order = (number for group in saved["param_groups"] for number in group["params"])
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    for number, parameter in zip(order, parameters, strict=True):
+    for number, parameter in zip(order, parameters, strict=False):
         for each in wrapped_by(optimizer) if number in saved["state"] else ():
             if parameter in each.state:
                 each.state[parameter] = tree_map(_as_saved, each.state[parameter], saved["state"][number])

@@ -165,7 +165,13 @@ class NetworkMasks:
             mask = each.matrix(self._masks[name])
             if in_full and not self.pattern.holds(mask):
                 raise ValueError(f"{name} is not in the pattern '{self.pattern}'; prune it to that pattern first.")
-            if each.parameter.detach()[~self._masks[name]].count_nonzero():
+            pruned = each.parameter.detach()[~self._masks[name]]
+            if not pruned.isfinite().all():
+                raise ValueError(
+                    f"{name} has weights that are not finite where they are pruned: the run diverged; lower the"
+                    " learning rate, or train in a finer precision."
+                )
+            if pruned.count_nonzero():
                 raise ValueError(
                     f"{name} has weights that are not zero where they are pruned; something wrote into it."
                 )

@@ -137,6 +137,15 @@ def test_what_is_pruned_stays_pruned_while_weights_change():
         masks.verify()
 
 
+def test_weights_that_diverged_are_not_taken_for_somebody_s_writing():
+    net = nn.Linear(4, 4)
+    masks = NetworkMasks(net, parse_pattern("unstructured"), targets="weight")
+    masks.prune(0.5)
+    net.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"weight has weights that are not finite .* diverged"):
+        masks.verify()
+
+
 def test_wanda_is_magnitude_times_the_norm_of_the_input():
     net = untied().double()
     masks = NetworkMasks(net, parse_pattern("unstructured"), "wanda", targets=["^linear", "hugging", "convolution"])
