@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_map
 from slicefine_pl.files import replace_folder
 from slicefine_pl.slicing.activations import count_activations
 from slicefine_pl.slicing.parts import is_sharded, local_of, share_of
+from slicefine_pl.slicing.restoring import has_types_of, restore_types
 from slicefine_pl.slicing.sharding import shard_model, sharded_bytes
 from slicefine_pl.slicing.targets import Patterns
 
@@ -167,9 +168,10 @@ class FullyShardedStrategy(ModelParallelStrategy):
         if path.is_dir():
             return self._load_shares(path, weights_only)
         checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
-        _load_whole(self.lightning_module, checkpoint.pop("state_dict"), self.lightning_module.strict_loading)
+        weights = checkpoint.pop("state_dict")
+        _load_whole(self.lightning_module, weights, self.lightning_module.strict_loading)
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
-            _load_state(optimizer, state)
+            _load_state(optimizer, state, same_types=has_types_of(self.lightning_module, weights))
         return checkpoint
 
     def _load_shares(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
@@ -205,7 +207,7 @@ def _load_whole(module: nn.Module, saved: Mapping[str, Tensor], strict: bool) ->
                            strict=strict)  # fmt: skip
 
 
-def _load_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+def _load_state(optimizer: Optimizer, saved: Mapping[str, Any], same_types: bool) -> None:
     """Load an optimizer's state as one process saved it: parameters in the order of its groups."""
     order = [number for group in saved["param_groups"] for number in group["params"]]
     own = dict(zip(order, _parameters(optimizer), strict=False))
@@ -214,7 +216,10 @@ def _load_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         for number, state in saved["state"].items()
         if number in own
     }
-    optimizer.load_state_dict({**saved, "state": states})
+    shared_out = {**saved, "state": states}
+    optimizer.load_state_dict(shared_out)
+    if same_types:
+        restore_types(optimizer, shared_out)
 
 
 def _load_state_shares(module: nn.Module, optimizer: Optimizer, key: str, path: Path, saved: list[str]) -> None:
@@ -239,9 +244,9 @@ def _load_state_shares(module: nn.Module, optimizer: Optimizer, key: str, path: 
         {**loaded, "params": group["params"]}
         for group, loaded in zip(own["param_groups"], state["param_groups"], strict=True)
     ]
-    optimizer.load_state_dict(
-        {"state": {number: each for number, each in states if each is not None}, "param_groups": groups}
-    )
+    loaded = {"state": {number: each for number, each in states if each is not None}, "param_groups": groups}
+    optimizer.load_state_dict(loaded)
+    restore_types(optimizer, loaded)  # those of this optimizer's own state, into which the shares were read
 
 
 def _shared_out(value: Any, like: Tensor) -> Any:

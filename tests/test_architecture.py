@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slicefine_pl"
 
-OURS = {"pretrained", "slicing", "sparsity", "analysis", "strategy", "callbacks", "modules", "data", "cli", "doctor"}
-OURS |= {"files"}
+OURS = {"files", "pretrained", "inputs", "slicing", "sparsity", "analysis", "strategy", "run_length", "callbacks"}
+OURS |= {"modules", "data", "cli", "doctor"}
 MATHS = {"torch", "numpy", "scipy"}
 # For each part: which of our parts, and which other packages, it may import (None: any).
 RULES = {
@@ -19,10 +19,15 @@ RULES = {
     "sparsity": (set(), MATHS | {"rich"}),
     "analysis": ({"slicing", "files"}, MATHS | {"matplotlib"}),
     "strategy": ({"slicing", "files"}, {"torch", "lightning"}),
-    "callbacks": ({"slicing", "sparsity", "analysis", "strategy", "files"}, MATHS | {"lightning", "matplotlib"}),
+    "run_length": (set(), {"lightning"}),
+    "callbacks": (
+        {"slicing", "sparsity", "analysis", "strategy", "run_length", "files"},
+        MATHS | {"lightning", "matplotlib"},
+    ),
     "pretrained": (set(), set()),
-    "modules": ({"pretrained", "files"}, None),
-    "data": ({"pretrained", "files"}, None),
+    "inputs": ({"pretrained"}, {"torch"}),
+    "modules": ({"pretrained", "inputs", "run_length", "files"}, None),
+    "data": ({"pretrained", "inputs", "files"}, None),
     "cli": (OURS, None),
     "doctor": (set(), {"torch", "numpy", "av", "rich"}),  # it looks at the machine, not at our parts
     "__init__": ({"callbacks", "strategy"}, set()),

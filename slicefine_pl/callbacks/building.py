@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -12,18 +12,25 @@ from slicefine_pl.slicing.targets import Patterns
 WAITING = "slicefine_waiting"  # an attribute of the module: what is to be done when its model exists
 
 
-def when_built(pl_module: LightningModule, action: Callable[[], None]) -> None:
+def when_built(trainer: Trainer, pl_module: LightningModule, action: Callable[[], None]) -> None:
     """Run ``action`` now, or after ``configure_model`` where the module builds its model in that or in ``setup``.
 
-    To be called in ``Callback.setup``, which comes before both.
+    To be called in ``Callback.setup``, which comes before both.  The module has the types of the trainer's precision
+    then: Lightning converts it only after it has restored a checkpoint, and a float32 module that loads what a
+    "64-true" run saved has lost half of the digits.
     """
-    if not (is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module)):
+
+    def convert_then_act() -> None:
+        trainer.precision_plugin.convert_module(pl_module)
         action()
+
+    if not (is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module)):
+        convert_then_act()
         return
     if WAITING not in pl_module.__dict__:
         pl_module.__dict__[WAITING] = []
         _run_after_configure_model(pl_module)
-    pl_module.__dict__[WAITING].append(action)
+    pl_module.__dict__[WAITING].append(convert_then_act)
 
 
 def shard_sliced_model(
@@ -53,7 +60,7 @@ def shard_sliced_model(
         ...             shard_sliced_model(self, self.device_mesh["data_parallel"], blocks=r"net\.layers\.\d+")
     """
     _run_waiting(pl_module)
-    pl_module.trainer.strategy.precision_plugin.convert_module(pl_module)
+    pl_module.trainer.precision_plugin.convert_module(pl_module)
     return shard_model(pl_module, mesh, blocks, offload)
 
 
@@ -62,8 +69,10 @@ def _run_after_configure_model(pl_module: LightningModule) -> None:
     configure_model = pl_module.configure_model
 
     def configure_then_act() -> None:
-        configure_model()
-        del pl_module.__dict__["configure_model"]
+        try:
+            configure_model()
+        finally:
+            del pl_module.__dict__["configure_model"]
         _run_waiting(pl_module)
 
     # Not a wrapper in Lightning's eyes (no functools.wraps): it then calls the hook even if the class has none.
@@ -73,3 +82,10 @@ def _run_after_configure_model(pl_module: LightningModule) -> None:
 def _run_waiting(pl_module: LightningModule) -> None:
     for action in pl_module.__dict__.pop(WAITING, []):
         action()
+
+
+def forget_waiting(pl_module: LightningModule) -> None:
+    """Drop what still waits for the model, as the run ended before it was built."""
+    if WAITING in pl_module.__dict__:
+        del pl_module.__dict__[WAITING]
+        pl_module.__dict__.pop("configure_model", None)

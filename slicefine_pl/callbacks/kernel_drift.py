@@ -125,8 +125,10 @@ class KernelDrift(Callback):
             with trainer.precision_plugin.forward_context():
                 return self.outputs(pl_module, batch)
 
-        self._batch = move_data_to_device(self._batch, trainer.strategy.root_device)
-        self._compute = lambda chosen: kernel(pl_module, outputs, self._batch, chosen, self._max_rows)
+        device = trainer.strategy.root_device  # a batch comes from a checkpoint on the CPU, even in the middle of a run
+        self._compute = lambda chosen: kernel(
+            pl_module, outputs, move_data_to_device(self._batch, device), chosen, self._max_rows
+        )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Compute the kernels to compare with, before the step that changes them."""

@@ -1,8 +1,15 @@
-"""What else stands in a trainer's list of callbacks, and who must come before whom."""
+"""What else stands in a trainer's list of callbacks: who cannot be there, and who must come before whom."""
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 
 from slicefine_pl.strategy import FullyShardedStrategy
 
@@ -30,4 +37,66 @@ def check_order(callback: Callback, trainer: Trainer) -> None:
             raise MisconfigurationException(
                 f"{type(earlier).__name__} stands before {name}, which must see the slices as they are trained; put"
                 f" {name} before it in the list of callbacks."
+            )
+
+
+def check_alone(callback: Callback, kind: type[Callback], trainer: Trainer) -> None:
+    """There must be no second callback of a kind.
+
+    Lightning itself refuses two that have the same class; subclasses, and those appended later, it does not.
+    """
+    if len(found := [type(each).__name__ for each in callbacks_of(trainer) if isinstance(each, kind)]) > 1:
+        raise MisconfigurationException(
+            f"The trainer has {len(found)} callbacks of the kind {kind.__name__} ({', '.join(found)}), and each would"
+            " take the same weights. Keep one; targets takes a list of patterns."
+        )
+
+
+def refuse_pruning(callback: Callback, trainer: Trainer) -> None:
+    """Lightning's ``ModelPruning`` puts other parameters into the place of those that a callback works on."""
+    for each in callbacks_of(trainer):
+        if isinstance(each, ModelPruning):
+            raise MisconfigurationException(
+                f"{type(each).__name__} does not work with {type(callback).__name__}: it replaces each weight by"
+                " weight_orig and weight_mask in the middle of the run. To prune, use"
+                " slicefine_pl.SparsityCallback, which works alone and with SliceFineCallback."
+            )
+
+
+def refuse_finetuning(callback: Callback, trainer: Trainer) -> None:
+    """``BackboneFinetuning`` and its kind decide, like a callback that slices, what requires a gradient."""
+    for each in callbacks_of(trainer):
+        if isinstance(each, BaseFinetuning):
+            name = type(callback).__name__
+            raise MisconfigurationException(
+                f"{type(each).__name__} does not work with {name}: both set which parameters require a gradient, and it"
+                f" freezes the slices or unfreezes whole layers. Take it out; {name} trains what its targets and"
+                " also_train name."
+            )
+
+
+def search_after(callback: Callback, trainer: Trainer) -> None:
+    """Have searches come right behind a callback.
+
+    ``LearningRateFinder`` and ``BatchSizeFinder``, which ``Tuner`` uses, train in ``on_fit_start``.  Lightning calls
+    them first, before the callback has prepared and checked what is trained.
+    """
+    callbacks = callbacks_of(trainer)
+    place = callbacks.index(callback)
+    if searches := [each for each in callbacks[:place] if isinstance(each, LearningRateFinder | BatchSizeFinder)]:
+        before = [each for each in callbacks[:place] if each not in searches]
+        trainer.callbacks = [*before, callback, *searches, *callbacks[place + 1 :]]  # type: ignore[attr-defined]
+
+
+def refuse_search_of_resumed(trainer: Trainer) -> None:
+    """After a search at the start of a run that resumes, Lightning has forgotten the checkpoint's loops and optimizers.
+
+    In ``on_fit_start`` they are still to be restored, but the search takes the checkpoint away (2.6.6, ``resume_end``).
+    """
+    at_the_start = LearningRateFinder.on_fit_start, BatchSizeFinder.on_fit_start
+    for each in callbacks_of(trainer) if trainer.ckpt_path is not None else ():
+        if type(each).on_fit_start in at_the_start:
+            raise MisconfigurationException(
+                f"{type(each).__name__} searches at the start of a run that resumes, and Lightning then forgets the"
+                " optimizer's state and the step of the checkpoint. Search before the first run, or resume without it."
             )

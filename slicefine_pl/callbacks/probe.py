@@ -8,10 +8,12 @@ Shapes:  N examples · P places or views of each · D inputs of the head · C cl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -28,12 +30,14 @@ class LinearProbe(Callback):
     """Fit a linear head on the inputs of the network's own head, before training starts.
 
     **When.** At the start of ``fit``: collects the head's inputs over the data module's train, validation and, where
-    there is one, test loader, in eval mode, without gradients; then solves a logistic (integer labels) or a ridge
+    there is one, test loader, in eval mode, without gradients, except for examples that are ``False`` in a batch's
+    ``"counted"``; then solves a logistic (integer labels) or a ridge
     regression (labels with a fraction). Model, random generators and training mode stay exactly as they were.
     **Result.** ``scores``: per split the accuracy, or the Pearson correlation; ``seconds``: what it took.
     **Checkpoint.** Holds the result: a resumed run keeps that of its beginning.
     **Limits.** Needs a data module, batches that are mappings with ``"labels"`` or ``(inputs, labels)`` pairs, a
     ``predict_step`` (or ``forward``) that takes such a batch, and a single process; otherwise it only says so.
+    Of data without a length it takes ``limit_train_batches`` (and so on), if that is a number of batches.
 
     Args:
         head: Name of the head's linear layer; ``None`` takes the last linear layer of the head.
@@ -54,13 +58,22 @@ class LinearProbe(Callback):
             rank_zero_info("LinearProbe: not measured; it needs a data module, one process, and a run from the start.")
             return
         began = time.perf_counter()
-        rank_zero_info("LinearProbe: measuring a linear head on the frozen network ...")
-        loaders = {"train": data.train_dataloader, "val": data.val_dataloader}
-        if is_overridden("test_dataloader", data):
+        makers = {"train": data.train_dataloader, "val": data.val_dataloader}
+        if is_overridden("test_dataloader", data) and getattr(data, "has_test", True):
             data.setup("test")
-            loaders["test"] = data.test_dataloader
+            makers["test"] = data.test_dataloader
         with _untouched(pl_module):
-            splits = {name: self._collect(trainer, pl_module, loader()) for name, loader in loaders.items()}
+            loaders = {
+                name: _finite(make(), getattr(trainer, f"limit_{name}_batches")) for name, make in makers.items()
+            }
+            if endless := [name for name, loader in loaders.items() if loader is None]:
+                rank_zero_info(
+                    f"LinearProbe: not measured; the {endless[0]} data have no length. Set"
+                    f" limit_{endless[0]}_batches to a number of batches."
+                )
+                return
+            rank_zero_info("LinearProbe: measuring a linear head on the frozen network ...")
+            splits = {name: self._collect(trainer, pl_module, loader) for name, loader in loaders.items()}
             labels = splits["train"][1]
             self.metric = "pearson" if labels.is_floating_point() else "accuracy"
             self.scores = ridge(splits) if labels.is_floating_point() else logistic(splits)
@@ -85,12 +98,15 @@ class LinearProbe(Callback):
         layer = self._layer(module)
         hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().float().cpu()))
         try:
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
+            with torch.no_grad():
                 for index, batch in enumerate(loader):
                     moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-                    module.predict_step(moved, index)
-                    labels.append((batch["labels"] if isinstance(batch, Mapping) else batch[1]).cpu())
-                    inputs.append(_per_example(torch.cat(seen), len(labels[-1])))
+                    trainer.strategy.predict_step(moved, index)  # which brings weights that are shared out
+                    given = batch if isinstance(batch, Mapping) else {"labels": batch[1]}
+                    targets = given["labels"].cpu()
+                    counted = given.get("counted", torch.ones(len(targets), dtype=torch.bool)).cpu()
+                    labels.append(targets[counted])
+                    inputs.append(_per_example(torch.cat(seen), len(targets))[counted])
                     seen.clear()
         finally:
             hook.remove()
@@ -146,6 +162,13 @@ def _per_example(inputs: Tensor, examples: int) -> Tensor:
 def _standardised(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     mean, scale = regression.scale_of(splits["train"][0])
     return {name: (features - mean) / scale for name, (features, _) in splits.items()}
+
+
+def _finite(loader: Any, limit: float) -> Any:
+    """A loader that ends; one without a length (an IterableDataset) after ``limit`` batches, or ``None``."""
+    if sized_len(loader) is not None:
+        return loader
+    return islice(loader, limit) if isinstance(limit, int) else None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from slicefine_pl.callbacks.checkpoint_files import keep_files_whole
 from slicefine_pl.callbacks.random_state import TrainingRandomState
+from slicefine_pl.slicing.restoring import has_types_of, restore_types
 
 
 class RepeatableTraining(Callback):
@@ -20,6 +21,15 @@ class RepeatableTraining(Callback):
 
     def __init__(self) -> None:
         self.random = TrainingRandomState()
+        self._saved_optimizers: list[Mapping[str, Any]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_types(trainer)
+
+    def _restore_types(self, trainer: Trainer) -> None:
+        for optimizer, saved in zip(trainer.optimizers, self._saved_optimizers, strict=False):
+            restore_types(optimizer, saved)
+        self._saved_optimizers = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have what a run goes on from written in a way that a crash cannot destroy."""
@@ -31,6 +41,7 @@ class RepeatableTraining(Callback):
         self.random.before_epoch(trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._restore_types(trainer)  # a search in the middle of a run takes its steps back by a checkpoint
         self.random.before_batch()
 
     def on_train_batch_end(
@@ -63,6 +74,14 @@ class RepeatableTraining(Callback):
         everywhere = saved if isinstance(saved, list) else [saved]
         if len(everywhere) == trainer.world_size:
             self.random.load_state_dict(everywhere[trainer.global_rank])
+
+    def expect_optimizers(self, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+        """Remember the optimizers' states, which Lightning loads later, so that they keep the types of the saved ones.
+
+        A run that goes on in another precision takes its own; ``FullyShardedStrategy`` has seen to the states already.
+        """
+        if "state_dict" in checkpoint and has_types_of(pl_module, checkpoint["state_dict"]):
+            self._saved_optimizers = checkpoint.get("optimizer_states", [])
 
     def share_sums(self, trainer: Trainer, state: dict[str, Any]) -> None:
         """Leave what was added up over all processes to the first, so that their sum is what was saved."""

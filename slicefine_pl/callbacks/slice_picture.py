@@ -90,8 +90,10 @@ class SlicePicture(Callback):
         return {"since": self._since, "changes": self._changes.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the run that is being resumed, when training starts."""
+        """Go on from the run that is being resumed, when training starts; or at once, after a search in this run."""
         self._saved = state_dict
+        if self._changes is not None:
+            self._changes.load_state_dict(state_dict["changes"])
 
 
 def _slicefine(trainer: Trainer) -> SliceFineCallback:

@@ -5,33 +5,52 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 
 import time
 import warnings
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.building import when_built
 from slicefine_pl.callbacks.finite import all_finite, describe_nonfinite
-from slicefine_pl.callbacks.neighbours import callbacks_of, check_order
+from slicefine_pl.callbacks.leftovers import settle, undo_before_next_fit
+from slicefine_pl.callbacks.neighbours import (
+    callbacks_of,
+    check_alone,
+    check_order,
+    refuse_finetuning,
+    refuse_pruning,
+    refuse_search_of_resumed,
+    search_after,
+)
+from slicefine_pl.callbacks.parameter_table import count_slices_once, use_parameter_table
 from slicefine_pl.callbacks.processes import check_agreement, check_slicing_strategy
 from slicefine_pl.callbacks.random_state import TrainingRandomState
+from slicefine_pl.callbacks.rehearsal import Demands, check_optimizer
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
-from slicefine_pl.callbacks.share import OptimizerShare, has_gradients, has_stepped, updated_by
-from slicefine_pl.slicing import Axis, Backend, Order, SliceHandle, Summary, slice_model
+from slicefine_pl.callbacks.share import OptimizerShare, has_gradients, has_stepped, take_plain_steps, updated_by
+from slicefine_pl.callbacks.trained import (
+    check_owners,
+    check_requires_grad,
+    check_strays,
+    explain_loss_without_gradient,
+    refuse_without_gradient,
+)
+from slicefine_pl.run_length import run_length
+from slicefine_pl.slicing import Axis, Backend, LiveSlice, Order, SliceHandle, Summary, slice_model
 from slicefine_pl.slicing.positions import check_choice, check_rank
 from slicefine_pl.slicing.targets import some
+from slicefine_pl.slicing.track import slice_type
 
 OptimizerState = Literal["reset", "keep"]
 NonFinite = Literal["raise", "skip"]
-SliceDtype = Literal["float32", "bfloat16", "float16"]
+SliceDtype = Literal["float64", "float32", "bfloat16", "float16"]
 
 
 class SliceFineCallback(RepeatableTraining):
@@ -54,7 +73,12 @@ class SliceFineCallback(RepeatableTraining):
     **Several processes.** All of them visit the same lines; after each move that is checked.  Networks are copied (DDP)
     or shared out by ``FullyShardedStrategy``; other strategies that shard are refused (docs/distributed.md).
 
-    **Limits.** Comes before weight averaging in the list of callbacks.  A slice without any gradient at the first step
+    **Searches.** ``Tuner``, ``LearningRateFinder`` and ``BatchSizeFinder`` train slices that stand still; the run goes
+    on as if there had been no search.  After ``Tuner``, the module is dense again.  If a run is broken off and
+    Lightning does not report it, the slices are closed at the start of the module's next fit.
+
+    **Limits.** One for each trainer, and neither ``ModelPruning`` nor ``BackboneFinetuning`` beside it.  Comes before
+    weight averaging in the list of callbacks.  A slice without any gradient at the first step
     (``reached_within``) is an error that names the layers.  A weight that the network reaches by a reference of its own
     (a list of parameters, ``named_parameters()``) rather than through its module gets no gradient that way; what writes
     into a sliced weight from outside (clamping, ``nn.init``) is undone on the live lines.  Running statistics of
@@ -77,13 +101,16 @@ class SliceFineCallback(RepeatableTraining):
             ahead of the others by more than the noise on the tweets (docs/accuracy.md).
         targets: Regular expressions searched in module names; ``None`` takes every linear map, convolution and
             attention but output heads, tied weights, weights that are frozen already, and those narrower than ``rank``.
-            Embeddings and raw parameters are sliced where a pattern names them.
+            Embeddings and raw parameters are sliced where a pattern names them; a raw parameter of three dimensions is
+            a stack of matrices, such as experts ``(E, O, I)``: the same lines of each are trained.  What stays frozen
+            is reported with its share of the parameters and the pattern that would slice it.
         also_train: Regular expressions searched in parameter names, trained whole; ``None`` takes the new output head
             of a transformers, timm, torchvision or pytorchvideo model.  Biases and norms stay frozen unless named.
         optimizer_state: What the optimizer knows of a slice when it moves: ``"reset"`` starts afresh, ``"keep"`` leaves
             the moments of the old place.
         seed: Chooses where slices start; equal on all processes.
-        slice_dtype: Of the live slices, e.g. ``"float32"`` beside a bfloat16 model; ``None`` takes the weight's.
+        slice_dtype: Of the live slices, e.g. ``"float32"`` or ``torch.float32`` beside a bfloat16 model; ``None`` takes
+            the weight's.
         nonfinite: A loss or gradient that is not finite stops the run (``"raise"``), or drops the step (``"skip"``).
             Under a loss scaler (``precision="16-mixed"``) infinite gradients are the scaler's business.
         reached_within: Optimizer steps within which every slice must have received a gradient once; more than 1 for
@@ -109,7 +136,7 @@ class SliceFineCallback(RepeatableTraining):
         also_train: str | list[str] | None = None,
         optimizer_state: OptimizerState = "reset",
         seed: int = 0,
-        slice_dtype: SliceDtype | None = None,
+        slice_dtype: SliceDtype | torch.dtype | None = None,
         nonfinite: NonFinite = "raise",
         reached_within: int = 1,
         backend: Backend = "auto",
@@ -120,8 +147,7 @@ class SliceFineCallback(RepeatableTraining):
         check_choice("optimizer_state", optimizer_state, OptimizerState)
         check_choice("nonfinite", nonfinite, NonFinite)
         check_choice("backend", backend, Backend)
-        if slice_dtype is not None:
-            check_choice("slice_dtype", slice_dtype, SliceDtype)
+        dtype = slice_type(slice_dtype)
         if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
             raise ValueError(f"interval={interval!r} is no number of optimizer steps; choose at least 1, or None.")
         if isinstance(reached_within, bool) or not isinstance(reached_within, int) or reached_within < 1:
@@ -143,11 +169,14 @@ class SliceFineCallback(RepeatableTraining):
             "targets": targets,
             "also_train": also_train,
             "seed": seed,
-            "slice_dtype": slice_dtype,
+            "slice_dtype": None if dtype is None else str(dtype).removeprefix("torch."),  # checkpoints keep names
             "backend": backend,
         }
         self._handle: SliceHandle | None = None
         self._shares: list[OptimizerShare] = []
+        self._pl_module: LightningModule | None = None
+        self._training = False
+        self._trained: set[int] = set()
         self._hooks: list[RemovableHandle] = []
         self._closed_state: dict[str, Any] = {}
         self._steps_before: dict[int, int] = {}
@@ -159,18 +188,28 @@ class SliceFineCallback(RepeatableTraining):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage != "fit" or self._handle is not None:
+        if stage != "fit":
             return
+        self._release()  # an earlier fit, maybe of another module, may have been broken off
+        check_alone(self, SliceFineCallback, trainer)
+        refuse_pruning(self, trainer)
+        refuse_finetuning(self, trainer)
         check_order(self, trainer)
         check_slicing_strategy(trainer)
-        when_built(pl_module, lambda: self._open(trainer, pl_module))
+        count_slices_once()
+        use_parameter_table(trainer, pl_module)
+        search_after(self, trainer)
+        self._pl_module = pl_module
+        undo_before_next_fit(trainer, pl_module, self, self._release)
+        when_built(trainer, pl_module, lambda: self._open(trainer, pl_module))
 
     def _open(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._handle is not None:
             return
-        slicing = dict(self._slicing)
-        dtype = slicing.pop("slice_dtype")
-        self._handle = slice_model(pl_module, **slicing, slice_dtype=dtype and getattr(torch, dtype))
+        self._handle = slice_model(pl_module, **self._slicing)
+        frozen = self._handle.frozen
+        if self._slicing["targets"] is None and frozen.matrices and not frozen.surprising:  # else it was a warning
+            rank_zero_info(f"SliceFine: {frozen}")
         self._handle.trust_weights()  # _after_step writes, so that the weights are right for everybody else too
         self._shares, self._skipped, self._seconds = [], 0, 0.0
         if trainer.global_step > 0 and self._closed_state:  # the same trainer goes on with another fit
@@ -179,52 +218,61 @@ class SliceFineCallback(RepeatableTraining):
         else:
             self._steps_before, self.random = {}, TrainingRandomState()
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self._handle is not None:  # a Tuner ends a fit without training
+            self._close()
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_search_of_resumed(trainer)
         held = [(id(each), optimizer) for optimizer in trainer.optimizers for each in updated_by(optimizer)]
-        self._check_owners([parameter for parameter, _ in held])
+        check_owners(self.opened(), [parameter for parameter, _ in held])
         owners = dict(held)
-        self._check_strays(pl_module)
+        whole = self.opened().trained.values()
+        self._trained = {id(each) for each in (*whole, *(live.parameter for live in self.opened()))}
+        check_strays(self.opened(), pl_module.named_parameters())
         for optimizer in trainer.optimizers:
             slices = [live for live in self.opened() if owners[id(live.parameter)] is optimizer]
-            self._shares.append(OptimizerShare(optimizer, slices))
+            share = self._share_of(optimizer, slices)
+            self._shares.append(share)
+            hook = optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(trainer, share))
+            self._hooks.append(hook)
 
-    def _check_owners(self, owned: Collection[int]) -> None:
-        """The optimizers must hold all that is to be trained, and of slices each its own."""
-        handle, times = self.opened(), Counter(owned)
-        if shared := [live.name for live in handle if times[id(live.parameter)] > 1]:
-            raise MisconfigurationException(
-                f"Several optimizers hold the slices of {some(shared)}, and a slice moves with the steps of one; give"
-                " each optimizer parameters of its own."
+    def _share_of(self, optimizer: Optimizer, slices: list[LiveSlice]) -> OptimizerShare:
+        if take_plain_steps(optimizer):
+            rank_zero_warn(
+                f"{type(optimizer).__name__}(differentiable=True) makes plain steps here: torch records no steps on a"
+                " network's own parameters."
             )
-        slices = [f"the slice of {live.name}" for live in handle if id(live.parameter) not in owned]
-        whole = [name for name, parameter in handle.trained.items() if id(parameter) not in owned]
-        if slices or whole:
-            raise MisconfigurationException(
-                f"No optimizer holds {some(slices + whole)}; build it in configure_optimizers from self.parameters(),"
-                " or from those that require a gradient."
-            )
-
-    def _check_strays(self, pl_module: LightningModule) -> None:
-        """The module must train nothing that we do not know of."""
-        handle = self.opened()
-        known = {id(live.parameter) for live in handle} | {id(parameter) for parameter in handle.trained.values()}
-        required = ((name, parameter) for name, parameter in pl_module.named_parameters() if parameter.requires_grad)
-        strays = [name for name, parameter in required if id(parameter) not in known]
-        if strays:
-            raise MisconfigurationException(
-                f"{some(strays)} require a gradient but are neither slices nor in also_train: something made or unfroze"
-                " them after the slices were opened. Build the model in __init__, setup or configure_model, and do not"
-                " combine SliceFineCallback with callbacks that unfreeze parameters."
-            )
+        demands = Demands(
+            compact=self._slicing["backend"] != "mask",
+            alternating=self._slicing["axis"] == "alternate",
+            moving=self._interval is not None,
+            kept=self._keep_state,
+        )
+        check_optimizer(optimizer, slices, demands)
+        return OptimizerShare(optimizer, [live.parameter for live in slices], [live.name for live in slices])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         # Not earlier: a sharded run has its checkpoint restored after on_fit_start, and that may step the optimizer.
         for position, share in enumerate(self._shares):
             share.begin(self._steps_before.get(position, 0))
-            hook = share.optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(trainer, share))
-            self._hooks.append(hook)
+        self._training = True
         self._check_agreement(trainer)
+        self._say_if_never_moved(trainer)
         self._log(trainer)
+
+    def _say_if_never_moved(self, trainer: Trainer) -> None:
+        """A small set is over before an interval is."""
+        if self._interval is None or not trainer.lightning_module.automatic_optimization:
+            return
+        steps = run_length(trainer)
+        if steps is not None and 1 < steps < self._interval:
+            shorter = max(1, steps // 4)
+            rank_zero_info(
+                f"SliceFine: the slices never move, as the run makes {steps} optimizer steps and interval is"
+                f" {self._interval}. interval={shorter} would move them {(steps - 1) // shorter} times."
+            )
 
     def _check_agreement(self, trainer: Trainer) -> None:
         check_agreement(trainer, {live.name: live.indices for live in self.opened()}, "live lines")
@@ -235,7 +283,7 @@ class SliceFineCallback(RepeatableTraining):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         counts = self.opened().counts()
-        steps = sum(share.steps for share in self._shares) - sum(self._steps_before.values())
+        steps = sum(share.steps - share.first_step for share in self._shares)
         rank_zero_info(
             f"SliceFine: {self.opened().moves} moves visited {counts.coverage:.1%} of {counts.target:,} sliced"
             f" weights; {counts.trained:,} of {counts.total:,} parameters were trained at a time;"
@@ -245,22 +293,26 @@ class SliceFineCallback(RepeatableTraining):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._handle is None:
-            return
-        if trainer.world_size > 1:  # an error may be this process's alone, and the state is what all know together
+            self._release()
+        elif trainer.world_size > 1:  # an error may be this process's alone, and the state is what all know together
             self._closed_state = {}
-            self._close_slices()
+            self._release()
         else:
             self._close()
 
     def _close(self) -> None:
         self._closed_state = self.state_dict()
-        self._close_slices()
+        self._release()
 
-    def _close_slices(self) -> None:
+    def _release(self) -> None:
+        """Leave nothing in the module and its optimizers, wherever the run ends."""
         for hook in self._hooks:
             hook.remove()
-        self.opened().close()
-        self._hooks, self._handle = [], None
+        if self._handle is not None:
+            self._handle.close()
+        if self._pl_module is not None:
+            settle(self._pl_module, self)
+        self._hooks, self._handle, self._pl_module, self._training = [], None, None, False
 
     def opened(self) -> SliceHandle:
         """The open slices, while a fit is running."""
@@ -270,7 +322,8 @@ class SliceFineCallback(RepeatableTraining):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
-            self._check_strays(pl_module)  # again, as some callbacks unfreeze layers when an epoch starts
+            # Again, as some callbacks unfreeze layers when an epoch starts.
+            check_strays(self.opened(), pl_module.named_parameters())
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if stale := self.opened().stale():  # somebody exchanged parameters and put them back, as weight averages do
             self.opened().write(stale)
@@ -283,12 +336,18 @@ class SliceFineCallback(RepeatableTraining):
                 " it: a compiled network, and layers in eval mode, compute with the weights of that step. Optimizers"
                 " that evaluate several times a step (LBFGS, SAM) need train mode, and no torch.compile."
             )
+        if not loss.requires_grad:
+            explain_loss_without_gradient(self.opened(), self._reached_within)
         self._loss = loss.detach()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         share = next(share for share in self._shares if share.optimizer is optimizer)
+        if frozen := share.frozen():
+            check_requires_grad(self.opened(), frozen)
         if not has_gradients(optimizer):
             return  # training_step returned None: nothing to learn from this batch
+        if share.changes_more_than(self._trained):
+            check_strays(self.opened(), pl_module.named_parameters())
         self._check_reached(share)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         finite = scaler is not None or all_finite(updated_by(optimizer), self._loss)
@@ -299,12 +358,7 @@ class SliceFineCallback(RepeatableTraining):
     def _check_reached(self, share: OptimizerShare) -> None:
         share.unreached = self.opened().without_gradient(share.unreached)
         if share.unreached and share.steps + 1 - share.first_step >= self._reached_within:
-            when = "at the first step" if self._reached_within == 1 else f"in the first {self._reached_within} steps"
-            raise MisconfigurationException(
-                f"The slices of {some(share.unreached)} received no gradient {when}: the network does not use"
-                " these layers, or reaches their weights past the module. Leave them out, for instance with targets"
-                " that name the others; if layers take turns (experts, towers, LayerDrop), raise reached_within."
-            )
+            refuse_without_gradient(self.opened(), share.unreached, self._reached_within)
 
     def _meet_nonfinite(self, trainer: Trainer, pl_module: LightningModule, share: OptimizerShare) -> None:
         message = (
@@ -321,14 +375,17 @@ class SliceFineCallback(RepeatableTraining):
         """After the optimizer has changed the slices: put them into the weights, and move them if their time is up."""
         if not has_stepped(share.optimizer):
             return  # nothing to apply, or a step that was dropped
-        self._check_reached(share)  # for optimizers that are stepped behind Lightning's back
-        share.steps += 1
-        handle = self.opened()
+        handle, searched = self.opened(), self not in callbacks_of(trainer)
+        if self._training or searched:
+            self._check_reached(share)  # again, for optimizers that are stepped behind Lightning's back
         handle.write(share.names)
+        if searched or not self._training:  # a search takes callbacks off: it sees slices that learn and stand still
+            return
+        share.steps += 1
         if self._interval is not None and share.steps % self._interval == 0:
             moved = handle.move(share.names)
             if not self._keep_state:
-                share.forget(moved)
+                share.forget(live.parameter for live in moved)
             self._check_agreement(trainer)
             self._moved = True
 
@@ -357,10 +414,16 @@ class SliceFineCallback(RepeatableTraining):
             return self._closed_state
         return {
             "settings": self._settings(),
-            "steps": {position: share.steps for position, share in enumerate(self._shares)},
+            "steps": self._steps(),
             "slices": self._handle.state_dict(),
             "random": self.random.state_dict(),
         }
+
+    def _steps(self) -> dict[int, int]:
+        """Steps of each optimizer, of this run and those it goes on from."""
+        return (
+            {place: share.steps for place, share in enumerate(self._shares)} if self._training else self._steps_before
+        )
 
     def local_sums(self, state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
         """The importance of lines: each process adds up what its own examples say."""
@@ -378,6 +441,7 @@ class SliceFineCallback(RepeatableTraining):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         state = self.saved_state(checkpoint, self._settings(), "its optimizer knows no slices")
+        self.expect_optimizers(pl_module, checkpoint)
         self.share_sums(trainer, state)
         self.opened().load_state_dict(state["slices"])
         self.resume_random(trainer, state["random"])

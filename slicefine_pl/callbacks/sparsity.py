@@ -18,13 +18,22 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.building import when_built
-from slicefine_pl.callbacks.neighbours import callbacks_of
+from slicefine_pl.callbacks.leftovers import settle, undo_before_next_fit
+from slicefine_pl.callbacks.neighbours import (
+    callbacks_of,
+    check_alone,
+    refuse_pruning,
+    refuse_search_of_resumed,
+    search_after,
+)
 from slicefine_pl.callbacks.processes import check_agreement, check_pruning_strategy
 from slicefine_pl.callbacks.pruning_picture import draw_pruning
 from slicefine_pl.callbacks.repeatable import RepeatableTraining
 from slicefine_pl.callbacks.share import has_stepped, updated_by
 from slicefine_pl.callbacks.sliced_masks import MaskedSlices
+from slicefine_pl.callbacks.slicefine import slicefine_of
 from slicefine_pl.files import only_informs
+from slicefine_pl.run_length import required_run_length, run_length
 from slicefine_pl.slicing.positions import check_choice
 from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, ledger, parse_pattern
 from slicefine_pl.sparsity.schedules import RAMPS, check_ramp, in_steps
@@ -54,6 +63,10 @@ class SparsityCallback(RepeatableTraining):
     **Best checkpoints.** A ``ModelCheckpoint`` that monitors a score forgets, when the target is reached, what it took
     for best before: denser networks score better, and would be exported with too few zeros.  ``EarlyStopping``
     forgets nothing: give it patience beyond ``end``.
+    **Searches.** ``Tuner``, ``LearningRateFinder`` and ``BatchSizeFinder`` keep the zeros that the network has, and
+    prune nothing; the run goes on as if there had been no search.
+    **Length.** ``start`` and ``end`` given as shares need a known number of steps; if it is unknown, the run ends with
+    an error before its first step.  Numbers of steps (integers) need none.
     **With SliceFineCallback.** Slices keep the zeros too, and the network may be pruned while they move; only
     ``criterion="gradient"`` is refused, as there is no gradient but that of the slice.
 
@@ -129,6 +142,7 @@ class SparsityCallback(RepeatableTraining):
         self._schedule: Schedule | None = None
         self._steps = 0
         self._history: list[tuple[int, float]] = []
+        self._pl_module: LightningModule | None = None
         self._hooks: list[RemovableHandle] = []
         self._unlogged = False
         self._scalings = 0
@@ -142,16 +156,27 @@ class SparsityCallback(RepeatableTraining):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and not (self._masks is not None and trainer.global_step > 0):
-            check_pruning_strategy(trainer)
-            when_built(pl_module, lambda: self._prepare(pl_module))
+        if stage != "fit":
+            return
+        self._release()  # an earlier fit, maybe of another module, may have been broken off
+        check_alone(self, SparsityCallback, trainer)
+        refuse_pruning(self, trainer)
+        check_pruning_strategy(trainer)
+        search_after(self, trainer)
+        self._pl_module = pl_module
+        undo_before_next_fit(trainer, pl_module, self, self._release)
+        if self._masks is None or trainer.global_step == 0:
+            when_built(trainer, pl_module, lambda: self._prepare(pl_module))
 
     def _prepare(self, pl_module: LightningModule) -> None:
         self._masks = NetworkMasks(pl_module, self._pattern, **self._pruning)
         self._schedule, self._steps, self._history = None, 0, []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._slices = MaskedSlices(pl_module, self.masks)
+        refuse_search_of_resumed(trainer)
+        self._slices = MaskedSlices(pl_module, self.masks, trainer.optimizers)
+        if self._slices and (slicing := slicefine_of(trainer)):
+            slicing.opened().watch(self._slices)
         self.masks.watch()
         if self._slices and self._pruning["criterion"] == "gradient" and self._ramp is not None:
             raise MisconfigurationException(
@@ -166,6 +191,10 @@ class SparsityCallback(RepeatableTraining):
                 lambda own, *_, counts=counts: self._after_step(trainer, own, counts)
             )
             self._hooks.append(hook)
+        if self._ramp is None and self._steps == 0:
+            self.masks.keep_zeros()
+        if self._slices:
+            self._slices.follow()
 
     def _counted(self, optimizers: list[Optimizer]) -> Optimizer:
         """The optimizer whose steps count: the first that updates a pruned weight or a slice of one."""
@@ -180,26 +209,36 @@ class SparsityCallback(RepeatableTraining):
         return own[0]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._ramp is None:
-            if self._steps == 0:
-                self.masks.keep_zeros()
-        elif self._schedule is None:  # not earlier: asking for the length of the run makes Lightning build its loader
-            total = trainer.estimated_stepping_batches
-            start, end = in_steps("start", self._start, total), in_steps("end", self._end, total)
-            self._schedule = Schedule(self._ramp, start, end, self._interval)
-            if end > total:
-                raise MisconfigurationException(
-                    f"end={end} lies beyond the {total:g} optimizer steps of this run, so the target would never be"
-                    " reached; train longer, or choose an earlier end."
-                )
+        super().on_train_start(trainer, pl_module)
+        # Not earlier: asking for the length of the run makes Lightning build its loader.
+        if self._ramp is not None and self._schedule is None:
+            self._schedule = self._planned(trainer, self._ramp)
         if self._steps == 0:
             self._tell_skipped()
             if self._schedule is not None and self._schedule.due(0):
                 self._prune(trainer, self._schedule.share(0))
-        for optimizer in trainer.optimizers:
-            self.masks.cut_state(optimizer)
-        self._slices_respect(trainer)
+            self._cut_memories(trainer)
+        elif self._slices:  # weights, live values and memories came back from the checkpoint as they were
+            self._slices.follow()
         self._log(trainer)
+
+    def _planned(self, trainer: Trainer, ramp: Callable[[float], float]) -> Schedule:
+        """The ramp in steps of this run; its length matters only where ``start`` or ``end`` is a share of it."""
+        points = {"start": self._start, "end": self._end}
+        shares = [f"{name}={point}" for name, point in points.items() if isinstance(point, float)]
+        if shares:
+            instead = "give start and end as numbers of optimizer steps (integers)"
+            total: int | None = required_run_length(trainer, " and ".join(shares), instead)
+        else:
+            total = run_length(trainer)
+        start, end = (in_steps(name, point, total or 0) for name, point in points.items())
+        schedule = Schedule(ramp, start, end, self._interval)
+        if total is not None and end > total:
+            raise MisconfigurationException(
+                f"end={end} lies beyond the {total} optimizer steps of this run, so the target would never be"
+                " reached; train longer, or choose an earlier end."
+            )
+        return schedule
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self.masks.see_gradients()
@@ -211,6 +250,8 @@ class SparsityCallback(RepeatableTraining):
         if not has_stepped(optimizer):
             return
         self.masks.cut_trained(optimizer, self._scalings)
+        if self not in callbacks_of(trainer):  # a search takes callbacks off: it sees the zeros that there are
+            return
         self._steps += counts
         if counts and self._schedule is not None and self._schedule.due(self._steps):
             self._prune(trainer, self._schedule.share(self._steps))
@@ -220,20 +261,21 @@ class SparsityCallback(RepeatableTraining):
         if self._slices:
             self._slices.write()
         self.masks.prune(share * self._target)
-        for optimizer in trainer.optimizers:
-            self.masks.cut_state(optimizer)
+        self._cut_memories(trainer)
         for average in _averages(trainer):
             self.masks.cut_weights(average)
-        self._slices_respect(trainer)
         check_agreement(trainer, {name: self.masks[name] for name in self.masks.prunable}, "masks")
         if share == 1:
             _forget_denser_checkpoints(trainer)
         self._history.append((self._steps, self.masks.sparsity))
         self._unlogged = True
 
-    def _slices_respect(self, trainer: Trainer) -> None:
+    def _cut_memories(self, trainer: Trainer) -> None:
+        """Clear what slices and optimizers hold of pruned weights."""
+        for optimizer in trainer.optimizers:
+            self.masks.cut_state(optimizer)
         if self._slices:
-            self._slices.respect(trainer.optimizers)
+            self._slices.respect()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -244,7 +286,8 @@ class SparsityCallback(RepeatableTraining):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._release()
-        self.masks.verify(in_full=self._schedule is None or self._steps >= self._schedule.end)
+        in_full = self._steps > 0 if self._schedule is None else self._steps >= self._schedule.end
+        self.masks.verify(in_full=in_full)  # without a schedule and a step, training did not even start
         if self._schedule is not None and self._steps < self._schedule.end:
             rank_zero_warn(
                 f"The run ended after {self._steps} steps, before end={self._schedule.end}: sparsity is "
@@ -260,12 +303,19 @@ class SparsityCallback(RepeatableTraining):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._release()
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":  # a Tuner ends a fit without training
+            self._release()
+
     def _release(self) -> None:
+        """Leave no hook in the module and its optimizers, wherever the run ends."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
         if self._masks is not None:
             self._masks.close()
+        if self._pl_module is not None:
+            settle(self._pl_module, self)
+        self._hooks, self._pl_module = [], None
 
     def _tell_skipped(self) -> None:
         if told := self.masks.skipped:
@@ -301,6 +351,7 @@ class SparsityCallback(RepeatableTraining):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         state = self.saved_state(checkpoint, self._settings, "it has no masks")
+        self.expect_optimizers(pl_module, checkpoint)
         self.share_sums(trainer, state)
         self.masks.load_state_dict(state)
         self._steps, self._history = state["steps"], list(state["history"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slicefine_pl.cli.laws import KnownLaw
+from slicefine_pl.cli.quantities import percent, plain, readable
 from slicefine_pl.sparsity import costs
 from slicefine_pl.sparsity.fitting import INTERVAL
 
@@ -66,13 +67,14 @@ class Question:
         step = 6 * self.nonzero_params * self.items_per_step * self.per_item
         if self.flops < step:
             raise ValueError(
-                f"compute={self.flops:.3g} FLOPs is less than one step of {self.items_per_step:g} items on "
-                f"{self.nonzero_params:.3g} parameters, {step:.3g}; give more, or a smaller --items-per-step."
+                f"compute={readable(self.flops)} FLOPs is less than one step of {self.items_per_step:,.10g} items on "
+                f"{readable(self.nonzero_params)} parameters, {readable(step)}; give more, or a smaller "
+                "--items-per-step."
             )
         if self.data < self.items_per_step:
             raise ValueError(
-                f"data={self.data:g} is less than one step of {self.items_per_step:g}; give single images or tokens, "
-                "or a smaller --items-per-step."
+                f"data={readable(self.data)} is less than one step of {self.items_per_step:,.10g}; give single "
+                "images or tokens, or a smaller --items-per-step."
             )
 
     @property
@@ -233,15 +235,15 @@ def start(known: KnownLaw, question: Question) -> Start:
     if dense is None:
         first = 6 * question.nonzero_params / (1 - scratch.sparsity) * scratch.data * question.per_item
         reason = (
-            f"no dense model is at hand, and training one to prune would first cost {first:.2g} FLOPs, "
-            f"{100 * first / question.flops:.2g} % of the budget"
+            f"no dense model is at hand, and training one to prune would first cost {readable(first)} FLOPs, "
+            f"{percent(first / question.flops)} of the budget"
         )
         return Start(False, 0.0, 0.0, None, None, scratch.loss, reason)
     size, law = question.nonzero_params, known.law
     if size >= dense.parameters:
         raise ValueError(
-            f"parameters={size:.3g} is not fewer than the {dense.parameters:.3g} of the dense model at hand; give the "
-            "non-zero parameters to be served, half of the dense ones for 2:4."
+            f"parameters={readable(size)} is not fewer than the {readable(dense.parameters)} of the dense model at "
+            "hand; give the non-zero parameters to be served, half of the dense ones for 2:4."
         )
     sparsity = 1 - size / dense.parameters
     left = question.budget - (0.0 if dense.sunk else 6 * dense.parameters * dense.data)
@@ -284,24 +286,26 @@ def warnings(known: KnownLaw, question: Question, shown: float, told: Start) -> 
         factor = strayed(value, fitted)
         if factor > EDGE:
             trust = "the losses are no more than a direction" if factor < FAR else "do not believe the losses"
-            span = f"{fitted[0]:.3g} to {fitted[1]:.3g}"
-            found.append(f"Extrapolation: {value:.3g} {name}, {factor:.3g} times outside the fit ({span}); {trust}.")
+            span = f"{readable(fitted[0])} to {readable(fitted[1])}"
+            found.append(
+                f"Extrapolation: {readable(value)} {name}, {plain(factor)} times outside the fit ({span}); {trust}."
+            )
     if size > LARGEST_STUDIED:
         found.append("Extrapolation: no published law was fitted to more than 85M non-zero parameters.")
     if question.dense and question.dense.data > known.ranges.data[1]:
         found.append(
-            f"Extrapolation: the dense model saw {question.dense.data:.3g} {unit}, more than any run of the fit."
+            f"Extrapolation: the dense model saw {readable(question.dense.data)} {unit}, more than any run of the fit."
         )
     if told.from_dense:
         if told.sparsity > known.ranges.sparsity[1]:
             found.append(
-                f"Extrapolation: pruning to {100 * told.sparsity:.3g} %, and no run of the fit was beyond "
-                f"{100 * known.ranges.sparsity[1]:.3g} %; the law knows nothing of networks so sparse."
+                f"Extrapolation: pruning to {percent(told.sparsity)}, and no run of the fit was beyond "
+                f"{percent(known.ranges.sparsity[1])}; the law knows nothing of networks so sparse."
             )
         if (factor := strayed(told.data, known.ranges.data)) > EDGE and not np.isclose(told.data, data):
             found.append(
-                f"Extrapolation: {told.data:.3g} {unit} while pruning the dense model, {factor:.3g} times outside the "
-                "fit."
+                f"Extrapolation: {readable(told.data)} {unit} while pruning the dense model, {plain(factor)} times "
+                "outside the fit."
             )
     if "do not determine" in known.statement:
         found.append(known.statement)

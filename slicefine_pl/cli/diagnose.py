@@ -23,6 +23,7 @@ from slicefine_pl.cli.diagnose_numbers import numbers_of
 from slicefine_pl.cli.diagnose_page import page
 from slicefine_pl.cli.diagnose_subject import BATCH, Subject, Wish, count, load, without_pretraining
 from slicefine_pl.cli.diagnose_words import captions, summary
+from slicefine_pl.cli.quantities import percent
 from slicefine_pl.files import write_whole
 from slicefine_pl.modules import TextClassifier
 
@@ -150,7 +151,9 @@ def _measured(wish: Wish, settings: Settings, *, with_control: bool) -> tuple[Su
 
     told(f"Loading {wish.model} and its data, fitting a head where it is new ...")
     subject = load(wish, settings.targets, settings.rank)
-    told(f"Measuring: {count(subject.train)} training examples.")
+    given = " and ".join(f"{number:,} {name}" for name, number in subject.given.items())
+    looked = f"{count(subject.train):,} and {count(subject.held_out):,} are measured"
+    told(f"Your data: {given} examples, of which {looked}. The head {subject.head}.")
     found = measure(subject, settings, control=False, told=told)
     if not with_control:
         return subject, found, None
@@ -169,7 +172,9 @@ def _setup(arguments: argparse.Namespace, subject: Subject, found: Findings) -> 
         "scores": subject.scores,
         "loss": f"mean {subject.loss_name} with the head {subject.head}, network in eval mode",
         "outputs": subject.module.num_classes,
+        "given_examples": subject.given,
         "training_examples": count(subject.train),
+        "validation_examples": count(subject.held_out),
         "slices_together": len(found.winners.layers) if found.winners else 0,
         "command_line": " ".join(["slicefine", *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
@@ -217,7 +222,7 @@ def _table(own: dict[str, Any]) -> list[list[str]]:
         ]
     ]
     for step in [found["everything"], found["together"], *found["layers"], *found["slices"], *found["full"]]:
-        share = [f"{100 * step[name]:.3g} %" for name in ("parameters", "energy")]
+        share = [percent(step[name]) for name in ("parameters", "energy")]
         values = [f"{step[name]:.2e}" for name in ("predicted", "decrease", "held_out", "held_out_error")]
         what = step["line"] if not step["lines"] else f"{len(step['lines'])} {step['line']}s"
         rows.append([step["name"], what, f"{step['lr']:.3g}", *share, *values])

@@ -75,6 +75,7 @@ class Subject:
         train: Batches of training examples to look at.
         head_examples: Batches to fit a head to; the first of them are ``train``.
         held_out: Batches of validation examples.
+        given: Examples in the data, for ``"training"`` and ``"validation"``.
         head: Where it comes from, in words.
         scores: Accuracy, or Pearson correlation, of the head on ``"train"`` and ``"held out"``.
     """
@@ -83,6 +84,7 @@ class Subject:
     train: list[Batch]
     head_examples: list[Batch]
     held_out: list[Batch]
+    given: dict[str, int]
     head: str
     scores: dict[str, float]
 
@@ -127,9 +129,11 @@ def load(wish: Wish, targets: Patterns | None, rank: int) -> Subject:
     except ImportError as error:
         raise ValueError(str(error)) from error
     target_matrices(module, targets, rank)  # refuses, before a head is fitted, what there is no place for
-    head_examples = _first(data.train_dataloader(), max(wish.examples, HEAD_EXAMPLES))
+    loaders = {"training": data.train_dataloader(), "validation": data.val_dataloader()}
+    given = {name: len(loader.plan.lengths) for name, loader in loaders.items()}
+    head_examples = _first(loaders["training"], max(wish.examples, HEAD_EXAMPLES))
     train = _first(head_examples, wish.examples)
-    held_out = _spread(data.val_dataloader(), HELD_OUT)
+    held_out = _spread(loaders["validation"], HELD_OUT)
     for name, batches, least in (("training", train, 2 * BATCH), ("validation", held_out, BATCH)):
         if (there := count(batches)) < least:
             raise ValueError(
@@ -141,7 +145,7 @@ def load(wish: Wish, targets: Patterns | None, rank: int) -> Subject:
                 f"All {there} {name} examples have the label {labels[0]:g}, so that there is nothing to learn; give"
                 " other --data, or another --label-column."
             )
-    return _with_head(module, train, head_examples, held_out)
+    return _with_head(module, train, head_examples, held_out, given)
 
 
 def without_pretraining(subject: Subject, seed: int) -> Subject:
@@ -149,7 +153,7 @@ def without_pretraining(subject: Subject, seed: int) -> Subject:
     module = reinitialised(subject.module, seed)
     _settle(module, subject.train)
     module.untrained_head = True
-    return _with_head(module, subject.train, subject.head_examples, subject.held_out)
+    return _with_head(module, subject.train, subject.head_examples, subject.held_out, subject.given)
 
 
 def _data(wish: Wish, kind: Kind) -> TextDataModule | ImageDataModule:
@@ -224,7 +228,11 @@ def _tensors(batch: Mapping[str, Any]) -> Batch:
 
 
 def _with_head(
-    module: TextClassifier | ImageClassifier, train: list[Batch], head_examples: list[Batch], held_out: list[Batch]
+    module: TextClassifier | ImageClassifier,
+    train: list[Batch],
+    head_examples: list[Batch],
+    held_out: list[Batch],
+    given: dict[str, int],
 ) -> Subject:
     head = "came with the model"
     if module.untrained_head:
@@ -232,7 +240,7 @@ def _with_head(
         _fit_head(module, head_examples)
         module.untrained_head = False
     scores = {"train": _score(module, train), "held out": _score(module, held_out)}
-    return Subject(module, train, head_examples, held_out, head, scores)
+    return Subject(module, train, head_examples, held_out, given, head, scores)
 
 
 def count(batches: list[Batch]) -> int:

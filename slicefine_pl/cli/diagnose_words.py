@@ -1,7 +1,8 @@
 """The report of ``slicefine diagnose`` in plain words.
 
 Answers one question: what do the numbers support, and what not?  Every sentence is chosen by the numbers, and those of
-the network without pretraining stand beside: what holds there as well says nothing of pretraining.
+the network without pretraining stand beside: what holds there as well says nothing of pretraining.  Each paragraph
+begins with what the finding means for the reader.
 """
 
 import math
@@ -9,11 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 ALIKE = 1.5  # two numbers within this factor are called alike
+MOST = 0.5  # share of the slices from which on "most" of them help
 Numbers = Mapping[str, Any]
 
 
 def summary(own: Numbers, control: Numbers | None, setup: Numbers) -> dict[str, str]:
-    """Which rank, which layers, how much to expect: a paragraph each."""
+    """Which rank, which layers, how much to expect: a paragraph each, its meaning for the reader first."""
     return {
         "Which rank?": _rank(own, control, setup),
         "Which layers?": _layers(own),
@@ -25,7 +27,7 @@ def summary(own: Numbers, control: Numbers | None, setup: Numbers) -> dict[str, 
 def _rank(own: Numbers, control: Numbers | None, setup: Numbers) -> str:
     samples, energy = _energies(own)
     tasks = energy["k_task"]
-    told = (
+    told = _rank_in_short(setup["rank"], _whole(tasks["0.9"])) + (
         f"The theory asks for a rank of at least k_task(τ), and leaves τ open. Over the layers (median, {samples} as "
         f"samples) it is {_whole(tasks['0.5'])} at τ = 0.5, {_whole(tasks['0.8'])} at 0.8 and "
         f"{_whole(tasks['0.9'])} at 0.9; for 0.9 it runs from {tasks['0.9']['least']} to {tasks['0.9']['most']}. "
@@ -44,6 +46,12 @@ def _rank(own: Numbers, control: Numbers | None, setup: Numbers) -> str:
     return told + "A rank is chosen best by two short runs on validation data; the cost of a step hardly depends on it."
 
 
+def _rank_in_short(rank: int, suggested: int) -> str:
+    if rank >= suggested:
+        return f"In short: your rank of {rank} covers the suggested {suggested}; you need no larger one. "
+    return f"In short: your rank of {rank} is below the suggested {suggested}; train with both and keep the better. "
+
+
 def _layers(own: Numbers) -> str:
     shares = own["slice_gradients"]["shares"]
     ranked = sorted(shares, key=lambda name: -shares[name]["energy"] / shares[name]["parameters"])
@@ -52,16 +60,22 @@ def _layers(own: Numbers) -> str:
     size = sum(shares[name]["parameters"] for name in top)
     first, last = ranked[0], ranked[-1]
     high, low = (shares[name]["energy"] / shares[name]["parameters"] for name in (first, last))
-    return (
+    return _layers_in_short(energy / size, first) + (
         f"The quarter of the layers with the densest gradient holds {energy:.0%} of its energy in {size:.0%} of the "
         f"parameters. Densest is {first} ({high:.3g} times its share), thinnest {last} ({low:.3g} times). This is one "
         "gradient at the start of training: it tells where the first steps move the loss most, not where they end."
     )
 
 
+def _layers_in_short(density: float, densest: str) -> str:
+    if density < ALIKE:
+        return "In short: slice all layers; no group of them stands out. "
+    return f"In short: if you slice some layers only, take the densest quarter, {densest} among them. "
+
+
 def _expect(own: Numbers, setup: Numbers) -> str:
     together, dense = (own["slice_gradients"][step] for step in ("together", "everything"))
-    told = (
+    told = _expect_in_short(together["decrease"], dense["decrease"]) + (
         f"The head alone, {setup['head']}, reaches {setup['metric']} {setup['scores']['held out']:.3f} on held-out "
         "examples: what fine-tuning has to beat. "
     )
@@ -78,8 +92,17 @@ def _expect(own: Numbers, setup: Numbers) -> str:
     return told + "No number here predicts the accuracy after training."
 
 
+def _expect_in_short(slices: float, dense: float) -> str:
+    if dense <= 0:
+        return "In short: check your data and labels before you train. "
+    if slices < 0.5 * dense:
+        return "In short: give slices a larger learning rate than full fine-tuning. "
+    return "In short: the learning rate of full fine-tuning is a good start for slices. "
+
+
 def _hypothesis(own: Numbers, control: Numbers | None) -> str:
-    told = "".join(_winning(each, words) for each, words in ((own, "Here"), (control, "Without pretraining")) if each)
+    told = _hypothesis_in_short(own["slice_gradients"]["winning_full"])
+    told += "".join(_winning(each, words) for each, words in ((own, "Here"), (control, "Without pretraining")) if each)
     told += (
         "That a small step on any slice lowers the loss it was computed on is calculus, and holds for every network "
         "with a gradient; what can fail are held-out examples and full steps. Candidates are no independent trials: "
@@ -94,6 +117,15 @@ def _hypothesis(own: Numbers, control: Numbers | None) -> str:
         f"Spectral balance: the spread of the row groups' means is {mine:.3g} (median), that of a random matrix "
         f"{random:.3g}: the weights are {'as balanced as' if balanced else 'less balanced than'} chance."
     )
+
+
+def _hypothesis_in_short(steps: Numbers) -> str:
+    if not steps["clear"]:
+        return "In short: the steps are too small to tell good slices from bad ones. "
+    helped = f"{steps['held_out_lower']:.0%} of the slices help on unseen examples after one full step"
+    if steps["held_out_lower"] >= MOST:
+        return f"In short: {helped}, so it matters little where a slice stands. "
+    return f"In short: {helped}, so it matters where a slice stands, or the steps are too large. "
 
 
 def _winning(numbers: Numbers, words: str) -> str:

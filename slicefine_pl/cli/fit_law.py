@@ -19,8 +19,28 @@ from slicefine_pl.cli.quantities import quantity
 from slicefine_pl.files import write_whole
 from slicefine_pl.sparsity import FittedLaw, costs, fit_scaling_law
 
+SAYS = {
+    "a_S": "size term at density 1: falls with density",
+    "b_S": "how fast it falls",
+    "c_S": "size term at any density",
+    "b_N": "exponent of the non-zero parameters N",
+    "a_D": "data D at which their term is 1",
+    "b_D": "exponent of the data",
+    "c": "loss that neither N nor D removes",
+}
 Runs = dict[str, np.ndarray[Any, np.dtype[np.float64]]]  # as law_plots has them, without matplotlib
 
+DESCRIPTION = """Fit L(S, N, D) = (a_S (1-S)^b_S + c_S) N^-b_N + (a_D/D)^b_D + c to finished training runs.
+
+The CSV file has a header, one line per run, and at least these four columns (flags rename them):
+  sparsity        S, fraction of zeros, in [0, 1)
+  nonzero_params  N, non-zero parameters without embeddings
+  data            D, images or tokens seen in training
+  loss            validation loss at the end of the run, in nats
+
+At least eight runs, with three sparsities, two sizes and three amounts of data. For instance:
+  sparsity,nonzero_params,data,loss
+  0.5,10.6e6,16.4e9,2.31"""
 EXAMPLE = """example:
   slicefine fit-law runs.csv --data-unit images --json law.json --plot law.png
   slicefine fit-law t5-data.csv --parameters-column scale --parameters-factor 169869312 --dense-parameters \\
@@ -32,25 +52,29 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "fit-law",
         help="fit the scaling law L(S, N, D) to your runs",
-        description="Fit L(S, N, D) = (a_S (1-S)^b_S + c_S) N^-b_N + (a_D/D)^b_D + c to runs, one a line of CSV.",
+        description=DESCRIPTION,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("runs", type=Path, help="CSV file with a header and a run a line")
-    add("--sparsity-column", default="sparsity", help="fraction of zeros, in [0, 1)")
-    add("--parameters-column", default="nonzero_params", help="non-zero parameters without embeddings")
+    add("runs", type=Path, help="CSV file with a header and one line per run")
+    add("--sparsity-column", default="sparsity", help="fraction of zeros, in [0, 1) (default: sparsity)")
+    add(
+        "--parameters-column",
+        default="nonzero_params",
+        help="non-zero parameters without embeddings (default: nonzero_params)",
+    )
     add("--parameters-factor", type=quantity, default=1.0, help="parameters that 1 in that column stands for, e.g. 1M")
     add(
         "--dense-parameters",
         action="store_true",
         help="the column counts all parameters, zeros too: take (1 - S) of it",
     )
-    add("--data-column", default="data", help="images or tokens seen in training")
+    add("--data-column", default="data", help="images or tokens seen in training (default: data)")
     add("--data-factor", type=quantity, default=1.0, help="images or tokens that 1 in that column stands for")
     add("--data-unit", choices=("tokens", "images"), default="tokens", help="what the data are (default: tokens)")
-    add("--loss-column", default="loss", help="validation loss")
+    add("--loss-column", default="loss", help="validation loss (default: loss)")
     add(
         "--residual",
         choices=("log", "plain"),
@@ -124,7 +148,7 @@ def read_runs(arguments: argparse.Namespace) -> Runs:
         ValueError: A column is missing or holds no numbers, or the file is no CSV.
     """
     try:
-        table = pd.read_csv(arguments.runs)
+        table = pd.read_csv(arguments.runs, dtype=str)  # else True would be 1
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(
             f"file {str(arguments.runs)!r} is no CSV ({error}); give a header and a run a line."
@@ -158,12 +182,12 @@ def read_runs(arguments: argparse.Namespace) -> Runs:
 def tell(fit: FittedLaw, console: Console) -> None:
     """Print coefficients, checks and the statement on what stays open."""
     table = Table(title=f"L(S, N, D) of {fit.runs} runs", title_justify="left")
-    for heading in ("coefficient", "value", "90 % of the bootstrap", "determined"):
-        table.add_column(heading, justify="left" if heading == "coefficient" else "right")
+    for heading in ("coefficient", "value", "90 % of the bootstrap", "determined", "what it says"):
+        table.add_column(heading, justify="left" if heading in ("coefficient", "what it says") else "right")
     for name, value in fit.law.coefficients.items():
         low, high = fit.intervals.get(name, (float("nan"), float("nan")))
         inside = f"{low:.4g} … {high:.4g}" if fit.intervals else "none drawn"
-        table.add_row(name, f"{value:.5g}", inside, "no" if name in fit.undetermined else "yes")
+        table.add_row(name, f"{value:.5g}", inside, "no" if name in fit.undetermined else "yes", SAYS[name])
     console.print(table)
     console.print(
         f"Objective {fit.objective:.4e}: mean Huber loss of the {fit.residual} residual, delta {fit.delta:g}. "

@@ -121,13 +121,13 @@ def read_runs(path: Path, grid: Grid) -> dict[Point, Row]:
     damaged = f"file {str(path)!r} is damaged ({{}}); mend or delete it: what it lacks is trained again."
     try:
         content = path.read_text("utf-8")
-        table = pd.read_csv(path, dtype={"backbone": str}, float_precision="round_trip")
+        table = pd.read_csv(path, dtype={"backbone": str}, keep_default_na=False, float_precision="round_trip")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(damaged.format(" ".join(str(error).split()))) from error
     if tuple(table.columns) != COLUMNS:
         raise ValueError(damaged.format(f"its columns are {', '.join(map(str, table.columns))}"))
     numbers = table[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
-    wrong = ~np.isfinite(numbers.to_numpy(np.float64)).all(axis=1) | table["backbone"].isna().to_numpy()
+    wrong = ~np.isfinite(numbers.to_numpy(np.float64)).all(axis=1) | table["backbone"].fillna("").eq("").to_numpy()
     if wrong.any() or not content.endswith("\n"):
         line = int(np.flatnonzero(wrong)[0]) + 2 if wrong.any() else len(table) + 1
         raise ValueError(damaged.format(f"line {line} is no complete run"))

@@ -62,6 +62,26 @@ def quantity(text: str) -> float:
     return number
 
 
+def readable(number: float) -> str:
+    """A count as people write it, to three significant digits: 85e6 is ``"85M"``, 8.63e19 is ``"8.63e19"``."""
+    rounded = float(f"{number:.3g}")
+    if not 1e3 <= rounded < 1e15:
+        return f"{rounded:.3g}".replace("e+", "e")
+    suffix, factor = max(((name, size) for name, size in SUFFIXES.items() if size <= rounded), key=lambda pair: pair[1])
+    return f"{rounded / factor:.3g}{suffix}"
+
+
+def plain(number: float) -> str:
+    """A number to three significant digits, without an exponent where it is large: 54600 is ``"54,600"``."""
+    rounded = float(f"{number:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:.3g}"
+
+
+def percent(share: float) -> str:
+    """A share in percent: 1.0 is ``"100 %"``."""
+    return f"{plain(100 * share)} %"
+
+
 def parameters_of(model: str) -> float:
     """Parameters of a model without its embeddings and without a head where the library can leave it out.
 

@@ -8,7 +8,7 @@ import copy
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,21 +24,26 @@ from rich.table import Column, Table
 from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
 from slicefine_pl.callbacks.best_checkpoint import CarryBestCheckpoint
 from slicefine_pl.callbacks.neighbours import callbacks_of
+from slicefine_pl.callbacks.parameter_table import use_parameter_table
 from slicefine_pl.callbacks.preemption import SaveWhenPreempted
 from slicefine_pl.callbacks.probe import LinearProbe
 from slicefine_pl.callbacks.slice_picture import SlicePicture
 from slicefine_pl.cli.checks import check_checkpoint, check_output, check_writer
 from slicefine_pl.cli.errors import EARLY_ERRORS, USER_ERRORS, sentence
 from slicefine_pl.cli.interruption import TellHowToGoOn
+from slicefine_pl.cli.output import recipe_output
+from slicefine_pl.cli.recipe_help import RecipeParser
 from slicefine_pl.cli.report import RunReport
 from slicefine_pl.cli.run_folder import RunFolder
-from slicefine_pl.cli.settings import configs_first, refuse_alias_bombs, settings_of_run, value_of
+from slicefine_pl.cli.settings import configs_first, settings_of_run, value_of
+from slicefine_pl.cli.texts import TextSettings
 from slicefine_pl.files import write_whole
+from slicefine_pl.inputs import input_record
 from slicefine_pl.strategy import FullyShardedStrategy
 
 COMMANDS = ("fit", "validate", "test", "predict")
 GRID_HELP = "This recipe has one more subcommand, grid: a law of sizes, sparsities and lengths; see grid --help."
-LINKS = (("data.label_names", "model.label_names"), ("data.num_classes", "model.num_classes"))
+LINKS = tuple((f"data.{name}", f"model.{name}") for name in ("label_names", "num_classes", "num_frames", "crop_size"))
 PREPARATIONS = ("data.tokenizer", "data.processor")  # what the data module takes from the backbone's name
 TERMINATED = 128 + signal.SIGTERM
 
@@ -68,6 +73,16 @@ def run(
         config: The recipe's defaults.
         grid: The networks, sparsities and lengths of the recipe's grid.
     """
+    with recipe_output():
+        _run(module_class, datamodule_class, config, grid)
+
+
+def _run(
+    module_class: type[LightningModule],
+    datamodule_class: type[LightningDataModule],
+    config: Path,
+    grid: Path | None,
+) -> None:
     report = RunReport()
     StrategyRegistry.register("fsdp2", FullyShardedStrategy, "FSDP2, with open slices", override=True)
     try:
@@ -85,6 +100,7 @@ def run(
             trainer_defaults={"callbacks": [report, SaveWhenPreempted(), CarryBestCheckpoint(), TellHowToGoOn()]},
             parser_kwargs={command: {"default_config_files": [str(config)]} for command in COMMANDS}
             | ({} if grid is None else {"epilog": GRID_HELP}),
+            parser_class=RecipeParser,
             auto_configure_optimizers=False,
             seed_everything_default=0,
         )
@@ -129,6 +145,7 @@ class RecipeCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let data decide the classes, and the backbone how data are prepared; give our callbacks sections."""
+        self._texts.install()
         parser.add_argument(
             "--slicefine",
             type=SliceFineCallback | None,
@@ -151,20 +168,17 @@ class RecipeCLI(LightningCLI):
         for target in PREPARATIONS:
             if target in defaults:
                 parser.link_arguments("model.backbone", target)
-        for name in ("num_frames", "crop_size"):  # some video networks are built for one size of clips
-            if f"data.{name}" in defaults:
-                parser.link_arguments(f"data.{name}", f"model.{name}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Look at the checkpoint before anything is loaded; parse files first and flags last."""
-        refuse_alias_bombs()
-        words = configs_first(sys.argv[1:] if args is None else cast("Sequence[str]", args))
-        self._check_checkpoint(given := value_of("--ckpt_path", words))
-        if words[:1] == ["fit"] and given and (saved := settings_of_run(Path(given))):
+        given = self._texts.rewritten(sys.argv[1:] if args is None else cast("list[str]", args))
+        words = configs_first(given)
+        self._check_checkpoint(resumed := value_of("--ckpt_path", words))
+        if words[:1] == ["fit"] and resumed and (saved := settings_of_run(Path(resumed))):
             rank_zero_info(f"Going on with the settings of {saved}; what the command line says wins.")
             words[1:1] = ["--config", str(saved)]
         self.config = parser.parse_args(words)
-        if (path := self.config[self.config.subcommand].get("ckpt_path")) != given:
+        if (path := self.config[self.config.subcommand].get("ckpt_path")) != resumed:
             self._check_checkpoint(path)
 
     def _check_checkpoint(self, path: str | None) -> None:
@@ -179,6 +193,10 @@ class RecipeCLI(LightningCLI):
         super().instantiate_classes()
         self._place = RunFolder(self.trainer)
 
+    @cached_property
+    def _texts(self) -> TextSettings:
+        return TextSettings.of(model=self._model_class, data=self._datamodule_class)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Put our callbacks before the others: weight averaging copies what it finds."""
         slicefine, sparsity = (self._get(self.config_init, name) for name in ("slicefine", "sparsity"))
@@ -187,10 +205,15 @@ class RecipeCLI(LightningCLI):
         if slicefine is None:  # without slices there is nothing to draw
             others = [each for each in others if not isinstance(each, SlicePicture)]
         kwargs["callbacks"] = [*filter(None, (slicefine, sparsity)), *others]
-        return super().instantiate_trainer(**kwargs)
+        trainer: Trainer = super().instantiate_trainer(**kwargs)
+        use_parameter_table(trainer, self.model)
+        return trainer
 
     def before_instantiate_classes(self) -> None:
-        """Let ``predict`` write its predictions and nothing else."""
+        """Let data follow the checkpoint, if it says what training saw; let ``predict`` write predictions alone."""
+        settings = self.config[self.subcommand]
+        if "processor" in settings.data and settings.ckpt_path and input_record(str(settings.ckpt_path)):
+            settings.data.processor = str(settings.ckpt_path)
         if self.subcommand == "predict":
             self.config.predict.trainer.enable_progress_bar = False
             self.config.predict.trainer.logger = False
@@ -218,7 +241,7 @@ class RecipeCLI(LightningCLI):
         if settings.score_before and settings.ckpt_path is None and not settings.trainer.fast_dev_run:
             # To test a network shards it, and slices are opened before that: so a copy is tested there.
             tested = copy.deepcopy(self.model) if self._shards else self.model
-            [scores] = self.trainer.test(tested, self.datamodule, verbose=False)
+            [scores] = self._evaluate(tested, self.datamodule, verbose=False)
             self._report.before = dict(scores)
 
     def after_fit(self) -> None:
@@ -229,7 +252,7 @@ class RecipeCLI(LightningCLI):
             print("No step was trained: nothing is tested or exported.")
             return
         best = _best(getattr(self.trainer, "checkpoint_callbacks"))  # noqa: B009  (Trainer does not declare it)
-        [scores] = self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
+        [scores] = self._evaluate(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
         place = self._place.path / "export"  # asking for the folder takes all processes
         if self.trainer.is_global_zero:
             exported = None
@@ -238,6 +261,11 @@ class RecipeCLI(LightningCLI):
                     exported = whole.export(place)
             finally:  # an export that fails costs neither scores nor checkpoints
                 self._print_report(scores, best, exported)
+
+    @property
+    def _evaluate(self) -> Any:
+        """The trainer's ``test``, or ``validate`` where the data have no test split: scores keep their true names."""
+        return self.trainer.test if getattr(self.datamodule, "has_test", True) else self.trainer.validate
 
     def _whole(self, best: str) -> Any:
         """The module to export.  One that processes share is in no process; its checkpoint holds a whole one."""

@@ -2,9 +2,11 @@
 
 import json
 import time
+from itertools import zip_longest
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -76,13 +78,22 @@ class RunReport(Callback):
         """Print a line per example: its classes with probabilities, most probable first, its value, or what follows."""
         names = getattr(trainer, "datamodule").predict_names  # noqa: B009  (Trainer does not declare it)
         labels = getattr(pl_module, "label_names", None)
-        for output in outputs.tolist() if isinstance(outputs, torch.Tensor) else outputs:
+        own = outputs.tolist() if isinstance(outputs, torch.Tensor) else outputs
+        for output in own if trainer.world_size == 1 else _of_all(own, trainer):
             name = names[self._predicted]
             if isinstance(output, str):  # may hold line breaks
                 print(json.dumps({"prompt": name, "completion": output}, ensure_ascii=False))
             else:
-                print(f"{_told(output, labels)}\t{name}")
+                print(f"{_told(output, labels)}\t{' '.join(name.splitlines())}")  # a line per example
             self._predicted += 1
+
+
+def _of_all(own: list[Any], trainer: Trainer) -> list[Any]:
+    """On the first process the outputs of all for a batch, whose examples they take in turn; on others nothing."""
+    shares: list[list[Any]] = [[] for _ in range(trainer.world_size)]
+    dist.all_gather_object(shares, own)
+    in_order = [output for turn in zip_longest(*shares) for output in turn if output is not None]
+    return in_order if trainer.is_global_zero else []
 
 
 def _told(output: float | list[float], labels: list[str] | None) -> str:

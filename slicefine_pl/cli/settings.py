@@ -4,13 +4,10 @@ Answers two questions: who wins, and is a YAML file what it seems to be?
 """
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
 
 MOST_VALUES = 100_000  # of a YAML file, with all aliases written out; a configuration has some hundred
 CONFIG = ("--config", "-c")
@@ -82,15 +79,3 @@ def check_aliases(text: str) -> None:
                 f"the YAML that begins with {text[:40]!r} stands for more than {MOST_VALUES:,} values, because its"
                 " aliases (*) repeat aliases; write out what is meant."
             )
-
-
-@cache
-def refuse_alias_bombs() -> None:
-    """Have every YAML file and flag checked before it is read: jsonargparse copies what aliases share, for hours."""
-    read = get_loader("yaml")
-
-    def checked(text: str) -> Any:
-        check_aliases(text)
-        return read(text)
-
-    set_loader("yaml", checked, exceptions=(yaml.YAMLError,))

@@ -4,7 +4,7 @@ Answers: which examples does rank r see at batch k of epoch e?  A pure function 
 no global random state and no order of events can change it.  Knows nothing of text.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
@@ -21,7 +21,8 @@ BUCKET = 50  # batches whose examples are sorted together: little padding, much 
 class BatchPlan:
     """Batches of examples of like length, reshuffled each epoch, in equal number and size on every rank.
 
-    What is missing for equal shares is filled up with the first examples of the epoch, as DistributedSampler does.
+    What is missing for equal shares is filled up with copies of the first examples of the epoch, as DistributedSampler
+    does.
 
     Args:
         lengths: Length of each example, in tokens.
@@ -74,6 +75,11 @@ class BatchPlan:
             everywhere = [everywhere[place] for place in torch.randperm(len(everywhere), generator=generator).tolist()]
         return [batch[self.rank :: self.world_size] for batch in everywhere]
 
+    @property
+    def ends_with_copy(self) -> bool:
+        """Whether the last example of this rank's last batch is a copy; for a plan that does not shuffle."""
+        return 0 < len(self.lengths) % self.world_size <= self.rank
+
     def _by_length(self, indices: Sequence[int] | None = None) -> list[int]:
         return sorted(range(len(self.lengths)) if indices is None else indices, key=lambda index: -self.lengths[index])
 
@@ -92,6 +98,9 @@ class PlannedLoader:
 
     Not a ``DataLoader``, so Lightning leaves the batches as the plan shards them.  An error in a process that loads is
     raised as it was there.
+
+    **Copies.** Without shuffling, a batch with a copy that fills it up has the key ``counted``, bool of shape ``(B,)``:
+    scores leave out the examples where it is ``False``.
 
     Args:
         dataset: Examples by index.
@@ -115,7 +124,9 @@ class PlannedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches of the plan's epoch."""
-        return self._load(first=0)
+        marks_copy = not self.plan.shuffle and self.plan.ends_with_copy
+        for number, batch in enumerate(self._load(first=0), 1):
+            yield _without_last(batch) if marks_copy and number == len(self) else batch
 
     def close(self) -> None:
         """End the processes that load; a later iteration starts new ones.
@@ -299,6 +310,14 @@ class ResumableDataModule(LightningDataModule):
                     loader.close()
         if stage == "fit":
             self._pending = {}
+
+
+def _without_last(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch whose last example does not count."""
+    first = next(iter(batch.values()))
+    counted = torch.as_tensor(batch.get("counted", [True] * len(first))).clone()
+    counted[-1] = False
+    return {**batch, "counted": counted}
 
 
 def _chunks(items: list[int], size: int) -> list[list[int]]:

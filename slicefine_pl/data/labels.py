@@ -3,10 +3,15 @@
 Answers: which classes are there, in which order, and is every label one of them?
 """
 
+import re
+import unicodedata
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from slicefine_pl.data.cells import NUMBER, number_of
 from slicefine_pl.data.tables import Table
+
+INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)  # as a program writes them: "01" and "+1" are names
 
 
 class NamedClasses:
@@ -24,21 +29,46 @@ class NamedClasses:
         return None if names is None else len(names)
 
 
-def class_names(train: Table) -> list[str]:
-    """Names of the classes in a training table: numbers by size, names by alphabet.
+def checked_names(names: Sequence[str] | None) -> list[str] | None:
+    """The names that a user gives to classes.
 
     Raises:
-        ValueError: The labels are values rather than classes, or all the same.
+        ValueError: A name is not a text, as YAML makes of ``no`` without quotes, or is there twice.
     """
-    labels = sorted(set(train.labels))
-    if any(isinstance(label, float) and not label.is_integer() for label in labels):
-        raise ValueError(
-            f"{train.source!r} has labels such as {_fraction(labels)}, which are values and no classes; "
-            "set task='regression' or give another label column."
-        )
-    if len(labels) < 2:
-        raise ValueError(f"{train.source!r} has only the class {labels[0]!r} for training; give at least two classes.")
-    return [_name(label) for label in labels]
+    if names is None:
+        return None
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f"label_names={list(names)} has {wrong[0]!r}, which is not a text; put quotes around it.")
+    if twice := [name for name in names if list(names).count(name) > 1]:
+        raise ValueError(f"label_names={list(names)} has {twice[0]!r} twice; give each class a name of its own.")
+    return list(names)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Each name once: by size where all are whole numbers in plain digits, else by alphabet.
+
+    Raises:
+        ValueError: Two names look the same, such as ``"a"`` and ``" a"``.
+    """
+    unique = set(names)
+    looks: dict[str, str] = {}
+    for name in sorted(unique):
+        if looks.setdefault(_look(name), name) != name:
+            raise ValueError(f"the classes {looks[_look(name)]!r} and {name!r} look the same; give one another name.")
+    return sorted(unique, key=int) if all(map(INTEGER.fullmatch, unique)) else sorted(unique)
+
+
+def class_names(train: Table) -> list[str]:
+    """Names of the classes in a training table, in order.
+
+    Raises:
+        ValueError: The labels are all the same, or two of them only look different in white space.
+    """
+    _check_distinct(train)
+    names = in_order(train.labels)
+    if len(names) < 2:
+        raise ValueError(f"{train.source!r} has only the class {names[0]!r} for training; give at least two classes.")
+    return names
 
 
 def class_indices(table: Table, names: Sequence[str], *, positions: bool = False) -> list[int]:
@@ -47,37 +77,37 @@ def class_indices(table: Table, names: Sequence[str], *, positions: bool = False
     Args:
         table: Its labels are names, or positions.
         names: Of the classes, in order.
-        positions: Whether integer labels count as positions where no name is a number, as with names that a user gives
-            to the classes 0, 1, ...  With names that came from the training data this would mix up the classes.
+        positions: Whether the labels count the classes from 0, see :func:`are_positions`.
 
     Raises:
         ValueError: A label is none of the classes.
     """
-    if positions and all(isinstance(label, int) for label in table.labels) and not any(map(_is_number, names)):
-        return [_in_range(label, row, table, names) for row, label in enumerate(table.labels)]
+    if positions:
+        return [_in_range(row, table, names) for row in range(len(table))]
     known = {name: index for index, name in enumerate(names)}
-    labels = [_name(label) for label in table.labels]
-    if unknown := [row for row, label in enumerate(labels) if label not in known]:
+    if unknown := [row for row, label in enumerate(table.labels) if label not in known]:
         raise ValueError(
-            f"{table.source!r}, {table.unit} {table.rows[unknown[0]]}, has the label {labels[unknown[0]]!r}, which is "
-            f"none of the {len(names)} classes {_some(names)}; correct it, or add it to label_names and to the "
-            "training data."
+            f"{table.place(unknown[0])} has the label {table.labels[unknown[0]]!r}, which is none of the {len(names)} "
+            f"classes {_some(names)}; correct it, or add it to label_names and to the training data{_remedy(names)}."
         )
-    return [known[label] for label in labels]
+    return [known[label] for label in table.labels]
+
+
+def are_positions(train: Table, names: Sequence[str]) -> bool:
+    """Whether the labels of a training table count the classes that a user has named, from 0, instead of naming them.
+
+    They do where every label is a whole number and no name is a number.
+    """
+    return all(map(INTEGER.fullmatch, train.labels)) and not any(map(NUMBER.fullmatch, names))
 
 
 def values(table: Table) -> list[float]:
     """The labels as numbers, for regression.
 
     Raises:
-        ValueError: They are names.
+        ValueError: A label is not a decimal number.
     """
-    if any(isinstance(label, str) for label in table.labels):
-        raise ValueError(
-            f"{table.source!r} has labels such as {table.labels[0]!r}, which are no numbers; "
-            "set task='classification' or give another label column."
-        )
-    return [float(label) for label in table.labels]
+    return [number_of(label, table.place(row)) for row, label in enumerate(table.labels)]
 
 
 def check_trained(indices: Sequence[int], names: Sequence[str], source: str) -> None:
@@ -93,29 +123,35 @@ def check_trained(indices: Sequence[int], names: Sequence[str], source: str) -> 
         )
 
 
-def _in_range(label: int, row: int, table: Table, names: Sequence[str]) -> int:
-    if not 0 <= label < len(names):
+def _check_distinct(table: Table) -> None:
+    """Refuse two labels that look the same, with their rows: a reader could not tell their classes apart."""
+    first: dict[str, int] = {}
+    for row, label in enumerate(table.labels):
+        known = first.setdefault(_look(label), row)
+        if table.labels[known] != label:
+            raise ValueError(
+                f"{table.place(row)} has the label {label!r}, and {table.unit} {table.rows[known]} has "
+                f"{table.labels[known]!r}; they look the same. Write both alike, or choose other names."
+            )
+
+
+def _look(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def _in_range(row: int, table: Table, names: Sequence[str]) -> int:
+    label = table.labels[row]
+    if not INTEGER.fullmatch(label) or not 0 <= int(label) < len(names):
         raise ValueError(
-            f"{table.source!r}, {table.unit} {table.rows[row]}, has the label {label}, outside 0 to {len(names) - 1} "
-            f"for the classes {_some(names)}; correct it, or add a name to label_names."
+            f"{table.place(row)} has the label {label!r}, and the classes {_some(names)} are counted from 0 to "
+            f"{len(names) - 1}; correct it, or add a name to label_names."
         )
-    return label
+    return int(label)
 
 
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _name(label: int | float | str) -> str:
-    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
-
-
-def _fraction(labels: Sequence[float]) -> float:
-    return next(label for label in labels if not float(label).is_integer())
+def _remedy(names: Sequence[str]) -> str:
+    fractions = all(map(NUMBER.fullmatch, names)) and any("." in name for name in names)
+    return "; if the labels are values rather than classes, set task='regression'" if fractions else ""
 
 
 def _some(names: Sequence[str]) -> str:

@@ -7,20 +7,38 @@ Nothing is dropped or guessed: what is missing raises, with its row.
 import csv
 import hashlib
 import io
-import json
-import math
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pandas as pd
+from pyarrow import ArrowException  # type: ignore[import-untyped]
+from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
-Rows = tuple[str, Sequence[int], pd.DataFrame]  # what is counted, the number of each row, and the rows
+from slicefine_pl.data.cells import labels_of, parse_object, text_of
+
+
+class Rows(NamedTuple):
+    """The content of a file.
+
+    Attributes:
+        unit: What ``numbers`` counts: rows, or the lines that an editor shows.
+        numbers: Number of each of the N rows in the file, from 1.
+        columns: N cells of each column; ``None`` where a cell is missing.
+    """
+
+    unit: str
+    numbers: Sequence[int]
+    columns: Mapping[str, list[Any]]
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """One mapping of names to cells per row."""
+        for cells in zip(*self.columns.values(), strict=True):
+            yield dict(zip(self.columns, cells, strict=True))
 
 
 @dataclass(frozen=True)
@@ -30,7 +48,7 @@ class Table:
     Attributes:
         source: Where they come from, for messages.
         columns: One list of N texts, or two for pairs of texts.
-        labels: N labels: all int, all float, or all str; all ``None`` where there are none.
+        labels: N labels, as texts; all ``None`` where there are none.
         rows: Number of each row in the source, from 1, for messages.
         unit: What ``rows`` counts: rows, or the lines that an editor shows.
     """
@@ -44,6 +62,10 @@ class Table:
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.labels)
+
+    def place(self, row: int) -> str:
+        """Source and number of a row (from 0), for messages."""
+        return f"{self.source!r}, {self.unit} {self.rows[row]},"
 
     def select(self, rows: Sequence[int]) -> "Table":
         """A table of some of the rows."""
@@ -81,20 +103,18 @@ def read_table(path: Path, text_columns: Sequence[str], label_column: str) -> Ta
     Args:
         path: ``.csv``, ``.tsv``, ``.jsonl`` (or ``.ndjson``) or ``.parquet``; text files in UTF-8.
         text_columns: One column of texts, or two for pairs of texts.
-        label_column: Column of integers, numbers or names.
+        label_column: Column with the labels; each is the text that stands in the file.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The suffix is unknown, the file cannot be decoded or parsed, has no rows, lacks a column, or has a
             row without text or label.
     """
-    unit, rows, frame = _open(path)
-    _check_columns(path, frame, [(*text_columns, label_column)])
-    places = [f"data file {str(path)!r}, {unit} {row}," for row in rows]
-    columns = [[_text(value, place, name) for value, place in zip(frame[name], places, strict=True)]
-               for name in text_columns]  # fmt: skip
-    labels = _labels(frame[label_column].tolist(), places, label_column)
-    return Table(str(path), columns, labels, rows, unit)
+    rows = _open(path)
+    _check_columns(path, rows, [(*text_columns, label_column)])
+    places = _places(path, rows)
+    labels = labels_of(rows.columns[label_column], places, label_column)
+    return Table(str(path), _texts(rows, text_columns, places), labels, rows.numbers, rows.unit)
 
 
 def read_texts(path: Path, alternatives: Sequence[Sequence[str]]) -> Table:
@@ -111,11 +131,20 @@ def read_texts(path: Path, alternatives: Sequence[Sequence[str]]) -> Table:
         FileNotFoundError: There is no such file.
         ValueError: As for ``read_table``.
     """
-    unit, rows, frame = _open(path)
-    names = _check_columns(path, frame, alternatives)
-    places = [f"data file {str(path)!r}, {unit} {row}," for row in rows]
-    columns = [[_text(value, place, name) for value, place in zip(frame[name], places, strict=True)] for name in names]
-    return Table(str(path), columns, [None] * len(rows), rows, unit)
+    rows = _open(path)
+    names = _check_columns(path, rows, alternatives)
+    texts = _texts(rows, names, _places(path, rows))
+    return Table(str(path), texts, [None] * len(rows.numbers), rows.numbers, rows.unit)
+
+
+def _places(path: Path, rows: Rows) -> list[str]:
+    return [f"data file {str(path)!r}, {rows.unit} {number}," for number in rows.numbers]
+
+
+def _texts(rows: Rows, names: Sequence[str], places: Sequence[str]) -> list[list[str]]:
+    return [
+        [text_of(value, place, name) for value, place in zip(rows.columns[name], places, strict=True)] for name in names
+    ]
 
 
 def _open(path: Path) -> Rows:
@@ -126,16 +155,16 @@ def _open(path: Path) -> Rows:
     return READERS[path.suffix.lower()](path)
 
 
-def _check_columns(path: Path, frame: pd.DataFrame, alternatives: Sequence[Sequence[str]]) -> Sequence[str]:
+def _check_columns(path: Path, rows: Rows, alternatives: Sequence[Sequence[str]]) -> Sequence[str]:
     """The first alternative that the file has; it must have rows too."""
-    found = [names for names in alternatives if all(name in frame.columns for name in names)]
+    found = [names for names in alternatives if all(name in rows.columns for name in names)]
     if not found:
-        missing = [next(name for name in names if name not in frame.columns) for names in alternatives]
+        missing = [next(name for name in names if name not in rows.columns) for names in alternatives]
         raise ValueError(
             f"data file {str(path)!r} has no column {' and no column '.join(map(repr, missing))}; it has "
-            f"{list(map(str, frame.columns))}."
+            f"{list(rows.columns)}."
         )
-    if frame.empty:
+    if not rows.numbers:
         raise ValueError(f"data file {str(path)!r} has no rows; give a file with at least one text.")
     return found[0]
 
@@ -177,8 +206,9 @@ def _csv(path: Path) -> Rows:
 def _tsv(path: Path) -> Rows:
     """A line is a row; quotes are text, except around a whole field in which all others are doubled."""
     reader = csv.reader(io.StringIO(decode(path), newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
-    unit, rows, frame = _records(path, reader, "replace tabs and line breaks inside texts by spaces, or write JSONL")
-    return unit, rows, frame.map(_unquoted)
+    rows = _records(path, reader, "replace tabs and line breaks inside texts by spaces, or write JSONL")
+    columns = {name: [_unquoted(field) for field in fields] for name, fields in rows.columns.items()}
+    return rows._replace(columns=columns)
 
 
 def _unquoted(field: str) -> str:
@@ -202,41 +232,47 @@ def _records(path: Path, reader: Any, cure: str) -> Rows:
     if not records:
         raise ValueError(f"data file {str(path)!r} is empty; its first line must name the columns.")
     header = [_unquoted(name) for name in records[0]]
-    if twice := [name for name in header if header.count(name) > 1]:
-        raise ValueError(f"data file {str(path)!r} has two columns {twice[0]!r}; rename one.")
+    _check_unique(path, header)
     for number, record in zip(numbers, records, strict=True):
         if len(record) != len(header):
             raise ValueError(
                 f"data file {str(path)!r}, line {number}, has {len(record)} fields, and the first line names "
                 f"{len(header)} columns; {cure}."
             )
-    return "line", numbers[1:], pd.DataFrame(records[1:], columns=pd.Index(header), dtype=object)
+    columns = {name: [record[place] for record in records[1:]] for place, name in enumerate(header)}
+    return Rows("line", numbers[1:], columns)
+
+
+def _check_unique(path: Path, names: Sequence[str]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"data file {str(path)!r} has two columns {twice[0]!r}; rename one.")
 
 
 def _jsonl(path: Path) -> Rows:
     numbers: list[int] = []
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines(decode(path)), start=1):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"data file {str(path)!r}, line {number}, is not JSON: {error.msg}.") from error
-        if row is not None and not isinstance(row, dict):
-            raise ValueError(f"data file {str(path)!r}, line {number}, is no JSON object; write one object per line.")
-        if row is not None:
-            numbers.append(number)
-            rows.append(row)
+            rows.append(parse_object(line))
+        except ValueError as error:
+            raise ValueError(f"data file {str(path)!r}, line {number}, {error}") from error
+        numbers.append(number)
     if not rows:
         raise ValueError(f"data file {str(path)!r} is empty; write one JSON object per line.")
-    return "line", numbers, pd.DataFrame(rows, dtype=object)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Rows("line", numbers, {name: [row.get(name) for row in rows] for name in names})
 
 
 def _parquet(path: Path) -> Rows:
     try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+        table = ParquetFile(path).read()
+    except (OSError, ArrowException) as error:
         raise ValueError(f"data file {str(path)!r} is no readable Parquet file: {error}.") from error
-    return "row", range(1, len(frame) + 1), frame
+    _check_unique(path, table.column_names)
+    columns = {name: column.to_pylist() for name, column in zip(table.column_names, table.columns, strict=True)}
+    return Rows("row", range(1, table.num_rows + 1), columns)
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {
@@ -246,28 +282,3 @@ READERS: dict[str, Callable[[Path], Rows]] = {
     ".ndjson": _jsonl,
     ".parquet": _parquet,
 }
-
-
-def _text(value: Any, place: str, column: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{place} has no text in column {column!r} but {value!r}.")
-    return value
-
-
-def _labels(values: list[Any], places: Sequence[str], column: str) -> list[Any]:
-    """Labels as one type: int where all are whole, else float where all are numbers, else str."""
-    for value, place in zip(values, places, strict=True):
-        if value is None or value == "" or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-            raise ValueError(f"{place} has no label in column {column!r}.")
-    texts = [str(value).strip() for value in values]
-    if any("_" in text for text in texts):
-        return texts  # Python would take "1_0" for 10
-    for number in (int, float):
-        try:
-            labels = [number(text) for text in texts]
-        except ValueError:
-            continue
-        if bad := [row for row, label in enumerate(labels) if not math.isfinite(label)]:
-            raise ValueError(f"{places[bad[0]]} has the label {texts[bad[0]]!r} in {column!r}; correct it.")
-        return labels
-    return texts

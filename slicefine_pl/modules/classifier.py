@@ -5,6 +5,7 @@ A subclass brings a network; this class brings the training of it.  Knows neithe
 Shapes:  B batch · C classes (1 for regression)
 """
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics import MeanMetric, Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
 
 from slicefine_pl.modules.scheduled import Decay, ScheduledModule
@@ -25,7 +26,10 @@ class Classifier(ScheduledModule):
     """Train a network that maps a batch to logits, shape ``(B, C)``; with C = 1 it is a regression.
 
     **Logs.** ``train/loss``; at the end of an epoch ``val/loss`` and ``test/loss`` with accuracy, macro F1 and Matthews
-    correlation (classification), or Pearson and Spearman correlation (regression).
+    correlation (classification), or Pearson and Spearman correlation (regression). Each is that of all examples of all
+    processes together, whatever their number.
+    **Batches.** Mappings with ``labels`` and the inputs of ``forward``. Where there is ``counted``, bool of shape
+    ``(B,)``, validation, test and prediction leave out the examples where it is ``False``.
     **Optimizer.** See :class:`ScheduledModule`.
 
     Args:
@@ -63,6 +67,8 @@ class Classifier(ScheduledModule):
         self.label_smoothing = label_smoothing
         chosen: dict[str, Metric | MetricCollection] = {**(_metrics(num_classes) if metrics is None else metrics)}
         counted = MetricCollection(chosen, compute_groups=False)  # groups merge what agrees on the first batch for good
+        # Not Lightning's own mean over processes: it divides by their mean number of examples, rounded down (2.6.6).
+        self.losses = nn.ModuleDict({stage: MeanMetric(nan_strategy=math.nan) for stage in ("val", "test")})
         self.metrics = nn.ModuleDict({stage: counted.clone(prefix=f"{stage}/") for stage in ("val", "test")})
 
     @abstractmethod
@@ -75,40 +81,52 @@ class Classifier(ScheduledModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a training batch."""
-        return self._step(batch, "train")
+        outputs, labels = self._outputs(batch), batch["labels"]
+        loss = self._losses(outputs, labels, self.label_smoothing).mean()
+        self.log("train/loss", loss, batch_size=len(labels), prog_bar=True)
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a validation batch."""
-        self._step(batch, "val")
+        self._count(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a test batch."""
-        self._step(batch, "test")
+        self._count(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return probabilities, shape ``(B, C)``, or for regression the values, shape ``(B,)``; always float32."""
-        logits = self.forward(batch).float()
-        return logits.squeeze(-1) if self.num_classes == 1 else logits.softmax(-1)
+        """Return probabilities, shape ``(B, C)``, or for regression the values, shape ``(B,)``; always float32.
 
-    def _step(self, batch: Batch, stage: str) -> Tensor:
-        logits, labels = self.forward(batch).float(), batch["labels"]
+        They are those of the examples that count.
+        """
+        outputs = only_counted(batch, self._outputs(batch))
+        return outputs if self.num_classes == 1 else outputs.softmax(-1)
+
+    def _outputs(self, batch: Batch) -> Tensor:
+        """Logits, shape ``(B, C)``, or for regression values, shape ``(B,)``; float32."""
+        logits = self.forward(batch).float()
+        return logits.squeeze(-1) if self.num_classes == 1 else logits
+
+    def _losses(self, outputs: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Loss of each example, shape ``(B,)``."""
         if self.num_classes == 1:
-            outputs = logits.squeeze(-1)
-            loss = F.mse_loss(outputs, labels)
-        else:
-            outputs = logits
-            smoothing = self.label_smoothing if stage == "train" else 0.0
-            loss = F.cross_entropy(outputs, labels, label_smoothing=smoothing)
-        self.log(f"{stage}/loss", loss, batch_size=len(labels), prog_bar=stage == "train", sync_dist=stage != "train")
-        if stage != "train":
-            metrics = self.metrics[stage]
-            assert isinstance(metrics, MetricCollection)
-            metrics.update(outputs.detach(), labels)
-            self.log_dict(metrics, batch_size=len(labels), prog_bar=stage == "val")
-        return loss
+            return F.mse_loss(outputs, labels, reduction="none")
+        return F.cross_entropy(outputs, labels, label_smoothing=label_smoothing, reduction="none")
+
+    def _count(self, batch: Batch, stage: str) -> None:
+        outputs, labels = only_counted(batch, self._outputs(batch)), only_counted(batch, batch["labels"])
+        loss, metrics = self.losses[stage], self.metrics[stage]
+        assert isinstance(loss, MeanMetric)
+        assert isinstance(metrics, MetricCollection)
+        if len(labels):  # correlations of nothing would be NaN
+            loss.update(self._losses(outputs, labels))
+            metrics.update(outputs, labels)
+        self.log(f"{stage}/loss", loss, batch_size=len(labels))
+        self.log_dict(metrics, batch_size=len(labels), prog_bar=stage == "val")
 
     def on_train_start(self) -> None:
         """Count the head as trained from the first step on."""
+        super().on_train_start()
         self.untrained_head = False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -156,12 +174,20 @@ class Classifier(ScheduledModule):
             )
 
 
+def only_counted(batch: Batch, values: Tensor) -> Tensor:
+    """Return the rows of ``values``, shape ``(B, ...)``, whose examples count by ``batch["counted"]``."""
+    return values[batch["counted"]] if "counted" in batch else values
+
+
 def agreed_classes(num_classes: int | None, names: Sequence[str] | None, least: Literal[1, 2]) -> int | None:
     """Return the number of classes that two settings tell, before a network is loaded for it; ``None`` if neither does.
 
     Raises:
-        ValueError: They differ, or there are fewer than ``least`` (1 where regression is known, else 2).
+        ValueError: They differ, a name is not a text, or there are fewer than ``least`` (1 where regression is known,
+            else 2).
     """
+    if names is not None and (wrong := [name for name in names if not isinstance(name, str)]):
+        raise ValueError(f"label_names={list(names)} has {wrong[0]!r}, which is not a text; put quotes around it.")
     if num_classes is not None and names is not None and len(names) != num_classes:
         raise ValueError(f"num_classes={num_classes} differs from the {len(names)} label_names={list(names)}.")
     classes = num_classes if names is None else len(names)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from slicefine_pl.modules.folders import write_folder
+from slicefine_pl.run_length import required_run_length
 
 Decay = Literal["linear", "cosine", "constant"]
 
@@ -25,6 +26,9 @@ class ScheduledModule(LightningModule):
     """Train with AdamW and a rate that rises over the first ``warmup`` of all steps and then falls to zero.
 
     **Optimizer.** Over the parameters that require a gradient; the rate changes with every optimizer step.
+    **Length.** The schedule needs the number of steps: if it is unknown, the run ends with an error before its first
+    step.  ``decay="constant"`` with ``warmup=0`` does not need it.  If an epoch starts with another number of batches,
+    or another ``lr``, than planned (after a search for them, or with reloaded data), the schedule is planned again.
     **Resumption.** Takes the step from the checkpoint, and rates, weight decay and total steps from this run: with the
     same settings it goes on as if never stopped, with more epochs or another ``lr`` it follows the new schedule.
 
@@ -46,7 +50,7 @@ class ScheduledModule(LightningModule):
         if decay not in get_args(Decay):
             raise ValueError(f"decay={decay!r} is unknown; choose one of {get_args(Decay)}.")
         self.lr = lr
-        self.head_lr = lr if head_lr is None else head_lr
+        self.head_lr = head_lr
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.decay = decay
@@ -79,20 +83,49 @@ class ScheduledModule(LightningModule):
         checkpoint["module"] = type(self).__name__.removeprefix("FSDP")  # which a sharded module's class is given
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build AdamW over what requires a gradient, and its schedule per step."""
+        """Build AdamW over what requires a gradient, and its schedule per step.
+
+        Raises:
+            ValueError: The schedule depends on the number of steps, and that is unknown.
+        """
         head = {id(parameter) for parameter in self.head()}
-        groups: list[dict[str, Any]] = [{"params": [], "lr": self.lr}, {"params": [], "lr": self.head_lr}]
-        for parameter in (p for p in self.parameters() if p.requires_grad):
-            groups[id(parameter) in head]["params"].append(parameter)
-        groups = [group for group in groups if group["params"]]
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        parts = [[each for each in trained if (id(each) in head) == of_head] for of_head in (False, True)]
+        peaks = self._peaks()
+        groups = [{"params": part, "lr": peak} for part, peak in zip(parts, peaks, strict=True) if part]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps) and self.decay != "constant":
-            raise ValueError(
-                f"decay={self.decay!r} needs a known number of steps; set max_epochs or max_steps, or decay='constant'."
-            )
-        schedule = _Schedule(optimizer, _Factor(steps, self.warmup, self.decay))
+        schedule = _Schedule(optimizer, self._factor(), [bool(part) for part in parts])
+        self._planned = self._plan()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Plan the schedule again if a search has changed what it was planned for."""
+        self._plan_again()
+
+    def on_train_epoch_start(self) -> None:
+        """Plan the schedule again if the epoch has other data than it was planned for."""
+        self._plan_again()
+
+    def _plan_again(self) -> None:
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, _Schedule) and self._planned != self._plan():  # a search puts its own schedule there
+            schedule.follow(self._factor(), self._peaks())
+            self._planned = self._plan()
+
+    def _plan(self) -> tuple[float, ...]:
+        """What the schedule depends on."""
+        return self.trainer.num_training_batches, self.trainer.max_steps, *self._peaks()
+
+    def _peaks(self) -> tuple[float, float]:
+        """Peak rates of the body and of the head."""
+        return self.lr, self.lr if self.head_lr is None else self.head_lr
+
+    def _factor(self) -> "_Factor":
+        wanted = f"decay={self.decay!r}" if self.decay != "constant" else f"warmup={self.warmup}"
+        if self.decay == "constant" and self.warmup == 0:
+            return _Factor(0, self.warmup, self.decay)
+        steps = required_run_length(self.trainer, wanted, "choose decay='constant' with warmup=0")
+        return _Factor(steps, self.warmup, self.decay)
 
 
 class _Schedule(LambdaLR):
@@ -102,11 +135,18 @@ class _Schedule(LambdaLR):
     state holds the old rates too, and is restored before this one.
     """
 
-    def __init__(self, optimizer: Optimizer, factor: "_Factor") -> None:
+    def __init__(self, optimizer: Optimizer, factor: "_Factor", present: list[bool]) -> None:
         super().__init__(optimizer, factor)
+        self._present = present  # of the body and the head, which have groups
         self._settings = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
+
+    def follow(self, factor: "_Factor", peaks: tuple[float, ...]) -> None:
+        """Go on with another factor and other peak rates, from the step where the schedule stands."""
+        self.base_lrs = [peak for peak, present in zip(peaks, self._present, strict=True) if present]
+        self.lr_lambdas = [factor for _ in self.base_lrs]
+        self._set_rates()
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_epoch": self.last_epoch, "_step_count": self._step_count}
@@ -115,7 +155,11 @@ class _Schedule(LambdaLR):
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
         for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
             group.update(settings)
-        self._last_lr = self.get_lr()
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        pairs = zip(self.base_lrs, self.lr_lambdas, strict=True)
+        self._last_lr = [peak * factor(self.last_epoch) for peak, factor in pairs]  # get_lr() warns outside of step()
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = lr
 
@@ -123,8 +167,8 @@ class _Schedule(LambdaLR):
 class _Factor:
     """Factor on the peak learning rate at each step: up to 1 over the warm-up, then down to 0."""
 
-    def __init__(self, steps: float, warmup: float, decay: str) -> None:
-        self.rise = math.ceil(steps * warmup) if math.isfinite(steps) else 0
+    def __init__(self, steps: int, warmup: float, decay: str) -> None:
+        self.rise = math.ceil(steps * warmup)
         self.fall = steps - self.rise
         self.decay = decay
 

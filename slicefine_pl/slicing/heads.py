@@ -61,11 +61,12 @@ def _heads_of(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
 def _transformers_heads(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
     base = getattr(model, "base_model", model)
     children = dict(model.named_children())
-    if base is model:  # a bare backbone, or a vision tower whose class keeps its classifier beside it
-        candidates = [children[name] for name in ("classifier",) if name in children]
+    language_head = model.get_output_embeddings()  # type: ignore[operator]
+    if base is model:  # a bare backbone, or a class that keeps its head beside a backbone of another name
+        candidates = [child for name, child in children.items() if name == "classifier" or child is language_head]
     else:
         candidates = [child for child in children.values() if child is not base]
-    language_model = model.get_output_embeddings() is not None  # type: ignore[operator]
+    language_model = language_head is not None
     for head in candidates:
         if _has_parameters(head):
             yield head, language_model

@@ -6,27 +6,27 @@ is *masked*: the layer computes as ever, and the live lines take their part of t
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
 
 from slicefine_pl.slicing.attention import SlicedMultiheadAttention
 from slicefine_pl.slicing.conv import SlicedConv
 from slicefine_pl.slicing.layer import SlicedLayer
 from slicefine_pl.slicing.linear import SlicedConv1D, SlicedLinear
+from slicefine_pl.slicing.masked import masked_kind
+from slicefine_pl.slicing.packed import is_trainable
 from slicefine_pl.slicing.parts import Block
 
 Backend = Literal["auto", "compact", "mask"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+KERNELS = (_ConvNd, nn.Bilinear)
 LAYERS = (nn.Linear, _ConvNd, nn.MultiheadAttention)  # sliced without being named; other parameters only by name
 COMPACT = "nn.Linear, transformers' Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention"
-
-
-class MaskedLayer(SlicedLayer):
-    """Any module: computes as its dense class does, reading its sliced parameters through their readers."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Candidate:
     Attributes:
         name: Of the module; followed by the parameter, and the block, where that is not simply ``weight``.
         module: The owner of the parameter.
-        kind: The compact kind of sliced layer, or ``MaskedLayer``.
+        kind: The compact kind of sliced layer, or a ``MaskedLayer``.
         block: Where in the module's parameters the matrix lies.
         layer: Whether the module maps inputs to outputs by this matrix, rather than being an embedding or the like.
     """
@@ -56,12 +56,13 @@ class Candidate:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape ``(O, I, ...)``; empty for a parameter that is not initialised yet."""
+        """Shape ``(O, I, ...)``."""
         return tuple(self.block.of(self.parameter).shape)
 
 
 def candidates(net: nn.Module, backend: Backend) -> Iterator[Candidate]:
     """Everything in a network that has at least two dimensions, in the order of ``net.named_modules()``."""
+    owners = _parametrized(net)
     for name, module in net.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue  # compiled: its class cannot be changed
@@ -69,11 +70,11 @@ def candidates(net: nn.Module, backend: Backend) -> Iterator[Candidate]:
         blocks = [] if kind is None else kind.slicefine_blocks(module)
         served = {block.parameter for block in blocks}
         others = [
-            _plain_block(key, parameter)
+            _masked_block(owners.get(id(module), module), key, parameter)
             for key, parameter in module._parameters.items()
-            if parameter is not None and key not in served and _is_matrix(parameter)
+            if parameter is not None and key not in served and parameter.ndim > 1
         ]
-        chosen = MaskedLayer if backend == "mask" or kind is None else kind
+        chosen = masked_kind(module) if backend == "mask" or kind is None else kind
         for block in [*blocks, *others]:
             layer = block in blocks or (block.parameter == "weight" and isinstance(module, LAYERS))
             yield Candidate(_told(name, block), module, chosen, block, layer)
@@ -89,7 +90,7 @@ def compact_kind(module: nn.Module) -> type[SlicedLayer] | None:
         plain = forward is nn.MultiheadAttention.forward
         return SlicedMultiheadAttention if plain and module.out_proj._parameters.get("weight") is not None else None
     weight = module._parameters.get("weight")
-    if weight is None or nn.parameter.is_lazy(weight) or not weight.is_floating_point():
+    if weight is None or nn.parameter.is_lazy(weight) or not is_trainable(weight):
         return None
     if isinstance(module, nn.Linear):
         return SlicedLinear if forward is nn.Linear.forward else None
@@ -108,18 +109,35 @@ def _convolves_plainly(module: nn.Module) -> bool:
     return any(own.forward is base.forward and own._conv_forward is base._conv_forward for base in kinds)  # type: ignore[attr-defined]
 
 
-def _is_matrix(parameter: nn.Parameter) -> bool:
-    return nn.parameter.is_lazy(parameter) or parameter.ndim > 1
+def _parametrized(net: nn.Module) -> dict[int, nn.Module]:
+    """The layer whose parameter a parametrization computes, by the id of the module that holds the original."""
+    return {
+        id(originals): layer
+        for layer in net.modules()
+        if parametrize.is_parametrized(layer)
+        for originals in cast("nn.ModuleDict", layer.parametrizations).values()
+    }
 
 
-def _plain_block(name: str, parameter: nn.Parameter) -> Block:
-    """The whole of a parameter; leading dimensions of size 1 are dropped down to a matrix."""
-    if nn.parameter.is_lazy(parameter):
-        return Block(name)
-    leading = 0
-    while name != "weight" and parameter.ndim - leading > 2 and parameter.shape[leading] == 1:
-        leading += 1
-    return Block(name, leading=leading)
+def _masked_block(layer: nn.Module, key: str, parameter: nn.Parameter) -> Block:
+    """The matrix, or the stack of matrices, that a parameter without a compact kind holds.
+
+    A convolution's kernel and the weight of ``nn.Bilinear`` are ``(O, I, ...)``, and so is what has four dimensions or
+    more.  Three dimensions are a stack of matrices elsewhere, such as experts ``(E, O, I)``; leading dimensions of size
+    1, such as the batch dimension of position embeddings, are a stack of one.
+    """
+    if isinstance(layer, KERNELS):
+        return Block(key)
+    stack = 0
+    while parameter.ndim - stack > 2 and parameter.shape[stack] == 1:
+        stack += 1
+    stack += parameter.ndim - stack == 3
+    return Block(key, transposed=stack > 0 and _stores_inputs_first(layer), stack=stack)
+
+
+def _stores_inputs_first(layer: nn.Module) -> bool:
+    """Whether experts are stored as ``(E, I, O)``: transformers' modules say so, except Llama 4's."""
+    return getattr(layer, "is_transposed", False) is True or type(layer).__name__ == "Llama4TextExperts"
 
 
 def _told(module: str, block: Block) -> str:

@@ -5,16 +5,20 @@ matrix that is sliced.  How it computes is left to its kind (``linear.py``, ``co
 *reads* a sliced parameter instead of calling the layer gets a tensor whose gradient reaches the slice as well.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import CheckpointFunction
 
 from slicefine_pl.slicing.parts import Block, Part, is_sharded, wholes
 from slicefine_pl.slicing.slice import Slice, line_norms, live_gradient
+
+Unrecorded = Literal["checkpoint", "no_grad"]
 
 
 class SlicedLayer(nn.Module):
@@ -32,9 +36,12 @@ class SlicedLayer(nn.Module):
             that records gradients in train mode writes only if a slice has changed since (some optimizers evaluate
             several times a step), and not at all where it is compiled: there a write would copy the whole parameter,
             and keep the copy for the backward pass.
+        slicefine_unrecorded: Why a forward pass in train mode recorded no gradients: it ran within reentrant
+            checkpointing, which records when it runs again, or just without; ``None`` if there was none.
     """
 
     slicefine_trusts_weight: bool
+    slicefine_unrecorded: Unrecorded | None = None
     slicefine_kind: type["SlicedLayer"]
     slicefine_dense_class: type[nn.Module]
     slicefine_parameters: frozenset[str]
@@ -73,7 +80,10 @@ class SlicedLayer(nn.Module):
 
     def slicefine_before_forward(self) -> None:
         """Bring the stored values up to date, unless they are known to be."""
-        trained = not torch.compiler.is_compiling() and torch.is_grad_enabled() and self.training
+        eager_training = self.training and not torch.compiler.is_compiling()
+        trained = eager_training and torch.is_grad_enabled()
+        if eager_training and not trained and self.slicefine_unrecorded is None:
+            self.slicefine_unrecorded = "checkpoint" if _in_reentrant_checkpoint() else "no_grad"
         if self.slicefine_trusts_weight and not (trained and self._slicefine_changed()):
             return
         if not self.slicefine_trusts_weight and self.slicefine_is_sharded():
@@ -86,6 +96,15 @@ class SlicedLayer(nn.Module):
 
     def _slicefine_changed(self) -> bool:
         return self.slicefine_is_sharded() or not all(piece.agrees for piece in self.slicefine_slices())
+
+    def register_parameter(self, name: str, param: Tensor | None) -> None:
+        pruned = name.removesuffix("_orig")
+        if pruned != name and pruned in self.slicefine_parameters:
+            raise RuntimeError(
+                f"torch.nn.utils.prune cannot replace the {pruned} of a layer while its slices are open. Prune before"
+                " they are opened, or with SparsityCallback, which prunes while they are trained."
+            )
+        super().register_parameter(name, param)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         told = (piece.extra_repr() for piece in self.slicefine_slices())
@@ -111,7 +130,7 @@ class SlicedLayer(nn.Module):
         return (
             _blank,
             (self.slicefine_kind, self.slicefine_dense_class, self.slicefine_parameters),
-            self.__dict__.copy(),
+            self.__getstate__(),  # type: ignore[no-untyped-call]
         )
 
 
@@ -226,6 +245,7 @@ def close_layer(layer: SlicedLayer) -> None:
     for name in [name for name, child in layer._modules.items() if isinstance(child, Slice)]:
         del layer._modules[name]
     del layer.slicefine_trusts_weight
+    layer.__dict__.pop("slicefine_unrecorded", None)
     layer.__class__ = cast("type[SlicedLayer]", layer.slicefine_dense_class)
 
 
@@ -245,6 +265,14 @@ def as_dense(net: nn.Module) -> Iterator[None]:
     finally:
         for layer, sliced_class in opened:
             layer.__class__ = sliced_class
+
+
+def _in_reentrant_checkpoint() -> bool:
+    """Whether the caller runs in the first pass of ``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)``."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _child_name(parameter: str, part: str) -> str:

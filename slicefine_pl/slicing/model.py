@@ -17,49 +17,20 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from slicefine_pl.slicing.kinds import Backend, Candidate
-from slicefine_pl.slicing.layer import SlicedLayer, close_layer, open_layer
+from slicefine_pl.slicing.layer import SlicedLayer, Unrecorded, close_layer, open_layer
 from slicefine_pl.slicing.live import LiveSlice, MoveWatcher
 from slicefine_pl.slicing.parts import reshard, wholes
 from slicefine_pl.slicing.positions import Axis, Order, check_choice
-from slicefine_pl.slicing.summary import Summary, summarise
+from slicefine_pl.slicing.slice import repeated_by_slices
+from slicefine_pl.slicing.summary import SliceCounts, Summary, summarise
 from slicefine_pl.slicing.targets import Patterns, Targets, Wanted, find_targets
-from slicefine_pl.slicing.track import SliceSettings, SliceTrack
-
-
-@dataclass(frozen=True)
-class SliceCounts:
-    """How many numbers are, and were, trained.
-
-    Attributes:
-        live: In the slices that are open now.
-        whole: In the parameters that are trained whole, such as a new head.
-        visited: Entries of the sliced weights that have been live at least once.
-        target: Entries of all sliced weights.
-        total: Entries of all parameters of the network.
-    """
-
-    live: int
-    whole: int
-    visited: int
-    target: int
-    total: int
-
-    @property
-    def trained(self) -> int:
-        """Numbers that the optimizer updates now."""
-        return self.live + self.whole
-
-    @property
-    def coverage(self) -> float:
-        """Share of the sliced weights that have been live at least once, in [0, 1]."""
-        return self.visited / self.target
+from slicefine_pl.slicing.track import SliceSettings, SliceTrack, slice_type
 
 
 class SliceHandle:
@@ -69,12 +40,14 @@ class SliceHandle:
 
     Attributes:
         skipped: Matrices that are not sliced, by name, and the reason.
+        frozen: What of them is not trained at all, with its share of the network; prints as a notice.
         closed: Whether :meth:`close` was called.
     """
 
     def __init__(self, net: nn.Module, found: Targets, settings: SliceSettings) -> None:
         self._whole = list(found.trained)
         self.skipped = found.skipped
+        self.frozen = found.frozen
         self.closed = False
         self._net = net
         self._watchers: list[MoveWatcher] = []
@@ -178,13 +151,12 @@ class SliceHandle:
     def counts(self) -> SliceCounts:
         """Count what is, and was, trained."""
         pieces = [track.piece for track in self._tracks.values()]
-        own = sum(piece.live.numel() for piece in pieces)  # with the padding of lines that alternate
         return SliceCounts(
             live=sum(len(piece.index) * piece.length for piece in pieces),
             whole=sum(parameter.numel() for parameter in self.trained.values()),
             visited=sum(track.visited_entries() for track in self._tracks.values()),
             target=sum(math.prod(track.piece.shape) for track in self._tracks.values()),
-            total=sum(parameter.numel() for parameter in self._net.parameters()) - own,
+            total=sum(parameter.numel() for parameter in self._net.parameters()) - repeated_by_slices(self._net),
         )
 
     def without_gradient(self, names: Iterable[str] | None = None) -> list[str]:
@@ -193,9 +165,17 @@ class SliceHandle:
             name for name in (self._tracks if names is None else names) if self._tracks[name].piece.live.grad is None
         ]
 
+    def unrecorded(self, names: Iterable[str]) -> dict[str, Unrecorded]:
+        """Those of the named slices whose layers have run in train mode without recording gradients, and why.
+
+        Where a slice holds no gradient after a backward pass, this is the cause.
+        """
+        found = {name: self._tracks[name].layer.slicefine_unrecorded for name in names}
+        return {name: why for name, why in found.items() if why is not None}
+
     def summary(self) -> Summary:
-        """How every matrix of the network is trained, or why it is not: print it."""
-        return summarise(self._tracks, self.skipped, self.trained)
+        """How every matrix of the network is trained, or why it is not, and the counts: print it."""
+        return summarise(self._tracks, self.skipped, self.trained, self.counts())
 
     def close(self) -> None:
         """Fold the slices: every layer is of its original class again and holds what was learned.
@@ -251,7 +231,7 @@ def slice_model(
     targets: Patterns | None = None,
     also_train: Patterns | None = None,
     seed: int = 0,
-    slice_dtype: torch.dtype | None = None,
+    slice_dtype: torch.dtype | str | None = None,
     backend: Backend = "auto",
 ) -> SliceHandle:
     r"""Freeze a network and open one trainable slice in each chosen layer, in place.
@@ -267,12 +247,13 @@ def slice_model(
             ``"importance"`` to the lines with the largest score since the last move.
         targets: Regular expressions searched in module names, e.g. ``r"layer\.\d+\.attention"``.  ``None`` takes every
             linear map, convolution and attention but output heads, tied weights, weights that are frozen already, and
-            those narrower than ``rank``; embeddings and raw parameters are sliced where a pattern names them.
+            those narrower than ``rank``; embeddings and raw parameters are sliced where a pattern names them.  A raw
+            parameter of three dimensions is a stack of matrices, such as experts ``(E, O, I)``: the same lines of each.
         also_train: Regular expressions searched in parameter names, for what is trained whole.  ``None`` takes the new
             output head of a transformers, timm, torchvision or pytorchvideo model; patterns replace it.
         seed: Chooses where slices start and how they are permuted; equal seeds give equal places on every process.
-        slice_dtype: Of the live slices, e.g. ``torch.float32`` beside a bfloat16 network, whose own precision would
-            round small updates away.  ``None`` takes the weight's.
+        slice_dtype: Of the live slices, e.g. ``torch.float32`` or ``"float32"`` beside a bfloat16 network, whose own
+            precision would round small updates away.  ``None`` takes the weight's.
         backend: ``"compact"`` computes the gradient of the slice alone, where there is a layer that can; ``"mask"``
             computes the dense gradient of the weight and keeps the slice's part; ``"auto"`` is compact where possible.
 
@@ -283,7 +264,7 @@ def slice_model(
         ValueError: If a setting is out of range, or a pattern matches nothing or a layer that cannot be sliced.  The
             network is not changed then.
     """
-    settings = SliceSettings(rank, axis, order, seed, slice_dtype)
+    settings = SliceSettings(rank, axis, order, seed, slice_type(slice_dtype))
     check_choice("backend", backend, Backend)
     found = find_targets(net, Wanted(targets, also_train, backend, rank, settings.lines))
     if found.notice:

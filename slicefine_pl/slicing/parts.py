@@ -31,8 +31,9 @@ class Block:
         part: Name of the block where a parameter holds several, such as ``"q"`` of a fused ``in_proj_weight``.
         first: First row of the block along the parameter's first dimension.
         rows: Rows of the block; ``None`` takes all.
-        transposed: Whether the parameter is stored as ``(I, O)``.
-        leading: Leading dimensions of size 1 to drop, such as the batch dimension of position embeddings.
+        transposed: Whether the parameter, or each matrix of a stack, is stored as ``(I, O)``.
+        stack: How many leading dimensions count matrices, such as the experts of a mixture ``(E, O, I)``; in the block
+            they come last, ``(O, I, E)``, so that a line is the same line of every matrix.
     """
 
     parameter: str = "weight"
@@ -40,32 +41,33 @@ class Block:
     first: int = 0
     rows: int | None = None
     transposed: bool = False
-    leading: int = 0
+    stack: int = 0
 
     def of(self, stored: Tensor) -> Tensor:
         """The block as a view of the stored parameter, which is whole here, shape ``(O, I, ...)``."""
-        for _ in range(self.leading):
-            stored = stored[0]
-        block = stored if self.rows is None else stored.narrow(0, self.first, self.rows)
-        return block.transpose(0, 1) if self.transposed else block
+        return self._arranged(stored if self.rows is None else stored.narrow(0, self.first, self.rows))
 
     def part_of(self, stored: Tensor) -> "Part":
         """What this process holds of the block, as a view outside autograd."""
         if not isinstance(stored, DTensor):
             return Part(self.of(stored.data))
         cut = _Cut.of(stored)
-        values, dim, first = local_of(stored), cut.dim, cut.first
-        for _ in range(self.leading):  # of size 1: who holds none of it holds nothing of the block
-            values = values[0] if len(values) else values.new_empty(0, *values.shape[2:])
-            dim, first = max(dim - 1, 0), first if dim else 0
-        if self.rows is not None and dim == 0:
+        values, first = local_of(stored), cut.first
+        if self.rows is not None and cut.dim == 0:
             start, stop = max(first, self.first), min(first + len(values), self.first + self.rows)
             values, first = values.narrow(0, min(start - first, len(values)), max(stop - start, 0)), start - self.first
         elif self.rows is not None:
             values = values.narrow(0, self.first, self.rows)
-        if self.transposed:
-            values, dim = values.transpose(0, 1), {0: 1, 1: 0}.get(dim, dim)
-        return Part(values, dim, first, cut)
+        return Part(self._arranged(values), self._order(values.ndim).index(cut.dim), first, cut)
+
+    def _arranged(self, values: Tensor) -> Tensor:
+        return values.permute(self._order(values.ndim)) if self.stack or self.transposed else values
+
+    def _order(self, ndim: int) -> list[int]:
+        """Which dimension of the parameter each dimension of the block is."""
+        first, second, *kernel = range(self.stack, ndim)
+        matrix = [second, first] if self.transposed else [first, second]
+        return [*matrix, *kernel, *range(self.stack)]
 
 
 class Part(NamedTuple):

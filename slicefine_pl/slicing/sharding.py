@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
 from slicefine_pl.slicing.parts import is_sharded, local_of, sharers
+from slicefine_pl.slicing.patterns import nearest
 from slicefine_pl.slicing.slice import Slice
 from slicefine_pl.slicing.targets import Patterns
 
@@ -85,7 +86,7 @@ def find_blocks(net: nn.Module, blocks: Patterns | None = None) -> list[str]:
         patterns = [blocks] if isinstance(blocks, str) else list(blocks)
         for pattern in patterns:
             if not any(re.fullmatch(pattern, name) for name in named):
-                raise ValueError(f"blocks={pattern!r} matches the whole name of no module; there are {named[:8]} ...")
+                raise ValueError(f"blocks={pattern!r} matches the whole name of no module; {nearest(pattern, named)}.")
         return [name for name in named if any(re.fullmatch(pattern, name) for pattern in patterns)]
     return list(_repeated(net, ""))
 

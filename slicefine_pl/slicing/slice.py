@@ -8,7 +8,7 @@ convolutions times the size of the kernel
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -147,6 +147,20 @@ class Slice(nn.Module):
 
     def _load_from_state_dict(self, *_: Any) -> None:
         """Load nothing: the layer gathers the values when its parameter has come."""
+
+
+def repeated_by_slices(net: nn.Module) -> int:
+    """How many of ``net.parameters()``'s numbers are those of slices, and stand in the sliced weights as well."""
+    return sum(piece.live.numel() for piece in _slices(net))
+
+
+def padding_of_slices(net: nn.Module) -> int:
+    """How many of them belong to no line: where rows and columns alternate, a shorter line is padded."""
+    return sum(piece.live.numel() - len(piece.index) * piece.length for piece in _slices(net))
+
+
+def _slices(net: nn.Module) -> Iterator[Slice]:
+    return (module for module in net.modules() if isinstance(module, Slice))
 
 
 def refuse_second_derivatives() -> None:

@@ -1,13 +1,14 @@
 """How every matrix of a network is trained, or why it is not: a table for people."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from slicefine_pl.slicing.kinds import MaskedLayer
+from slicefine_pl.slicing.masked import MaskedLayer
 from slicefine_pl.slicing.track import SliceTrack
 
 
@@ -30,14 +31,56 @@ class Row:
     told: str
 
 
-class Summary(tuple[Row, ...]):
-    """The rows, which print as a table: ``print(handle.summary())``, in colour by ``rich.print``."""
+@dataclass(frozen=True)
+class SliceCounts:
+    """How many numbers are, and were, trained.
 
-    __slots__ = ()
+    Attributes:
+        live: In the slices that are open now.
+        whole: In the parameters that are trained whole, such as a new head.
+        visited: Entries of the sliced weights that have been live at least once.
+        target: Entries of all sliced weights.
+        total: Entries of all parameters of the network.
+    """
+
+    live: int
+    whole: int
+    visited: int
+    target: int
+    total: int
+
+    @property
+    def trained(self) -> int:
+        """Numbers that the optimizer updates now."""
+        return self.live + self.whole
+
+    @property
+    def coverage(self) -> float:
+        """Share of the sliced weights that have been live at least once, in [0, 1]."""
+        return self.visited / self.target
+
+
+class Summary(tuple[Row, ...]):
+    """The rows, which print as a table: ``print(handle.summary())``, in colour by ``rich.print``.
+
+    Attributes:
+        counts: How many numbers are trained, and how many there are.
+    """
+
+    counts: SliceCounts
+
+    def __new__(cls, rows: Iterable[Row], counts: SliceCounts) -> Self:
+        summary = super().__new__(cls, rows)
+        summary.counts = counts
+        return summary
+
+    def __getnewargs__(self) -> tuple[tuple[Row, ...], SliceCounts]:
+        return tuple(self), self.counts  # for copies
 
     def __rich__(self) -> Table:
         """The table for rich."""
-        table = Table("matrix", "module", "shape", "backend", "slice, or reason")
+        counts = f"{self.counts.trained:,} of {self.counts.total:,} parameters are trained at a time"
+        table = Table("matrix", "module", "shape", "backend", "slice, or reason", caption=counts)
         for row in self:
             size = " x ".join(map(str, row.shape))
             table.add_row(row.name, row.module, size, row.backend, row.told, style="dim" * (row.backend == "frozen"))
@@ -51,19 +94,23 @@ class Summary(tuple[Row, ...]):
 
 
 def summarise(
-    tracks: Mapping[str, SliceTrack], skipped: Mapping[str, str], trained: Mapping[str, nn.Parameter]
+    tracks: Mapping[str, SliceTrack],
+    skipped: Mapping[str, str],
+    trained: Mapping[str, nn.Parameter],
+    counts: SliceCounts,
 ) -> Summary:
     """Collect the rows: the slices, the parameters trained whole, and what is left out with the reason."""
     sliced = (_sliced(name, track) for name, track in tracks.items())
     whole = (Row(name, "", tuple(parameter.shape), "whole", "") for name, parameter in trained.items())
     frozen = (Row(name, "", (), "frozen", reason) for name, reason in skipped.items() if reason != "trained whole")
-    return Summary((*sliced, *whole, *frozen))
+    return Summary((*sliced, *whole, *frozen), counts)
 
 
 def _sliced(name: str, track: SliceTrack) -> Row:
     piece, layer = track.piece, track.layer
     told = f"{len(piece.index)} {piece.line}s"
-    masked = layer.slicefine_kind is MaskedLayer or piece.block not in layer.slicefine_kind.slicefine_blocks(layer)
+    kind = layer.slicefine_kind
+    masked = issubclass(kind, MaskedLayer) or piece.block not in kind.slicefine_blocks(layer)
     if not masked and piece.read:
         masked, told = True, f"{told}; its weight is read past the call"
     return Row(name, layer.slicefine_dense_class.__name__, piece.shape, "mask" if masked else "compact", told)

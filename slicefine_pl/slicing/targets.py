@@ -1,27 +1,32 @@
 """Which layers of a network are sliced, which parameters are trained whole, and why the rest is left out."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import TypeVar
 
 from torch import nn
 
+from slicefine_pl.slicing.frozen import FrozenMatrix, LeftFrozen
 from slicefine_pl.slicing.heads import Head, find_heads
-from slicefine_pl.slicing.kinds import COMPACT, Backend, Candidate, MaskedLayer, candidates
+from slicefine_pl.slicing.kinds import COMPACT, Backend, Candidate, candidates
 from slicefine_pl.slicing.layer import SlicedLayer
+from slicefine_pl.slicing.masked import MaskedLayer
+from slicefine_pl.slicing.packed import PackedMatrix, cannot_be_trained, entries, is_trainable, packed_matrices
 from slicefine_pl.slicing.parts import is_sharded
+from slicefine_pl.slicing.patterns import matching
 from slicefine_pl.slicing.positions import Line
-
-T = TypeVar("T")
 
 Patterns = str | Sequence[str]
 
 OUTPUT_HEAD = "output head"
 FROZEN = "frozen already"
 BY_NAME = "sliced only when named"
+
+FAMILIAR = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)  # nobody expects these to be sliced
+FAMILIAR_NAME = re.compile(r"(^|_)(pos|positions?|positional|cls|class|tokens?|bias)(_|$)|embed")  # of raw parameters
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,14 @@ class Targets:
         chosen: What is sliced.
         trained: Parameter name to parameter, for those trained whole.
         skipped: Name of a matrix that is left out, and the reason.
+        frozen: What stays frozen, with its share of the network.
         notice: What the user should hear once, or ``None``.
     """
 
     chosen: list[Candidate] = field(default_factory=list)
     trained: dict[str, nn.Parameter] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    frozen: LeftFrozen = field(default_factory=LeftFrozen)
     notice: str | None = None
 
 
@@ -62,7 +69,8 @@ def find_targets(net: nn.Module, wanted: Wanted) -> Targets:
             ``also_train`` are regular expressions searched in parameter names; ``None`` takes the new output heads.
 
     Raises:
-        ValueError: If a pattern matches nothing or what cannot be sliced, or the network is sliced already.
+        ValueError: If a pattern matches nothing or what cannot be sliced, or the network is sliced already, sharded,
+            or not initialised.
     """
     open_already = [name for name, module in net.named_modules() if isinstance(module, SlicedLayer)]
     if open_already:
@@ -71,6 +79,11 @@ def find_targets(net: nn.Module, wanted: Wanted) -> Targets:
         raise ValueError(
             "The network is sharded already, and slices are opened before: let FullyShardedStrategy shard it, or call"
             " shard_sliced_model(self) in configure_model."
+        )
+    if lazy := [name for name, module in net.named_modules() if _is_uninitialised(module)]:
+        raise ValueError(
+            f"{some(f'{name} (not initialised yet)' for name in lazy)} cannot be frozen or sliced; pass one batch"
+            " through the network before slices are opened."
         )
     heads = find_heads(net)
     found = Targets(trained=_trained_whole(net, heads, wanted.also_train))
@@ -81,24 +94,32 @@ def find_targets(net: nn.Module, wanted: Wanted) -> Targets:
         named = {name for name, candidate in present.items() if candidate.layer}
         chosen = [name for name in present if name in named and reasons[name] is None]
     else:
-        named = set(_matching("targets", wanted.targets, present, "layer or parameter"))
+        named = set(matching("targets", wanted.targets, present, "layer or parameter"))
         chosen = [name for name in present if name in named]
         _refuse([present[name] for name in chosen], reasons, wanted)
     found.chosen = [present[name] for name in chosen]
+    packed = [each for each in packed_matrices(net) if each.name not in found.trained]
     found.skipped = {name: reasons[name] or BY_NAME for name in present if name not in chosen}
+    found.skipped |= {each.name: each.reason for each in packed}
+    found.frozen = _left_frozen(net, found, present, packed, heads, wanted)
     if not found.chosen:
         room = _room((present[name] for name in named), reasons, wanted)
         raise ValueError(
             f"targets={wanted.targets!r} meets nothing that can be sliced."
             f" This network has {some(_explained(found.skipped))}."
             + (f" Choose a rank of at most {max(room)}." if room else "")
+            + (f"\n{found.frozen}" if found.frozen.surprising and not room else "")
         )
     notices = [
         _head_notice(net, found, wanted.also_train, frozen_heads=[head.name for head in heads]),
-        _narrow_notice(found, present, wanted),
+        _frozen_notice(found, wanted),
     ]
-    found.notice = " ".join(filter(None, notices)) or None
+    found.notice = "\n".join(filter(None, notices)) or None
     return found
+
+
+def _is_uninitialised(module: nn.Module) -> bool:
+    return any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False))
 
 
 def _excluded(net: nn.Module, heads: list[Head], found: Targets) -> dict[str, set[int]]:
@@ -115,7 +136,7 @@ def _excluded(net: nn.Module, heads: list[Head], found: Targets) -> dict[str, se
 def _trained_whole(net: nn.Module, heads: list[Head], also_train: Patterns | None) -> dict[str, nn.Parameter]:
     """The parameters that ``also_train`` names, or those of the new heads that are not frozen."""
     if also_train is not None:
-        return _matching("also_train", also_train, dict(net.named_parameters()), "parameter")
+        return matching("also_train", also_train, dict(net.named_parameters()), "parameter")
     new = (head.module.named_parameters(prefix=head.name) for head in heads if not head.pretrained)
     return {name: parameter for name, parameter in chain.from_iterable(new) if parameter.requires_grad}
 
@@ -123,24 +144,21 @@ def _trained_whole(net: nn.Module, heads: list[Head], also_train: Patterns | Non
 def _obstacle(candidate: Candidate, excluded: Mapping[str, set[int]], wanted: Wanted) -> str | None:
     """Why a candidate is not sliced by default; ``None`` if it is."""
     parameter = candidate.parameter
-    if nn.parameter.is_lazy(parameter):
-        return "not initialised yet"
-    if not parameter.is_floating_point():
-        return f"{parameter.dtype} cannot be trained"
+    if not is_trainable(parameter):
+        return cannot_be_trained(parameter)
     if getattr(candidate.module, "max_norm", None) is not None:
         return "max_norm rescales the weight in the forward pass"
-    if wanted.backend == "compact" and candidate.kind is MaskedLayer:
+    if wanted.backend == "compact" and issubclass(candidate.kind, MaskedLayer):
         return f"no compact kind; these are {COMPACT}"
     reason = next((reason for reason, parameters in excluded.items() if id(parameter) in parameters), None)
     return reason or _too_narrow(candidate, wanted)
 
 
 def _too_narrow(candidate: Candidate, wanted: Wanted) -> str | None:
-    """That there are fewer lines than the rank, if so; of a lazy layer nothing is known."""
-    if nn.parameter.is_lazy(candidate.parameter):
-        return None
+    """That there are fewer lines than the rank, if so."""
     size, line = _narrowest(candidate, wanted)
-    return f"{size} {line}s are fewer than rank={wanted.rank}" if size < wanted.rank else None
+    told = f"{size} {line}s are" if size > 1 else f"{size} {line} is"
+    return f"{told} fewer than rank={wanted.rank}" if size < wanted.rank else None
 
 
 def _narrowest(candidate: Candidate, wanted: Wanted) -> tuple[int, Line]:
@@ -151,10 +169,14 @@ def _narrowest(candidate: Candidate, wanted: Wanted) -> tuple[int, Line]:
 
 def _refuse(chosen: Iterable[Candidate], reasons: Mapping[str, str | None], wanted: Wanted) -> None:
     """Named targets must all be served; a head, or a frozen layer, is no obstacle once the user has asked for it."""
-    refused = [each for each in chosen if reasons[each.name] not in (None, OUTPUT_HEAD, FROZEN)]
+    obstacles = {
+        each: _too_narrow(each, wanted) if reasons[each.name] in (OUTPUT_HEAD, FROZEN) else reasons[each.name]
+        for each in chosen
+    }
+    refused = {each: reason for each, reason in obstacles.items() if reason is not None}
     if refused:
-        told = _explained({each.name: reasons[each.name] for each in refused})
-        room = _room(refused, reasons, wanted)
+        told = _explained({each.name: reason for each, reason in refused.items()})
+        room = _room(refused, {each.name: reason for each, reason in refused.items()}, wanted)
         raise ValueError(
             f"targets={wanted.targets!r} matches {some(told)}. Narrow the pattern so that it leaves these out"
             + (f", or choose a rank of at most {min(room)}." if len(room) == len(refused) else ".")
@@ -168,22 +190,6 @@ def _room(candidates: Iterable[Candidate], reasons: Mapping[str, str | None], wa
         for each in candidates
         if reasons[each.name] is not None and reasons[each.name] == _too_narrow(each, wanted)
     ]
-
-
-def _matching(argument: str, patterns: Patterns, named: Mapping[str, T], noun: str) -> dict[str, T]:
-    """The entries of ``named`` whose name any pattern is found in; every pattern must be found in one."""
-    matches: dict[str, T] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        try:
-            hits = {name: value for name, value in named.items() if re.search(pattern, name)}
-        except re.error as error:
-            raise ValueError(f"{argument}={pattern!r} is no regular expression: {error}.") from error
-        if not hits:
-            raise ValueError(
-                f"{argument}={pattern!r} matches no {noun} name; this network has {some(filter(None, named))}."
-            )
-        matches.update(hits)
-    return matches
 
 
 def _head_notice(net: nn.Module, found: Targets, also_train: Patterns | None, frozen_heads: list[str]) -> str | None:
@@ -200,16 +206,54 @@ def _head_notice(net: nn.Module, found: Targets, also_train: Patterns | None, fr
     )
 
 
-def _narrow_notice(found: Targets, present: Mapping[str, Candidate], wanted: Wanted) -> str | None:
-    narrow = [
-        f"{name} ({reason})"
-        for name, reason in found.skipped.items()
-        if wanted.targets is None and present[name].layer and reason == _too_narrow(present[name], wanted)
-    ]
-    if not narrow:
+def _left_frozen(
+    net: nn.Module,
+    found: Targets,
+    present: Mapping[str, Candidate],
+    packed: Iterable[PackedMatrix],
+    heads: list[Head],
+    wanted: Wanted,
+) -> LeftFrozen:
+    """Collect what is neither sliced nor trained whole; of tied matrices the first."""
+    familiar = {id(parameter) for head in heads for parameter in head.module.parameters()}
+    familiar |= {id(each) for module in net.modules() if isinstance(module, FAMILIAR) for each in module.parameters()}
+    trained = {id(parameter) for parameter in found.trained.values()}
+    left = {
+        (id(each.parameter), each.block): each
+        for each in reversed(list(present.values()))
+        if each.name in found.skipped and id(each.parameter) not in trained
+    }
+    matrices = [_frozen(each, found.skipped[each.name], familiar, wanted) for each in reversed(left.values())]
+    matrices += [FrozenMatrix(each.name, each.size, each.reason) for each in packed]
+    codes = [each for each in left.values() if not is_trainable(each.parameter)]
+    total = sum(parameter.numel() for parameter in net.parameters())
+    total += sum(entries(each.module, each.parameter) - each.parameter.numel() for each in codes)
+    return LeftFrozen(matrices, present, total + sum(each.size for each in packed if not each.parameter))
+
+
+def _frozen(candidate: Candidate, reason: str, familiar: set[int], wanted: Wanted) -> FrozenMatrix:
+    parameter, last = candidate.parameter, candidate.name.rpartition(".")[2]
+    vector = sum(size > 1 for size in candidate.shape) < 2
+    known = vector or id(parameter) in familiar or (not candidate.layer and FAMILIAR_NAME.search(last) is not None)
+    narrow = _too_narrow(candidate, wanted)
+    return FrozenMatrix(
+        candidate.name,
+        size=math.prod(candidate.shape) if is_trainable(parameter) else entries(candidate.module, parameter),
+        reason=reason,
+        lines=_narrowest(candidate, wanted)[0] if reason == narrow else None,
+        sliceable=narrow is None and reason in (BY_NAME, OUTPUT_HEAD, FROZEN),
+        usual=reason == FROZEN or (is_trainable(parameter) and known),
+    )
+
+
+def _frozen_notice(found: Targets, wanted: Wanted) -> str | None:
+    """What stays frozen although a user may believe it to be trained; explicit targets need no notice."""
+    if wanted.targets is not None or not found.frozen.surprising:
         return None
+    if not any(matrix.lines is not None and not matrix.usual for matrix in found.frozen.matrices):
+        return str(found.frozen)
     other = "row" if "column" in wanted.lines else "column"
-    return f"Left frozen: {some(narrow)}. A smaller rank, axis={other!r}, or also_train would reach them."
+    return f"{found.frozen}\nA smaller rank, axis={other!r}, or also_train would reach those with too few lines."
 
 
 def _explained(reasons: Mapping[str, str | None]) -> list[str]:

@@ -25,6 +25,23 @@ from slicefine_pl.slicing.positions import (
     visits_before,
 )
 
+SLICE_TYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def slice_type(chosen: torch.dtype | str | None) -> torch.dtype | None:
+    """The type that ``slice_dtype`` chooses, given itself or by name: ``torch.float32`` or ``"float32"``.
+
+    Raises:
+        ValueError: Slices of this type cannot be trained.
+    """
+    dtype = SLICE_TYPES.get(chosen.removeprefix("torch.")) if isinstance(chosen, str) else chosen
+    if chosen is not None and dtype not in SLICE_TYPES.values():
+        raise ValueError(
+            f"slice_dtype={chosen!r} cannot be trained; choose one of {', '.join(map(repr, SLICE_TYPES))}, as a name or"
+            " as torch's type, or None."
+        )
+    return dtype
+
 
 @dataclass(frozen=True)
 class SliceSettings:
@@ -40,8 +57,6 @@ class SliceSettings:
         check_rank(self.rank)
         check_choice("axis", self.axis, Axis)
         check_choice("order", self.order, Order)
-        if self.slice_dtype is not None and not self.slice_dtype.is_floating_point:
-            raise ValueError(f"slice_dtype={self.slice_dtype} cannot be trained; choose a floating-point type or None.")
 
     @property
     def lines(self) -> tuple[Line, ...]:

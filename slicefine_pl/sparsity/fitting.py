@@ -189,9 +189,9 @@ def _hold_outs(objective: Objective, data_unit: str, starts: int, random: np.ran
     """Fit without the largest models, without the longest runs, and without the sparsest; predict them."""
     runs = objective.runs
     kinds = {
-        f"largest models ({runs.nonzero_params.max():.3g} non-zero parameters)": runs.nonzero_params,
-        f"longest runs ({runs.data.max():.3g} {data_unit})": runs.data,
-        f"sparsest models ({runs.sparsity.max():.3g})": runs.sparsity,
+        f"largest models ({runs.nonzero_params.max():,.0f} non-zero parameters)": runs.nonzero_params,
+        f"longest runs ({runs.data.max():,.0f} {data_unit})": runs.data,
+        f"sparsest models ({runs.sparsity.max():.1%})": runs.sparsity,
     }
     results = []
     for words, values in kinds.items():

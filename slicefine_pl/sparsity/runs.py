@@ -105,6 +105,6 @@ def _enough(runs: Runs) -> None:
         different = np.unique(getattr(runs, name))
         if len(different) < needed:
             raise ValueError(
-                f"{name} takes {len(different)} value(s), {', '.join(f'{value:g}' for value in different)}, but "
+                f"{name} takes {len(different)} value(s), {', '.join(f'{value:,.12g}' for value in different)}, but "
                 f"{coefficients} need {needed} to be told apart; {remedy}."
             )

@@ -102,16 +102,12 @@ def check_ramp(ramp: Ramp, points: int = 101) -> None:
         raise ValueError(f"the schedule ends at {values[-1]:g} of the target; it must be 1 at progress 1.")
 
 
-def in_steps(name: str, point: float, total: float) -> int:
+def in_steps(name: str, point: float, total: int) -> int:
     """A point in training, given in steps (an integer) or as a share of all of them (a float), in steps.
 
     Raises:
-        ValueError: It is negative, or a share above 1, or a share of a run without a known end.
+        ValueError: It is negative, or a share above 1.
     """
     if isinstance(point, bool) or not point >= 0 or (isinstance(point, float) and point > 1):
         raise ValueError(f"{name}={point!r} is no point in training; give steps (an integer) or a share in [0.0, 1.0].")
-    if isinstance(point, int):
-        return point
-    if math.isinf(total):
-        raise ValueError(f"{name}={point!r} is a share of a run without a known end; set max_steps, or give steps.")
-    return round(point * total)
+    return point if isinstance(point, int) else round(point * total)

@@ -46,8 +46,12 @@ class Prunable:
     @property
     def parameter(self) -> nn.Parameter:
         """The parameter itself, also where a sliced layer stands in front of it."""
-        parameter = self.module._parameters[self.key]
-        assert parameter is not None  # prunable() has looked
+        parameter = self.module._parameters.get(self.key)
+        if parameter is None:
+            raise RuntimeError(
+                f"{self.name} is no longer a parameter: something has replaced it since masks were made, such as"
+                " torch.nn.utils.prune or a parametrization. Take that out, or do it before the run."
+            )
         return parameter
 
     def matrix(self, stored: Tensor) -> Tensor:

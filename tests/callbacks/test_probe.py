@@ -2,15 +2,18 @@
 
 import copy
 import random
+from itertools import cycle
 
 import numpy as np
+import processes
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from slicefine_pl import FullyShardedStrategy
 from slicefine_pl.callbacks.probe import STRENGTHS, LinearProbe, logistic, ridge
 
 FEATURES, CLASSES = 7, 3
@@ -88,15 +91,16 @@ class Data(LightningDataModule):
         return DataLoader(self.splits["test"], batch_size=64)
 
 
-def fit(net: Net, data: Data, *callbacks, **settings) -> Trainer:
+def fit(net: Net, data: Data, *callbacks, ckpt_path=None, **settings) -> Trainer:
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=list(callbacks), **quiet)
-    trainer.fit(net, datamodule=data, **settings)
+    settings = {"max_epochs": 1} | settings
+    trainer = Trainer(accelerator="cpu", callbacks=list(callbacks), **quiet, **settings)
+    trainer.fit(net, datamodule=data, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -128,6 +132,30 @@ def test_leaves_no_trace_and_scores_the_frozen_features():
     assert seen == [True]
     features = {name: (frozen.body(inputs).detach(), labels) for name, (inputs, labels) in splits.items()}
     assert probe.scores == pytest.approx(logistic(features), abs=0.006)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_example_that_does_not_count_changes_nothing():
+    """Validation batches with wrong labels, marked as not counted, after the right ones."""
+
+    class Doubled(Data):
+        def val_dataloader(self):
+            for inputs, labels in super().val_dataloader():
+                right = {"inputs": inputs, "labels": labels, "counted": torch.ones(len(labels), dtype=torch.bool)}
+                yield right
+                yield {**right, "labels": (labels + 1) % CLASSES, "counted": ~right["counted"]}
+
+    class Named(Net):
+        def forward(self, batch):
+            return super().forward([batch["inputs"]] if isinstance(batch, dict) else batch)
+
+    splits, scores = problem(1.0, floating=False), []
+    for net_class, data_class in ((Net, Data), (Named, Doubled)):
+        torch.manual_seed(1)
+        probe = LinearProbe()
+        fit(net_class(), data_class(splits), probe)
+        scores.append(probe.scores)
+    assert scores[0] == scores[1]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -163,3 +191,51 @@ def test_network_without_linear_layer_is_refused():
 
     with pytest.raises(ValueError, match=r"finds no nn\.Linear"):
         fit(Convolutions(), Data(problem(1.0, floating=False)), LinearProbe())
+
+
+class Stream(IterableDataset):
+    """The training examples of a problem, over and over: without a length or an end."""
+
+    def __init__(self, tensors) -> None:
+        self.tensors = tensors
+
+    def __iter__(self):
+        return cycle(zip(*self.tensors, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("limit", [1.0, 3])
+def test_data_without_a_length_are_measured_as_far_as_they_are_trained_on(limit, caplog):
+    splits = problem(1.0, floating=False)
+
+    class Endless(Data):
+        def train_dataloader(self):
+            return DataLoader(Stream(splits["train"]), batch_size=64)
+
+    net, probe = Net(), LinearProbe()
+    frozen = copy.deepcopy(net).eval()
+    with caplog.at_level("INFO"):
+        fit(net, Endless(splits), probe, limit_train_batches=limit, max_steps=1)
+    if limit == 1.0:
+        assert probe.scores == {}
+        assert "the train data have no length. Set limit_train_batches to a number of batches." in caplog.text
+    else:
+        seen = splits | {"train": tuple(tensor[: 3 * 64] for tensor in splits["train"])}
+        features = {name: (frozen.body(inputs).detach(), labels) for name, (inputs, labels) in seen.items()}
+        assert probe.scores == pytest.approx(logistic(features), abs=0.006)
+
+
+def probed(strategy):
+    """Scores of a run of one process under a strategy."""
+    torch.manual_seed(0)
+    data, probe = Data(problem(1.0, floating=False)), LinearProbe()
+    fit(Net(), data, probe, strategy=FullyShardedStrategy() if strategy == "fsdp2" else strategy, devices=1)
+    return probe.scores
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
+def test_one_process_of_a_strategy_for_many_is_probed_as_well(strategy):
+    """FSDP2 keeps shares even then, and brings whole weights only where a step goes through the strategy."""
+    [scores] = processes.run(probed, 1, strategy)
+    assert scores == probed("auto")

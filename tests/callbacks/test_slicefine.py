@@ -224,6 +224,13 @@ def test_low_precision_trains_and_keeps_untouched_weights(precision):
     assert torch.equal(module.trunk[0].bias, before.trunk[0].bias)
 
 
+def test_the_type_of_slices_is_the_same_setting_as_torch_s_type_and_by_name():
+    """Else a run would not resume under the other spelling."""
+    by_name, by_type = (SliceFineCallback(**SETTINGS, slice_dtype=each) for each in ("float32", torch.float32))
+    assert by_name._settings() == by_type._settings()
+    trainer(by_type).fit(Module(), loader())
+
+
 @pytest.mark.parametrize("fused", [False, True], ids=["unscaled", "unscales by itself"])
 def test_steps_that_a_loss_scaler_skips_are_not_counted(fused):
     """16-mixed on CPU through Lightning's own plugin: three losses overflow, and each halves the scale.

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from slicefine_pl import SliceFineCallback, SparsityCallback
 from slicefine_pl.data.batching import BatchPlan, ResumableLoader
@@ -490,3 +490,46 @@ def test_a_model_built_late_is_pruned_too():
     module = Late()
     trainer(SparsityCallback(0.5, **SETTINGS)).fit(module, loader())
     assert module.seen[-1][1] == (48, 48)
+
+
+class Stream(IterableDataset):
+    """Ten batches, and no length."""
+
+    def __iter__(self):
+        return iter(loader().dataset)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, r"start=0\.25 and end=0\.75 depends? on .* the training data have no length"),
+        ({"start": 1}, r"end=0\.75 depends on .* give start and end as numbers of optimizer steps \(integers\)\."),
+    ],
+)
+def test_shares_of_a_run_of_unknown_length_are_refused_before_the_first_step(settings, told):
+    module = Module()
+    with pytest.raises(ValueError, match=told):
+        trainer(SparsityCallback(0.5, targets="trunk", **settings)).fit(module, DataLoader(Stream(), batch_size=4))
+    assert module.seen == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "limits"),
+    [
+        ({"start": 2, "end": 7}, {}),
+        ({"start": 0.2, "end": 0.7}, {"limit_train_batches": 10}),
+        ({"start": 0.2, "end": 0.7}, {"epochs": -1, "max_steps": 10}),
+        ({"schedule": "constant"}, {}),
+    ],
+)
+def test_a_run_without_a_length_prunes_where_none_is_needed(settings, limits):
+    module = Module()
+    callback = SparsityCallback(0.5, targets="trunk", interval=2, **settings)
+    trainer(callback, **limits).fit(module, DataLoader(Stream(), batch_size=4))
+    assert module.seen[-1][1] == (48, 48)
+
+
+def test_a_run_without_a_step_prunes_nothing_and_ends_well():
+    module = Module()
+    trainer(SparsityCallback(pattern="2:4", targets="trunk"), limit_train_batches=0).fit(module, loader())
+    assert all(layer.weight.count_nonzero() == 96 for layer in (module.trunk[0], module.trunk[2]))

@@ -1,6 +1,7 @@
 """The command line of advise: its numbers against the law, its verdicts against cases that are clear, its refusals."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from slicefine_pl.cli.command import main
-from slicefine_pl.cli.quantities import DEVICES, flops_of, parameters_of
+from slicefine_pl.cli.quantities import DEVICES, flops_of, parameters_of, percent, quantity, readable
 from slicefine_pl.sparsity import T5_C4, VIT_JFT4B, costs
 
 TINY_BERT = str(Path(__file__).parents[2] / "recipes" / "configs" / "smoke" / "tiny_bert")
@@ -66,6 +67,26 @@ def test_dense_models_that_cost_the_same_really_do(advise):
     assert equal["loss"] == pytest.approx(sparse["loss"])
 
 
+@pytest.mark.parametrize(
+    ("number", "written"),
+    [(85e6, "85M"), (8.634e19, "8.63e19"), (999.7e6, "1B"), (1234.0, "1.23K"), (999.4, "999"), (1e15, "1e15")],
+)
+def test_counts_are_written_as_people_write_them(number, written):
+    assert readable(number) == written
+    assert quantity(written) == pytest.approx(number, rel=5e-3)
+
+
+@pytest.mark.parametrize(("share", "written"), [(1.0, "100 %"), (12.3, "1,230 %"), (0.875, "87.5 %"), (0.0, "0 %")])
+def test_shares_are_written_without_an_exponent(share, written):
+    assert percent(share) == written
+
+
+def test_the_answer_explains_the_letters_of_the_law_and_writes_no_exponents_for_counts(advise):
+    _, printed = advise("--law", "t5", "--parameters", "85M", "--data", "40B", "--hours", "24", "--device", "a100")
+    assert "D the training data" in printed
+    assert not re.search(r"e\+", printed)
+
+
 def test_hours_are_flops_of_the_device():
     assert flops_of(2, "a100", 8, 0.5) == pytest.approx(2 * 3600 * 312e12 * 8 * 0.5)
     assert all(device.peak > 0 and device.source for device in DEVICES.values())
@@ -94,7 +115,7 @@ def test_much_compute_on_the_pattern_trains_sparse_and_little_trains_dense(advis
     dense, printed = advise("--law", "t5", "--parameters", "20M", "--compute", little, "--two-four")
     assert dense["usable_sparsity"] == 0
     assert dense["best"][1]["sparsity"] == 0
-    assert "Train dense at 2e+07" in printed
+    assert "Train dense at 20M parameters" in printed
 
 
 def test_a_timing_of_ones_own_is_a_third_cost(advise):
@@ -170,7 +191,7 @@ BASE = ["--law", "t5", "--parameters", "20M"]
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([*BASE, "--compute", "1e9"], "compute=1e+09 FLOPs is less than one step of 65536 items"),
+        ([*BASE, "--compute", "1e9"], "compute=1B FLOPs is less than one step of 65,536 items"),
         ([*BASE, "--compute", "1e18", "--data", "100"], "data=100 is less than one step"),
         (BASE, "no budget is given; add --data, --compute"),
         ([*BASE, "--compute", "-5"], "'-5' is no positive number"),
@@ -182,7 +203,7 @@ BASE = ["--law", "t5", "--parameters", "20M"]
         ([*BASE, "--data", "1B", "--dense-data", "40M"], "name it with --dense-at-hand"),
         ([*BASE, "--data", "1B", "--no-sunk-cost"], "name it with --dense-at-hand"),
         ([*BASE, "--data", "1B", "--dense-at-hand", "40M"], "dense-at-hand=40M needs what it was trained on"),
-        ([*BASE, "--data", "1B", "--dense-at-hand", "10M", "--dense-data", "1B"], "is not fewer than the 1e+07"),
+        ([*BASE, "--data", "1B", "--dense-at-hand", "10M", "--dense-data", "1B"], "is not fewer than the 10M"),
         (["--law", "t6", "--parameters", "20M", "--data", "1B"], "law='t6' cannot be read"),
         (["--law", TINY_BERT + "/config.json", "--parameters", "2M", "--data", "1B"], "holds no law"),
         (["--law", "t5", "--model", "./no/such/model", "--data", "1B"], "model='./no/such/model' cannot be counted"),

@@ -112,6 +112,15 @@ def test_the_setup_tells_how_to_make_it_again(report):
     assert setup["folder"] == str(folder)
 
 
+def test_what_was_given_is_counted(report, reviews, tiny_bert):
+    numbers, *_ = report
+    data = TextDataModule(str(reviews), tokenizer=str(tiny_bert))
+    data.setup("fit")
+    counts = {"training": len(data._datasets["train"]), "validation": len(data._datasets["val"])}
+    assert numbers["setup"]["given_examples"] == counts
+    assert numbers["setup"]["validation_examples"] <= counts["validation"] < counts["training"] < 500
+
+
 def test_the_page_needs_nothing_else_and_tells_everything(report):
     """No link leads out; every picture is inside, with its meaning, its theory and its measurement."""
     numbers, page, *_ = report
@@ -289,8 +298,13 @@ def test_words_follow_the_numbers(report):
         control_k["median"] = factor * own_k["median"]
         medians["pretrained"]["spread_of_means"] = spread
         words = summary(own, control, setup)
+        assert all(text.startswith("In short: ") for text in words.values())
         assert ("not of pretraining" in words["Which rank?"]) == alike
         assert ("as balanced as chance" in words["Is every slice a winner?"]) == balanced
         assert ("less balanced than chance" in words["Is every slice a winner?"]) != balanced
     own["slice_gradients"]["everything"]["decrease"] = -1.0
     assert "No step of all weights" in summary(own, None, setup)["How much to expect?"]
+    assert "check your data" in summary(own, None, setup)["How much to expect?"]
+    wanted = own["task_energy"]["summary"]["tokens"]["k_task"]["0.9"]["median"]
+    for rank, meaning in ((wanted + 1, "you need no larger one"), (wanted - 1, "train with both")):
+        assert meaning in summary(own, None, setup | {"rank": rank})["Which rank?"]

@@ -93,6 +93,7 @@ def test_published_files_hold_the_published_coefficients(name, law):
         (lambda t: t.assign(zeros=100 * t.zeros), FLAGS, "sparsity=50 is not in [0, 1)"),
         (lambda t: t.assign(millions=t.millions / 1e6), FLAGS, "nonzero_params=2 is too few to be single ones"),
         (lambda t: t.assign(val=["diverged", *t.val[1:]]), FLAGS, "column 'val', run 0 holds 'diverged'"),
+        (lambda t: t.assign(val=True), FLAGS, "column 'val', run 0 holds 'True'"),
         (lambda t: t[t.zeros == 0], FLAGS, "sparsity takes 1 value(s), 0, but"),
         (lambda t: t[:5], FLAGS, "5 runs are too few"),
         (lambda t: t, [*FLAGS, "--starts", "0"], "starts=0"),

@@ -219,6 +219,8 @@ HEADER = "sparsity,nonzero_params,data,loss,seconds,backbone,lr,epochs,seed\n"
     ("content", "message"),
     [
         (HEADER + ROW.replace("narrow", "huge"), "holds runs of another grid, such as huge, sparsity 0.5, 1 epoch"),
+        (HEADER + ROW.replace("narrow", "NA"), "holds runs of another grid, such as NA, sparsity 0.5, 1 epoch"),
+        (HEADER + ROW.replace("narrow", ""), "is damaged (line 2 is no complete run)"),
         (HEADER + ROW.replace("0.01", "0.02"), "holds runs of another grid"),
         (HEADER + ROW + ROW[:20] + "\n", "is damaged (line 3 is no complete run)"),
         (HEADER + ROW[:-1], "is damaged (line 2 is no complete run)"),

@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 
 from slicefine_pl.callbacks import SliceFineCallback
 from slicefine_pl.cli.checks import check_checkpoint, check_output
+from slicefine_pl.data import TextDataModule
 from slicefine_pl.modules import TextClassifier
 
+NOUNS = ("film", "movie", "plot", "acting")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet")]
 
 
@@ -53,6 +55,68 @@ def test_fit_tests_exports_and_reports_then_predicts_from_both(recipe, capsys):
     assert Path("runs/t/version_1/export/model.safetensors").is_file()
     recipe("test", "--ckpt_path", str(best))
     assert not list(Path("runs/t").glob("version_2/config.yaml"))
+
+
+@pytest.mark.parametrize("text", ["great #film", "null", "~", "007", "[a, b]", "--config"])
+def test_a_text_to_predict_is_text(recipe, tiny_bert, capsys, text):
+    TextClassifier(str(tiny_bert), label_names=["no", "1"]).export("export")
+    recipe("predict", "--model.backbone", "export", "--data.predict_text", text)
+    shares, shown = capsys.readouterr().out.rstrip("\n").split("\t")
+    assert shown == text
+    assert {*shares.split()[::2]} == {"no", "1"}
+
+
+def test_a_text_that_is_none_is_refused(refused):
+    assert "nothing to predict; give predict_text" in refused("predict", "--data.predict_text", "")
+    assert "predict_text=' ' is blank; give a text" in refused("predict", "--data.predict_text", " ")
+    told = refused("predict", "--data.predict_text", "caf\udce9")
+    assert r"predict_text is the text 'caf\udce9', where character 4 is not Unicode" in told
+
+
+def test_label_names_are_texts(recipe, tiny_bert):
+    """In the settings that are saved, and so in the next run, too."""
+    rows = [f"{word} {a} {b},{int(word == 'good')}" for word in ("good", "bad") for a in NOUNS for b in NOUNS]
+    Path("data.csv").write_text("\n".join(["text,label", *rows]))
+    short = ("--trainer.max_steps", "1", "--trainer.callbacks", "null", "--trainer.logger.init_args.version")
+    recipe("fit", *short, "flag", "--data.label_names", "[no, yes]")
+    recipe("fit", "--config", "runs/t/flag/config.yaml", *short, "file")
+    for version in ("flag", "file"):
+        assert TextClassifier(f"runs/t/{version}/export").label_names == ["no", "yes"]
+
+
+def test_a_model_of_pairs_predicts_pairs(recipe, refused, capsys):
+    words = [(one, two) for one in ("good", "bad") for two in ("good", "bad")]
+    both = [f"{one} {a},{two} {b},{one == two}" for one, two in words for a in NOUNS for b in NOUNS]
+    Path("data.csv").write_text("\n".join(["title,body,label", *both]))
+    recipe("fit", "--data.text_columns", "[title, body]", "--trainer.max_epochs", "1", "--trainer.callbacks", "null")
+    assert 'print(classify({"text": "what' in capsys.readouterr().out
+    folder = Path("runs/t/version_0")
+    Path("pairs.csv").write_text("title,body\ngood,bad plot\n")
+    [checkpoint] = folder.glob("checkpoints/*.ckpt")
+    for model in (("--ckpt_path", str(checkpoint)), ("--model.backbone", str(folder / "export"))):
+        recipe("predict", *model, "--data.predict_text", "good", "--data.predict_text_pair", "bad plot")
+        recipe("predict", *model, "--data.predict_file", "pairs.csv")
+        one, other = capsys.readouterr().out.splitlines()
+        assert one == other
+        assert one.endswith("\tgood\tbad plot")
+        told = refused("predict", *model, "--data.predict_text", "good")
+        assert (
+            "trained on pairs of texts (title, body), and these are single texts; give a pair as predict_text" in told
+        )
+
+
+def test_without_a_test_split_the_table_shows_validation_under_its_own_name(recipe, refused, capsys, monkeypatch):
+    def absent(self):
+        raise ValueError("data.root='d' has no test split")
+
+    monkeypatch.setattr(TextDataModule, "has_test", False, raising=False)
+    monkeypatch.setattr(TextDataModule, "test_dataloader", absent)
+    recipe("fit")
+    told = capsys.readouterr().out
+    assert "val/accuracy after" in told
+    assert "test/" not in told
+    assert Path("runs/t/version_0/export/model.safetensors").is_file()
+    assert refused("test", "--ckpt_path", "runs/t/version_0/checkpoints/best.ckpt").endswith("'d' has no test split")
 
 
 def test_a_fixed_version_can_be_run_twice(recipe):

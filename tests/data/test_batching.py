@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import default_collate
 
 from slicefine_pl.data.batching import BatchPlan, PlannedLoader, ResumableDataModule, ResumableLoader
 
@@ -54,6 +55,20 @@ def test_ranks_share_the_examples_equally(world_size, shuffle):
     seen = Counter(index for each in batches for batch in each for index in batch)
     assert set(seen) == set(range(47))
     assert seen.total() == 47 + -47 % world_size
+
+
+@pytest.mark.parametrize(("world_size", "examples"), [(1, 47), (2, 47), (2, 46), (3, 47), (8, 47), (8, 41), (8, 3)])
+def test_examples_that_count_are_each_one_once(world_size, examples):
+    """Evaluation marks the copies that fill up the last batch, and nothing else."""
+    data = [{"x": torch.tensor(index)} for index in range(examples)]
+    found, shares = [], []
+    for rank in range(world_size):
+        own = BatchPlan(LENGTHS[:examples], 5, shuffle=False, rank=rank, world_size=world_size)
+        shares.append(list(PlannedLoader(data, own, default_collate)))
+        for batch in shares[-1]:
+            found += batch["x"][batch.get("counted", torch.ones(len(batch["x"]), dtype=torch.bool))].tolist()
+    assert sorted(found) == list(range(examples))
+    assert len({tuple(len(batch["x"]) for batch in share) for share in shares}) == 1  # equal shares all the same
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

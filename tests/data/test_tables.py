@@ -1,15 +1,19 @@
 """Reading files: what is in them comes out whole, and every flaw is named."""
 
 import json
+from decimal import Decimal
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
-from slicefine_pl.data.labels import check_trained, class_indices, class_names, values
+from slicefine_pl.data.labels import are_positions, check_trained, checked_names, class_indices, class_names, values
 from slicefine_pl.data.tables import Table, normalise, read_table, split_by_text
 
 TEXTS = ["null", 'a "quoted", word', '"all"', "naïve café", "a\u2028b\x0bc\x85d", "x" * 200_000]
 LABELS = [1, 0, 1, 0, 1, 0]
+READ = ["1", "0", "1", "0", "1", "0"]
 
 
 def table(labels):
@@ -27,7 +31,67 @@ def test_every_format_gives_the_same_table(tmp_path, suffix):
     else:
         frame.to_csv(path, index=False, sep="," if suffix == ".csv" else "\t", encoding="utf-8-sig")
     read = read_table(path, ["text"], "label")
-    assert (read.columns, read.labels) == ([TEXTS], LABELS)
+    assert (read.columns, read.labels) == ([TEXTS], READ)
+
+
+AS_WRITTEN = ["01", "1", "1.0", "1E1", "10", "1_0", "nan", "NA", "null", "True", "true", "yes", " a", "é", "-0", "+1"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_a_label_is_the_text_that_stands_in_the_file(tmp_path, suffix):
+    path = tmp_path / f"data{suffix}"
+    frame = pd.DataFrame({"text": "x", "label": AS_WRITTEN})
+    if suffix == ".parquet":
+        frame.to_parquet(path)
+    elif suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in frame.to_dict("records")))
+    else:
+        frame.to_csv(path, index=False, sep="," if suffix == ".csv" else "\t")
+    assert read_table(path, ["text"], "label").labels == AS_WRITTEN
+
+
+def test_numbers_and_booleans_of_json_are_as_written(tmp_path):
+    written = ["1", "1.0", "1.10", "1e3", "10000000000000000000000001", "-0", "true", "false"]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(f'{{"text": "x", "label": {value}}}\n' for value in written))
+    assert read_table(path, ["text"], "label").labels == written
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "labels"),
+    [
+        ([1, 2**62 + 1], pa.int64(), ["1", "4611686018427387905"]),
+        ([1.0, 0.5], pa.float64(), ["1.0", "0.5"]),
+        ([True, False], pa.bool_(), ["true", "false"]),
+        ([Decimal("1.10"), Decimal("1.1")], pa.decimal128(4, 2), ["1.10", "1.10"]),
+        (["01", "1"], pa.dictionary(pa.int8(), pa.string()), ["01", "1"]),
+    ],
+    ids=str,
+)
+def test_typed_labels_of_parquet(tmp_path, values, kind, labels):
+    path = tmp_path / "label=7" / "data.parquet"  # a folder that Hive would take for a column
+    path.parent.mkdir()
+    pa.parquet.write_table(pa.table({"text": ["x", "y"], "label": pa.array(values, kind)}), path)
+    assert read_table(path, ["text"], "label").labels == labels
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        (None, pa.int64(), "row 2, has no label in column 'label'"),
+        (None, pa.string(), "row 2, has no label"),
+        (float("nan"), pa.float64(), "row 2, has no label"),
+        ([1], pa.list_(pa.int64()), r"row 1, has \[1\] in column 'label', which is not a label"),
+        (b"a", pa.binary(), r"row 1, has b'a' in column 'label', which is not a label"),
+    ],
+    ids=str,
+)
+def test_flawed_labels_of_parquet(tmp_path, value, kind, message):
+    path = tmp_path / "data.parquet"
+    whole = {pa.int64(): 1, pa.string(): "a", pa.float64(): 1.0}.get(kind, value)
+    pa.parquet.write_table(pa.table({"text": ["x", "y"], "label": pa.array([whole, value], kind)}), path)
+    with pytest.raises(ValueError, match=message):
+        read_table(path, ["text"], "label")
 
 
 def test_line_breaks_within_a_csv_field(tmp_path):
@@ -43,20 +107,14 @@ def test_stray_quotes_of_a_tsv_are_text(tmp_path):
     path = tmp_path / "data.tsv"
     path.write_text("text\tlabel\n" + "".join(f"{text}\t{row}\n" for row, text in enumerate(texts)))
     read = read_table(path, ["text"], "label")
-    assert (read.columns, read.labels) == ([texts], [0, 1, 2, 3, 4])
-
-
-def test_labels_with_underscores_are_names(tmp_path):
-    path = tmp_path / "data.csv"
-    path.write_text("text,label\na,1_0\nb,10\n")
-    assert read_table(path, ["text"], "label").labels == ["1_0", "10"]
+    assert (read.columns, read.labels) == ([texts], ["0", "1", "2", "3", "4"])
 
 
 def test_two_text_columns_stay_apart(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("a,b,score\nx,y,0.5\nu,v,2\n")
     read = read_table(path, ["b", "a"], "score")
-    assert (read.columns, read.labels) == ([["y", "v"], ["x", "u"]], [0.5, 2.0])
+    assert (read.columns, read.labels) == ([["y", "v"], ["x", "u"]], ["0.5", "2"])
 
 
 @pytest.mark.parametrize(
@@ -70,7 +128,7 @@ def test_two_text_columns_stay_apart(tmp_path):
         ("a.csv", b"text,label\nfine,1\n,0\n", "line 3, has no text in column 'text'"),
         ("a.csv", b"text,label\nfine,1\nbad,\n", "line 3, has no label in column 'label'"),
         ("a.csv", b"text,label\nfine,1\nbad\n", "line 3, has 1 fields, and the first line names 2 columns"),
-        ("a.csv", b"text,label\nfine,1\nbad,nan\n", "line 3, has the label 'nan'"),
+        ("a.csv", b"text,label\nfine,1\nbad,  \n", "line 3, has no label in column 'label'"),
         ("a.csv", b"text,label\n\nwell, fine,1\nbad, really,0\n", "line 3, has 3 fields, .* into double quotes"),
         ("a.csv", b'text,label\nfine,1\n\n"two\nlines",1\n,0\n', "line 6, has no text"),
         ("a.csv", b'text,label\nfine,1\n"bad,0\nend,1\n', "cannot be parsed from line 3 on"),
@@ -81,6 +139,28 @@ def test_two_text_columns_stay_apart(tmp_path):
         ("a.jsonl", b"[1]\n", "line 1, is no JSON object"),
         ("a.jsonl", b'{"text": "x", "label": 1}\n{"text": "y"}\n', "line 2, has no label"),
         ("a.jsonl", b'{"text": "x", "label": 1}\n{"text": 7, "label": 0}\n', "line 2, has no text .* but 7"),
+        ("a.jsonl", b'{"text": "x", "label": "\\t"}\n', "line 1, has no label"),
+        ("a.jsonl", b'{"text": "x", "label": null}\n', "line 1, has no label"),
+        ("a.jsonl", b'{"text": "x", "label": NaN}\n', "line 1, has no label"),
+        ("a.jsonl", b'{"text": "x", "label": [1]}\n', r"line 1, has \[1\] in column 'label', which is not a label"),
+        ("a.jsonl", b'{"text": "x", "label": {"a": 1}}\n', r"line 1, has \{'a': 1\} in .*; write a text or a number"),
+        (
+            "a.jsonl",
+            b'{"text": "x", "label": "1"}\n{"text": "y", "label": 1}\n',
+            "line 2, has the label 1 in column 'label' as a number, and .* line 1 as a text; write all of them alike",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "x", "label": true}\n{"text": "y", "label": "true"}\n',
+            "as a text, and .* as a boolean",
+        ),
+        ("a.jsonl", b'{"text": "x", "label": 1, "label": 2}\n', "line 1, has the field 'label' twice"),
+        (
+            "a.jsonl",
+            b'{"text": "\\ud800 x", "label": 1}\n',
+            r"line 1, has in column 'text' the text '\\ud800 x', where",
+        ),
+        ("a.jsonl", b'{"text": "x", "label": ' + b"[" * 200_000 + b"}", "line 1, is nested too deeply"),
         ("a.parquet", b"PAR1 no", "no readable Parquet"),
         ("a.xlsx", b"", "unknown suffix '.xlsx'"),
     ],
@@ -118,43 +198,76 @@ def test_split_depends_on_each_text_alone():
 
 @pytest.mark.parametrize(
     ("labels", "names"),
-    [([10, 2, -1], ["-1", "2", "10"]), (["b", "a"], ["a", "b"]), ([0.0, 1.0], ["0", "1"])],
+    [
+        (["10", "2", "-1"], ["-1", "2", "10"]),
+        (["b", "a"], ["a", "b"]),
+        (["10", "1", "01"], ["01", "1", "10"]),
+        (["1.0", "1.10", "1.1"], ["1.0", "1.1", "1.10"]),
+        (["2E1", "10", "1E1"], ["10", "1E1", "2E1"]),
+    ],
 )
 def test_classes_are_numbers_by_size_or_names_by_alphabet(labels, names):
     assert class_names(table(labels)) == names
-    assert [names[index] for index in class_indices(table(labels), names)] == [
-        str(x).removesuffix(".0") for x in labels
-    ]
+    assert [names[index] for index in class_indices(table(labels), names)] == labels
 
 
 def test_integers_index_given_names():
-    assert class_indices(table([1, 0, 1]), ["no", "yes"], positions=True) == [1, 0, 1]
+    labels = table(["1", "0", "1"])
+    assert are_positions(labels, ["no", "yes"])
+    assert class_indices(labels, ["no", "yes"], positions=True) == [1, 0, 1]
+    for other in (["1", "0", "01"], ["1", "0", "1.0"], ["1", "0", "no"]):
+        assert not are_positions(table(other), ["no", "yes"])
 
 
-@pytest.mark.parametrize("positions", [True, False])
-def test_integers_that_are_names_never_shift(positions):
+def test_integers_that_are_names_never_shift():
     """Training data with 1, 2, 3 and validation data with 0, 1, 2: the 0 is an error, not the class 1."""
-    names = class_names(table([1, 2, 3]))
-    assert class_indices(table([3, 1]), names, positions=positions) == [2, 0]
+    train = table(["1", "2", "3"])
+    names = class_names(train)
+    assert not are_positions(train, names)
+    assert class_indices(table(["3", "1"]), names) == [2, 0]
     with pytest.raises(ValueError, match=r"'train\.csv', row 2, has the label '0', which is none of the 3 classes '1'"):
-        class_indices(table([1, 0, 2]), names, positions=positions)
+        class_indices(table(["1", "0", "2"]), names)
 
 
-def test_integers_index_no_names_of_the_training_data():
-    with pytest.raises(ValueError, match="row 1, has the label '1', which is none of the 2 classes 'no', 'yes'"):
-        class_indices(table([1, 0]), ["no", "yes"])
+@pytest.mark.parametrize("labels", [["a", " a", "b"], ["caf\u00e9", "b", "cafe\u0301"]])
+def test_labels_that_look_the_same_are_refused(labels):
+    with pytest.raises(
+        ValueError, match=r"'train\.csv', row \d, has the label .*, and row 1 has .*; they look the same"
+    ):
+        class_names(table(labels))
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        *((label, "is not a number") for label in ("no", "nan", "inf", "1_0", "0x1", "true", "1,5", "\u0661", "1e")),
+        ("1e39", "float32 cannot hold"),
+    ],
+)
+def test_values_are_plain_numbers(label, message):
+    assert values(table(["0.5", "-1e-3", "+2", " 007", ".5", "3."])) == [0.5, -1e-3, 2.0, 7.0, 0.5, 3.0]
+    with pytest.raises(ValueError, match=rf"'train\.csv', row 2, has the label '{label}', .*{message}"):
+        values(table(["1", label]))
+
+
+def test_names_that_a_user_gives_are_texts():
+    assert checked_names(("no", "1")) == ["no", "1"]
+    assert checked_names(None) is None
+    with pytest.raises(ValueError, match=r"label_names=\[False, True\] has False, which is not a text"):
+        checked_names([False, True])
+    with pytest.raises(ValueError, match="has 'a' twice"):
+        checked_names(["a", "b", "a"])
 
 
 def test_wrong_labels_are_refused():
-    with pytest.raises(ValueError, match=r"row 2, has the label 2, outside 0 to 1 for the classes 'no', 'yes'"):
-        class_indices(table([1, 2]), ["no", "yes"], positions=True)
+    for wrong in ("2", "-1", "maybe", "01"):
+        with pytest.raises(ValueError, match=rf"row 2, has the label '{wrong}', and the classes .* from 0 to 1"):
+            class_indices(table(["1", wrong]), ["no", "yes"], positions=True)
     with pytest.raises(ValueError, match=r"row 2, has the label 'perhaps', which is none of the 2 classes"):
         class_indices(table(["no", "perhaps"]), ["no", "yes"])
-    with pytest.raises(ValueError, match=r"such as 0\.5, which are values and no classes"):
-        class_names(table([0.5, 1.0]))
-    with pytest.raises(ValueError, match="only the class 1"):
-        class_names(table([1, 1]))
-    with pytest.raises(ValueError, match="such as 'no', which are no numbers"):
-        values(table(["no"]))
+    with pytest.raises(ValueError, match=r"has the label '0\.7', .* values rather than classes, set task='regression'"):
+        class_indices(table(["0.7"]), class_names(table(["0.5", "1.0"])))
+    with pytest.raises(ValueError, match="only the class '1'"):
+        class_names(table(["1", "1"]))
     with pytest.raises(ValueError, match="class 'yes' has no training example"):
         check_trained([0, 0], ["no", "yes"], "train.csv")

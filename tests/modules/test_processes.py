@@ -7,9 +7,10 @@ import processes
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from slicefine_pl import FullyShardedStrategy, SliceFineCallback, SparsityCallback
+from slicefine_pl.data.batching import BatchPlan, PlannedLoader
 from slicefine_pl.modules import CausalLanguageModel, ImageClassifier, TextClassifier, VideoClassifier
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "configs" / "smoke"
@@ -23,8 +24,11 @@ def text(folder):
 
 
 def causal_lm(folder):
-    examples = [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids} for ids in _tokens(9)]
-    return CausalLanguageModel(str(folder), lr=0.01, samples=0), examples
+    examples = [
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": _after(ids, number % 6)}
+        for number, ids in enumerate(_tokens(9))
+    ]
+    return CausalLanguageModel(str(folder), lr=0.01, samples=0, max_new_tokens=4), examples
 
 
 def image(folder):
@@ -38,12 +42,46 @@ def video(folder):
     return module, examples
 
 
+def _after(ids, start):
+    """Labels of which the first ``start`` are not to be learned."""
+    return torch.cat([torch.full((start,), -100), ids[start:]])
+
+
 def _tokens(length):
     return torch.randint(6, WORDS, (STEPS * BATCH, length))
 
 
+def ratings(folder):
+    _, examples = text(folder)
+    return TextClassifier(str(folder), num_classes=1), examples
+
+
 PRUNED = {"text": r"(query|key|value|dense)\.weight$", "causal_lm": r"_proj\.weight$"}  # too small to go by default
 MODALITIES = {"text": text, "causal_lm": causal_lm, "image": image, "video": video}
+SCORED = {**MODALITIES, "ratings": ratings}
+
+
+def label(modality, number):
+    return torch.tensor(0.7 * (number % 5) if modality == "ratings" else number % CLASSES)
+
+
+def score(modality, folder, count, many):
+    """Scores and predictions of an untrained network for some examples, ``BATCH`` of them at a time."""
+    torch.manual_seed(1)
+    module, examples = SCORED[modality](folder)
+    module.untrained_head = False
+    data = [{"labels": label(modality, i), **example} for i, example in enumerate(examples[:many])]
+    sizes = [(7 * i) % 10 for i in range(many)]
+    plan = BatchPlan(sizes, BATCH // count, shuffle=False, rank=int(os.environ.get("RANK", 0)), world_size=count)
+    trainer = Trainer(
+        strategy="ddp" if count > 1 else "auto", devices=count, accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    loader = PlannedLoader(data, plan, default_collate)
+    [validated], [tested] = trainer.validate(module, loader, verbose=False), trainer.test(module, loader, verbose=False)
+    predicted = trainer.predict(module, loader)
+    return validated | tested, [getattr(one, "tolist", lambda one=one: one)() for batch in predicted for one in batch]
 
 
 def fit(modality, folder, name, count, prune):
@@ -89,3 +127,32 @@ def test_two_processes_equal_one_with_twice_the_batch(modality, name, count, pru
             torch.testing.assert_close(
                 torch.tensor(theirs[key]), torch.tensor(value), rtol=1e-3, atol=1e-3
             )  # of steps of 0.01
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("modality", "count", "many"),
+    [
+        ("text", 2, 13),  # 8 + 5: the last batch has three examples on one process and two on the other
+        ("ratings", 2, 13),
+        ("ratings", 3, 7),  # 6 + 1: two processes have none
+        ("causal_lm", 2, 13),
+        ("causal_lm", 3, 7),
+        ("image", 2, 13),
+        ("video", 3, 7),
+    ],
+)
+def test_scores_and_predictions_do_not_depend_on_the_number_of_processes(modality, count, many, tiny_bert, tiny_llama):
+    """Every example counts once, and predictions come in order when processes are asked in turn."""
+    folder = {"text": tiny_bert, "ratings": tiny_bert, "causal_lm": tiny_llama}.get(modality)
+    expected, one_by_one = score(modality, folder, 1, many)
+    shares = processes.run(score, count, modality, folder, count, many)
+    for found, _ in shares:
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
+    predicted = [share[turn] for turn in range(many) for _, share in shares if turn < len(share)]
+    if modality == "causal_lm":
+        assert predicted == one_by_one
+    else:
+        torch.testing.assert_close(torch.tensor(predicted), torch.tensor(one_by_one), rtol=1e-4, atol=1e-5)

@@ -37,6 +37,7 @@ def test_smoke_run(tmp_path, name):
     command += ["--trainer.logger.init_args.save_dir", str(tmp_path / "runs")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert not re.search(r"💡|LeafSpec|Loading `train_dataloader`|\.py:\d+", done.stdout + done.stderr)
     before, after = (
         float(re.search(rf"test/accuracy {when} *│ ([\d.]+)", done.stdout)[1]) for when in ("before", "after")
     )

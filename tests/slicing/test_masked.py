@@ -1,11 +1,14 @@
 """Parameters that no compact layer serves, and weights that are read past their layer: dense gradient, slice's part."""
 
 import copy
+import pickle
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from slicefine_pl.slicing import slice_model
 
@@ -31,6 +34,12 @@ class Scaled(nn.Linear):
         return F.linear(x, self.weight / self.weight.norm(), self.bias)
 
 
+def hooked(name: str) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, but many networks use them
+        return getattr(nn.utils, name)(nn.Linear(5, 4))
+
+
 def dense_modules() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     """Name of the sliced parameter, its module, and an input."""
     return {
@@ -40,8 +49,20 @@ def dense_modules() -> dict[str, tuple[nn.Module, torch.Tensor]]:
         "own forward": (Scaled(5, 4), torch.randn(3, 5)),
         "raw table": (Positions(), torch.randn(2, 3, 5)),
         "recurrent": (nn.GRU(5, 4), torch.randn(3, 2, 5)),
+        "LSTM": (nn.LSTM(5, 4, 2, bidirectional=True), torch.randn(3, 2, 5)),
+        "RNN": (nn.RNN(5, 4), torch.randn(3, 2, 5)),
+        "cell": (nn.LSTMCell(5, 4), torch.randn(3, 5)),
+        "weight_norm": (parametrizations.weight_norm(nn.Linear(5, 4), dim=None), torch.randn(3, 5)),
+        "weight_norm of a kernel": (parametrizations.weight_norm(nn.Conv1d(4, 3, 2), dim=None), torch.randn(2, 4, 6)),
+        "spectral_norm": (parametrizations.spectral_norm(nn.Linear(5, 4)), torch.randn(3, 5)),
+        "weight_norm, as a hook": (hooked("weight_norm"), torch.randn(3, 5)),
+        "spectral_norm, as a hook": (hooked("spectral_norm"), torch.randn(3, 5)),
+        "pruned": (prune.l1_unstructured(nn.Linear(5, 4), "weight", 0.5), torch.randn(3, 5)),
         "bilinear": (nn.Bilinear(3, 3, 4), torch.randn(2, 3)),
     }
+
+
+MATRICES = {"weight_norm, as a hook": "weight_v"}  # beside a vector of lengths, which is too narrow
 
 
 def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -62,8 +83,10 @@ def block(parameter: torch.Tensor, live) -> torch.Tensor:
 @pytest.mark.parametrize("name", dense_modules())
 def test_any_parameter_s_slice_gets_the_dense_gradient_s_block(name, axis):
     module, x = dense_modules()[name]
-    dense, net = copy.deepcopy(module), nn.ModuleDict({"part": module})
-    handle = slice_model(net, R, axis, targets="part", also_train=[])
+    dense, net = dense_modules()[name][0], nn.ModuleDict({"part": module})
+    dense.load_state_dict(module.state_dict())
+    classes = [type(each) for each in module.modules()]
+    handle = slice_model(net, R, axis, targets=MATRICES.get(name, "part"), also_train=[])
     assert list(net.state_dict()) == [f"part.{key}" for key in dense.state_dict()]
     run(net["part"], x).square().sum().backward()
     run(dense, x).square().sum().backward()
@@ -73,7 +96,8 @@ def test_any_parameter_s_slice_gets_the_dense_gradient_s_block(name, axis):
         torch.testing.assert_close(live.parameter.grad, block(gradient.to_dense(), live))
     assert {row.backend for row in handle.summary() if row.shape} == {"mask"}
     handle.close()
-    assert type(net["part"]) is type(dense)
+    assert [type(each) for each in net["part"].modules()] == classes
+    torch.testing.assert_close(run(net["part"].eval(), x), run(dense.eval(), x))
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
@@ -96,6 +120,19 @@ def test_entries_outside_the_visited_lines_stay_bit_equal(optimizer):
     handle.close()
     assert torch.equal(net[0].weight[~visited], before[~visited])
     assert (net[0].weight[visited] != before[visited]).all()
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_recurrent_layer_that_was_trained_can_be_copied(closed, copier):
+    """It keeps a list of the weights that it read last, which no copy may keep."""
+    net, x = nn.ModuleDict({"part": nn.LSTM(5, 4)}), torch.randn(3, 2, 5)
+    handle = slice_model(net, R, targets="part", also_train=[])
+    run(net["part"], x).square().sum().backward()
+    if closed:
+        handle.close()
+        assert all(isinstance(weight, nn.Parameter) for weight in net["part"]._flat_weights)
+    torch.testing.assert_close(run(copier(net)["part"], x), run(net["part"], x))
 
 
 class Reader(nn.Module):

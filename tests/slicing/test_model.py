@@ -147,6 +147,8 @@ def test_counts():
     assert counts.whole == 9 * 3 + 3
     assert counts.target == 10 * 12 + 12 * 9
     assert counts.total == 10 * 12 + 12 + 12 * 9 + 9 + 9 * 3 + 3
+    assert f"{counts.trained} of {counts.total} parameters are trained at a time" in str(handle.summary())
+    assert copy.deepcopy(handle.summary()).counts == counts
     # After two moves: four columns and two rows of each weight, less their crossings.
     assert counts.visited == (4 * 12 + 2 * 10 - 8) + (4 * 9 + 2 * 12 - 8)
 
@@ -237,7 +239,8 @@ def test_indices_travel_with_the_module(copier):
         ({"backend": "sparse"}, "backend='sparse' is unknown; choose one of 'auto', 'compact', 'mask'"),
         ({"axis": "diagonal"}, "axis='diagonal' is unknown; choose one of 'column', 'row', 'alternate'"),
         ({"order": "best"}, "order='best' is unknown"),
-        ({"slice_dtype": torch.int8}, "slice_dtype=torch.int8"),
+        ({"slice_dtype": torch.int8}, "slice_dtype=torch.int8 cannot be trained; choose one of 'float64', 'float32'"),
+        ({"slice_dtype": "float8"}, "slice_dtype='float8' cannot be trained"),
     ],
 )
 def test_bad_settings_are_refused_and_change_nothing(settings, message):
@@ -255,11 +258,27 @@ def test_the_rank_that_would_fit_is_that_of_a_layer_sliced_by_default():
         slice_model(net, rank=20, also_train="bias")
 
 
-@pytest.mark.parametrize("settings", [{"targets": "1"}, {"rank": 30}])
-def test_a_layer_without_a_shape_yet_is_refused_by_that_reason(settings):
+def test_a_layer_without_a_shape_yet_is_refused_by_that_reason():
+    """It could not even be frozen; after one batch it is a layer like others."""
     net = nn.Sequential(nn.Linear(20, 20), nn.LazyLinear(20))
-    with pytest.raises(ValueError, match=r"1 \(not initialised yet\)"):
-        slice_model(net, **({"rank": 4, "also_train": "bias"} | settings))
+    with pytest.raises(ValueError, match=r"1 \(not initialised yet\).* pass one batch through the network"):
+        slice_model(net, rank=4, also_train="bias")
+    net(torch.randn(3, 20))
+    assert [live.name for live in slice_model(net, rank=4, also_train="bias")] == ["0", "1"]
+
+
+@pytest.mark.parametrize("chosen", [torch.float32, "float32", "torch.float32"])
+def test_the_slice_s_type_may_be_given_by_name(chosen):
+    (live,) = slice_model(network(), rank=2, targets="^0", also_train="^4", slice_dtype=chosen)
+    assert live.parameter.dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", ["auto", "mask"])
+def test_a_rank_beyond_a_named_head_is_refused_with_the_rank_that_fits(backend):
+    net = network()
+    net[4].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"4 \(9 columns are fewer than rank=10\).* rank of at most 9\.$"):
+        slice_model(net, rank=10, targets="^4", also_train="bias", backend=backend)
 
 
 def test_an_average_of_the_weights_is_exact_when_the_caller_writes_after_each_step():
@@ -346,7 +365,9 @@ def test_a_precision_that_the_user_chose_outlives_a_cast_of_the_network():
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 def test_compiled_scripts_inside_a_network_are_left_alone():
     net = nn.Sequential(torch.jit.script(nn.Linear(4, 4)), nn.Linear(4, 4), nn.Linear(4, 2))
-    assert [live.name for live in slice_model(net, rank=2, also_train="^2")] == ["1"]
+    with pytest.warns(UserWarning, match=r"0\.weight: 32\.0 %, compiled by torch\.jit"):
+        handle = slice_model(net, rank=2, also_train="^2")
+    assert [live.name for live in handle] == ["1"]
 
 
 def test_a_copy_averages_the_stored_weights_as_the_readme_says():

@@ -14,6 +14,19 @@ from slicefine_pl.slicing import slice_model
 from slicefine_pl.slicing.sharding import find_blocks, shard_model, sharded_bytes
 
 
+class Experts(nn.Module):
+    """Three matrices in one parameter, stored with their inputs first."""
+
+    is_transposed = True
+
+    def __init__(self):
+        super().__init__()
+        self.matrices = nn.Parameter(torch.randn(3, 7, 5))
+
+    def forward(self, x):
+        return sum(x @ self.matrices[expert] @ self.matrices[expert].t() for expert in range(3)) / 300
+
+
 # Sizes that two or three processes do not share equally, and fewer rows than processes.
 class Net(nn.Module):
     def __init__(self, dtype=torch.float32):
@@ -21,6 +34,7 @@ class Net(nn.Module):
         self.stem = nn.Conv1d(3, 7, 3, padding=1)
         self.layers = nn.ModuleList([nn.Sequential(nn.Linear(7, 11), nn.Tanh(), nn.Linear(11, 7)) for _ in range(2)])
         self.attention = nn.MultiheadAttention(7, 1, batch_first=True)
+        self.experts = Experts()
         self.place = nn.Parameter(torch.randn(1, 5, 7))
         self.scale = nn.Parameter(torch.tensor(2.0), requires_grad=False)
         self.head = nn.Linear(7, 2)
@@ -29,12 +43,13 @@ class Net(nn.Module):
 
     def forward(self, x):
         x = self.stem(x).transpose(1, 2) + self.place * self.scale
+        x = x + self.experts(x)
         for layer in self.layers:
             x = x + (checkpoint(layer, x, use_reentrant=False) if self.recompute else layer(x))
         return self.head((x + self.attention(x, x, x)[0]).mean(1))
 
 
-SETTINGS = {"rank": 2, "targets": ["stem", "layers", "attention", "place"], "also_train": "head"}
+SETTINGS = {"rank": 2, "targets": ["stem", "layers", "attention", "place", "experts"], "also_train": "head"}
 
 
 def train(axis, sharded, steps=7, recompute=False, peek=False, seed=3, **settings):

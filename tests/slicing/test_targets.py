@@ -26,6 +26,15 @@ def gpt2(name: str) -> nn.Module:
     return getattr(transformers, name)(config)
 
 
+def llama4() -> nn.Module:
+    """Whose backbone has another name than its class says."""
+    config = transformers.Llama4TextConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, intermediate_size_mlp=24, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=8, num_local_experts=2, pad_token_id=0,
+    )  # fmt: skip
+    return transformers.Llama4ForCausalLM(config)
+
+
 def pytorchvideo_mvit() -> nn.Module:
     from pytorchvideo.models.vision_transformers import create_multiscale_vision_transformers
 
@@ -38,6 +47,7 @@ MODELS = {
     "bert": (lambda: bert("BertForSequenceClassification"), [("classifier", False)]),
     "bert backbone": (lambda: bert("BertModel"), []),
     "bert language model": (lambda: bert("BertForMaskedLM"), [("cls", True)]),
+    "llama 4": (llama4, [("lm_head", True)]),
     "gpt2": (lambda: gpt2("GPT2ForSequenceClassification"), [("score", False)]),
     "gpt2 language model": (lambda: gpt2("GPT2LMHeadModel"), [("lm_head", True)]),
     "distilbert": (
@@ -126,7 +136,18 @@ def test_targets_and_also_train_are_searched_as_regular_expressions():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"targets": "decoder"}, r"targets='decoder' matches no layer or parameter name; this network has bert\.emb"),
+        (
+            {"targets": "decoder"},
+            r"targets='decoder' matches no layer or parameter name; similar names: bert\.encoder\.layer\.0",
+        ),
+        (
+            {"also_train": "clasifier"},
+            r"also_train='clasifier' .*; similar names: classifier\.weight, classifier\.bias\.$",
+        ),
+        (
+            {"also_train": "head"},
+            r"the last names of this network: bert\.pooler\.dense\.bias, classifier\.weight, classifier\.bias\.$",
+        ),
         ({"targets": ["attention", "decoder"]}, "targets='decoder' matches no layer"),
         ({"targets": "("}, r"targets='\(' is no regular expression"),
         ({"targets": "LayerNorm"}, "targets='LayerNorm' matches no layer or parameter name"),
@@ -152,13 +173,13 @@ def test_attention_of_torch_is_sliced_in_four_parts():
 
 
 def test_where_outputs_are_too_few_columns_are_advised():
-    with pytest.warns(UserWarning, match=r"Left frozen: 0 \(2 rows are fewer than rank=4\).*axis='column'"):
+    with pytest.warns(UserWarning, match=r"0: 38.3 %, 2 rows are fewer than rank=4\n.*axis='column'"):
         slice_model(nn.Sequential(nn.Linear(9, 2), nn.Linear(2, 9)), rank=4, axis="row")
 
 
 def test_layers_narrower_than_the_rank_are_left_out_and_told():
     net = torchvision.models.resnet18(num_classes=3)
-    with pytest.warns(UserWarning, match=r"Left frozen: conv1 \(3 columns are fewer than rank=4\)"):
+    with pytest.warns(UserWarning, match=r"conv1: less than 0.1 %, 3 columns are fewer than rank=4\n"):
         handle = slice_model(net, rank=4)
     convolutions = {name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
     assert {live.name for live in handle} == convolutions - {"conv1"}

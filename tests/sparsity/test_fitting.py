@@ -186,7 +186,7 @@ def one_changed(index, value):
     ("runs", "message"),
     [
         (bad(sparsity=np.zeros_like), r"sparsity takes 1 value\(s\), 0, but a_S, b_S and c_S need 3"),
-        (bad(nonzero_params=lambda a: 0 * a + 1e6), r"nonzero_params takes 1 value\(s\), 1e\+06"),
+        (bad(nonzero_params=lambda a: 0 * a + 1e6), r"nonzero_params takes 1 value\(s\), 1,000,000"),
         (bad(data=lambda a: 0 * a + 1e9), r"data takes 1 value\(s\)"),
         (runs_of(VIT_JFT4B, data=[1e8, 1e9]), r"data takes 2 value\(s\).*b_D and c need 3"),
         (bad(sparsity=one_changed(3, 1.0)), r"sparsity=1 is not in \[0, 1\)"),

@@ -2,20 +2,28 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.cache import cache_folder
+from slicefine_pl.data.folders import no_test_split
 from slicefine_pl.data.image.demo import DIGITS, load_digits
-from slicefine_pl.data.image.input import ImageInput, image_input
-from slicefine_pl.data.image.pixels import SUFFIXES
+from slicefine_pl.data.image.input import image_input
+from slicefine_pl.data.image.pixels import suffixes
 from slicefine_pl.data.image.published import load_published
 from slicefine_pl.data.image.sets import FileImages, Splits, images_below, read_folder
 from slicefine_pl.data.image.views import Augmentation, ImageDataset, collate
 from slicefine_pl.data.labels import NamedClasses
+from slicefine_pl.data.shares import check_split
+from slicefine_pl.data.trained import settled_input
+from slicefine_pl.inputs import ImageInput
+from slicefine_pl.pretrained import image_backbone
 
 DEMO = "digits"
+PHOTOS, CAREFUL = Augmentation(0.35, True), Augmentation(0.7, False)  # of one's own folder, and of any other set
 
 
 class ImageDataModule(NamedClasses, ResumableDataModule):
@@ -23,24 +31,33 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
 
     **Batches.** Reshuffled each epoch; crops and flips follow from seed, epoch and image alone, whatever the workers
     do, and a resumed run sees what an uninterrupted one would see. Every process gets equally many.
+    **Size, mean and std** are those of training where a trained module is evaluated or predicts: other ones raise. In
+    training they are those given here, and for the rest those of the module's export, or of the backbone.
     **Broken images.** One that cannot be read is named in a warning and replaced by the next readable one; at the end
     all are listed. One to predict raises.
-    **Limits.** One label per image.
+    **Files.** Every file below ``root`` is used, or counted in a warning that says why not.
+    **Limits.** One label per image.  Without a test split there is no test score.
 
     Args:
-        root: Folder with ``{train,val,test}/<class>/*``; for a named source the folder of its files, by default in the
-            cache.
+        root: Folder with ``{train,val,test}/<class>/*``, or with ``<class>/*`` and ``split``; for a named source the
+            folder of its files, by default in the cache.
         source: ``"digits"`` (demo), ``"torchvision/<name>"`` or ``"vtab/<task>"``; ``None`` reads the folders of
             ``root``, or without a root the demo.
-        processor: Backbone whose ``size``, ``mean`` and ``std`` count where these are not given.
+        split: Shares of train, val and test, such as ``"0.7/0.1/0.2"``, into which the images of each class folder
+            ``root/<class>/`` are split by a hash of their content.
+        processor: Backbone, exported folder or checkpoint whose ``size``, ``mean`` and ``std`` count where these are
+            not given.
         size: Height and width of the views, in pixels.
         mean: Of the three colours, for values in [0, 1].
         std: Of the three colours.
-        min_area: Smallest share of the image that a random training crop takes, in (0, 1].
-        flip: Whether half of the training images are mirrored.
+        min_area: Smallest share of the image that a random training crop takes, in (0, 1]; ``None`` takes 0.35 for the
+            folders of ``root``, and 0.7 for a named source.
+        flip: Whether half of the training images are mirrored; ``None`` does so for the folders of ``root`` alone, as
+            named sources include digits and directions.
         batch_size: Images per batch and process.
         num_workers: Processes that decode ahead; 0 decodes in this one.
         seed: Of the order, crops and flips.
+        demo_size: As ``size``, for the demo digits alone, where ``size`` is not given.
         predict_images: Image file, folder of images, or list of files to predict.
     """
 
@@ -48,22 +65,25 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         self,
         root: str | None = None,
         source: str | None = None,
+        split: str | None = None,
         processor: str = "timm/tf_efficientnet_lite0",
         size: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        min_area: float = 0.35,
-        flip: bool = True,
+        min_area: float | None = None,
+        flip: bool | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
+        demo_size: int | None = None,
         predict_images: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
-        if not 0 < min_area <= 1:
+        if min_area is not None and not 0 < min_area <= 1:
             raise ValueError(f"min_area={min_area} is no share of an image; choose 0 < min_area <= 1.")
-        if size is not None and size < 1:
-            raise ValueError(f"size={size} is too small; give the height and width of the views in pixels.")
+        for name, edge in (("size", size), ("demo_size", demo_size)):
+            if edge is not None and edge < 1:
+                raise ValueError(f"{name}={edge} is too small; give the height and width of the views in pixels.")
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != 3:
                 raise ValueError(
@@ -71,16 +91,21 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
                 )
         if std is not None and min(std) <= 0:
             raise ValueError(f"std={list(std)} divides by {min(std)}; give three values above 0.")
+        check_split(split, root if source is None else None)
         self.root = root
+        self.split = split
         self.source = source if source is not None or root is not None else DEMO
         self.processor = processor
-        self.augmentation = Augmentation(min_area, flip)
+        usual = PHOTOS if self.source is None else CAREFUL
+        self.augmentation = Augmentation(
+            usual.min_area if min_area is None else min_area, usual.flip if flip is None else flip
+        )
         self.predict_images = predict_images
         self.broken: dict[str, str] = {}
-        self._given = (size, mean, std)
-        self._input: ImageInput | None = None
+        self._given: dict[str, Any] = {"size": size, "mean": mean, "std": std}
+        self._demo_size = demo_size
         self._splits: Splits | None = None
-        self._predict: ImageDataset | None = None
+        self._predict: FileImages | None = None
 
     @property
     def label_names(self) -> list[str] | None:
@@ -89,7 +114,7 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
             return None
         return DIGITS if self.source == DEMO else list(self._load().names)
 
-    @property
+    @cached_property
     def predict_names(self) -> list[str]:
         """Paths of the images to predict, in order."""
         if self.predict_images is None:
@@ -97,9 +122,9 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         named = [self.predict_images] if isinstance(self.predict_images, str) else self.predict_images
         given = [Path(name).expanduser() for name in named if name]
         if isinstance(self.predict_images, str) and given and given[0].is_dir():
-            given = images_below(given[0])
+            given = images_below(f"data.predict_images={self.predict_images!r}", given[0])
         if not given:
-            raise ValueError(f"predict_images={self.predict_images!r} holds no images ({' '.join(SUFFIXES)}).")
+            raise ValueError(f"predict_images={self.predict_images!r} gives no images ({' '.join(suffixes())}).")
         if missing := [path for path in given if not path.is_file()]:
             raise FileNotFoundError(
                 f"predict_images names {str(missing[0])!r}, which does not exist; give image files."
@@ -108,21 +133,18 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
 
     @property
     def input(self) -> ImageInput:
-        """Size, mean and standard deviation of the views."""
-        if self._input is None:
-            size, mean, std = self._given
-            if size is not None and mean is not None and std is not None:
-                self._input = ImageInput(size, tuple(mean), tuple(std))
-            else:
-                known = image_input(self.processor)
-                self._input = ImageInput(
-                    size or known.size,
-                    tuple(mean or known.mean),
-                    tuple(std or known.std),
-                    known.crop,
-                    known.interpolation,
-                )
-        return self._input
+        """Size, mean and standard deviation of the views, and how they are cut out."""
+        return settled_input(
+            self, ImageInput, self._given, self._backbone_input, predicting=self.predict_images is not None
+        )
+
+    def _backbone_input(self) -> ImageInput:
+        if None not in self._given.values():
+            transformers = image_backbone(self.processor).library == "transformers"
+            return ImageInput(**self._given, rounding="down" if transformers else "even")
+        known = image_input(self.processor)
+        digits = self.source == DEMO and self.predict_images is None
+        return replace(known, size=self._demo_size) if digits and self._demo_size is not None else known
 
     def prepare_data(self) -> None:
         """Download what is not there yet, once per machine."""
@@ -133,7 +155,7 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         """List the images of the stage; pixels are read batch by batch."""
         if stage == "predict":
             names = self.predict_names
-            self._predict = ImageDataset(FileImages(names, [0] * len(names)), self.input)
+            self._predict = FileImages(names, [0] * len(names))
         else:
             self._load()
 
@@ -149,14 +171,20 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         return self._evaluation("val")
 
     def test_dataloader(self) -> PlannedLoader:
-        """Central views in a fixed order."""
+        """Central views in a fixed order.
+
+        Raises:
+            ValueError: There is no test split.
+        """
+        if not self.has_test:
+            raise ValueError(no_test_split(f"data.root={self.root!r}"))
         return self._evaluation("test")
 
     def predict_dataloader(self) -> PlannedLoader:
         """Central views in the order of ``predict_names``."""
         assert self._predict is not None
-        plan = self.plan([1] * len(self._predict), shuffle=False)
-        return PlannedLoader(self._predict, plan, _readable, self.num_workers)
+        plan = self.plan([1] * len(self._predict.labels), shuffle=False)
+        return PlannedLoader(ImageDataset(self._predict, self.input), plan, _readable, self.num_workers)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Note which images of the batch were replaced, and warn once for each."""
@@ -174,6 +202,11 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
             warnings.warn(f"unreadable images, replaced by others: {len(self.broken)}\n  {listed}", stacklevel=2)
             self.broken = {}
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split."""
+        return "test" in self._load().sets
+
     def _evaluation(self, name: str) -> PlannedLoader:
         images = self._load().sets[name]
         plan = self.plan([1] * len(images.labels), shuffle=False)
@@ -188,7 +221,7 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
                 self._splits = load_published(self.source, self.root or cache_folder() / "torchvision")
             else:
                 assert self.root is not None
-                self._splits = read_folder(self.root)
+                self._splits = read_folder(self.root, self.split)
         return self._splits
 
 

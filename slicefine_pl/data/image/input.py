@@ -1,41 +1,28 @@
 """Which images does a backbone expect: how large, and with which mean and standard deviation?
 
-Reads what timm, torchvision or the image processor of transformers say; builds no network.
+Reads what an export of ours, timm, torchvision or the image processor of transformers says; builds no network.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+
+from slicefine_pl.inputs import ImageInput, trained_input
 from slicefine_pl.pretrained import folder_settings, image_backbone
 
-RESAMPLING = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which transformers writes down
-
-
-@dataclass(frozen=True)
-class ImageInput:
-    """What a network was trained on.
-
-    Attributes:
-        size: Height and width, in pixels.
-        mean: Of each colour, for values in [0, 1].
-        std: Of each colour.
-        crop: Share of the resized image's short side that the central crop keeps.
-        interpolation: ``"bilinear"``, ``"bicubic"`` or another name of torchvision's.
-    """
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop: float = 0.875
-    interpolation: str = "bilinear"
+# Pillow's numbers, which transformers writes down
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+WARPED = 384  # ConvNext's processor crops smaller images, and squashes those from this size on
 
 
 def image_input(backbone: str) -> ImageInput:
-    """Look up the input of a backbone by its name or folder.
+    """Look up the input of a backbone by its name or folder, or of a checkpoint by its file.
 
     Raises:
         ValueError: The library does not say.
     """
+    if (trained := trained_input(backbone, ImageInput)) is not None:
+        return trained
     kind, name, _ = image_backbone(backbone)
     try:
         return {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}[kind](name)
@@ -55,11 +42,14 @@ def _timm(name: str) -> ImageInput:
         if found is None:
             raise ValueError(f"timm knows no model {name!r}")
         settings = found.to_dict()
-    if settings["input_size"][0] != 3:
-        raise ValueError(f"it takes {settings['input_size'][0]} channels, and images here have 3")
-    mean, std = tuple(settings["mean"]), tuple(settings["std"])
+    channels, height, width = settings["input_size"]
+    if channels != 3:
+        raise ValueError(f"it takes {channels} channels, and images here have 3")
+    if height != width:
+        raise ValueError(f"it takes {height} x {width} pixels, and images here are square")
     resampling = settings["interpolation"] if settings["interpolation"] in RESAMPLING.values() else "bilinear"
-    return ImageInput(settings["input_size"][-1], mean, std, settings["crop_pct"], resampling)
+    mode: Literal["squash", "center"] = "squash" if settings.get("crop_mode") == "squash" else "center"
+    return ImageInput(width, settings["mean"], settings["std"], settings["crop_pct"], resampling, mode)
 
 
 def _torchvision(name: str) -> ImageInput:
@@ -69,21 +59,43 @@ def _torchvision(name: str) -> ImageInput:
     weights: Any = get_model_weights(str(folder.get("architecture", name)))
     preset = weights.DEFAULT.transforms()
     [size], [resized] = preset.crop_size, preset.resize_size
-    known = ImageInput(size, tuple(preset.mean), tuple(preset.std), size / resized, preset.interpolation.value)
-    trained: Any = folder.get("input_size")
-    return known if trained is None else ImageInput(trained, known.mean, known.std, known.crop, known.interpolation)
+    trained: Any = folder.get("input_size")  # of exports that say no more
+    return ImageInput(trained or size, preset.mean, preset.std, size / resized, preset.interpolation.value)
 
 
 def _transformers(name: str) -> ImageInput:
     from transformers import AutoImageProcessor
 
     processor: Any = AutoImageProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
-    resized = dict(processor.size)
+    resized = {side: value for side, value in dict(processor.size).items() if value is not None}
     short = resized.get("shortest_edge", resized.get("height"))
-    cropped = dict(processor.crop_size or {}) if getattr(processor, "do_center_crop", False) else {}
-    size = cropped.get("height", short)
-    if size is None:
-        raise ValueError(f"its processor resizes to {resized}, which is no square")
-    crop = size / short if short else 1.0
-    resampling = RESAMPLING.get(int(getattr(processor, "resample", None) or 2), "bilinear")
-    return ImageInput(int(size), tuple(processor.image_mean), tuple(processor.image_std), crop, resampling)
+    if short is None or resized.get("width", short) != short:
+        raise ValueError(f"its processor resizes to {resized}, and images here are square")
+    squash, size, crop = "shortest_edge" not in resized, short, 1.0
+    if getattr(processor, "do_center_crop", False):
+        size = dict(processor.crop_size)["height"]
+        crop = size / short
+    elif hasattr(processor, "crop_pct"):
+        squash, crop = (True, 1.0) if short >= WARPED else (False, processor.crop_pct)
+    mean, std = _normalisation(processor, int(size))
+    resampling = RESAMPLING.get(int(2 if processor.resample is None else processor.resample), "bilinear")
+    return ImageInput(int(size), mean, std, crop, resampling, "squash" if squash else "center", rounding="down")
+
+
+def _normalisation(processor: Any, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, from what becomes of black, white and red: some processors normalise otherwise.
+
+    Several rescale to other ranges, EfficientNet's divides twice, and MobileViT's swaps red and blue.
+
+    Raises:
+        ValueError: It swaps colours, or gives another size than its settings say.
+    """
+    flat = [np.full((size, size, 3), colour, np.uint8) for colour in ((0, 0, 0), (255, 255, 255), (255, 0, 0))]
+    found = np.asarray(processor(images=flat, return_tensors="np")["pixel_values"], dtype=np.float64)
+    if found.shape != (3, 3, size, size):
+        raise ValueError(f"its processor makes {found.shape[1:]} of an image of {size} x {size} pixels")
+    black, white, red = found.mean((2, 3))
+    if not np.isclose(red[0], white[0]):
+        raise ValueError("its processor swaps red and blue")
+    mean, std = -black / (white - black), 1 / (white - black)
+    return tuple(mean.round(6).tolist()), tuple(std.round(6).tolist())

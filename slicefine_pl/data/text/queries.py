@@ -1,39 +1,59 @@
-"""Which texts are to be predicted: one from the command line, or the lines of a file."""
+"""Which texts are to be predicted: one text or pair from the command line, or those of a file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from slicefine_pl.data.tables import decode, lines
+from slicefine_pl.data.cells import check_characters
+from slicefine_pl.data.tables import READERS, decode, lines, read_texts
 
 
-def check_queries(text: str | None, file: str | None) -> None:
-    """Refuse two sources of texts.
+def check_queries(text: str, pair: str, file: str | None) -> None:
+    """Refuse settings that contradict each other.
 
     Raises:
-        ValueError: Both are given.
+        ValueError: A text and a file are given, or the second text of a pair alone.
     """
-    if file is not None and text is not None:
+    if file is not None and (text or pair):
         raise ValueError("predict_text and predict_file are both given; choose one.")
+    if pair and not text:
+        raise ValueError("predict_text_pair is the second text of a pair; give the first one as predict_text.")
 
 
-def queries(text: str | None, file: str | None) -> list[str]:
+def queries(text: str, pair: str, file: str | None, alternatives: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return the texts to predict, in order.
 
     Args:
-        text: The only text, or ``None``.
-        file: File with one text a line, UTF-8, or ``None``.
+        text: The only text, or the first of the only pair; empty for none.
+        pair: The second text of the pair; empty for none.
+        file: A table as ``read_table`` knows them, or any other UTF-8 file with one text a line; ``None`` for none.
+        alternatives: Columns of a table, see ``read_texts``.
+
+    Returns:
+        One list of N texts, or two for pairs.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Neither is given, or a line holds no text.
+        ValueError: Nothing is given, a text is blank, or it is not Unicode.
     """
-    if text is not None:
-        texts, place = [text], "predict_text"
-    elif file is not None:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"predict_file={file!r} does not exist; give a file of texts.")
-        texts, place = lines(decode(Path(file))), f"predict_file={file!r}"
-    else:
-        raise ValueError("nothing to predict; give predict_text, or predict_file with one text a line.")
-    if not texts or (empty := [row for row, line in enumerate(texts, start=1) if not line.strip()]):
-        raise ValueError(f"{place} has {f'no text in line {empty[0]}' if texts else 'no lines'}; give one text a line.")
-    return texts
+    if file is not None:
+        return _read(Path(file), alternatives)
+    if not text:
+        raise ValueError("nothing to predict; give predict_text, or predict_file with one text a line or a table.")
+    given = {"predict_text": text} | ({"predict_text_pair": pair} if pair else {})
+    for name, value in given.items():
+        if not value.strip():
+            raise ValueError(f"{name}={value!r} is blank; give a text.")
+        check_characters(value, f"{name} is")
+    return [[value] for value in given.values()]
+
+
+def _read(path: Path, alternatives: Sequence[Sequence[str]]) -> list[list[str]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"predict_file={str(path)!r} does not exist; give a file of texts.")
+    if path.suffix.lower() in READERS:
+        return read_texts(path, alternatives).columns
+    texts = lines(decode(path))
+    if not texts or (blank := [row for row, line in enumerate(texts, start=1) if not line.strip()]):
+        flaw = f"no text in line {blank[0]}" if texts else "no lines"
+        raise ValueError(f"predict_file={str(path)!r} has {flaw}; give one text a line.")
+    return [texts]

@@ -7,34 +7,38 @@ Shapes:  N texts · B batch · T tokens
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
+import transformers
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from slicefine_pl.data.cache import cache_folder
-from slicefine_pl.files import write_whole
+from slicefine_pl.data.cache import cache_folder, read_checked, write_checked
 from slicefine_pl.pretrained import locate, split_gguf
 
-LAYOUT = b"1"  # of a cache file; a new one makes old files unused
+LAYOUT = b"2"  # of a cache file; a new one makes old files unused
+PLACES = {"name_or_path", "files_loaded", "is_local", "local_files_only", "init_inputs"}  # where a tokenizer came from
 UNLIMITED = 10**6  # tokenizers that know no limit give a huge number
 
 
 class Tokens:
     """Turn texts into token sequences with the tokenizer of a pretrained model.
 
-    **Cache.** Results lie in the cache folder under a hash of texts, tokenizer and length; a damaged file is rebuilt.
+    **Cache.** Results lie in the cache folder under a hash of texts, length, all settings and files of the tokenizer,
+    and the versions of its libraries; a damaged file is made again, with a warning.
     **Long texts.** Are cut to ``max_length`` tokens, with one warning that counts them.
 
     Args:
         tokenizer: Hub name, local folder, or ``"package:<package>/<folder>"``.
-        max_length: Longest sequence, in tokens with the special ones; ``None`` is what the model allows.
+        max_length: Longest sequence, in tokens with the special ones; ``None`` is what the model allows, or what an
+            export was trained with.
     """
 
     def __init__(self, tokenizer: str, max_length: int | None) -> None:
@@ -46,10 +50,12 @@ class Tokens:
                 f"tokenizer={tokenizer!r} could not be loaded ({' '.join(str(error).split())}); "
                 "give the hub name or the folder of a model with its tokenizer."
             ) from error
-        limit = _limit(self.tokenizer, AutoConfig.from_pretrained(folder, gguf_file=gguf))
-        if max_length is not None and not 2 < max_length <= limit:
-            raise ValueError(f"max_length={max_length} is out of range; {tokenizer!r} allows 3 to {limit} tokens.")
-        self.max_length = min(limit, UNLIMITED) if max_length is None else max_length
+        config = AutoConfig.from_pretrained(folder, gguf_file=gguf)
+        record = getattr(config, "text_input", None) or {}  # of an export: what it was trained with
+        self.limit = int(record.get("limit") or _limit(self.tokenizer, config))
+        if max_length is not None and not 2 < max_length <= self.limit:
+            raise ValueError(f"max_length={max_length} is out of range; {tokenizer!r} allows 3 to {self.limit} tokens.")
+        self.max_length = int(record.get("max_length") or self.limit) if max_length is None else max_length
         self.pad = self.tokenizer.pad_token_id or 0
         self._fingerprint = _fingerprint(self.tokenizer)  # now: calls change the tokenizer's own settings
 
@@ -77,20 +83,19 @@ class Tokens:
     def _cached(
         self, settings: str, columns: Sequence[Sequence[str]], tokenise: Callable[[], dict[str, list[list[int]]]]
     ) -> dict[str, list[list[int]]]:
-        key = hashlib.sha256(LAYOUT + self._fingerprint + settings.encode())
+        key = hashlib.sha256(LAYOUT + self._fingerprint + settings.encode() + b"\0")
         for column in columns:
             for text in column:
                 content = text.encode()
                 key.update(len(content).to_bytes(8, "big") + content)
         path = cache_folder() / "tokens" / f"{key.hexdigest()}.npz"
+        if (cached := read_checked(path)) is not None:
+            return _unpack(cached)
+        packed = tokenise()
         try:
-            packed = _unpack(path.read_bytes())
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            packed = tokenise()
-            try:
-                write_whole(path, _pack(packed))
-            except OSError as error:
-                rank_zero_warn(f"Tokens cannot be cached in {str(path.parent)!r} ({error.strerror}); going on without.")
+            write_checked(path, _pack(packed))
+        except OSError as error:
+            rank_zero_warn(f"Tokens cannot be cached in {str(path.parent)!r} ({error.strerror}); going on without.")
         return packed
 
     def _tokenise(self, columns: Sequence[Sequence[str]]) -> dict[str, list[list[int]]]:
@@ -167,9 +172,27 @@ def _limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
 
 
 def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> bytes:
+    """Digest of everything that can decide what a tokenizer makes of a text, whether or not it does today."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    settings = str(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str()
-    return hashlib.sha256(f"{type(tokenizer).__name__}|{settings}".encode()).digest()
+    versions = f"{transformers.__version__} {tokenizers.__version__} {type(tokenizer).__qualname__}"
+    rules = str(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str()
+    parts = [versions.encode(), rules.encode(), repr(_plain(vars(tokenizer))).encode()]
+    files = (tokenizer.init_kwargs.get(name) for name in sorted(tokenizer.vocab_files_names))
+    parts += [Path(file).read_bytes() for file in files if file and Path(file).is_file()]
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
+
+
+def _plain(value: Any) -> Any:
+    """The settings within ``value``, in an order of their own; of other objects the type, as their text may change."""
+    if isinstance(value, dict):
+        return sorted((str(key), _plain(item)) for key, item in value.items() if key not in PLACES)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(repr(_plain(item)) for item in value)
+    if isinstance(value, str | int | float | None):
+        return value
+    return repr(value) if isinstance(value, AddedToken) else type(value).__qualname__
 
 
 def _pack(packed: Mapping[str, list[list[int]]]) -> bytes:

@@ -129,13 +129,20 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         """Number of videos."""
         return len(self._videos)
 
+    def show(self, view: RandomView | FixedViews) -> None:
+        """Show something else of the videos from now on."""
+        self._view = view
+
     @property
     def broken(self) -> list[str]:
         """Paths that could not be read so far, in this process or its workers."""
         return [self._videos[int(index)][0] for index in self._broken.nonzero()]
 
     def __getitem__(self, key: int) -> dict[str, Tensor]:
-        """Return ``video``, uint8 of shape ``(V, 3, T, S, S)``, and ``labels``; ``key`` is that of ``EpochPlan``."""
+        """Return ``video``, uint8 of shape ``(V, 3, T, S, S)``, ``labels``, and whether it is ``counted`` in scores.
+
+        A replacement is not: scores would count it twice.  ``key`` is that of ``EpochPlan``.
+        """
         epoch, index = divmod(key, len(self))
         for attempt in range(TRIES):
             rng = np.random.default_rng((self._seed, epoch, index, attempt))
@@ -150,7 +157,8 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
                     warnings.warn(f"{error} Another video takes its place.", stacklevel=2)
                 self._broken[place] = True
                 continue
-            return {"video": views, "labels": torch.tensor(about["label"])}
+            counted = torch.tensor(place == index)
+            return {"video": views, "labels": torch.tensor(about["label"]), "counted": counted}
         raise ValueError(
             f"{TRIES} videos in a row cannot be read, such as {self.broken[0]!r}; check that the files of "
             f"{str(Path(self.broken[0]).parent)!r} are whole."

@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # imported where a video is opened: who has no videos needs n
 
 FOREVER = 1 << 62
 TURNS = {90: (("transpose", "cclock"),), 180: (("hflip", ""), ("vflip", "")), 270: (("transpose", "clock"),)}
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,asf,flv,ogg,mxf,gif,dv,nut,m4v,mpegvideo,h264,hevc,mjpeg,yuv4mpegpipe"
+MAX_PIXELS = 36_000_000  # of a frame: 8K has 33 or 35 million
+OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
 SLACK = 0.5  # seconds by which a header may overstate the length of its data
 
 
@@ -52,20 +55,25 @@ class Video:
     Times are in seconds from the first frame.  The frame at time t is the one on show then: the last that begins at t
     or before, also with a variable frame rate; after the end it is the last frame.
 
+    Only containers that hold their own pictures are opened, whatever the file is called: not playlists, which make
+    FFmpeg open other files.
+
     Args:
-        path: Of the file, in any container and codec that FFmpeg knows.
+        path: Of the file, in one of the ``CONTAINERS`` and any codec that FFmpeg knows.
 
     Raises:
-        UnreadableVideo: There is no video in it.
+        UnreadableVideo: There is no video in it, or its frames have more than ``MAX_PIXELS``.
     """
 
     def __init__(self, path: str | Path) -> None:
         import av
-        from av.error import FFmpegError
+        from av.error import ArgumentError, FFmpegError
 
         self.path = Path(path)
         try:
-            self._container = av.open(str(path), metadata_errors="replace")
+            self._container = av.open(str(path), metadata_errors="replace", options=OPTIONS)
+        except ArgumentError as error:
+            raise UnreadableVideo(self.path, f"its content is in none of the containers {CONTAINERS}") from error
         except (FFmpegError, OSError) as error:
             raise UnreadableVideo(self.path, _reason(error)) from error
         pictures = [stream for stream in self._container.streams.video if stream.codec_context is not None]
@@ -74,6 +82,10 @@ class Video:
             self._container.close()
             raise UnreadableVideo(self.path, f"it has no picture track that can be decoded, but {tracks}")
         self._stream = pictures[0]
+        self._stream.codec_context.options = {"max_pixels": OPTIONS["max_pixels"]}  # where the size changes later on
+        if not 0 < self._stream.width * self._stream.height <= MAX_PIXELS:
+            self._container.close()
+            raise UnreadableVideo(self.path, f"its frames have more than {MAX_PIXELS:,} pixels, or no known size")
         self._stream.codec_context.thread_count = 1  # loaders run one process a core
         self._begin = self._stream.start_time or 0
         self._graphs: dict[tuple[int, int, str, Box], av.filter.Graph] = {}

@@ -6,8 +6,8 @@ single frame has the same distribution in all classes; a class is the one quanti
 Shapes:  H height · W width, in pixels · T frames
 """
 
+import hashlib
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from slicefine_pl.data.cache import cache_folder
+from slicefine_pl.data.cache import cache_folder, read_checked, write_checked
+from slicefine_pl.inputs import VideoInput
 
 # Per second: places in heights and widths of the picture, turns, and doublings of the size
 MOTIONS = {
@@ -29,6 +30,7 @@ MOTIONS = {
     "up": (-0.3, 0.0, 0.0, 0.0),
 }
 HEIGHT, WIDTH, FRAMES, RATE = 96, 96, 30, 12
+INPUT = VideoInput(num_frames=16, clip_seconds=2.0, crop_size=64, test_clips=2, test_crops=1)
 SHARES = {"train": 0.6, "val": 0.1, "test": 0.3}
 
 
@@ -101,13 +103,13 @@ def encode(path: Path, frames: list[NDArray[np.uint8]], rate: int = RATE) -> Non
 
 
 def make_demo(per_class: int) -> Path:
-    """Make the set in the cache folder, unless it is there; returns its root.
+    """Make the set in the cache folder, unless it is there, whole as it was written; returns its root.
 
     Args:
         per_class: Videos of each of the eight classes, over all splits.
     """
     root = demo_root(per_class)
-    if root.is_dir():
+    if _is_whole(root):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
@@ -118,7 +120,7 @@ def make_demo(per_class: int) -> Path:
                 folder.mkdir(parents=True, exist_ok=True)
                 frames = [render(look, motion, time / RATE) for time in range(FRAMES)]
                 encode(folder / f"{motion}_{number:04d}.mp4", frames)
-        _put(Path(scratch) / "new", root)
+        _put(Path(scratch) / "new", root, Path(scratch) / "old")
     return root
 
 
@@ -127,14 +129,31 @@ def demo_root(per_class: int) -> Path:
     return cache_folder() / f"motion-1-{per_class}"
 
 
-def _put(new: Path, root: Path) -> None:
-    """Move a whole set to its place; another process may have been faster."""
-    try:
-        os.rename(new, root)
-    except OSError:
-        if not root.is_dir():
-            raise
-        shutil.rmtree(new)
+def _put(new: Path, root: Path, old: Path) -> None:
+    """Move a whole set to its place, unless another process was faster; a damaged one goes to ``old``."""
+    digest = _digest(new)
+    if _is_whole(root):
+        return
+    if root.is_dir():
+        os.rename(root, old)
+    os.rename(new, root)
+    write_checked(_checksum_file(root), digest)
+
+
+def _is_whole(root: Path) -> bool:
+    return root.is_dir() and read_checked(_checksum_file(root)) == _digest(root)
+
+
+def _checksum_file(root: Path) -> Path:
+    return root.with_name(f"{root.name}.sha256")
+
+
+def _digest(root: Path) -> bytes:
+    """Of the names and contents of all videos."""
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.mp4")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.digest()
 
 
 def _split(number: int, per_class: int) -> str:

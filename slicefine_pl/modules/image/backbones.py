@@ -4,12 +4,13 @@ Answers: which network does a name mean, and is its head new?  The libraries are
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from slicefine_pl.inputs import ImageInput, trained_input
 from slicefine_pl.modules.weights import read_weights
 from slicefine_pl.pretrained import folder_settings, image_backbone
 
@@ -25,6 +26,7 @@ class LoadedBackbone:
         head: The layers after the backbone.
         fresh: Whether the head is new, that is random.
         label_names: Of the classes, where the files tell them.
+        seen: What it was trained with, where it is an export that says so.
     """
 
     model: nn.Module
@@ -33,6 +35,7 @@ class LoadedBackbone:
     head: Sequence[nn.Module]
     fresh: bool
     label_names: list[str] | None = None
+    seen: ImageInput | None = None
 
 
 def load_backbone(backbone: str | nn.Module, num_classes: int | None) -> LoadedBackbone:
@@ -53,7 +56,8 @@ def load_backbone(backbone: str | nn.Module, num_classes: int | None) -> LoadedB
     try:
         if kind not in load:
             raise ValueError("the folder holds a module of your own; build it, load model.safetensors, and give it")
-        return load[kind](name, weights, num_classes)
+        seen = trained_input(name, ImageInput) if weights == "default" else None
+        return replace(load[kind](name, weights, num_classes), seen=seen)
     except ImportError as error:
         raise ImportError(f"backbone={backbone!r} needs {kind} ({error}); pip install slicefine-pl[image]") from error
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # each library has its own way to refuse

@@ -11,8 +11,17 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from slicefine_pl.inputs import ImageInput
 from slicefine_pl.modules.classifier import Batch, agreed_classes, name_outputs
 from slicefine_pl.modules.image.backbones import load_backbone
+from slicefine_pl.modules.image.exports import (
+    image_processor,
+    plain_lines,
+    timm_lines,
+    timm_settings,
+    torchvision_view,
+    transformers_lines,
+)
 from slicefine_pl.modules.visual import VisualClassifier
 from slicefine_pl.pretrained import locate
 
@@ -45,6 +54,9 @@ class ImageClassifier(VisualClassifier):
         >>> module = ImageClassifier("timm/resnet18@random", num_classes=3)  # doctest: +SKIP
     """
 
+    input: ImageInput | None
+    input_kind = ImageInput
+
     def __init__(
         self,
         backbone: str | nn.Module = "timm/tf_efficientnet_lite0",
@@ -73,11 +85,11 @@ class ImageClassifier(VisualClassifier):
             weight_decay=weight_decay,
             warmup=warmup,
             decay=decay,
+            seen=loaded.seen,
         )
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
         self.library = loaded.library
         self._architecture = loaded.architecture
-        self._size: int | None = None  # of the images it was trained on
         if loaded.library == "transformers":
             name_outputs(self.model.config, self.label_names)
 
@@ -88,49 +100,45 @@ class ImageClassifier(VisualClassifier):
         assert isinstance(logits, Tensor)
         return logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a training batch."""
-        self._size = batch["images"].shape[-1]
-        return super().training_step(batch, batch_idx)
-
     def write_files(self, folder: Path) -> None:
         """Write weights (safetensors) and ``config.json``, as the backbone's own library does."""
         writers = {"timm": self._write_timm, "transformers": self._write_transformers}
         writers.get(self.library, self._write_plain)(folder)
 
     def example(self, path: str | Path) -> str:
-        """Return three lines of Python that load the folder ``export`` wrote, with the backbone's library alone."""
+        """Return lines of Python that classify a photo with the folder ``export`` wrote, without this package."""
+        folder, named = str(path), self.label_names is not None
         if self.library == "timm":
-            return (
-                "import timm\n"
-                f'model = timm.create_model("local-dir:{path}", pretrained=True).eval()\n'
-                "transform = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg))"
-            )
+            return timm_lines(folder, named)
         if self.library == "transformers":
-            return (
-                "from transformers import pipeline\n"
-                f'classify = pipeline("image-classification", model="{path}")\n'
-                'print(classify("photo.jpg"))'
-            )
-        build = f'torchvision.models.get_model("{self._architecture}", num_classes={self.num_classes})'
-        return (
-            f"import safetensors.torch{', torchvision' if self.library == 'torchvision' else ''}\n"
-            f"model = {build if self.library == 'torchvision' else f'...  # your {type(self.model).__name__}'}\n"
-            f'safetensors.torch.load_model(model, "{path}/model.safetensors")'
-        )
+            return transformers_lines(folder)
+        if self.library == "torchvision":
+            name = self._architecture
+            build = f'model = torchvision.models.get_model("{name}", num_classes={self.num_classes})'
+            view = f'view = torchvision.models.get_model_weights("{name}").DEFAULT.transforms()'
+        else:
+            build = f"# before: model = your {type(self.model).__name__} with {self.num_classes} outputs"
+            view = "# before: view = your function from an image to what the network was trained on, (3, H, W)"
+        return plain_lines(folder, named, build, view if self.input is None else torchvision_view(self.input))
 
     def _write_timm(self, folder: Path) -> None:
         from timm.models import save_for_hf
 
-        size = {} if self._size is None else {"pretrained_cfg": {"input_size": (3, self._size, self._size)}}
-        save_for_hf(self.model, str(folder), {"label_names": self.label_names, **size}, safe_serialization=True)
+        settings = {"label_names": self.label_names, **self.input_record}
+        if self.input is not None:
+            settings["pretrained_cfg"] = timm_settings(self.input)
+        save_for_hf(self.model, str(folder), settings, safe_serialization=True)
 
     def _write_transformers(self, folder: Path) -> None:
         from transformers import AutoImageProcessor, PreTrainedModel
 
         assert isinstance(self.model, PreTrainedModel)
+        self.model.config.update(self.input_record)
         self.model.save_pretrained(folder)
-        processor: Any = AutoImageProcessor.from_pretrained(locate(self.backbone))  # type: ignore[no-untyped-call]
+        if self.input is None:
+            processor: Any = AutoImageProcessor.from_pretrained(locate(self.backbone))  # type: ignore[no-untyped-call]
+        else:
+            processor = image_processor(self.input)
         processor.save_pretrained(folder)
 
     def _write_plain(self, folder: Path) -> None:
@@ -138,7 +146,6 @@ class ImageClassifier(VisualClassifier):
             "library": self.library,
             "architecture": self._architecture or type(self.model).__name__,
             "num_classes": self.num_classes,
-            "input_size": self._size,
         }
         self.write_plain(folder, settings)
 

@@ -5,6 +5,7 @@ Knows networks, their loss and how to export them; knows neither where texts com
 Shapes:  B batch · T tokens · K positions that predict a labelled token · V vocabulary
 """
 
+import math
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
@@ -17,26 +18,30 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from slicefine_pl.modules.classifier import Batch
+from slicefine_pl.modules.classifier import Batch, only_counted
 from slicefine_pl.modules.folders import quiet
 from slicefine_pl.modules.scheduled import Decay, ScheduledModule
 from slicefine_pl.modules.text.apart import keeps_apart
 from slicefine_pl.modules.text.generation import IGNORED, complete, decode_sample, keep_samples, split_examples
+from slicefine_pl.modules.text.trained_input import RECORD, RemembersTextInput
 from slicefine_pl.pretrained import locate, split_gguf, starts_random
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
-class CausalLanguageModel(ScheduledModule):
+class CausalLanguageModel(RemembersTextInput, ScheduledModule):
     """Train a model to write the labelled tokens of its batches, each from the tokens before it.
 
     **Batches.** ``input_ids`` and ``labels`` (-100 where nothing is to be learned), shape ``(B, T)``, with
     ``attention_mask``, or, where several examples share a row, with ``position_ids`` that start anew at each. Whether
     the model keeps such neighbours apart is tried out before the first step; if it does not, that is an error.
+    Where there is ``counted``, bool of shape ``(B,)``, validation, test and prediction leave out the examples where it
+    is ``False``.
     **Logs.** ``train/loss``; at the end of an epoch ``val/loss`` and ``test/loss``, each the mean over all labelled
     tokens of all batches and processes, in nats, and its exponential, ``val/perplexity`` and ``test/perplexity``.
     **Samples.** Validation lets the model complete a few of its prompts, before training and after each epoch:
     ``samples.jsonl`` in the log folder, and the loggers that take text.
+    **Input.** ``text_input`` says whether training used the chat template. Checkpoints and exports keep it.
     **Optimizer.** See :class:`ScheduledModule`; nothing in the model is new, so there is one rate.
     **Limits.** Batches that are accumulated count equally, however many tokens they label.
 
@@ -74,9 +79,10 @@ class CausalLanguageModel(ScheduledModule):
         self.save_hyperparameters()
         self.model = _load(backbone, dtype)
         self.backbone = backbone
+        self.text_input = getattr(self.model.config, RECORD, None)
         self.samples = samples
         self.max_new_tokens = max_new_tokens
-        self.token_losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+        self.token_losses = nn.ModuleDict({stage: MeanMetric(nan_strategy=math.nan) for stage in ("val", "test")})
         self._few_logits = "logits_to_keep" in signature(self.model.forward).parameters
         self._apart = False  # whether packed examples are known not to see each other
         if gradient_checkpointing:
@@ -148,10 +154,13 @@ class CausalLanguageModel(ScheduledModule):
         self._count(batch, "test")
 
     def _count(self, batch: Batch, stage: str) -> None:
-        total, count = self.token_loss(batch)
+        learned = batch["labels"]
+        if "counted" in batch:
+            learned = learned.masked_fill(~batch["counted"][:, None], IGNORED)
+        total, count = self.token_loss({**batch, "labels": learned})
         metric = self.token_losses[stage]
         assert isinstance(metric, MeanMetric)
-        metric.update(total / count, count)
+        metric.update(total / count.clamp(min=1), count)  # no token at all where only copies fill up the batch
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and perplexity of the validation."""
@@ -180,7 +189,7 @@ class CausalLanguageModel(ScheduledModule):
             keep_samples(found, folder, self.trainer.loggers)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
-        """Return the completion of each prompt, without special tokens.
+        """Return the completion of each prompt that counts, without special tokens.
 
         Args:
             batch: ``input_ids`` and ``attention_mask``, shape ``(B, T)``, padded on the right.
@@ -198,7 +207,9 @@ class CausalLanguageModel(ScheduledModule):
                 f"a prompt of {longest} tokens and max_new_tokens={self.max_new_tokens} exceed the context of "
                 f"{self._context} tokens; shorten the prompt, or lower max_new_tokens."
             )
-        return [str(self.tokenizer.decode(new, skip_special_tokens=True)) for new in self._complete(prompts)]
+        written = self._complete(prompts)
+        rows = only_counted(batch, torch.arange(len(written), device=batch["input_ids"].device)).tolist()
+        return [str(self.tokenizer.decode(written[row], skip_special_tokens=True)) for row in rows]
 
     @property
     def _context(self) -> int:
@@ -212,15 +223,20 @@ class CausalLanguageModel(ScheduledModule):
 
     def write_files(self, folder: Path) -> None:
         """Write model (safetensors) and tokenizer, as transformers does."""
+        if self.text_input is not None:
+            setattr(self.model.config, RECORD, self.text_input)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def example(self, path: str | Path) -> str:
         """Return three lines of Python that use the folder ``export`` wrote, with transformers alone."""
+        prompt = '"Once upon a time"'
+        if self.text_input is not None and self.text_input["chat"]:
+            prompt = f'[{{"role": "user", "content": {prompt}}}]'
         return (
             "from transformers import pipeline\n"
             f'write = pipeline("text-generation", model="{path}")\n'
-            f'print(write("Once upon a time", max_new_tokens={self.max_new_tokens}, do_sample=False))'
+            f"print(write({prompt}, max_new_tokens={self.max_new_tokens}, do_sample=False))"
         )
 
 

@@ -16,17 +16,20 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from slicefine_pl.modules.classifier import Batch, Classifier, agreed_classes, name_outputs
 from slicefine_pl.modules.folders import quiet
 from slicefine_pl.modules.text.mean_pooling import MeanPooledClassifier, MeanPoolingConfig
+from slicefine_pl.modules.text.trained_input import RECORD, RemembersTextInput
 from slicefine_pl.pretrained import locate, starts_random
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-class TextClassifier(Classifier):
+class TextClassifier(RemembersTextInput, Classifier):
     """Fine-tune any sequence classifier of transformers, or a sentence encoder with mean pooling.
 
     **Head.** A backbone without a fitting head gets a new one, random until trained; predicting with it is refused.
     **Checkpoint.** Holds the plain model's weights below ``model.``; ``load_from_checkpoint`` needs the backbone's
     files again, for their settings.
+    **Input.** ``text_input`` says which columns, one or two, and how long texts training saw. Checkpoints and exports
+    keep it; the exported tokenizer cuts texts where training did.
     **Limits.** One label per text. Texts come as batches of ``input_ids``, ``attention_mask`` and ``labels``.
 
     Args:
@@ -71,6 +74,7 @@ class TextClassifier(Classifier):
         self.save_hyperparameters()
         self.model = model
         self.backbone = backbone
+        self.text_input = getattr(model.config, RECORD, None)
         self.untrained_head = fresh
         name_outputs(model.config, names)
         model.config.problem_type = "regression" if self.num_classes == 1 else "single_label_classification"
@@ -98,16 +102,25 @@ class TextClassifier(Classifier):
 
     def write_files(self, folder: Path) -> None:
         """Write model (safetensors) and tokenizer, as transformers does."""
+        tokenizer = AutoTokenizer.from_pretrained(locate(self.backbone))
+        if self.text_input is not None:
+            setattr(self.model.config, RECORD, self.text_input)
+            tokenizer.model_max_length = self.text_input["max_length"]
         self.model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(locate(self.backbone)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
     def example(self, path: str | Path) -> str:
         """Return three lines of Python that use the folder ``export`` wrote, with transformers alone."""
         trust = ", trust_remote_code=True" if isinstance(self.model, MeanPooledClassifier) else ""
+        columns = [] if self.text_input is None else self.text_input["columns"]
+        example, told = '"what a wonderful film"', ""
+        if len(columns) == 2:
+            example = '{"text": "what a wonderful film", "text_pair": "i liked it"}'
+            told = f"  # text is {columns[0]!r}, text_pair is {columns[1]!r}"
         return (
             "from transformers import pipeline\n"
-            f'classify = pipeline("text-classification", model="{path}"{trust})\n'
-            'print(classify("what a wonderful film"))'
+            f'classify = pipeline("text-classification", model="{path}", truncation=True{trust})\n'
+            f"print(classify({example})){told}"
         )
 
 

@@ -15,8 +15,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from slicefine_pl.inputs import VideoInput, trained_input
 from slicefine_pl.modules.classifier import Batch, agreed_classes, name_outputs
 from slicefine_pl.modules.video.backbones import load_backbone
+from slicefine_pl.modules.video.exports import READER, video_lines
 from slicefine_pl.modules.visual import VisualClassifier
 
 
@@ -38,8 +40,8 @@ class VideoClassifier(VisualClassifier):
             random numbers.
         num_classes: Classes, at least 2; ``None`` takes it from ``label_names`` or the backbone.
         label_names: Name of each class, in order of the label; ``None`` takes them from the backbone.
-        num_frames: Frames of a clip (T), as the data give them.
-        crop_size: Edge of a frame (S), as the data give them.
+        num_frames: Frames of a clip (T), as the data give them; ``None`` takes those of an export, else 16.
+        crop_size: Edge of a frame (S), as the data give them; ``None`` takes that of an export, else 224.
         label_smoothing: Share of the target that all classes share, in [0, 1); for training only.
         lr: Peak learning rate.
         head_lr: Peak learning rate of the head; ``None`` means ``lr``.
@@ -51,6 +53,8 @@ class VideoClassifier(VisualClassifier):
         >>> module = VideoClassifier("pytorchvideo/x3d_s", label_names=["run", "jump"])  # doctest: +SKIP
     """
 
+    input: VideoInput | None
+    input_kind = VideoInput
     mean: Tensor
     std: Tensor
 
@@ -60,8 +64,8 @@ class VideoClassifier(VisualClassifier):
         weights: str | None = None,
         num_classes: int | None = None,
         label_names: Sequence[str] | None = None,
-        num_frames: int = 16,
-        crop_size: int = 224,
+        num_frames: int | None = None,
+        crop_size: int | None = None,
         label_smoothing: float = 0.0,
         lr: float = 1e-4,
         head_lr: float | None = None,
@@ -71,7 +75,10 @@ class VideoClassifier(VisualClassifier):
     ) -> None:
         names = None if label_names is None else list(label_names)
         classes = agreed_classes(num_classes, names, least=2)
-        loaded = load_backbone(backbone, weights, classes, num_frames=num_frames, crop_size=crop_size)
+        seen = trained_input(backbone, VideoInput)
+        frames = num_frames or (16 if seen is None else seen.num_frames)
+        edge = crop_size or (224 if seen is None else seen.crop_size)
+        loaded = load_backbone(backbone, weights, classes, num_frames=frames, crop_size=edge)
         super().__init__(
             backbone=backbone,
             model=loaded.model,
@@ -85,11 +92,12 @@ class VideoClassifier(VisualClassifier):
             weight_decay=weight_decay,
             warmup=warmup,
             decay=decay,
+            seen=seen,
         )
         self.save_hyperparameters()
         if not loaded.pretrained:
             rank_zero_warn(f"backbone={backbone!r} starts from random numbers; set weights to a file of trained ones.")
-        self.crop_size = crop_size
+        self.crop_size = edge
         self._loaded = loaded
         mean, std = (torch.tensor(numbers).view(3, 1, 1, 1) for numbers in loaded.normalisation)
         self.register_buffer("mean", mean, persistent=False)
@@ -123,39 +131,20 @@ class VideoClassifier(VisualClassifier):
         return self
 
     def write_files(self, folder: Path) -> None:
-        """Write weights (safetensors) and settings."""
+        """Write weights (safetensors), settings, and ``read_clips.py``, which reads videos."""
         (self._write_transformers if self._loaded.config is None else self._write_plain)(folder)
+        shutil.copyfile(READER, folder / READER.name)
 
     def example(self, path: str | Path) -> str:
-        """Return lines of Python that load the folder ``export`` wrote, without this package."""
-        config = self._loaded.config
-        if config is None:
-            return (
-                "from transformers import AutoModelForVideoClassification\n"
-                f'model = AutoModelForVideoClassification.from_pretrained("{path}")  # clips (B, T, 3, {self._sides}'
-            )
-        if config["library"] == "i3d":
-            load = f'import json, pathlib, sys; sys.path.insert(0, "{path}"); from i3d import I3D as build'
-        else:
-            module, function = config["builder"].split(".")
-            load = f"import json, pathlib; from pytorchvideo.models.{module} import {function} as build"
-        return (
-            f"{load}\n"
-            f'settings = json.loads(pathlib.Path("{path}/config.json").read_text())["settings"]\n'
-            f"model = build(**settings).eval()  # takes clips (B, 3, T, {self._sides}\n"
-            f'import safetensors.torch; safetensors.torch.load_model(model, "{path}/model.safetensors")'
-        )
-
-    @property
-    def _sides(self) -> str:
-        mean, std = (numbers[0] for numbers in self._loaded.normalisation)
-        return f"{self.crop_size}, {self.crop_size}), e.g. (rgb / 255 - {mean}) / {std} for red"
+        """Return lines of Python that classify a video with the folder ``export`` wrote, without this package."""
+        return video_lines(str(path), self._loaded, self.input, self.label_names)
 
     def _write_transformers(self, folder: Path) -> None:
         from slicefine_pl.modules.video.transformers import write_processor
 
         model: Any = self.model
         name_outputs(model.config, self.label_names)
+        model.config.update(self.input_record)
         model.save_pretrained(folder)
         write_processor(folder, self._loaded.normalisation, self.crop_size)
 

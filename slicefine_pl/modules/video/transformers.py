@@ -63,10 +63,27 @@ def from_transformers(name: str, place: str, num_classes: int | None, *, num_fra
 
 
 def write_processor(folder: Path, normalisation: Numbers, crop_size: int) -> None:
-    """Write the normalisation and size beside a model, as transformers' image processors name them."""
+    """Write the settings of the image processor that shows the middle of each frame: VideoMAE's, which others use too.
+
+    Args:
+        folder: Of the model.
+        normalisation: Mean and standard deviation per colour.
+        crop_size: Edge of a frame (S).
+    """
     mean, std = normalisation
-    size = {"height": crop_size, "width": crop_size}
-    settings = {"image_mean": list(mean), "image_std": list(std), "crop_size": size, "rescale_factor": 1 / 255}
+    settings = {
+        "image_processor_type": "VideoMAEImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": crop_size},
+        "resample": 2,  # bilinear
+        "do_center_crop": True,
+        "crop_size": {"height": crop_size, "width": crop_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
 
 

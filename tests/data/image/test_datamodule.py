@@ -1,5 +1,6 @@
 """ImageDataModule: folders, views, broken images, resumption, processes, and what it refuses."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,7 +134,7 @@ def test_a_resumed_run_sees_the_pixels_of_an_uninterrupted_one(root, tmp_path, n
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_get_equally_many_batches(root, world_size):
-    (root / "train" / "apple" / "2.png").write_bytes(b"")  # whatever cannot be read
+    (root / "train" / "apple" / "2.png").write_bytes(b"x")  # whatever cannot be read
     counts = []
     for rank in range(world_size):
         data = module(root)
@@ -160,16 +161,19 @@ def test_broken_images_are_named_replaced_and_listed(root, tmp_path, num_workers
 
 
 def test_replacements_are_the_next_readable_ones(root):
-    (root / "test" / "apple" / "3.png").write_bytes(b"")
-    (root / "test" / "quince" / "4.png").write_bytes(b"")
-    images = torch.cat([batch["images"] for batch in module(root).test_dataloader()])
+    (root / "test" / "apple" / "3.png").write_bytes(b"x")
+    (root / "test" / "quince" / "4.png").write_bytes(b"x")
+    batches = list(module(root).test_dataloader())
+    images = torch.cat([batch["images"] for batch in batches])
     assert torch.equal(images[3], images[4])
     assert torch.equal(images[14], images[0])  # after the last comes the first
+    counted = [batch.get("counted", torch.ones(len(batch["labels"]), dtype=torch.bool)) for batch in batches]
+    assert (~torch.cat(counted)).nonzero().flatten().tolist() == [3, 14]  # scores count each readable image once
 
 
 def test_a_set_of_broken_images_ends_with_an_error(root):
     for path in (root / "test").rglob("*.png"):
-        path.write_bytes(b"")
+        path.write_bytes(b"x")
     with pytest.raises(ValueError, match=r"15 images in a row cannot be read, the first: .*apple/0.png'"):
         next(iter(module(root).test_dataloader()))
 
@@ -187,11 +191,11 @@ def remove(path: Path) -> None:
         (lambda root: (root / "test" / "fig").mkdir() or picture(1).save(root / "test" / "fig" / "a.png"),
          "class 'fig' in test but not in train"),
         (lambda root: [path.unlink() for path in (root / "train" / "pear").iterdir()],
-         "pear' has no images but nothing"),
+         "pear' has no usable files but nothing"),
         (lambda root: [path.rename(path.with_suffix(".doc")) for path in (root / "val" / "pear").iterdir()],
-         r"pear' has no images but \['0.doc', '1.doc', '2.doc'\]; put some in"),
+         r"pear' has no usable files but \['0.doc', '1.doc', '2.doc'\]; put some in"),
         (lambda root: [remove(root / "train" / name) for name in CLASSES], "train' has no class folders"),
-        (lambda root: (root / "val").rename(root / "dev"), "exactly one folder val or validation or valid; it holds"),
+        (lambda root: (root / "val").rename(root / "dev"), "one folder val or validation or valid; .* --data.split"),
         (lambda root: [remove(root / split / name) for split in ("train", "val", "test") for name in CLASSES[1:]],
          "only the class 'apple'"),
     ],
@@ -203,7 +207,7 @@ def test_bad_folders_are_told_in_one_sentence(root, damage, message):
         module(root).setup("fit")
 
 
-def test_hidden_and_linked_folders_are_passed_over_and_dangling_links_are_broken(root):
+def test_hidden_and_linked_folders_and_dangling_links_are_passed_over_and_counted(root):
     """Jupyter keeps copies in hidden folders; a link to itself must not be walked for ever."""
     apple = root / "train" / "apple"
     (apple / ".ipynb_checkpoints").mkdir()
@@ -212,10 +216,16 @@ def test_hidden_and_linked_folders_are_passed_over_and_dangling_links_are_broken
     (apple / "self").symlink_to(apple / "self")
     (apple / "folder.png").mkdir()
     (apple / "z.png").symlink_to(root / "gone.png")
-    images = module(root)._load().sets["train"]
-    assert images.labels == [0] * 6 + [1] * 5 + [2] * 5
-    with pytest.raises(UnreadableImageError, match=r"z.png' cannot be read \(the file does not exist"):
-        images.read(5)
+    with pytest.warns(UserWarning, match="files passed over: 4") as caught:
+        images = module(root)._load().sets["train"]
+    assert images.labels == [0] * 5 + [1] * 5 + [2] * 5
+    [told] = caught
+    for line in (
+        "  hidden or left by the system: 1 ('train/apple/.ipynb_checkpoints/0.png')",
+        "  linked folder, not followed: 1 ('train/apple/again')",
+        "  link to nowhere: 2 ('train/apple/self', 'train/apple/z.png')",
+    ):
+        assert line in str(told.message).splitlines()
 
 
 def test_a_file_that_may_not_be_read_is_named(root, monkeypatch):
@@ -229,10 +239,73 @@ def test_a_file_that_may_not_be_read_is_named(root, monkeypatch):
         read_rgb(root / "train" / "apple" / "0.png")
 
 
+def test_without_a_test_split_there_is_no_test(root):
+    shutil.rmtree(root / "test")
+    data = module(root)
+    with pytest.warns(UserWarning, match=r"root=.* has no test split, .* only that of val.*: --data.split 0.7/0.1/0.2"):
+        data.setup("fit")
+    assert not data.has_test
+    assert [len(batch["labels"]) for batch in data.val_dataloader()] == [4, 4, 4, 3]
+    with pytest.raises(ValueError, match="has no test split"):
+        data.test_dataloader()
+    shutil.rmtree(root / "val")
+    with pytest.raises(FileNotFoundError, match=r"one folder val .*; or split .*: --data.root .*/train"):
+        module(root).setup("fit")
+
+
+def test_class_folders_are_split_by_content(root):
+    """All splits have all classes, every image is in one of them, and copies are in the same."""
+    for name in CLASSES:
+        (root / "train" / name / "more").mkdir()
+        for number in range(COUNT):
+            shutil.copy(root / "train" / name / f"{number}.png", root / "train" / name / "more" / f"copy {number}.PNG")
+    with pytest.raises(ValueError, match=r"is split already: it holds .* --data.root .*train --data.split"):
+        module(root, split="0.6/0.2/0.2").setup("fit")
+    data = module(root / "train", split="0.6/0.2/0.2")
+    assert (data.label_names, data.has_test) == (list(CLASSES), True)
+    sets = data._load().sets
+    used = [path for images in sets.values() for path in images.paths]
+    assert len(used) == len(set(used)) == 30
+    for images in sets.values():
+        assert set(images.labels) == {0, 1, 2}
+        assert all(CLASSES[label] in path for path, label in zip(images.paths, images.labels, strict=True))
+        assert {Path(path).name for path in images.paths if "copy" in path} == {
+            f"copy {Path(path).name[:-4]}.PNG" for path in images.paths if "copy" not in path
+        }
+    with pytest.raises(FileNotFoundError, match=r"one folder train; it has .*apple.*: --data.split 0.7/0.1/0.2"):
+        module(root / "train").setup("fit")
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus", "train"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            picture(number).save(tmp_path / name / f"{number}.png")
+    assert module(tmp_path, split="0.7/0.1/0.2").label_names == ["bus", "train"]
+
+
+@pytest.mark.parametrize(
+    ("names", "order"), [(("10", "9", "100"), ["9", "10", "100"]), (("9", "10", "09"), ["09", "10", "9"])]
+)
+def test_class_folders_with_numbers_are_in_order(tmp_path, names, order):
+    for name in names:
+        for split in ("train", "val", "test"):
+            (tmp_path / split / name).mkdir(parents=True)
+            picture(0).save(tmp_path / split / name / "0.png")
+    assert module(tmp_path).label_names == order
+
+
+def test_class_folders_that_look_the_same_are_refused(root):
+    for split in ("train", "val", "test"):
+        shutil.copytree(root / split / CLASSES[0], root / split / f"{CLASSES[0]} ")
+    with pytest.raises(ValueError, match=f"the classes '{CLASSES[0]}' and '{CLASSES[0]} ' look the same"):
+        _ = module(root).label_names
+
+
 def test_missing_and_empty_roots(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no folder; give one that holds train, val and test"):
+    with pytest.raises(FileNotFoundError, match="is not a folder; give one with folders train, val and test"):
         _ = module(tmp_path / "gone").label_names
-    with pytest.raises(FileNotFoundError, match="it holds nothing"):
+    with pytest.raises(FileNotFoundError, match="exactly one folder train; it has no folders"):
         _ = module(tmp_path).label_names
 
 
@@ -244,6 +317,8 @@ def test_missing_and_empty_roots(tmp_path):
         ({"batch_size": 0}, "batch_size=0 is too small; choose at least 1"),
         ({"num_workers": -1}, "num_workers=-1 is too small; choose 0"),
         ({"std": (0.0, 1.0, 1.0)}, r"std=\[0.0, 1.0, 1.0\] divides by 0.0; give three values above 0"),
+        ({"split": "0.8/0.2"}, "split='0.8/0.2' is not three shares"),
+        ({"split": "0.7/0.1/0.2"}, "needs class folders to split: give data.root"),
         ({"mean": (0.5,)}, r"mean=\[0.5\] has 1 values; give three"),
     ],
 )
@@ -264,10 +339,10 @@ def test_predict_takes_files_and_folders_in_order(root, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"'gone.png', which does not exist"):
         module(root, predict_images="gone.png").setup("predict")
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="gives no images"):
         module(root, predict_images=str(tmp_path / "none")).setup("predict")
     for nothing in ("", []):
-        with pytest.raises(ValueError, match="holds no images"):
+        with pytest.raises(ValueError, match="gives no images"):
             module(root, predict_images=nothing).setup("predict")
     (tmp_path / "a.png").write_text("no image")
     alone = module(root, predict_images=str(tmp_path / "a.png"))
@@ -283,7 +358,7 @@ def test_predict_takes_files_and_folders_in_order(root, tmp_path):
 def test_an_unreadable_image_is_told_as_it_was_raised_in_a_worker(root):
     """torch's own loader glues the worker's traceback into the message."""
     bad = root / "test" / "pear" / "3.png"
-    bad.write_bytes(b"")
+    bad.write_bytes(b"x")
     data = module(root, predict_images=str(root / "test"), num_workers=2)
     data.setup("predict")
     with pytest.raises(

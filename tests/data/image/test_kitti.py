@@ -57,6 +57,22 @@ def root(tmp_path):
     return tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:.*torchvision has no test part")
+def test_what_is_not_an_image_is_passed_over_with_a_warning(root):
+    images = root / "Kitti" / "raw" / "training" / "image_2"
+    for name in (".DS_Store", "readme.txt", "000090.png"):
+        (images / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match="passed over") as caught:
+        splits = load_published("vtab/kitti", root)
+    assert sum(len(each.rows) for each in splits.sets.values()) == 90
+    [told] = [str(each.message) for each in caught if "passed over" in str(each.message)]
+    assert told.splitlines()[1:-1] == [
+        "  empty: 1 ('000090.png')",
+        "  hidden or left by the system: 1 ('.DS_Store')",
+        "  unknown type: 1 (.txt 1; 'readme.txt')",
+    ]
+
+
 def numbers(images):
     return [images.read(row).getpixel((0, 0))[0] for row in range(len(images.labels))]
 

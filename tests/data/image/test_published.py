@@ -110,12 +110,31 @@ def test_what_cannot_be_served_is_told_in_one_sentence(tmp_path, source, message
         load_published(source, tmp_path)
 
 
-def test_no_network_is_told_in_one_sentence(monkeypatch, tmp_path):
-    def offline(*_, **__):
-        raise OSError("no route")
+@pytest.mark.parametrize("kind", [OSError, ValueError, AssertionError, EOFError])  # the others: of damaged files
+def test_no_network_and_damaged_files_are_told_in_one_sentence(monkeypatch, tmp_path, kind):
+    def broken(*_, **__):
+        raise kind("no route")
 
-    monkeypatch.setattr(datasets, "CIFAR10", offline)
+    monkeypatch.setattr(datasets, "CIFAR10", broken)
     with pytest.raises(
         OSError, match=r"'CIFAR10' is not whole in root=.* could not be downloaded \(no route\); put its"
     ):
         load_published("torchvision/CIFAR10", tmp_path)
+
+
+def test_files_that_torchvision_passes_over_are_counted(tmp_path):
+    """EuroSAT is a folder of class folders, of which torchvision takes the files that it knows by their suffix."""
+    for name in ("River", "Forest"):
+        (tmp_path / "eurosat" / "2750" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (4, 4)).save(tmp_path / "eurosat" / "2750" / name / f"{number}.jpg")
+    (tmp_path / "eurosat" / "2750" / "River" / "0.jfif").write_bytes(b"x")
+    (tmp_path / "eurosat" / "2750" / "River" / "notes.txt").write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"source 'EuroSAT': files passed over: 2") as caught:
+        splits = load_published("torchvision/EuroSAT", tmp_path)
+    assert sum(len(images.rows) for images in splits.sets.values()) == 40
+    assert str(caught[0].message).splitlines()[1:-1] == [
+        "  unknown to torchvision: 1 ('River/0.jfif')",
+        "  unknown type: 1 (.txt 1; 'River/notes.txt')",
+    ]
+    assert splits.sets["train"].read(0).size == (4, 4)

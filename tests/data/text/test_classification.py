@@ -3,8 +3,11 @@
 import sys
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from transformers import AutoTokenizer
 
 from slicefine_pl.data import TextDataModule
 from slicefine_pl.data.tables import Table
@@ -92,6 +95,13 @@ def test_glue_holds_out_a_part_of_training_and_tests_on_validation(tiny_bert, mo
     assert sum(len(batch["labels"]) for batch in data.test_dataloader()) == 6
 
 
+def test_glue_without_a_label(tiny_bert, monkeypatch):
+    rows = {"sentence": ["a film", "the plot"], "label": [1, None]}
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_: {"train": rows}))
+    with pytest.raises(ValueError, match="'glue/sst2', row 2, has no label"):
+        module(tiny_bert, "glue/sst2").setup("fit")
+
+
 def test_glue_offline_or_without_its_package(tiny_bert, monkeypatch):
     def offline(path, name):
         raise ConnectionError("no route")
@@ -150,6 +160,91 @@ def test_bad_predict_file(tiny_bert, tmp_path, content, message):
         _ = module(tiny_bert, "reviews", predict_file=str(tmp_path / "lines.txt")).predict_names
 
 
+def served(data, fn=TrainerFn.PREDICTING, **text_input):
+    """A data module as a trainer has it that serves a trained model."""
+    module = SimpleNamespace(text_input=text_input or None)
+    data.trainer = SimpleNamespace(
+        lightning_module=module, state=SimpleNamespace(fn=fn), ckpt_path=None, global_rank=0, world_size=1
+    )
+    return data
+
+
+PAIR = {"predict_text": "good", "predict_text_pair": "a bad film"}
+
+
+def test_a_pair_is_predicted_as_training_saw_pairs(tiny_bert):
+    data = served(module(tiny_bert, "reviews", **PAIR), columns=["title", "body"])
+    data.setup("predict")
+    [batch] = data.predict_dataloader()
+    expected = AutoTokenizer.from_pretrained(tiny_bert)("good", "a bad film", return_tensors="pt")
+    for name in expected:
+        assert torch.equal(batch[name], expected[name])
+    assert data.predict_names == ["good\ta bad film"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_a_table_to_predict_has_the_columns_of_training(tiny_bert, tmp_path, suffix):
+    frame = pd.DataFrame({"body": ["it, was bad", "null"], "id": [1, 2], "title": ["good", "007"]})
+    path = tmp_path / f"pairs{suffix}"
+    if suffix == ".parquet":
+        frame.to_parquet(path)
+    elif suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False, sep="," if suffix == ".csv" else "\t")
+    data = served(module(tiny_bert, "reviews", predict_file=str(path)), columns=["title", "body"])
+    data.setup("predict")
+    assert data.predict_names == ["good\tit, was bad", "007\tnull"]
+    own = served(module(tiny_bert, "reviews", predict_file=str(path), text_columns=["body"]), columns=["said"])
+    assert own.predict_names == ["it, was bad", "null"]
+    with pytest.raises(ValueError, match="has no column 'said'; it has"):
+        served(module(tiny_bert, "reviews", predict_file=str(path)), columns=["said"]).setup("predict")
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "message"),
+    [
+        (["title", "body"], {"predict_text": "good"}, r"on pairs of texts \(title, body\), and these are single texts"),
+        (["title", "body"], {"predict_file": "lines.txt"}, "on pairs of texts .*, and these are single texts"),
+        (["said"], PAIR, r"on single texts \(said\), and these are pairs of texts; give a pair as .* a single text"),
+    ],
+)
+def test_a_model_predicts_what_it_was_trained_on(tiny_bert, tmp_path, monkeypatch, columns, settings, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.txt").write_text("good\nbad\n")
+    with pytest.raises(ValueError, match=message):
+        served(module(tiny_bert, "reviews", **settings), columns=columns).setup("predict")
+    served(module(tiny_bert, "reviews", **settings)).setup("predict")  # a model of which nothing is known
+
+
+def test_a_trained_model_is_served_texts_of_its_length(tiny_bert, folder):
+    def batches(stage, fn, **settings):
+        data = TextDataModule(str(folder), tokenizer=str(tiny_bert), **settings)
+        served(data, fn, columns=["text"], max_length=4).setup(stage)
+        return next(iter(data.predict_dataloader() if stage == "predict" else data.test_dataloader()))
+
+    with pytest.warns(UserWarning, match="max_length=4"):
+        assert batches("test", TrainerFn.TESTING)["input_ids"].shape[1] == 4
+    with pytest.warns(UserWarning, match="max_length=4"):
+        assert batches("predict", TrainerFn.PREDICTING, predict_text="a very good film")["input_ids"].shape[1] == 4
+    with pytest.raises(ValueError, match="max_length=5 contradicts the trained model, which saw max_length=4"):
+        batches("test", TrainerFn.TESTING, max_length=5)
+    fresh = TextDataModule(str(folder), tokenizer=str(tiny_bert), max_length=5)
+    with pytest.warns(UserWarning, match="max_length=5"):  # a fit that starts anew may choose
+        served(fresh, TrainerFn.FITTING, columns=["text"], max_length=4).setup("fit")
+    assert fresh.text_input == {"columns": ["text"], "max_length": 5, "limit": 32}
+
+
+def test_other_files_of_a_folder_are_named(tiny_bert, folder):
+    for name in ("notes.md", "extra.csv", ".hidden"):
+        (folder / name).touch()
+    (folder / "more").mkdir()
+    with pytest.warns(
+        UserWarning, match=r"4 entries of folder .* are not used: \.hidden, extra\.csv, more/, notes\.md"
+    ):
+        module(tiny_bert, folder).setup("fit")
+
+
 def test_nothing_to_predict(tiny_bert, tmp_path):
     with pytest.raises(ValueError, match="nothing to predict; give predict_text"):
         _ = module(tiny_bert, "reviews").predict_names
@@ -157,6 +252,13 @@ def test_nothing_to_predict(tiny_bert, tmp_path):
         _ = module(tiny_bert, "reviews", predict_file=str(tmp_path / "gone.txt")).predict_names
     with pytest.raises(ValueError, match="both given"):
         module(tiny_bert, "reviews", predict_file="a", predict_text="b")
+    with pytest.raises(ValueError, match="predict_text_pair is the second text of a pair"):
+        module(tiny_bert, "reviews", predict_text_pair="b")
+    for blank in ({"predict_text": " "}, {"predict_text": "a", "predict_text_pair": "\t"}):
+        with pytest.raises(ValueError, match=r"predict_text.* is blank; give a text"):
+            _ = module(tiny_bert, "reviews", **blank).predict_names
+    with pytest.raises(ValueError, match=r"predict_text is the text 'caf\\udce9', where character 4 is not Unicode"):
+        _ = module(tiny_bert, "reviews", predict_text="caf\udce9").predict_names
 
 
 @pytest.mark.parametrize(

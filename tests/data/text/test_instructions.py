@@ -2,9 +2,12 @@
 
 import json
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from transformers import AutoTokenizer
 
 from slicefine_pl.data import InstructionDataModule
 from slicefine_pl.data.tables import Table
@@ -70,6 +73,33 @@ def test_a_prompt_stays_in_its_split_whatever_follows_it(tiny_llama, tmp_path):
                for name, set_ in data._datasets.items()}  # fmt: skip
     assert not prompts["train"] & prompts["val"] | prompts["train"] & prompts["test"]
     assert sum(map(len, prompts.values())) == len(ROWS)
+
+
+def test_prompts_to_predict_are_chat_where_training_was(tiny_llama, tmp_path):
+    """A model that learned to answer turns must not be asked in another form, in silence."""
+    (tmp_path / "ask.csv").write_text("id,prompt\n1,the film\n")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    turns = [{"role": "user", "content": "the film"}]
+    chat = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+
+    def prompt(record, **settings):
+        data = module(tiny_llama, "reviews", predict_file=str(tmp_path / "ask.csv"), **settings)
+        served = SimpleNamespace(text_input=record)
+        data.trainer = SimpleNamespace(
+            lightning_module=served,
+            state=SimpleNamespace(fn=TrainerFn.PREDICTING),
+            ckpt_path=None,
+            global_rank=0,
+            world_size=1,
+        )
+        data.setup("predict")
+        [batch] = data.predict_dataloader()
+        return batch["input_ids"][0].tolist()
+
+    assert prompt({"chat": True}) == prompt({"chat": True}, chat=True) == prompt(None, chat=True) == chat
+    assert prompt({"chat": False}) == prompt(None) == tokenizer("the film")["input_ids"]
+    with pytest.raises(ValueError, match="chat=False contradicts the trained model, which saw chat=True"):
+        prompt({"chat": True}, chat=False)
 
 
 def test_packing_serves_the_same_tokens_in_fewer_rows(tiny_llama, file):

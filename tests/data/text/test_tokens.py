@@ -1,10 +1,15 @@
 """Tokens: those of the tokenizer itself, cached, cut where too long, padded per batch."""
 
+import io
+import json
+import shutil
 import warnings
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+import transformers
 from transformers import AutoTokenizer
 
 from slicefine_pl.data.text.tokens import PadBatch, TokenDataset, Tokens
@@ -37,15 +42,83 @@ def test_second_run_does_not_tokenise(tiny_bert, monkeypatch):
     assert again.encode([TEXTS]) == first
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-20], lambda content: b"", lambda content: b"no archive"])
-def test_damaged_cache_is_rebuilt(tiny_bert, cache, damage):
-    first = Tokens(str(tiny_bert), 16).encode([TEXTS])
+def damages(whole):
+    """Every kind of damage: cut, empty, foreign, one bit anywhere, zeroed blocks."""
+    arrays = io.BytesIO()
+    np.savez(arrays, input_ids=np.zeros(3, np.int32), input_ids_sizes=np.array([3], np.int32))
+    yield from (b"", b"no archive", arrays.getvalue(), whole[:-1], whole[:-20], whole[: len(whole) // 2], whole + b"x")
+    for place in range(0, len(whole), 7):
+        yield whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]
+        if any(whole[place : place + 64]):
+            yield whole[:place] + bytes(len(whole[place : place + 64])) + whole[place + 64 :]
+
+
+def test_damaged_cache_is_seen_and_made_again(tiny_bert, cache):
+    tokens = Tokens(str(tiny_bert), 16)
+    first = tokens.encode([TEXTS])
     [path] = cache.iterdir()
     whole = path.read_bytes()
-    path.write_bytes(damage(whole))
-    assert Tokens(str(tiny_bert), 16).encode([TEXTS]) == first
-    assert np.load(path)["input_ids"].tolist() == [token for sequence in first["input_ids"] for token in sequence]
+    for damaged in damages(whole):
+        path.write_bytes(damaged)
+        with pytest.warns(UserWarning, match=r"Cache file '.*npz' is damaged; it is made again"):
+            assert tokens.encode([TEXTS]) == first
+        assert path.read_bytes() == whole
     assert [file.name for file in cache.iterdir()] == [path.name]  # no draft left behind
+
+
+def test_a_whole_file_under_another_name_is_damaged(tiny_bert, cache):
+    tokens = Tokens(str(tiny_bert), 16)
+    tokens.encode([TEXTS])
+    [one] = cache.iterdir()
+    expected = tokens.encode([TEXTS[::-1]])
+    [other] = set(cache.iterdir()) - {one}
+    shutil.copy(one, other)
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert tokens.encode([TEXTS[::-1]]) == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"truncation_side": "left"},
+        {"padding_side": "left"},
+        {"model_input_names": ["input_ids", "attention_mask"]},
+        {"split_special_tokens": True},
+        {"do_lower_case": False},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_another_setting_of_the_tokenizer_is_another_cache(tiny_bert, tmp_path, monkeypatch, changes):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_bert, other)
+    settings = other / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | changes))
+    columns = [[f"A {text} [SEP] x" for text in TEXTS], TEXTS]
+
+    def encode(folder):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # cut texts
+            return Tokens(str(folder), 8).encode(columns)
+
+    encode(tiny_bert)
+    shared = encode(other)
+    monkeypatch.setenv("SLICEFINE_CACHE", str(tmp_path / "fresh"))
+    assert shared == encode(other)
+
+
+def test_the_place_of_a_tokenizer_does_not_matter(tiny_bert, tmp_path, cache):
+    shutil.copytree(tiny_bert, tmp_path / "moved")
+    for folder in (tiny_bert, tmp_path / "moved"):
+        Tokens(str(folder), 16).encode([TEXTS])
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("library", [transformers, tokenizers])
+def test_another_version_is_another_cache(tiny_bert, cache, monkeypatch, library):
+    Tokens(str(tiny_bert), 16).encode([TEXTS])
+    monkeypatch.setattr(library, "__version__", "0")
+    Tokens(str(tiny_bert), 16).encode([TEXTS])
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_other_text_or_length_is_other_cache(tiny_bert, cache):

@@ -93,6 +93,7 @@ def test_a_broken_video_is_named_once_and_replaced_alike(paths, tmp_path):
         replaced = data[5]
     assert data.broken == [bad]
     assert replaced["labels"] < 5
+    assert [bool(data[index]["counted"]) for index in range(6)] == [True] * 5 + [False]  # in scores, once each
     assert torch.equal(data[5]["video"], replaced["video"])  # no second warning, the same video
     fresh = ClipDataset(mixed, range(6), VIEW)
     loader = DataLoader(fresh, batch_size=None, sampler=[5], num_workers=1)

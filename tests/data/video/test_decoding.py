@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 
+from slicefine_pl.data.video import decoding
 from slicefine_pl.data.video.decoding import Box, UnreadableVideo, Video
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -183,3 +184,26 @@ def test_an_unreadable_video_is_told_across_processes():
     """A worker hands its error on by pickle."""
     error = UnreadableVideo(Path("a.mp4"), "it has no picture")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nreal.mp4\n#EXT-X-ENDLIST\n"
+
+
+@pytest.mark.parametrize("content", ["ffconcat version 1.0\nfile 'real.mp4'\n", PLAYLIST], ids=["concat", "m3u"])
+def test_a_list_of_other_files_is_not_opened(tmp_path, content):
+    """FFmpeg knows lists by their content, whatever the file is called, and would open what they name."""
+    films.film(tmp_path / "real.mp4", 12)
+    (tmp_path / "list.mp4").write_text(content)
+    with pytest.raises(UnreadableVideo, match=r"list.mp4' cannot be read: (its content is in none of|Invalid data)"):
+        Video(tmp_path / "list.mp4")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "avi", "mkv", "mpg"])
+def test_frames_beyond_the_limit_are_refused_by_name(tmp_path, monkeypatch, suffix):
+    path = films.film(tmp_path / f"a.{suffix}", 30, codec="mpeg2video" if suffix == "mpg" else "mpeg4")
+    with Video(path):
+        pass
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setitem(decoding.OPTIONS, "max_pixels", str(64 * 48 - 1))
+    with pytest.raises(UnreadableVideo, match=r"a\..* cannot be read: its frames have more than 3,071 pixels, or"):
+        Video(path)

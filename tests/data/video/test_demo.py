@@ -4,6 +4,7 @@ import av
 import numpy as np
 import pytest
 
+from slicefine_pl.data.video import demo
 from slicefine_pl.data.video.demo import FRAMES, MOTIONS, RATE, draw_look, make_demo, render
 
 
@@ -38,4 +39,28 @@ def test_the_set_is_made_once_of_real_files(tmp_path, monkeypatch):
     before = files[0].stat().st_mtime_ns
     assert make_demo(10) == root
     assert files[0].stat().st_mtime_ns == before
-    assert [path.name for path in tmp_path.iterdir()] == [root.name]  # nothing half-made is left
+    names = [root.name, f"{root.name}.sha256"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names  # nothing half-made is left
+
+
+def test_a_damaged_set_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLICEFINE_CACHE", str(tmp_path))
+    monkeypatch.setattr(demo, "encode", lambda path, frames: path.write_bytes(b"video of " + path.name.encode()))
+    monkeypatch.setattr(demo, "render", lambda *_: None)
+    root = make_demo(10)
+    checksum = tmp_path / f"{root.name}.sha256"
+    videos = sorted(root.rglob("*.mp4"))
+    contents = [path.read_bytes() for path in videos]
+    for damage in (
+        lambda: videos[3].write_bytes(b"vidEo"),
+        lambda: videos[5].unlink(),
+        lambda: videos[0].rename(videos[0].with_name("x.mp4")),
+        checksum.unlink,
+    ):
+        damage()
+        make_demo(10)
+        assert sorted(root.rglob("*.mp4")) == videos
+        assert [path.read_bytes() for path in videos] == contents
+    checksum.write_bytes(b"?")
+    with pytest.warns(UserWarning, match="sha256' is damaged; it is made again"):
+        make_demo(10)

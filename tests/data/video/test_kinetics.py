@@ -109,9 +109,9 @@ def test_two_processes_with_broken_videos_finish_with_equal_batches_and_one_list
             place = root / split / ("jump", "run")[number % 2]
             place.mkdir(parents=True, exist_ok=True)
             films.film(place / f"{number}.mp4", 6)
-    bad = [root / "train" / "run" / "text.mp4", root / "train" / "jump" / "empty.mp4"]
+    bad = [root / "train" / "run" / "text.mp4", root / "train" / "jump" / "cut.mp4"]
     bad[0].write_bytes(b"no video")
-    bad[1].write_bytes(b"")
+    bad[1].write_bytes((root / "train" / "jump" / "0.mp4").read_bytes()[:200])
     script = tmp_path / "run.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path), root=str(root)))
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, check=False)
@@ -159,12 +159,43 @@ def test_class_folders_that_differ_between_splits(tmp_path):
         KineticsDataModule(str(tmp_path), **SETTINGS).setup("fit")
 
 
+@pytest.mark.filterwarnings("ignore:.* has no test split")
 def test_listed_classes_without_training(tmp_path):
     root = str(listed(tmp_path, train="run jump", val="run fly"))
     with pytest.raises(ValueError, match=r"val.csv', line 2, has the label 'fly', which is none of the 2 classes"):
         KineticsDataModule(root, **SETTINGS).setup("fit")
     with pytest.raises(ValueError, match=r"class 'fly' has no training example in .*train"):
         KineticsDataModule(root, **SETTINGS, label_names=["run", "jump", "fly"]).setup("fit")
+
+
+def numbered(tmp_path, names):
+    """A data module of two videos with the labels 1 and 0, and names for them."""
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    for split in ("train", "val", "test"):
+        (tmp_path / f"{split}.csv").write_text("a.mp4 1\na.mp4 0\n")
+    return KineticsDataModule(str(tmp_path), **SETTINGS, label_names=names)
+
+
+@pytest.mark.parametrize(("names", "indices"), [(["no", "yes"], [1, 0]), (["1", "0"], [0, 1]), (None, [1, 0])])
+def test_names_of_numbered_classes(tmp_path, names, indices):
+    """Labels count the names that are given; names that are numbers are the labels themselves."""
+    data = numbered(tmp_path, names)
+    data.setup("fit")
+    dataset = data._datasets["train"]
+    assert [int(dataset._videos[row][1]["label"]) for row in range(2)] == indices
+
+
+def test_names_of_other_numbers(tmp_path):
+    with pytest.raises(ValueError, match=r"line 1, has the label '1', which is none of the 2 classes '01', '0'"):
+        numbered(tmp_path, ["01", "0"]).setup("fit")
+
+
+def test_class_folders_with_numbers_are_in_order(tmp_path):
+    for place in ("10", "9", "100"):
+        for split in ("train", "val", "test"):
+            (tmp_path / split / place).mkdir(parents=True)
+            (tmp_path / split / place / "a.mp4").write_bytes(b"x")
+    assert KineticsDataModule(str(tmp_path), **SETTINGS).label_names == ["9", "10", "100"]
 
 
 def test_listed_classes_that_are_not_scored_are_told_in_one_warning(tmp_path):
@@ -200,10 +231,13 @@ def test_predicting(root, tmp_path):
         (root / "test" / hidden).parent.mkdir(exist_ok=True)
         (root / "test" / hidden).write_bytes(b"x")
     assert (data.label_names, data.num_classes) == (None, None)
-    data.setup("predict")
+    with pytest.warns(
+        UserWarning, match=r"predict_path=.* passed over: 2\n  hidden .*: 2 \('.trash/a.mp4', 'run/._1.mp4'"
+    ):
+        data.setup("predict")
     assert [Path(name).name for name in data.predict_names] == ["0.mp4", "1.mp4", "2.mp4"]
     assert [batch["video"].shape for batch in data.predict_dataloader()] == [(1, 6, 3, 4, 16, 16)] * 3
-    with pytest.raises(FileNotFoundError, match="is no file and no folder with videos"):
+    with pytest.raises(FileNotFoundError, match="is neither a file nor a folder with videos"):
         _ = KineticsDataModule(**SETTINGS, predict_path=str(tmp_path)).predict_names
     with pytest.raises(ValueError, match="nothing to predict"):
         _ = KineticsDataModule(**SETTINGS).predict_names
@@ -232,3 +266,32 @@ def test_nothing_but_broken_videos_are_told_as_they_were_raised(tmp_path, worker
             (tmp_path / split / name / "a.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"\A20 videos in a row cannot be read, such as [^\n]* are whole\.\Z"):
         trainer(tmp_path).fit(Recorder(), datamodule=KineticsDataModule(str(tmp_path), **SETTINGS, num_workers=workers))
+
+
+CODECS = {"mov": "libx264", "M4V": "libx264", "3gp": "libx264", "flv": "flv1", "wmv": "wmv2", "webm": "libvpx"}
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_files_of_other_containers_are_used(tmp_path, suffix):
+    for split in ("train", "val", "test"):
+        for name in ("run", "jump"):
+            (tmp_path / split / name).mkdir(parents=True)
+            films.film(tmp_path / split / name / f"a.{suffix}", 12, codec=CODECS[suffix])
+    data = KineticsDataModule(str(tmp_path), **SETTINGS)
+    data.setup("fit")
+    [batch] = data.val_dataloader()
+    assert batch["labels"].tolist() == [0, 1]
+    assert batch["video"].float().std() > 1  # two greys
+
+
+def test_without_a_test_split_there_is_no_test(tmp_path):
+    for split in ("train", "val"):
+        for name in ("run", "jump"):
+            (tmp_path / split / name).mkdir(parents=True)
+            films.film(tmp_path / split / name / "a.mp4", 12)
+    data = KineticsDataModule(str(tmp_path), **SETTINGS)
+    with pytest.warns(UserWarning, match=r"has no test split, .* only that of val.*: --data.split 0.7/0.1/0.2"):
+        data.setup("fit")
+    assert not data.has_test
+    with pytest.raises(ValueError, match="has no test split"):
+        data.test_dataloader()

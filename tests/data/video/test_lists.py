@@ -1,6 +1,7 @@
 """list_videos: folders, CSV files, UCF101, HMDB51, and what it refuses.  No file here is a real video."""
 
 import re
+import warnings
 
 import pytest
 
@@ -13,12 +14,20 @@ def touch(root, *names):
         (root / name).write_bytes(b"x")
 
 
+@pytest.fixture(autouse=True)
+def _ignored(request):
+    """Most sets here are without a test split; what is said about it has a test of its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "data.root=.* has no test split")
+        yield
+
+
 def pairs(table, root):
     return {(path.removeprefix(f"{root}/"), label) for path, label in zip(table.columns[0], table.labels, strict=True)}
 
 
 def test_folders(tmp_path):
-    touch(tmp_path, "train/run/a.mp4", "train/run/b.AVI", "train/jump/c.mkv", "train/jump/notes.txt")
+    touch(tmp_path, "train/run/a.mp4", "train/run/b.AVI", "train/jump/c.mkv")
     touch(tmp_path, "val/run/d.webm", "val/jump/e.mp4")
     tables = list_videos(tmp_path)
     assert pairs(tables["train"], tmp_path) == {
@@ -27,7 +36,20 @@ def test_folders(tmp_path):
         ("train/jump/c.mkv", "jump"),
     }
     assert pairs(tables["val"], tmp_path) == {("val/run/d.webm", "run"), ("val/jump/e.mp4", "jump")}
-    assert pairs(tables["test"], tmp_path) == pairs(tables["val"], tmp_path)
+    assert set(tables) == {"train", "val"}
+
+
+def test_a_flat_folder_is_split_by_content(tmp_path):
+    for name in ("run", "jump"):
+        for number in range(12):
+            touch(tmp_path, f"{name}/{number}.mov")
+            (tmp_path / name / f"{number}.mov").write_bytes(f"{name} {number}".encode())
+    tables = list_videos(tmp_path, split="0.7/0.1/0.2")
+    assert [set(table.labels) for table in tables.values()] == [{"run", "jump"}] * 3
+    assert sum(map(len, tables.values())) == 24
+    assert set.union(*(pairs(table, tmp_path) for table in tables.values())) == {
+        (f"{name}/{number}.mov", name) for name in ("run", "jump") for number in range(12)
+    }
 
 
 HIDDEN = ("._a.mp4", ".a.mp4", ".cache/a.mp4", "more/._b.mp4")
@@ -38,10 +60,11 @@ def test_hidden_files_are_no_videos(tmp_path):
     root = tmp_path / ".data"
     whole = [f"{split}/{name}/a.mp4" for split in ("train", "val") for name in ("run", "jump")]
     touch(root, *whole, *(f"train/run/{name}" for name in HIDDEN), "train/.git/a.mp4", "val/run/.DS_Store")
-    tables = list_videos(root)
+    with pytest.warns(UserWarning, match=r"files passed over: 6\n  hidden .*: 6 \(such as"):
+        tables = list_videos(root)
     assert {path for split in ("train", "val") for path, _ in pairs(tables[split], root)} == set(whole)
     touch(tmp_path / "none", "train/run/._a.mp4", "val/run/a.mp4")
-    with pytest.raises(ValueError, match="run' holds no video"):
+    with pytest.raises(ValueError, match="run' has no usable files"):
         list_videos(tmp_path / "none")
 
 
@@ -63,16 +86,18 @@ def test_class_folders_that_differ_between_splits(tmp_path, splits, told):
     ("content", "labels"),
     [
         ("path,label\nclips/a b.mp4,run\nclips/c.mp4,jump\n", {"run", "jump"}),
-        ("clips/a b.mp4 1\nclips/c.mp4 0\n", {0, 1}),
+        ("clips/a b.mp4 1\nclips/c.mp4 0\n", {"0", "1"}),
+        ("clips/a b.mp4 01\nclips/c.mp4 1\n", {"01", "1"}),
+        ("clips/a b.mp4 \u00b2\nclips/c.mp4 1_0\n", {"\u00b2", "1_0"}),
         ("clips/a b.mp4,run\nclips/c.mp4,jump\n", {"run", "jump"}),
+        ("path,label\nclips/a b.mp4,1E1\nclips/c.mp4,10\n", {"1E1", "10"}),
     ],
-    ids=["header", "slowfast", "commas"],
+    ids=["header", "slowfast", "zeros", "odd", "commas", "exponents"],
 )
 def test_csv(tmp_path, content, labels):
     touch(tmp_path, "clips/a b.mp4", "clips/c.mp4")
     for split in ("train", "val"):
         (tmp_path / f"{split}.csv").write_text(content)
-    touch(tmp_path, "clips/._c.mp4")
     table = list_videos(tmp_path)["train"]
     assert {path for path, _ in pairs(table, tmp_path)} == {"clips/a b.mp4", "clips/c.mp4"}
     assert set(table.labels) == labels
@@ -89,7 +114,8 @@ def test_kinetics_annotations(tmp_path):
         FileNotFoundError, match=r"val.csv' lists 1 of 2 videos that do not exist, such as .*gone_000000"
     ):
         list_videos(tmp_path)
-    tables = list_videos(tmp_path, missing="skip")
+    with pytest.warns(UserWarning, match=r"files passed over: 1\n  listed, but not there: 1 \('val/gone_000000_000010"):
+        tables = list_videos(tmp_path, missing="skip")
     assert sorted(tables["train"].labels) == ["tap dancing", "yoga"]
     assert pairs(tables["val"], tmp_path) == {("videos/val/here_000000_000010.mp4", "yoga")}
 
@@ -112,6 +138,29 @@ def test_ucf101_holds_out_whole_groups(tmp_path):
     assert set(tables["train"].labels) == {"Yoga"}
 
 
+def test_of_two_videos_of_one_name_each_list_takes_the_one_of_its_class(tmp_path):
+    names = [f"{name}/v_g{group:02d}_c01.avi" for name in ("Run", "Yoga") for group in range(40)]
+    touch(tmp_path, *names, *(f"a copy/{name.partition('/')[2]}" for name in names))
+    (tmp_path / "trainlist01.txt").write_text("".join(f"{name} 1\n" for name in names[1:]))
+    (tmp_path / "testlist01.txt").write_text(f"{names[0]}\n")
+    with pytest.warns(UserWarning, match=r"files passed over: 40\n  in no list: 40 \(such as 'a copy/v_g00"):
+        tables = list_videos(tmp_path)
+    found = set.union(*(pairs(table, tmp_path) for table in tables.values()))
+    assert found == {(name, name.partition("/")[0]) for name in names}
+
+
+def test_videos_that_no_list_names_are_counted(tmp_path):
+    touch(tmp_path, "a/1.mp4", "a/2.mp4", "b/3.mp4", "notes.txt", "spare/4.mp4")
+    for split in ("train", "val", "test"):
+        (tmp_path / f"{split}.csv").write_text("a/1.mp4 run\n./b/3.mp4 jump\n")
+    with pytest.warns(UserWarning, match="files passed over: 3") as caught:
+        list_videos(tmp_path)
+    assert str(caught[0].message).splitlines()[1:-1] == [
+        "  in no list: 2 ('a/2.mp4', 'spare/4.mp4')",
+        "  unknown type: 1 (.txt 1; 'notes.txt')",
+    ]
+
+
 def test_hmdb51(tmp_path):
     stem = "film{}_run_f_cm_np1_ba_med_{}.avi"
     entries = [
@@ -121,7 +170,8 @@ def test_hmdb51(tmp_path):
     (tmp_path / "splits").mkdir()
     lines = "".join(f"{name} {use} \n" for name, use in entries)
     (tmp_path / "splits" / "run_test_split1.txt").write_text(lines)
-    tables = list_videos(tmp_path)
+    with pytest.warns(UserWarning, match=r"files passed over: 10\n  in no list: 10 \(such as 'videos"):
+        tables = list_videos(tmp_path)  # ten are listed as unused
     assert len(tables["train"]) + len(tables["val"]) == 80
     assert len(tables["test"]) == 20
     films = {split: {re.search(r"film\d+", path)[0] for path in tables[split].columns[0]} for split in ("train", "val")}
@@ -178,10 +228,11 @@ def test_lists_of_ucf101_and_hmdb51_that_are_no_text_or_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("files", "error", "message"),
     [
-        ([], FileNotFoundError, r"holds neither train/<class>/ folders nor train.csv .* but \[\]"),
-        (["train/run/a.mp4"], FileNotFoundError, "has no val split beside train"),
-        (["train/a.mp4", "val/run/a.mp4"], ValueError, "train' holds no class folders"),
-        (["train/run/a.mp4", "train/jump/a.txt", "val/run/a.mp4"], ValueError, r"jump' holds no video \(.mp4, .avi"),
+        ([], FileNotFoundError, "has neither folders train and val nor train.csv .* it has nothing"),
+        (["run/a.mp4", "hop/a.mp4"], FileNotFoundError, "it has .*'run'.. If these are class folders.*data.split"),
+        (["train/run/a.mp4"], FileNotFoundError, "exactly one folder val .* --data.root .*/train --data.split"),
+        (["train/a.mp4", "val/run/a.mp4"], ValueError, "train' has no class folders"),
+        (["train/run/a.mp4", "train/jump/a.txt", "val/run/a.mp4"], ValueError, "jump' has no usable files but"),
     ],
 )
 def test_refused(tmp_path, files, error, message):
@@ -191,7 +242,7 @@ def test_refused(tmp_path, files, error, message):
 
 
 def test_bad_lists(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone' is no folder"):
+    with pytest.raises(FileNotFoundError, match="gone' is not a folder"):
         list_videos(tmp_path / "gone")
     (tmp_path / "val.csv").write_text("a.mp4 1\n")
     (tmp_path / "train.csv").write_text("a.mp4\n")

@@ -274,6 +274,40 @@ def test_checkpoint_export_and_the_three_lines_agree(tiny_llama, examples, tmp_p
     assert printed[0][0]["generated_text"].startswith("Once upon a time")
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("chat", [True, False])
+def test_the_form_of_prompts_travels_with_the_model(tiny_llama, tmp_path, monkeypatch, chat):
+    """Checkpoint, export and the printed lines ask as training did."""
+    from slicefine_pl.data import InstructionDataModule
+
+    monkeypatch.setenv("SLICEFINE_CACHE", str(tmp_path / "cache"))
+    rows = [{"prompt": f"the {a} {b}", "completion": a} for a in ("film", "plot") for b in ("film", "movie", "acting")]
+    (tmp_path / "own").mkdir()
+    for split in ("train", "validation", "test"):
+        (tmp_path / "own" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    module = CausalLanguageModel(str(tiny_llama), samples=0, max_new_tokens=4)
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(module, InstructionDataModule(str(tmp_path / "own"), tokenizer=str(tiny_llama), chat=chat))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    folder = module.export(tmp_path / "export")
+    answers = []
+    for given in (
+        module,
+        CausalLanguageModel.load_from_checkpoint(tmp_path / "a.ckpt"),
+        CausalLanguageModel(str(folder)),
+    ):
+        given.max_new_tokens = 4
+        assert given.text_input == {"chat": chat}
+        asked = InstructionDataModule(tokenizer=str(folder), predict_text="Once upon a time")
+        answers += trainer(tmp_path).predict(given, asked)
+    assert answers[0] == answers[1] == answers[2]
+    printed = []
+    exec(module.example(folder), {"print": printed.append})
+    text = printed[0][0]["generated_text"]
+    told = text[-1]["content"] if chat else text.removeprefix("Once upon a time")
+    assert told.split() == answers[0][0].split()
+
+
 def test_a_folder_without_weights_starts_at_random(tiny_llama, tmp_path):
     config = json.loads((tiny_llama / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))

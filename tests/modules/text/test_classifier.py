@@ -1,7 +1,9 @@
 """TextClassifier against transformers itself: logits, losses, schedule, checkpoints, export."""
 
 import ast
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,10 +21,13 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from slicefine_pl.data import TextDataModule
+from slicefine_pl.data.text.tokens import Tokens
 from slicefine_pl.modules import TextClassifier
 from slicefine_pl.modules.text.mean_pooling import MeanPoolingConfig
 from slicefine_pl.pretrained import locate
 
+WORDS = ("film", "plot", "movie", "acting", "dull", "great")
 TEXTS = ["a good film", "the plot was not very good", "dull", "i hated it but liked the acting"]
 
 
@@ -222,6 +227,109 @@ def test_the_three_lines_of_transformers_agree_with_the_module(tiny_bert, tmp_pa
     assert labels is None or answer["label"] == labels[int(output.argmax())]
 
 
+def pairs(tiny_bert, folder, **settings):
+    """A data module of pairs of texts, whether both say the same."""
+    words = ("good", "bad")
+    path = folder / "pairs.jsonl"
+    rows = [
+        {"title": f"a {one} film {word}", "body": f"it was {two} very", "label": "same" if one == two else "other"}
+        for one in words for two in words for word in WORDS
+    ]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return TextDataModule(str(path), tokenizer=str(tiny_bert), batch_size=8, **settings)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("pooling", ["default", "mean"])
+def test_a_model_of_pairs_predicts_pairs_from_everywhere(tiny_bert, tmp_path, monkeypatch, pooling):
+    """From the module, its checkpoint, its export and the printed lines: the same, cut where training cut."""
+    monkeypatch.setenv("SLICEFINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "code"))
+    data = pairs(tiny_bert, tmp_path, text_columns=["title", "body"], max_length=9)
+    module = TextClassifier(str(tiny_bert), label_names=data.label_names, pooling=pooling, lr=0.01)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, data)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    folder = module.export(tmp_path / "export")
+    assert module.text_input == {"columns": ["title", "body"], "max_length": 9, "limit": 32}
+
+    two = ("what a wonderful film", "i liked it")
+    tokens = AutoTokenizer.from_pretrained(tiny_bert)(*two, truncation=True, max_length=9, return_tensors="pt")
+    assert tokens["input_ids"].shape == (1, 9)
+    expected = module.eval().predict_step(tokens, 0)
+
+    def predict(given, tokenizer, **settings):
+        asked = TextDataModule(tokenizer=str(tokenizer), predict_text=two[0], **settings)
+        return torch.cat(trainer(tmp_path).predict(given, asked))
+
+    pair = {"predict_text_pair": two[1]}
+    for given, tokenizer in (
+        (module, tiny_bert),
+        (TextClassifier.load_from_checkpoint(tmp_path / "a.ckpt"), tiny_bert),
+        (TextClassifier(str(folder)), folder),
+    ):
+        torch.testing.assert_close(predict(given, tokenizer, **pair), expected)
+        with pytest.raises(ValueError, match=r"trained on pairs of texts \(title, body\), and these are single texts"):
+            predict(given, tokenizer)
+        with pytest.raises(ValueError, match="max_length=12 contradicts the trained model, which saw max_length=9"):
+            predict(given, tokenizer, max_length=12, **pair)
+
+    printed = []
+    exec(module.example(folder), {"print": printed.append})
+    assert module.example(folder).endswith("# text is 'title', text_pair is 'body'")
+    assert printed[0]["label"] == module.label_names[int(expected.argmax())]
+    assert printed[0]["score"] == pytest.approx(expected.max().item(), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_decides_how_texts_are_cut(tiny_bert, tmp_path, monkeypatch):
+    """The trainer loads it after the data were read; another length is refused, a missing one is filled in."""
+    monkeypatch.setenv("SLICEFINE_CACHE", str(tmp_path / "cache"))
+    data = pairs(tiny_bert, tmp_path, text_columns=["title", "body"], max_length=9)
+    module = TextClassifier(str(tiny_bert), label_names=data.label_names)
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(module, data)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    [expected] = run.test(module, data, verbose=False)
+
+    def test(**settings):
+        fresh = TextClassifier(str(tiny_bert), label_names=data.label_names)
+        served = pairs(tiny_bert, tmp_path, **settings)
+        return trainer(tmp_path).test(fresh, served, ckpt_path=tmp_path / "a.ckpt", verbose=False)
+
+    assert test(text_columns=["title", "body"]) == [expected]
+    with pytest.raises(ValueError, match="max_length=12 contradicts the trained model, which saw max_length=9"):
+        test(text_columns=["title", "body"], max_length=12)
+    with pytest.raises(ValueError, match=r"trained on pairs of texts .*, and these are single texts; give as many"):
+        test(text_columns=["title"], max_length=9)
+
+
+def test_training_goes_on_from_an_export_with_longer_texts(tiny_bert, tmp_path):
+    module = TextClassifier(str(tiny_bert), num_classes=2)
+    module.text_input = {"columns": ["text"], "max_length": 9, "limit": 32}
+    folder = str(module.export(tmp_path / "export"))
+    assert (Tokens(folder, None).max_length, Tokens(folder, 32).max_length) == (9, 32)
+    with pytest.raises(ValueError, match=r"max_length=33 is out of range; .* allows 3 to 32 tokens"):
+        Tokens(folder, 33)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"truncation_side": "left"}, {"do_lower_case": False}, {"model_input_names": ["input_ids"]}], ids=str
+)
+def test_an_export_carries_the_tokenizer_of_training(tiny_bert, tmp_path, monkeypatch, changes):
+    monkeypatch.setenv("SLICEFINE_CACHE", str(tmp_path / "cache"))
+    backbone = tmp_path / "backbone"
+    shutil.copytree(tiny_bert, backbone)
+    settings = backbone / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | changes))
+    folder = TextClassifier(str(backbone), num_classes=2).export(tmp_path / "export")
+    with pytest.warns(UserWarning, match="max_length=6"):
+        one, other = (
+            Tokens(str(place), 6).encode([["A good film with a plot"], ["Dull"]]) for place in (backbone, folder)
+        )
+    assert one == other
+
+
 def test_exported_code_stands_on_torch_and_transformers_alone(tiny_bert, tmp_path):
     folder = TextClassifier(str(tiny_bert), num_classes=2, pooling="mean").export(tmp_path / "export")
     tree = ast.parse((folder / "mean_pooling.py").read_text())
@@ -298,6 +406,7 @@ def test_decoder_without_padding_token(tmp_path):
     [
         ({"num_classes": 0}, "num_classes=0 is too small"),
         ({"num_classes": 3, "label_names": ["a", "b"]}, r"num_classes=3 differs from the 2 label_names=\['a', 'b'\]"),
+        ({"label_names": [False, "yes"]}, r"label_names=\[False, 'yes'\] has False, which is not a text"),
         ({"warmup": 1.0}, r"warmup=1.0 is no share of the steps; choose 0 <= warmup < 1"),
         ({"pooling": "max"}, "pooling='max' is unknown; choose 'default' or 'mean'"),
     ],

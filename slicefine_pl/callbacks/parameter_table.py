@@ -1,0 +1,81 @@
+"""Lightning's table of parameters at the start of a run, right while slices are open.
+
+A slice is a parameter of its own, because the optimizer needs one, but its numbers are entries of the weight in which
+it lies.  Lightning adds up ``module.parameters()`` and would count them twice.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary, RichModelSummary
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_summary.model_summary import LayerSummary
+from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary as Counts
+from torch import nn
+
+from slicefine_pl.slicing.slice import padding_of_slices, repeated_by_slices
+
+
+class ParameterTable(ModelSummary):
+    """Print the parameters of the module and its parts, without FLOPs.
+
+    Lightning counts FLOPs of ``example_input_array``, and prints 0 for a module without one.
+    """
+
+    @staticmethod
+    def summarize(
+        summary_data: list[tuple[str, list[str]]],
+        total_parameters: int,
+        trainable_parameters: int,
+        model_size: float,
+        total_training_modes: dict[str, int],
+        total_flops: int,
+        **summarize_kwargs: Any,
+    ) -> None:
+        columns = [[head, *cells] for head, cells in summary_data if head != "FLOPs"]
+        widths = [max(map(len, column)) for column in columns]
+        lines = [
+            " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in zip(*columns, strict=True)
+        ]
+        share = trainable_parameters / max(total_parameters, 1)
+        lines.append(
+            f"{trainable_parameters:,} of {total_parameters:,} parameters ({share:.2%}) are trained at a time;"
+            f" {model_size:,.1f} MB in all"
+        )
+        rank_zero_info("\n" + "\n".join(lines))
+
+
+def use_parameter_table(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Replace Lightning's tables, where they would print 0 FLOPs, by :class:`ParameterTable` of the same depth."""
+    if pl_module.example_input_array is not None:
+        return
+    for place, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
+        if type(callback) in (ModelSummary, RichModelSummary):
+            trainer.callbacks[place] = ParameterTable(callback._max_depth)  # type: ignore[attr-defined]
+
+
+def count_slices_once() -> None:
+    """Have all of Lightning's summaries count open slices as the entries of weights that they are.
+
+    They offer no way to say what counts, so that three of their properties are replaced, until the process ends.  For a
+    module without open slices they are what they were.
+    """
+    for summary, name, module, excess in (
+        (LayerSummary, "num_parameters", "_module", repeated_by_slices),
+        (Counts, "total_parameters", "_model", repeated_by_slices),
+        (Counts, "trainable_parameters", "_model", padding_of_slices),
+    ):
+        counter = getattr(summary, name).fget
+        if not hasattr(counter, "__wrapped__"):  # else it is replaced already
+            setattr(summary, name, property(_less(counter, module, excess)))
+
+
+def _less(counter: Callable[[Any], int], module: str, excess: Callable[[nn.Module], int]) -> Callable[[Any], int]:
+    @wraps(counter)
+    def count(summary: Any) -> int:
+        return counter(summary) - excess(getattr(summary, module))
+
+    return count

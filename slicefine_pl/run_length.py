@@ -1,0 +1,109 @@
+"""How many optimizer steps does a run make?
+
+The one place that asks this of a trainer.  Lightning's ``estimated_stepping_batches`` answers -1 or infinity where
+nobody knows, and counts a ``GradientAccumulationScheduler`` as no accumulation.  Knows neither schedules nor slices.
+"""
+
+import math
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, Timer
+
+
+def run_length(trainer: Trainer) -> int | None:
+    """Optimizer steps of a whole fit, counted from its first.
+
+    May make the trainer build its training loader.  A run that is stopped (``max_time``, early stopping) makes fewer.
+    Epochs to come are taken to be as long as the current one, which training loaders that are made anew may change.
+
+    Returns:
+        The steps; ``None`` if they are not known before the run ends.
+    """
+    return None if _obstacle(trainer) else _count(trainer)
+
+
+def required_run_length(trainer: Trainer, wanted: str, instead: str) -> int:
+    """Optimizer steps of a whole fit, for a setting that depends on them.
+
+    Args:
+        trainer: See :func:`run_length`.
+        wanted: The setting and its value, for the message.
+        instead: A setting that needs no known length, for the message.
+
+    Raises:
+        ValueError: The steps are not known before the run ends.
+    """
+    if found := _obstacle(trainer):
+        cause, remedy = found
+        raise ValueError(
+            f"{wanted} depends on the number of optimizer steps of the run, which is unknown: {cause}. {remedy}, or"
+            f" {instead}."
+        )
+    return _count(trainer)
+
+
+def _obstacle(trainer: Trainer) -> tuple[str, str] | None:
+    """Why the length is unknown and what makes it known; ``None`` where it is known."""
+    if trainer.max_steps != -1:
+        manual = not trainer.lightning_module.automatic_optimization
+        if manual and len(trainer.optimizers) > 1:
+            cause = f"max_steps={trainer.max_steps} counts the steps of {len(trainer.optimizers)} optimizers together"
+            return cause, "Set max_epochs without max_steps"
+        return None
+    if trainer.max_epochs == -1:
+        timed = any(isinstance(each, Timer) for each in _callbacks(trainer))
+        cause = "only max_time limits the run" if timed else "neither max_epochs nor max_steps limits the run"
+        return cause, "Set max_epochs or max_steps"
+    if math.isinf(_batches(trainer)):
+        cause = "the training data have no length (an IterableDataset without __len__), and max_steps is not set"
+        return cause, "Set limit_train_batches to a number of batches per epoch, or set max_steps"
+    return None
+
+
+def _count(trainer: Trainer) -> int:
+    """The steps made before the current epoch, and those of the epochs that are left; at most ``max_steps``."""
+    if trainer.max_epochs in (None, -1) or math.isinf(batches := _batches(trainer)):
+        return trainer.max_steps
+    assert trainer.max_epochs is not None
+    current = trainer.current_epoch
+    steps = trainer.global_step - _steps_of_current_epoch(trainer, batches)
+    steps += _steps_of_epochs(trainer, batches, range(current, trainer.max_epochs))
+    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+
+
+def _steps_of_current_epoch(trainer: Trainer, batches: float) -> int:
+    """Steps already made in the epoch in which a resumed run goes on."""
+    loop, current = trainer.fit_loop.epoch_loop, trainer.current_epoch
+    if not loop.restarting or trainer.fit_loop.epoch_progress.current.ready == current:
+        return 0  # the second: the checkpoint was written at the last batch of an epoch
+    begun, accumulated = loop.batch_progress.current.ready, _accumulated(trainer, current)
+    return math.ceil(batches / accumulated) if begun >= batches else begun // accumulated
+
+
+def _steps_of_epochs(trainer: Trainer, batches: float, epochs: range) -> int:
+    """Steps of a range of epochs; the last batch of each completes a step."""
+    if not any(isinstance(each, GradientAccumulationScheduler) for each in _callbacks(trainer)):
+        return len(epochs) * math.ceil(batches / trainer.accumulate_grad_batches)
+    return sum(math.ceil(batches / _accumulated(trainer, epoch)) for epoch in epochs)
+
+
+def _accumulated(trainer: Trainer, epoch: int) -> int:
+    """Batches to an optimizer step in an epoch."""
+    for each in _callbacks(trainer):
+        if isinstance(each, GradientAccumulationScheduler):
+            return each.get_accumulate_grad_batches(epoch)
+    return trainer.accumulate_grad_batches
+
+
+def _batches(trainer: Trainer) -> float:
+    """Batches of an epoch; infinite where the data have no length and nothing limits them."""
+    if trainer.limit_train_batches == 0:
+        return 0  # Lightning then builds no loader, and leaves the number at infinity
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
+    return trainer.num_training_batches
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return found

