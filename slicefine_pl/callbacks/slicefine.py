@@ -65,10 +65,11 @@ class SliceFineCallback(RepeatableTraining):
     that no gradient is lost.  Steps are *optimizer* steps, of each optimizer by itself: not
     batches, not steps that a loss scaler skipped.  ``on_fit_end``, and any exception, closes the slices.
 
-    **Checkpoint.** The module's own keys and shapes, at any time.  The callback's state holds positions, visits, scores
-    and the random generators' state of every process: a run that stops at any step and resumes with as many processes
-    equals one uninterrupted run, given data that resume as well (docs/method.md).  Resuming with other settings, or a
-    checkpoint written without this callback, is an error.
+    **Checkpoint.** The module's own keys and shapes, at any time; on a local disk, a new file takes the place of an old
+    one only when it is complete (``callbacks/checkpoint_files.py``).  The callback's state holds positions, visits,
+    scores and the random generators' state of every process: a run that stops at any step and resumes with as many
+    processes equals one uninterrupted run, given data that resume as well (docs/method.md).  Resuming with other
+    settings, or a checkpoint written without this callback, is an error.
     **Several processes.** All of them visit the same lines; after each move that is checked.  Networks are copied (DDP)
     or shared out by ``FullyShardedStrategy``; other strategies that shard are refused (docs/distributed.md).
 

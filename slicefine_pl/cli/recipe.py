@@ -7,7 +7,7 @@ brings ``label_names`` and ``predict_names``, or leaves them out.
 import copy
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,15 +18,12 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich.console import Console
-from rich.table import Column, Table
 
 from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
 from slicefine_pl.callbacks.best_checkpoint import CarryBestCheckpoint
 from slicefine_pl.callbacks.neighbours import callbacks_of
 from slicefine_pl.callbacks.parameter_table import use_parameter_table
 from slicefine_pl.callbacks.preemption import SaveWhenPreempted
-from slicefine_pl.callbacks.probe import LinearProbe
 from slicefine_pl.callbacks.slice_picture import SlicePicture
 from slicefine_pl.cli.checks import check_checkpoint, check_output, check_writer
 from slicefine_pl.cli.errors import EARLY_ERRORS, USER_ERRORS, sentence
@@ -34,6 +31,7 @@ from slicefine_pl.cli.interruption import TellHowToGoOn
 from slicefine_pl.cli.output import recipe_output
 from slicefine_pl.cli.recipe_help import RecipeParser
 from slicefine_pl.cli.report import RunReport
+from slicefine_pl.cli.result import print_result
 from slicefine_pl.cli.run_folder import RunFolder
 from slicefine_pl.cli.settings import configs_first, settings_of_run, value_of
 from slicefine_pl.cli.texts import TextSettings
@@ -171,13 +169,14 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Look at the checkpoint before anything is loaded; parse files first and flags last."""
-        words = configs_first(self._texts.rewritten(sys.argv[1:] if args is None else cast("Sequence[str]", args)))
-        self._check_checkpoint(given := value_of("--ckpt_path", words))
-        if words[:1] == ["fit"] and given and (saved := settings_of_run(Path(given))):
+        given = self._texts.rewritten(sys.argv[1:] if args is None else cast("list[str]", args))
+        words = configs_first(given)
+        self._check_checkpoint(resumed := value_of("--ckpt_path", words))
+        if words[:1] == ["fit"] and resumed and (saved := settings_of_run(Path(resumed))):
             rank_zero_info(f"Going on with the settings of {saved}; what the command line says wins.")
             words[1:1] = ["--config", str(saved)]
         self.config = parser.parse_args(words)
-        if (path := self.config[self.config.subcommand].get("ckpt_path")) != given:
+        if (path := self.config[self.config.subcommand].get("ckpt_path")) != resumed:
             self._check_checkpoint(path)
 
     def _check_checkpoint(self, path: str | None) -> None:
@@ -259,7 +258,7 @@ class RecipeCLI(LightningCLI):
                 if hasattr(whole := self._whole(best), "export"):
                     exported = whole.export(place)
             finally:  # an export that fails costs neither scores nor checkpoints
-                self._print_report(scores, best, exported)
+                print_result(self.trainer, self.model, scores, best, exported)
 
     @property
     def _evaluate(self) -> Any:
@@ -292,30 +291,6 @@ class RecipeCLI(LightningCLI):
         if ckpt_path is not None:
             model = type(model).load_from_checkpoint(ckpt_path, weights_only=weights_only)
         self.trainer.predict(model, datamodule, return_predictions=bool(return_predictions))
-
-    def _print_report(self, scores: Mapping[str, float], best: str, folder: Path | None) -> None:
-        report = self._report
-        probes = [callback for callback in callbacks_of(self.trainer) if isinstance(callback, LinearProbe)]
-        total = sum(parameter.numel() for parameter in self.model.parameters())
-        table = Table("", Column(overflow="fold"), show_header=False, title="Result")  # paths that can be copied
-        for probe in probes:
-            if "test" in probe.scores:
-                told = f"{probe.scores['test']:.4f}   (linear head on the frozen network, {probe.seconds:.0f} s)"
-                table.add_row(f"test/{probe.metric} before", told)
-        for name, value in report.before.items():
-            table.add_row(f"{name} before", f"{value:.4f}   (pretrained network)")
-        for name, value in scores.items():
-            table.add_row(f"{name} after", f"{value:.4f}")
-        share = f"{report.trained:,} at a time, of {total:,} ({report.trained / total:.2%})"
-        table.add_row("trained parameters", share)
-        table.add_row("training", f"{report.seconds:.0f} s, {self.trainer.global_step} steps")
-        table.add_row("best checkpoint", best or "none")
-        table.add_row("exported model", str(folder or "none"))
-        console = Console()
-        console.print(table)
-        if folder is not None:
-            console.print("Use it without this package:\n", style="bold")
-            print(self.model.example(folder))
 
 
 def _best(checkpoints: Sequence[Callback]) -> str:

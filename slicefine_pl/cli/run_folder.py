@@ -37,12 +37,14 @@ class RunFolder:
         while self._numbered is not None and self._trainer.is_global_zero and not self._made:
             folder = Path(self._numbered.root_dir) / f"version_{self._numbered.version}"
             absent = [each for each in (folder, *folder.parents) if not each.exists()]
+            folder.parent.mkdir(parents=True, exist_ok=True)
             try:
-                folder.parent.mkdir(parents=True, exist_ok=True)
                 folder.mkdir()
                 self._made = absent
-            except (FileExistsError, FileNotFoundError):  # another run has made it, or has removed its parent
-                self._numbered._version = None  # the logger looks again for the next one
+            except FileExistsError:
+                self._numbered._version += 1
+            except FileNotFoundError:  # another run that failed has just removed the parent
+                continue
 
     def release(self) -> None:
         """Remove the folder that was claimed, and its parents if nothing else has come to lie there."""

@@ -20,6 +20,8 @@ def configs_first(arguments: Sequence[str]) -> list[str]:
     Args:
         arguments: Of the command line; the first is the subcommand.
     """
+    if not arguments or arguments[0].startswith("-"):  # what stands before the subcommand is read before it
+        return list(arguments)
     files: list[str] = []
     flags: list[str] = []
     words = iter(arguments[1:])
@@ -30,7 +32,7 @@ def configs_first(arguments: Sequence[str]) -> list[str]:
             files.append(word)
         else:
             flags.append(word)
-    return [*arguments[:1], *files, *flags]
+    return [arguments[0], *files, *flags]
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
@@ -43,7 +45,7 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
 
 def settings_of_run(checkpoint: Path) -> Path | None:
     """The ``config.yaml`` that a fit has left for the checkpoints in its folder, where there is one."""
-    places = (folder / "config.yaml" for folder in checkpoint.absolute().parents[:2])
+    places = (folder / "config.yaml" for folder in checkpoint.absolute().parents[:2] if checkpoint.exists())
     return next((path for path in places if path.is_file() and path.read_text("utf-8").startswith(HEADER)), None)
 
 

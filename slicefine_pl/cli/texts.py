@@ -82,7 +82,7 @@ def _texts(written: str) -> list[str] | None:
 
 def _load(names: frozenset[str], stream: str) -> Any:
     """Read YAML; single values that only look like nothing (``#x``, ``~``) are texts."""
-    check_aliases(stream)
+    check_aliases(stream)  # jsonargparse would copy what aliases share, for hours
     loaded = STANDARD(stream)
     if loaded is None and "\n" not in stream:
         return stream

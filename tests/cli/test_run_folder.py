@@ -44,6 +44,16 @@ def test_a_version_that_was_given_is_not_claimed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_in_the_way_is_passed_and_a_dangling_link_is_an_error(tmp_path):
+    (tmp_path / "version_0").touch()
+    place = folder_of(CSVLogger(tmp_path, name=""))
+    place.claim()
+    assert place.path == tmp_path / "version_1"
+    (tmp_path / "runs").symlink_to("nowhere")
+    with pytest.raises(OSError, match="runs"):
+        folder_of(CSVLogger(tmp_path / "runs", name="")).claim()
+
+
 def test_released_folders_take_the_parents_they_made_and_no_others(tmp_path):
     place = folder_of(CSVLogger(tmp_path / "runs", name="t"))
     place.claim()

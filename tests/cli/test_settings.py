@@ -21,7 +21,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (["fit", "--x", "1", "--config", "a.yaml", "--y=2"], ["fit", "--config", "a.yaml", "--x", "1", "--y=2"]),
         (["fit", "-c", "a", "--x", "1", "--config=b", "-c=c"], ["fit", "-c", "a", "--config=b", "-c=c", "--x", "1"]),
         (["fit", "--x", "1", "--config"], ["fit", "--config", "--x", "1"]),  # the parser says what is missing
-        (["--config", "a.yaml", "fit"], ["--config", "a.yaml", "fit"]),
+        (["-c", "a", "fit", "--x", "1", "-c", "b"], ["-c", "a", "fit", "--x", "1", "-c", "b"]),
         ([], []),
     ],
 )
