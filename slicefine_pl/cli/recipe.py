@@ -33,7 +33,7 @@ from slicefine_pl.cli.recipe_help import RecipeParser
 from slicefine_pl.cli.report import RunReport
 from slicefine_pl.cli.result import print_result
 from slicefine_pl.cli.run_folder import RunFolder
-from slicefine_pl.cli.settings import configs_first, settings_of_run, value_of
+from slicefine_pl.cli.settings import configs_first, names_given, settings_of_run, value_of
 from slicefine_pl.cli.texts import TextSettings
 from slicefine_pl.files import write_whole
 from slicefine_pl.inputs import input_record
@@ -59,7 +59,7 @@ def run(
     The recipe's defaults are read first, then every ``--config`` in its order, then the flags, wherever they stand on
     the command line: a flag wins over a file, and a later file or flag over an earlier one.  A fit that goes on from a
     checkpoint (``--ckpt_path``) reads the ``config.yaml`` of the run that wrote it before any other ``--config``, so
-    that no flag has to be repeated; the settings of the module come from the checkpoint, and nothing overrides them.
+    that no flag has to be repeated.  The settings of the module come from the checkpoint, in every command; flags win.
 
     What goes wrong before the first training step, or because a disk is full, is told in one sentence, exit code 2;
     ``SLICEFINE_DEBUG=1`` shows where it was raised.  A fit that fails before its first step leaves no folder.  SIGTERM
@@ -175,9 +175,19 @@ class RecipeCLI(LightningCLI):
         if words[:1] == ["fit"] and resumed and (saved := settings_of_run(Path(resumed))):
             rank_zero_info(f"Going on with the settings of {saved}; what the command line says wins.")
             words[1:1] = ["--config", str(saved)]
+        self._flags = words
         self.config = parser.parse_args(words)
         if (path := self.config[self.config.subcommand].get("ckpt_path")) != resumed:
             self._check_checkpoint(path)
+
+    def _parse_ckpt_path(self) -> None:
+        """Let flags win over the settings that a checkpoint brings, where Lightning drops them."""
+        command = self.config.subcommand
+        before = self.config[command].model
+        given = {name: before[name] for name in names_given("model", self._flags) if name in before}
+        super()._parse_ckpt_path()
+        if given:
+            self.config = self.parser.parse_object({command: {"model": given}}, self.config)
 
     def _check_checkpoint(self, path: str | None) -> None:
         if path not in (None, "best", "last", "hpc", "null"):

@@ -43,6 +43,12 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return given[-1] if given else None
 
 
+def names_given(section: str, arguments: Sequence[str]) -> list[str]:
+    """Settings of a section for which the command line has flags: ``lr`` for ``--model.lr 1e-4`` in ``model``."""
+    flags = (word.partition("=")[0] for word in arguments if word.startswith(f"--{section}."))
+    return [flag.removeprefix(f"--{section}.").partition(".")[0] for flag in flags]
+
+
 def settings_of_run(checkpoint: Path) -> Path | None:
     """The ``config.yaml`` that a fit has left for the checkpoints in its folder, where there is one."""
     places = (folder / "config.yaml" for folder in checkpoint.absolute().parents[:2] if checkpoint.exists())

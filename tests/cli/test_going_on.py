@@ -79,6 +79,17 @@ def test_going_on_repeats_no_flags(recipe, caplog):
     assert settings["trainer"]["max_epochs"] == 2
 
 
+def test_a_flag_wins_over_the_settings_of_a_checkpoint(recipe):
+    """Lightning would take the whole module from the checkpoint, and drop the flag without a word."""
+    recipe("fit", "--model.lr", "0.02", "--model.weight_decay", "0.3", "--trainer.max_epochs", "1")
+    checkpoint = "runs/t/version_0/checkpoints/last.ckpt"
+    for flags in (["--model.lr", "0.005"], ["--model.lr=0.005"]):
+        recipe("fit", "--ckpt_path", checkpoint, "--trainer.max_epochs", "2", *flags)
+    for version in (1, 2):
+        settings = yaml.safe_load(Path(f"runs/t/version_{version}/config.yaml").read_text())["model"]
+        assert (settings["lr"], settings["weight_decay"]) == (0.005, 0.3)
+
+
 def test_a_config_file_of_something_else_is_not_taken(recipe):
     recipe("fit", "--trainer.max_epochs", "1")
     Path("runs/t/version_0/config.yaml").write_text("data: {source: gone.csv}\n")
