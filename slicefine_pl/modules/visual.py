@@ -83,13 +83,18 @@ class VisualClassifier(Classifier):
         """Yield the parameters of the last layers."""
         yield from (parameter for parameter in self.model.parameters() if id(parameter) in self._head)
 
+    def take_over(self, data: object) -> bool:
+        """Take over what ``data`` are about to show in training, if they say so."""
+        seen = getattr(data, "input", None)
+        if known := isinstance(seen, self.input_kind):
+            self.input = seen
+        return known
+
     def on_train_start(self) -> None:
         """Take over from the data what training sees."""
         super().on_train_start()
-        seen = getattr(self.trainer.datamodule, "input", None)  # type: ignore[attr-defined]
-        if isinstance(seen, self.input_kind):
-            self.input = seen
-        elif self.input is None:
+        known = self.take_over(self.trainer.datamodule)  # type: ignore[attr-defined]
+        if not known and self.input is None:
             kind = self.input_kind.__name__
             rank_zero_warn(
                 "the data have no input attribute, so an export states what the backbone expects; if training sees "

@@ -105,6 +105,13 @@ def test_a_model_of_pairs_predicts_pairs(recipe, refused, capsys):
         )
 
 
+def test_an_export_is_scored_before_on_what_the_new_fit_shows(recipe, capsys):
+    recipe("fit")
+    capsys.readouterr()
+    recipe("fit", "--model.backbone", "runs/t/version_0/export", "--data.max_length", "8", "--score_before", "true")
+    assert "(pretrained network)" in capsys.readouterr().out
+
+
 def test_without_a_test_split_the_table_shows_validation_under_its_own_name(recipe, refused, capsys, monkeypatch):
     def absent(self):
         raise ValueError("data.root='d' has no test split")

@@ -101,7 +101,10 @@ def test_images(images, capsys):
 
     images("fit", *LAST, *own, "--trainer.max_epochs", "2")
     assert "data.size=64 contradicts" in refusal(images, capsys, "fit", *LAST, *own, "--data.size", "64")
-    images("fit", *EXPORT, *own, "--data.size", "64", "--trainer.logger.init_args.version", "new")
+    anew = ("--data.size", "64", "--score_before", "true", "--trainer.logger.init_args.version", "new")
+    capsys.readouterr()
+    images("fit", *EXPORT, *own, *anew)
+    assert "test/accuracy before" in capsys.readouterr().out
     images("predict", "--model.backbone", "runs/new/export", *photos, "--data.size", "64")
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from slicefine_pl.data.video.decoding import Box, Video
+from slicefine_pl.data.video.read_clips import cut_clip, read_clips
 from slicefine_pl.data.video.track import UnreadableVideo
 
 AREA = (0.5, 1.0)  # share of the largest square that a training crop takes
@@ -51,7 +52,7 @@ class RandomView:
                 start = float(RandomClipSampler(self.clip_seconds)(0.0, video.seconds, {}).clip_start_sec)
             share, across, down = np.sqrt(rng.uniform(*AREA)), rng.uniform(), rng.uniform()
             choose = partial(_random_box, share=float(share), across=across, down=down)
-            clip = _clip(video, start, self.num_frames, self.clip_seconds, choose, self.crop_size)
+            clip = cut_clip(video, start, self.num_frames, self.clip_seconds, choose, self.crop_size)
         return clip.flip(-1) if self.flip and rng.uniform() < 0.5 else clip
 
 
@@ -75,22 +76,14 @@ class FixedViews:
 
     def __call__(self, path: str, rng: np.random.Generator) -> Tensor:
         """Return uint8, shape ``(V, 3, T, S, S)`` with V = clips x crops."""
-        choose = partial(_even_boxes, crops=self.crops)
-        with Video(path) as video:
-            starts = self._starts(video.seconds)
-            clips = [
-                _clip(video, start, self.num_frames, self.clip_seconds, choose, self.crop_size) for start in starts
-            ]
-        return torch.cat(clips)
-
-    def _starts(self, seconds: float) -> list[float]:
-        from pytorchvideo.data.clip_sampling import ConstantClipsPerVideoSampler
-
-        room = max(seconds - self.clip_seconds, 0.0)
-        if self.clips == 1 or room == 0:
-            return [room / 2] * self.clips
-        sampler = ConstantClipsPerVideoSampler(self.clip_seconds, self.clips)
-        return [float(sampler(0.0, seconds, {}).clip_start_sec) for _ in range(self.clips)]
+        return read_clips(
+            path,
+            num_frames=self.num_frames,
+            clip_seconds=self.clip_seconds,
+            crop_size=self.crop_size,
+            test_clips=self.clips,
+            test_crops=self.crops,
+        )
 
 
 class ClipDataset(Dataset[dict[str, Tensor]]):
@@ -176,20 +169,6 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         return views
 
 
-def _clip(
-    video: Video, start: float, num_frames: int, clip_seconds: float, choose: "partial[list[Box]]", edge: int
-) -> Tensor:
-    """One clip as uint8, shape ``(K, 3, T, S, S)``."""
-    if video.seconds < clip_seconds * (num_frames - 1) / num_frames:
-        warnings.warn(
-            f"video {str(video.path)!r} lasts {video.seconds:.2f} s, less than clip_seconds={clip_seconds}: its last "
-            "frame is held (told once for all such videos).",
-            stacklevel=2,
-        )
-    times = [start + number * clip_seconds / num_frames for number in range(num_frames)]
-    return torch.from_numpy(video.frames(times, choose, edge)).permute(0, 4, 1, 2, 3)
-
-
 def _shared(size: int) -> Tensor:
     """Flags that all processes of this one see."""
     flags = torch.zeros(size, dtype=torch.bool)
@@ -200,12 +179,6 @@ def _shared(size: int) -> Tensor:
 def _random_box(width: int, height: int, *, share: float, across: float, down: float) -> list[Box]:
     edge = max(1, round(share * min(width, height)))
     return [Box(round(across * (width - edge)), round(down * (height - edge)), edge, edge)]
-
-
-def _even_boxes(width: int, height: int, *, crops: int) -> list[Box]:
-    edge = min(width, height)
-    shares = [0.5] if crops == 1 else np.linspace(0, 1, crops).tolist()
-    return [Box(round(share * (width - edge)), round(share * (height - edge)), edge, edge) for share in shares]
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from slicefine_pl.modules.image.exports import (
     timm_settings,
     torchvision_view,
     transformers_lines,
+    write_reader,
 )
 from slicefine_pl.modules.visual import VisualClassifier
 from slicefine_pl.pretrained import locate
@@ -101,9 +102,10 @@ class ImageClassifier(VisualClassifier):
         return logits
 
     def write_files(self, folder: Path) -> None:
-        """Write weights (safetensors) and ``config.json``, as the backbone's own library does."""
+        """Write weights (safetensors) and ``config.json`` as the backbone's own library does, and ``read_image.py``."""
         writers = {"timm": self._write_timm, "transformers": self._write_transformers}
         writers.get(self.library, self._write_plain)(folder)
+        write_reader(folder)
 
     def example(self, path: str | Path) -> str:
         """Return lines of Python that classify a photo with the folder ``export`` wrote, without this package."""

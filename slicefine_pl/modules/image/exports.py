@@ -1,18 +1,24 @@
 """What training saw, in the words of each image library, and the lines of Python that predict without this package.
 
-Answers: how do timm, transformers and torchvision say size, crop and normalisation?  Knows no module.
+Answers: how do timm, transformers and torchvision say size, crop and normalisation?  Exports carry a copy of the file
+with which the data module reads images, so that the lines see the same colours.  Knows no module, and imports nothing
+of the data.
 """
 
 import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 from slicefine_pl.inputs import ImageInput
 
-PHOTO = (  # upright, and what is transparent over white
-    'photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")\n'
-    'photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")'
-)
+READER = Path(__file__).parents[2] / "data" / "image" / "pixels.py"  # stands on Pillow and numpy alone
 RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
+
+
+def write_reader(folder: Path) -> None:
+    """Write ``read_image.py`` into an export."""
+    shutil.copyfile(READER, folder / "read_image.py")
 
 
 def timm_settings(seen: ImageInput) -> dict[str, Any]:
@@ -59,16 +65,17 @@ def timm_lines(folder: str, named: bool) -> str:
         f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()\n'
         "view = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg))"
     )
-    return _prediction("timm, torch", load, 'model.pretrained_cfg["label_names"]' if named else None)
+    return _prediction("timm, torch", folder, load, 'model.pretrained_cfg["label_names"]' if named else None)
 
 
 def transformers_lines(folder: str) -> str:
     """Return lines of Python that classify ``photo.jpg`` with transformers alone."""
     return (
-        "from PIL import Image, ImageOps\n"
+        "import sys\n"
         "from transformers import pipeline\n"
+        f"{_reading(folder)}\n"
         f'classify = pipeline("image-classification", model="{folder}")\n'
-        f"{PHOTO}\n"
+        'photo = read_rgb("photo.jpg")\n'
         "print(classify(photo))"
     )
 
@@ -77,7 +84,7 @@ def plain_lines(folder: str, named: bool, build: str, view: str) -> str:
     """Return lines of Python that classify ``photo.jpg`` with a network that ``build`` makes and ``view`` feeds."""
     load = f'{build}\nsafetensors.torch.load_model(model, "{folder}/model.safetensors")\nmodel.eval()\n{view}'
     names = f'json.loads(pathlib.Path("{folder}/config.json").read_text())["label_names"]' if named else None
-    return _prediction("json, pathlib, safetensors.torch, torch, torchvision", load, names)
+    return _prediction("json, pathlib, safetensors.torch, torch, torchvision", folder, load, names)
 
 
 def torchvision_view(seen: ImageInput) -> str:
@@ -90,12 +97,16 @@ def torchvision_view(seen: ImageInput) -> str:
     )
 
 
-def _prediction(imports: str, load: str, names: str | None) -> str:
+def _reading(folder: str) -> str:
+    return f'sys.path.insert(0, "{folder}")\nfrom read_image import read_rgb  # of the same folder'
+
+
+def _prediction(imports: str, folder: str, load: str, names: str | None) -> str:
     return (
-        f"import {imports}\n"
-        "from PIL import Image, ImageOps\n"
+        f"import sys, {imports}\n"
+        f"{_reading(folder)}\n"
         f"{load}\n"
-        f"{PHOTO}\n"
+        'photo = read_rgb("photo.jpg")\n'
         "with torch.inference_mode():\n"
         "    shares = model(view(photo)[None]).softmax(-1)[0].tolist()\n"
         f"print(dict({'enumerate(shares)' if names is None else f'zip({names}, shares)'}))"

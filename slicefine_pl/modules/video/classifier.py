@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from slicefine_pl.inputs import VideoInput, trained_input
 from slicefine_pl.modules.classifier import Batch, agreed_classes, name_outputs
 from slicefine_pl.modules.video.backbones import load_backbone
-from slicefine_pl.modules.video.exports import READER, video_lines
+from slicefine_pl.modules.video.exports import video_lines, write_reader
 from slicefine_pl.modules.visual import VisualClassifier
 
 
@@ -131,9 +131,9 @@ class VideoClassifier(VisualClassifier):
         return self
 
     def write_files(self, folder: Path) -> None:
-        """Write weights (safetensors), settings, and ``read_clips.py``, which reads videos."""
+        """Write weights (safetensors), settings, and the package ``read_clips``, which reads videos."""
         (self._write_transformers if self._loaded.config is None else self._write_plain)(folder)
-        shutil.copyfile(READER, folder / READER.name)
+        write_reader(folder)
 
     def example(self, path: str | Path) -> str:
         """Return lines of Python that classify a video with the folder ``export`` wrote, without this package."""

@@ -1,6 +1,7 @@
-"""The lines of Python that predict a video with an export of a video network, without this package.
+"""What an export of a video network carries to predict without this package: a reader of videos, and lines of Python.
 
-Knows no module, and reads no video: an export carries ``read_clips.py``, which does.
+The reader is the data module's own, copied file by file: an export sees a video as tests saw it.  Knows no module, and
+imports nothing of the data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,17 @@ from typing import Any
 from slicefine_pl.inputs import VideoInput
 from slicefine_pl.modules.video.backbones import ALPHA, Backbone
 
-READER = Path(__file__).with_name("read_clips.py")
+DATA = Path(__file__).parents[2] / "data" / "video"  # whose files stand on PyAV, numpy and torch alone
+READER = ("read_clips", "decoding", "extent", "track")
+
+
+def write_reader(folder: Path) -> None:
+    """Write the package ``read_clips`` into an export."""
+    place = folder / "read_clips"
+    place.mkdir()
+    for name in READER:
+        text = (DATA / f"{name}.py").read_text("utf-8").replace("from slicefine_pl.data.video.", "from .")
+        (place / f"{'__init__' if name == place.name else name}.py").write_text(text, "utf-8")
 
 
 def video_lines(folder: str, loaded: Backbone, seen: VideoInput | None, names: Sequence[str] | None) -> str:

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pytorchvideo.data.clip_sampling import ConstantClipsPerVideoSampler
 from torch.utils.data import DataLoader
 
 from slicefine_pl.data.batching import EpochPlan, ResumableLoader
 from slicefine_pl.data.video.clips import ClipDataset, FixedViews, RandomView
+from slicefine_pl.data.video.decoding import Video
 
 sys.path.insert(0, str(Path(__file__).parent))
 import films
@@ -46,6 +48,18 @@ def test_views_are_spread_over_time_and_picture(paths):
     assert left[:, :8].std() < 1  # 48 of 64 columns: the left square has the dark 32 columns first
     assert middle[:, 0].mean() == pytest.approx(left[:, 0].mean(), abs=1)
     assert right[:, -8:].mean() == pytest.approx(left[:, 0].mean() + 40, abs=2)
+
+
+def test_clips_begin_where_pytorchvideos_sampler_lets_them_begin(paths, monkeypatch):
+    starts = []
+    monkeypatch.setattr(
+        Video, "frames", lambda self, times, *_: starts.append(times[0]) or np.zeros((1, 4, 16, 16, 3), "u1")
+    )
+    for seconds, clips in [(0.8, 2), (0.7, 4), (1.3, 7), (2.9, 3)]:
+        starts.clear()
+        FixedViews(4, seconds, 16, clips=clips)(paths[0], np.random.default_rng(0))
+        sampler = ConstantClipsPerVideoSampler(seconds, clips)
+        assert starts == pytest.approx([float(sampler(0.0, 3.0, {}).clip_start_sec) for _ in range(clips)])
 
 
 def test_an_example_depends_on_seed_epoch_and_index_only(paths):

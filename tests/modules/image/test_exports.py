@@ -2,6 +2,7 @@
 
 import ast
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -76,7 +77,9 @@ def printed(module, folder, capsys, **scope):
     code = module.example(module.export(folder))
     assert "slicefine" not in code
     capsys.readouterr()
-    exec(code, scope)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        exec(code, scope)
     return ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1]), scope
 
 
@@ -107,11 +110,21 @@ def test_timm_torchvision_and_modules_of_ones_own(tmp_path, capsys, photo, libra
     assert told == pytest.approx(dict(zip(NAMES, shares, strict=True)), abs=0.02)
 
 
-@pytest.mark.parametrize("library", ["timm", "transformers"])
-def test_what_is_transparent_is_shown_over_white(tmp_path, capsys, photo, library):
-    """By the name of a .jpg, as the lines name one; Pillow looks at the content."""
+def transparent(photo):
     photo.putalpha(Image.linear_gradient("L").resize(photo.size))
-    photo.save("photo.jpg", "PNG")
+    return photo
+
+
+def deep(photo):
+    """16 bits of grey, which Pillow itself would show as white."""
+    return Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize("kind", [transparent, deep])
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_the_lines_see_the_colours_that_the_data_module_sees(tmp_path, capsys, photo, library, kind):
+    """By the name of a .jpg, as the lines name one; Pillow looks at the content."""
+    kind(photo).save("photo.jpg", "PNG")
     backbone = resnet(tmp_path / "base") if library == "transformers" else "timm/test_efficientnet@random"
     _, scope = printed(trained(backbone, SEEN["squash"]), tmp_path / "export", capsys)
     pixels, _ = predicted(ImageClassifier(str(tmp_path / "export")).eval(), str(tmp_path / "export"))

@@ -1,9 +1,11 @@
 """The printed lines of every kind of video network, run as they are: they see the clips of tests, and print shares."""
 
 import ast
+import subprocess
 import sys
 from fractions import Fraction
 from importlib.util import find_spec
+from pathlib import Path
 
 import av
 import numpy as np
@@ -12,9 +14,13 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForVideoClassification, VideoMAEConfig
 
 from slicefine_pl.data import KineticsDataModule
+from slicefine_pl.data.video.read_clips import read_clips
 from slicefine_pl.inputs import VideoInput
 from slicefine_pl.modules import VideoClassifier
-from slicefine_pl.modules.video.read_clips import read_clips
+from slicefine_pl.modules.video.exports import write_reader
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "data" / "video"))
+import films
 
 SEEN = VideoInput(num_frames=8, clip_seconds=1.1, crop_size=32, test_clips=2, test_crops=3)
 NAMES = ["left", "right", "up"]
@@ -84,20 +90,63 @@ def test_printed_lines(tmp_path, monkeypatch, capsys, kind):
     assert (again.input, again.label_names) == (SEEN, NAMES)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"rotation": 90}, {"rotation": 180}, {"gap": 7}, {"frames": 6}],
-    ids=["plain", "90", "180", "gap", "short"],
-)
-def test_an_exports_reader_sees_what_tests_see(tmp_path, settings):
-    """Against the data module, which seeks, and decodes what it needs alone."""
+READ_ALONE = """
+import pathlib, sys, torch
+sys.modules["slicefine_pl"] = None
+sys.path.insert(0, "export")
+from read_clips import read_clips
+films = [path for path in sorted(pathlib.Path("films").iterdir())]
+torch.save({path.name: read_clips(str(path), **eval(sys.argv[1])) for path in films}, "clips.pt")
+"""
+B = {"bf": "2"}
+
+
+def late(path, source, seconds):
+    """Copy the packets of a film into a file that begins ``seconds`` later."""
+    with av.open(str(source)) as there, av.open(str(path), "w") as here:
+        [stream] = there.streams
+        copy = here.add_stream_from_template(stream)
+        for packet in there.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts = (
+                    stamp + round(seconds / packet.time_base) for stamp in (packet.pts, packet.dts)
+                )
+                packet.stream = copy
+                here.mux(packet)
+
+
+def test_an_exports_reader_needs_no_package_and_sees_each_frame_at_its_time(tmp_path):
+    """Against the numbers that were drawn: frame n is on show from n / 10 s, whatever the container stores."""
+    place = tmp_path / "films"
+    (tmp_path / "export").mkdir()
+    place.mkdir()
+    write_reader(tmp_path / "export")
+    drawn = {"frames": 48, "draw": films.bars, "options": B}
+    for name, codec in [("b.mp4", "libx264"), ("b.avi", "libx264"), ("m.avi", "mpeg4"), ("b.ts", "libx264"),
+                        ("m.mpg", "mpeg2video"), ("b.mkv", "libx264"), ("b.h264", "libx264")]:  # fmt: skip
+        films.film(place / name, codec=codec, **drawn)
+    films.film(place / "sound.mkv", tone=9.0, **drawn)
+    for name in ("late.mkv", "late.flv", "late.ts"):
+        late(place / name, place / "b.mp4", 7.3)
+    seen = VideoInput(num_frames=8, clip_seconds=1.1, crop_size=films.HEIGHT, test_clips=3, test_crops=2)
+    command = [sys.executable, "-c", READ_ALONE, repr(vars(seen))]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    starts = [place * (4.8 - 1.1) / 3 for place in range(3)]
+    right = [[int(10 * (start + number * 1.1 / 8) + 1e-6) for number in range(8)] for start in starts]
+    for name, clips in torch.load(tmp_path / "clips.pt").items():
+        left, right_half = clips.view(3, 2, *clips.shape[1:])[:, :, 0].unbind(1)  # columns 0 to 47, and 16 to 63
+        pictures = torch.cat([left, right_half[..., -16:]], -1)
+        found = [films.read(clip.unsqueeze(-1).numpy()) for clip in pictures]
+        assert found == right, name
+
+
+@pytest.mark.parametrize("settings", [{"rotation": 90}, {"rotation": 180}, {"gap": 7}, {"frames": 6}])
+def test_the_data_module_and_the_reader_agree(tmp_path, settings):
     film(tmp_path / "video.mp4", **settings)
-    for seen in (SEEN, VideoInput(4, 3.0, 48)):
-        data = KineticsDataModule(**vars(seen), predict_path=str(tmp_path / "video.mp4"))
-        data.setup("predict")
-        [batch] = data.predict_dataloader()
-        clips = read_clips(str(tmp_path / "video.mp4"), **vars(seen))
-        assert torch.equal(clips, batch["video"][0])
+    data = KineticsDataModule(**vars(SEEN), predict_path=str(tmp_path / "video.mp4"))
+    data.setup("predict")
+    [batch] = data.predict_dataloader()
+    assert torch.equal(read_clips(str(tmp_path / "video.mp4"), **vars(SEEN)), batch["video"][0])
 
 
 def test_the_processor_of_an_export_shows_the_middle_of_each_frame(tmp_path):
