@@ -79,7 +79,7 @@ class SaveWhenPreempted(Callback):
             lightnings(number, None)
             return
         path = self._folder(trainer) / "preempted.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         rank_zero_info(f"Stopped by SIGTERM after {trainer.global_step} steps; go on with ckpt_path={str(path)!r}.")
         raise SIGTERMException
 

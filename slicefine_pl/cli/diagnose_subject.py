@@ -126,6 +126,7 @@ def load(wish: Wish, targets: Patterns | None, rank: int) -> Subject:
         data.prepare_data()
         data.setup("fit")
         module = _module(wish, data)
+        module.report_random_start()
     except ImportError as error:
         raise ValueError(str(error)) from error
     target_matrices(module, targets, rank)  # refuses, before a head is fitted, what there is no place for

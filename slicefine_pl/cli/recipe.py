@@ -33,7 +33,14 @@ from slicefine_pl.cli.recipe_help import RecipeParser
 from slicefine_pl.cli.report import RunReport
 from slicefine_pl.cli.result import print_result
 from slicefine_pl.cli.run_folder import RunFolder
-from slicefine_pl.cli.settings import configs_first, names_given, settings_of_run, value_of
+from slicefine_pl.cli.settings import (
+    configs_first,
+    forget_version,
+    names_given,
+    names_version,
+    settings_of_run,
+    value_of,
+)
 from slicefine_pl.cli.texts import TextSettings
 from slicefine_pl.files import write_whole
 from slicefine_pl.inputs import input_record
@@ -57,9 +64,10 @@ def run(
     With a grid there is ``<recipe> grid`` too, which trains many networks and fits a scaling law to them.
 
     The recipe's defaults are read first, then every ``--config`` in its order, then the flags, wherever they stand on
-    the command line: a flag wins over a file, and a later file or flag over an earlier one.  A fit that goes on from a
-    checkpoint (``--ckpt_path``) reads the ``config.yaml`` of the run that wrote it before any other ``--config``, so
-    that no flag has to be repeated.  The settings of the module come from the checkpoint, in every command; flags win.
+    the command line: a flag wins over a file, and a later file or flag over an earlier one.  With ``--ckpt_path``, fit,
+    validate and test read the ``config.yaml`` of the run that wrote it before any other ``--config``, so that no flag
+    has to be repeated.  The settings of the module come from the checkpoint, in every command; flags win.  They write
+    to a new folder, also where the run's own had a name.
 
     What goes wrong before the first training step, or because a disk is full, is told in one sentence, exit code 2;
     ``SLICEFINE_DEBUG=1`` shows where it was raised.  A fit that fails before its first step leaves no folder.  SIGTERM
@@ -172,12 +180,17 @@ class RecipeCLI(LightningCLI):
         given = self._texts.rewritten(sys.argv[1:] if args is None else cast("list[str]", args))
         words = configs_first(given)
         self._check_checkpoint(resumed := value_of("--ckpt_path", words))
-        if words[:1] == ["fit"] and resumed and (saved := settings_of_run(Path(resumed))):
-            rank_zero_info(f"Going on with the settings of {saved}; what the command line says wins.")
+        saved = settings_of_run(Path(resumed)) if resumed and words[0] in ("fit", "validate", "test") else None
+        if saved:
+            verb = "Going on with" if words[0] == "fit" else "Using"
+            rank_zero_info(f"{verb} the settings of {saved}; what the command line says wins.")
             words[1:1] = ["--config", str(saved)]
         self._flags = words
         self.config = parser.parse_args(words)
-        if (path := self.config[self.config.subcommand].get("ckpt_path")) != resumed:
+        settings = self.config[self.config.subcommand]
+        if (saved or self.config.subcommand != "fit") and not names_version(words):
+            forget_version(settings.trainer.logger)
+        if (path := settings.get("ckpt_path")) != resumed:
             self._check_checkpoint(path)
 
     def _parse_ckpt_path(self) -> None:

@@ -100,4 +100,9 @@ def _told(output: float | list[float], labels: list[str] | None) -> str:
     if not isinstance(output, list):
         return f"{output:.4f}"
     named = zip(labels or map(str, range(len(output))), output, strict=True)
-    return "  ".join(f"{name} {share:.4f}" for name, share in sorted(named, key=lambda pair: -pair[1]))
+    return "  ".join(f"{_line(name)} {share:.4f}" for name, share in sorted(named, key=lambda pair: -pair[1]))
+
+
+def _line(name: str) -> str:
+    """A name without tabs and line breaks, which separate columns and examples."""
+    return name if name.isprintable() else json.dumps(name, ensure_ascii=False)

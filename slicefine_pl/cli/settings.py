@@ -6,8 +6,10 @@ Answers two questions: who wins, and is a YAML file what it seems to be?
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 
 MOST_VALUES = 100_000  # of a YAML file, with all aliases written out; a configuration has some hundred
 CONFIG = ("--config", "-c")
@@ -53,6 +55,22 @@ def settings_of_run(checkpoint: Path) -> Path | None:
     """The ``config.yaml`` that a fit has left for the checkpoints in its folder, where there is one."""
     places = (folder / "config.yaml" for folder in checkpoint.absolute().parents[:2] if checkpoint.exists())
     return next((path for path in places if path.is_file() and path.read_text("utf-8").startswith(HEADER)), None)
+
+
+def names_version(arguments: Sequence[str]) -> bool:
+    """Whether the command line itself says into which version of the log folder to write."""
+    return any(word.startswith("--trainer.logger") and "version" in word for word in arguments)
+
+
+def forget_version(loggers: Any) -> None:
+    """Let loggers choose a new folder: the version in the settings of a run is its own, whose files would be replaced.
+
+    Args:
+        loggers: Settings of a logger or of several; anything else is left alone.
+    """
+    for each in loggers if isinstance(loggers, list) else [loggers]:
+        if isinstance(each, Namespace) and "init_args.version" in each:
+            each["init_args.version"] = None
 
 
 def check_aliases(text: str) -> None:

@@ -18,6 +18,7 @@ from jsonargparse import get_loader, set_loader
 from slicefine_pl.cli.settings import check_aliases
 
 STANDARD = get_loader("yaml")
+ANY = "*"  # the section of settings that come without their section's name, as in --data '{source: 007}'
 PLAIN = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every scalar is a text
 
 
@@ -43,7 +44,9 @@ class TextSettings:
 
     def install(self) -> None:
         """Let jsonargparse read YAML files accordingly, in this process."""
-        set_loader("yaml", partial(_load, self.single | self.lists), exceptions=(yaml.YAMLError,))
+        names = self.single | self.lists
+        anywhere = {f"{ANY}.{name.partition('.')[2]}" for name in names}
+        set_loader("yaml", partial(_load, names | anywhere), exceptions=(yaml.YAMLError,))
 
     def rewritten(self, arguments: Sequence[str]) -> list[str]:
         """Arguments of the command line, such that YAML makes of the values of texts what was written.
@@ -53,7 +56,7 @@ class TextSettings:
         rest, found = iter(arguments), []
         for argument in rest:
             flag, separator, value = argument.partition("=")
-            name = flag.removeprefix("--")
+            name = flag.removeprefix("--").removesuffix("+")  # --data.label_names+=... adds to a list
             if flag.startswith("--") and name in self.single | self.lists:
                 given = value if separator else next(rest, None)
                 found.append(argument if given is None else f"{flag}={self._value(name, given)}")
@@ -86,8 +89,9 @@ def _load(names: frozenset[str], stream: str) -> Any:
     loaded = STANDARD(stream)
     if loaded is None and "\n" not in stream:
         return stream
-    if isinstance(loaded, dict) and any(isinstance(value, dict) for value in loaded.values()):
-        _restore(loaded, yaml.load(stream, PLAIN), names)
+    if isinstance(loaded, dict):
+        section = "" if any(isinstance(value, dict) for value in loaded.values()) else ANY
+        _restore(loaded, yaml.load(stream, PLAIN), names, section)
     return loaded
 
 

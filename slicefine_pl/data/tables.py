@@ -16,6 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from pyarrow import ArrowException  # type: ignore[import-untyped]
 from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
@@ -271,8 +272,15 @@ def _parquet(path: Path) -> Rows:
     except (OSError, ArrowException) as error:
         raise ValueError(f"data file {str(path)!r} is no readable Parquet file: {error}.") from error
     _check_unique(path, table.column_names)
-    columns = {name: column.to_pylist() for name, column in zip(table.column_names, table.columns, strict=True)}
+    columns = {name: _cells(column) for name, column in zip(table.column_names, table.columns, strict=True)}
     return Rows("row", range(1, table.num_rows + 1), columns)
+
+
+def _cells(column: Any) -> list[Any]:
+    """The values of a column; floats of few digits without the digits that float64 adds, 0.1 and not 0.10000000149."""
+    cells: list[Any] = column.to_pylist()
+    few = {"halffloat": np.float16, "float": np.float32}.get(str(column.type))
+    return cells if few is None else [None if cell is None else float(str(few(cell))) for cell in cells]
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {

@@ -45,7 +45,6 @@ class Classifier(ScheduledModule):
             regression Pearson and Spearman correlation.
     """
 
-    backbone: Any
     untrained_head = False
 
     def __init__(
@@ -135,6 +134,7 @@ class Classifier(ScheduledModule):
         Raises:
             ValueError: The checkpoint was trained on other classes, or on these in another order.
         """
+        super().on_load_checkpoint(checkpoint)
         settings = checkpoint.get("hyper_parameters", {})
         saved = settings.get("label_names")
         present = self.hparams.get("label_names")
@@ -156,14 +156,17 @@ class Classifier(ScheduledModule):
         """Refuse to score a head of random weights; within a fit, Lightning's sanity check may."""
         if self.trainer.state.fn == TrainerFn.VALIDATING:
             self._check_head("scores")
+        super().on_validation_start()
 
     def on_test_start(self) -> None:
         """Refuse to score a head of random weights."""
         self._check_head("scores")
+        super().on_test_start()
 
     def on_predict_start(self) -> None:
         """Refuse to predict with a head of random weights."""
         self._check_head("predictions")
+        super().on_predict_start()
 
     def _check_head(self, wanted: str) -> None:
         if self.untrained_head:

@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
@@ -31,6 +33,8 @@ class ScheduledModule(LightningModule):
     or another ``lr``, than planned (after a search for them, or with reloaded data), the schedule is planned again.
     **Resumption.** Takes the step from the checkpoint, and rates, weight decay and total steps from this run: with the
     same settings it goes on as if never stopped, with more epochs or another ``lr`` it follows the new schedule.
+    **Random weights.** A subclass whose backbone brings no weights sets ``starts_random``.  The first use of them is
+    reported in a warning, unless a checkpoint has replaced them before.
 
     Args:
         lr: Peak learning rate.
@@ -39,6 +43,9 @@ class ScheduledModule(LightningModule):
         warmup: Share of all steps over which the rate rises, in [0, 1).
         decay: Shape of the fall after the warm-up.
     """
+
+    backbone: Any
+    starts_random = False
 
     def __init__(self, *, lr: float, head_lr: float | None, weight_decay: float, warmup: float, decay: Decay) -> None:
         super().__init__()
@@ -98,9 +105,36 @@ class ScheduledModule(LightningModule):
         self._planned = self._plan()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count the weights as trained."""
+        self.starts_random = False
+
     def on_train_start(self) -> None:
-        """Plan the schedule again if a search has changed what it was planned for."""
+        """Warn of random weights; plan the schedule again if a search has changed what it was planned for."""
+        self.report_random_start()
         self._plan_again()
+
+    def on_validation_start(self) -> None:
+        """Warn of random weights, except within a fit, which does so itself."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self.report_random_start()
+
+    def on_test_start(self) -> None:
+        """Warn of random weights."""
+        self.report_random_start()
+
+    def on_predict_start(self) -> None:
+        """Warn of random weights."""
+        self.report_random_start()
+
+    def report_random_start(self) -> None:
+        """Warn once that the weights are random numbers, if they are."""
+        if self.starts_random:
+            rank_zero_warn(
+                f"backbone={self.backbone!r} brings no weights, so they are random numbers; give trained weights,"
+                " unless this is what you want."
+            )
+            self.starts_random = False
 
     def on_train_epoch_start(self) -> None:
         """Plan the schedule again if the epoch has other data than it was planned for."""

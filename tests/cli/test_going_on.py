@@ -90,6 +90,29 @@ def test_a_flag_wins_over_the_settings_of_a_checkpoint(recipe):
         assert (settings["lr"], settings["weight_decay"]) == (0.005, 0.3)
 
 
+def test_evaluation_repeats_no_flags_and_replaces_no_file_of_the_run(recipe, capsys, caplog):
+    """Pairs from columns of other names, and a run whose folder has a name."""
+    lines = Path("data.csv").read_text().splitlines()[1:]
+    pairs = [f"{line.split(',')[0]},{line}" for line in lines]
+    Path("own.csv").write_text("\n".join(["first,second,same", *pairs]))
+    own = ["--data.source", "own.csv", "--data.text_columns", "[first, second]", "--data.label_column", "same"]
+    run = Path("runs/t/mine")
+    recipe("fit", *own, "--trainer.max_epochs", "1", "--trainer.logger.init_args.version", "mine")
+    metrics = (run / "metrics.csv").read_text()
+    caplog.set_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero")
+    last = ["--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
+    for command, score in (("test", "test/accuracy"), ("validate", "val/accuracy")):
+        capsys.readouterr()
+        recipe(command, *last)
+        assert score in capsys.readouterr().out
+        assert "Using the settings of" in caplog.text
+    recipe("fit", *last, "--trainer.max_epochs", "2")
+    assert (run / "metrics.csv").read_text() == metrics
+    assert Path("runs/t/version_0/metrics.csv").is_file()
+    recipe("test", *last, "--trainer.logger.init_args.version", "tested")
+    assert Path("runs/t/tested/metrics.csv").is_file()
+
+
 def test_a_config_file_of_something_else_is_not_taken(recipe):
     recipe("fit", "--trainer.max_epochs", "1")
     Path("runs/t/version_0/config.yaml").write_text("data: {source: gone.csv}\n")

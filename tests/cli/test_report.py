@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import default_collate
 
-from slicefine_pl.cli.report import RunReport
+from slicefine_pl.cli.report import RunReport, _told
 from slicefine_pl.data.batching import BatchPlan, PlannedLoader
 from slicefine_pl.modules.classifier import only_counted
 
@@ -47,6 +47,10 @@ def printed(count):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         trainer.predict(Doubled(), Numbers(), return_predictions=False)
     return [line.split("\t") for line in out.getvalue().splitlines()]
+
+
+def test_names_of_classes_that_would_break_the_line_are_quoted():
+    assert _told([0.25, 0.75], ["a b", "a\tb\nc"]) == '"a\\tb\\nc" 0.7500  a b 0.2500'
 
 
 def test_each_example_is_printed_once_in_order_whatever_the_number_of_processes():

@@ -66,9 +66,18 @@ def test_a_text_is_a_text(parse, text):
 def test_lists_hold_what_is_written(parse, tmp_path, written, texts, name):
     assert parse(f"--data.{name}", written)[name] == texts
     assert parse(f"--data.{name}={written}")[name] == texts
+    assert parse(f"--data.{name}=[new]", f"--data.{name}+={written}")[name] == ["new", *texts]
     file = tmp_path / "settings.yaml"
     file.write_text(f"data:\n  {name}: {written}\n", "utf-8")
     assert parse("--config", str(file))[name] == texts
+
+
+def test_a_whole_section_may_be_given(parse, tmp_path):
+    file = tmp_path / "section.yaml"
+    file.write_text(written := "{source: 007, names: [no, 1], size: 3, root: null}")
+    for value in (written, str(file)):
+        data = parse("--data", value)
+        assert (data.source, data.names, data.size, data.root) == ("007", ["no", "1"], 3, None)
 
 
 def test_lists_of_other_things_stay_what_they_are(parse):

@@ -62,6 +62,8 @@ def test_numbers_and_booleans_of_json_are_as_written(tmp_path):
     [
         ([1, 2**62 + 1], pa.int64(), ["1", "4611686018427387905"]),
         ([1.0, 0.5], pa.float64(), ["1.0", "0.5"]),
+        ([0.1, 16777217.0], pa.float32(), ["0.1", "16777216.0"]),
+        ([0.1, 3.0], pa.float16(), ["0.1", "3.0"]),
         ([True, False], pa.bool_(), ["true", "false"]),
         ([Decimal("1.10"), Decimal("1.1")], pa.decimal128(4, 2), ["1.10", "1.10"]),
         (["01", "1"], pa.dictionary(pa.int8(), pa.string()), ["01", "1"]),

@@ -39,6 +39,22 @@ class Module(ScheduledModule):
         return DataLoader(torch.ones(examples, 2), batch_size=self.batch_size)
 
 
+class Blank(Module):
+    """Its backbone brings no weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.starts_random = "blank", True
+
+    def predict_step(self, batch, batch_idx):
+        return batch
+
+    def test_step(self, batch, batch_idx):
+        pass
+
+    validation_step = test_step
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(torch.ones(8, 2))
@@ -131,3 +147,16 @@ def test_a_learning_rate_found_by_a_tuner_is_that_of_the_head_too(tmp_path):
     run.fit(module)
     assert math.isclose(found.suggestion(), module.lr)
     assert_rates(module, linear(30), lr=module.lr)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_random_weights_are_reported_once_where_no_checkpoint_replaces_them(tmp_path, command):
+    batches = {} if command == "fit" else {"dataloaders": DataLoader(torch.ones(2, 2))}
+    module, run = Blank(), trainer(default_root_dir=tmp_path)
+    with pytest.warns(UserWarning, match="backbone='blank' brings no weights, so they are random numbers"):
+        getattr(run, command)(module, **batches)
+    getattr(trainer(), command)(module, **batches)  # once is enough
+    path = tmp_path / "some.ckpt"
+    run.save_checkpoint(path, weights_only=False)
+    getattr(trainer(max_epochs=2), command)(Blank(), **batches, ckpt_path=path)
+    getattr(trainer(), command)(Blank.load_from_checkpoint(path), **batches)

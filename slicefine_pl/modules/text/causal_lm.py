@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -79,6 +79,7 @@ class CausalLanguageModel(RemembersTextInput, ScheduledModule):
         self.save_hyperparameters()
         self.model = _load(backbone, dtype)
         self.backbone = backbone
+        self.starts_random = starts_random(backbone, locate(backbone))
         self.text_input = getattr(self.model.config, RECORD, None)
         self.samples = samples
         self.max_new_tokens = max_new_tokens
@@ -253,7 +254,6 @@ def _load(backbone: str, dtype: str) -> PreTrainedModel:
                 rank_zero_info(f"backbone={backbone!r} is quantised: its weights are de-quantised to {dtype}.")
                 settings |= {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
             if gguf is None and starts_random(backbone, folder):
-                rank_zero_warn(f"backbone={backbone!r} is taken without weights; they start as random numbers.")
                 config = AutoConfig.from_pretrained(folder)
                 model = AutoModelForCausalLM.from_config(config, **settings)  # type: ignore[no-untyped-call]
             else:

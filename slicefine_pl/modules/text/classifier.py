@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
@@ -74,6 +73,7 @@ class TextClassifier(RemembersTextInput, Classifier):
         self.save_hyperparameters()
         self.model = model
         self.backbone = backbone
+        self.starts_random = starts_random(backbone, locate(backbone))
         self.text_input = getattr(model.config, RECORD, None)
         self.untrained_head = fresh
         name_outputs(model.config, names)
@@ -139,7 +139,6 @@ def _load(backbone: str, num_classes: int | None, pooling: str) -> tuple[PreTrai
             if getattr(config, "pad_token_id", None) is None:  # decoders find the end of a text by its padding
                 config.pad_token_id = getattr(config, "eos_token_id", None)
             if starts_random(backbone, folder):
-                rank_zero_warn(f"backbone={backbone!r} is taken without weights; they start as random numbers.")
                 return AutoModelForSequenceClassification.from_config(config), True  # type: ignore[no-untyped-call]
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -95,8 +94,7 @@ class VideoClassifier(VisualClassifier):
             seen=seen,
         )
         self.save_hyperparameters()
-        if not loaded.pretrained:
-            rank_zero_warn(f"backbone={backbone!r} starts from random numbers; set weights to a file of trained ones.")
+        self.starts_random = not loaded.pretrained
         self.crop_size = edge
         self._loaded = loaded
         mean, std = (torch.tensor(numbers).view(3, 1, 1, 1) for numbers in loaded.normalisation)

@@ -311,8 +311,9 @@ def test_the_form_of_prompts_travels_with_the_model(tiny_llama, tmp_path, monkey
 def test_a_folder_without_weights_starts_at_random(tiny_llama, tmp_path):
     config = json.loads((tiny_llama / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.warns(UserWarning, match="is taken without weights; they start as random numbers"):
-        module = CausalLanguageModel(str(tmp_path), dtype="bfloat16")
+    module = CausalLanguageModel(str(tmp_path), dtype="bfloat16")
+    assert module.starts_random
+    assert not CausalLanguageModel(str(tiny_llama)).starts_random
     assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
 
 

@@ -35,8 +35,9 @@ def videos(views=1, frames=4, edge=32, count=2):
 
 
 def build(name, frames, edge, **settings):
-    with pytest.warns(UserWarning, match="starts from random numbers"):
-        return VideoClassifier(f"pytorchvideo/{name}", num_frames=frames, crop_size=edge, **settings)
+    module = VideoClassifier(f"pytorchvideo/{name}", num_frames=frames, crop_size=edge, **settings)
+    assert module.starts_random
+    return module
 
 
 @pytest.mark.parametrize("folder", CONFIGS, indirect=True)

@@ -24,7 +24,7 @@ import films
 
 SEEN = VideoInput(num_frames=8, clip_seconds=1.1, crop_size=32, test_clips=2, test_crops=3)
 NAMES = ["left", "right", "up"]
-pytestmark = pytest.mark.filterwarnings("ignore:.*starts from random numbers", "ignore:.*its last frame is held")
+pytestmark = pytest.mark.filterwarnings("ignore:.*brings no weights", "ignore:.*its last frame is held")
 
 
 def film(path, frames=40, rotation=0, gap=0, codec="libx264"):
