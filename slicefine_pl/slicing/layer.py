@@ -124,7 +124,7 @@ class SlicedLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
         for piece in self.slicefine_slices():
             if prefix + piece.block.parameter in state_dict:
-                piece.gather(self.slicefine_part(piece))
+                piece.reload(self.slicefine_part(piece))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return (

@@ -78,6 +78,17 @@ class Slice(nn.Module):
         local_of(self.live).copy_(share_of(lines, self.live))
         self._agree()
 
+    @torch.no_grad()
+    def reload(self, part: Part) -> None:
+        """Gather after the stored values were loaded; a ``live`` that is rounded to these very values stays as it is.
+
+        Only a ``live`` of a finer type has digits to lose: weight averaging loads a second time, after it was restored.
+        """
+        own = local_of(self.live).clone()
+        self.gather(part)
+        loaded = local_of(self.live)
+        loaded.copy_(torch.where(own.to(part.values.dtype).to(own.dtype) == loaded, own, loaded))
+
     @property
     def agrees(self) -> bool:
         """Whether ``live`` holds what the stored parameter holds at its place, as far as torch counts changes."""

@@ -1,5 +1,6 @@
 """Stop, resume, and be the run that never stopped: bit for bit, at any step."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -73,12 +74,12 @@ class Module(LightningModule):
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LinearLR(optimizer), "interval": "step"}]
 
 
-def run(folder: Path, module: Module, ckpt_path: Path | None = None, train=None, checkpoint=None, **settings):
+def run(folder: Path, module: Module, ckpt_path=None, train=None, checkpoint=None, others=(), **settings):
     """Three epochs, a checkpoint after every step unless told otherwise."""
     callback = SliceFineCallback(**(SETTINGS | settings))
     every = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
     trainer = Trainer(
-        callbacks=[callback, checkpoint or every],
+        callbacks=[callback, *copy.deepcopy(others), checkpoint or every],
         max_epochs=3,
         accelerator="cpu",
         logger=False,
@@ -163,8 +164,10 @@ def test_a_shuffling_loader_resumes_at_the_end_of_an_epoch(after_validation, tmp
         assert_same_checkpoint(folder / "step=15.ckpt", tmp_path / "whole" / "step=15.ckpt")
 
 
-def test_a_float32_slice_of_a_bfloat16_model_resumes_with_all_its_bits(tmp_path):
-    settings = {"slice_dtype": "float32"}
+@pytest.mark.parametrize("averaging", [(), (EMAWeightAveraging(decay=0.5),)], ids=["alone", "averaged"])
+def test_a_float32_slice_of_a_bfloat16_model_resumes_with_all_its_bits(averaging, tmp_path):
+    """Weight averaging loads the weights once more, rounded, after the slices were restored."""
+    settings = {"slice_dtype": "float32", "others": averaging}
 
     class Half(Module):
         def __init__(self):
