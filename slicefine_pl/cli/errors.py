@@ -35,4 +35,4 @@ def sentence(error: Exception, report: RunReport) -> str | None:
             f"ckpt_path={report.checkpoint!r} does not fit this module ({told[:300]}); give the settings of the "
             "run that wrote it, or another checkpoint."
         )
-    return " ".join([told, *getattr(error, "__notes__", ())])
+    return ". ".join([told, *getattr(error, "__notes__", ())])
