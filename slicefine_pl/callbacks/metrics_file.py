@@ -18,7 +18,6 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from slicefine_pl.files import only_informs, write_whole
 
-
 WRITING = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
 
 
