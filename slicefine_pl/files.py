@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-UNCHANGED = "{} is as it was before. Free some space, or choose another folder."
+ADVICE = "Free some space, or choose another folder."
+UNCHANGED = "The earlier file is unchanged."
 OF_THE_MACHINE = (OSError, ImportError, MemoryError, RuntimeError, ValueError)  # disks, missing packages, odd numbers
 
 
@@ -57,7 +58,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         _sync(target.parent)
     except OSError as error:
         named = OSError(error.errno, error.strerror, str(target))
-        named.add_note(UNCHANGED.format(target))
+        named.add_note(f"{ADVICE} {UNCHANGED}" if os.path.lexists(target) else ADVICE)
         raise named from error
     finally:
         draft.unlink(missing_ok=True)
@@ -129,13 +130,15 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def only_informs(what: str | Path) -> Iterator[None]:
-    """Write something that nobody's result depends on: an error in the block becomes a warning, and the run goes on.
+def only_informs(what: str | Path, errors: tuple[type[Exception], ...] = OF_THE_MACHINE) -> Iterator[None]:
+    """Write something that the result of a run does not need: an error becomes a warning, and the run goes on.
 
     Args:
         what: The file, or what else the block writes; the warning names it.
+        errors: Which errors become a warning.
     """
     try:
         yield
-    except OF_THE_MACHINE as error:
-        warnings.warn(f"{what} was not written ({error}); the run goes on without it.", stacklevel=3)
+    except errors as error:
+        reason = error.strerror if isinstance(error, OSError) and error.filename == str(what) else error
+        warnings.warn(f"{what} was not written ({reason}); the run goes on without it.", stacklevel=3)

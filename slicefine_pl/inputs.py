@@ -11,8 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
-
+from slicefine_pl.plain_files import read_plain
 from slicefine_pl.pretrained import folder_settings, locate
 
 RECORD = "input"  # the key in checkpoints and in config.json
@@ -82,7 +81,7 @@ def input_record(place: str) -> Mapping[str, Any] | None:
         place: A ``.ckpt`` file, or a backbone's name or folder.
     """
     if Path(place).is_file() and Path(place).suffix == ".ckpt":
-        found = torch.load(place, map_location="cpu", weights_only=True, mmap=True).get(RECORD)
+        found = read_plain(place, "checkpoint", mmap=True).get(RECORD)
     else:
         found = folder_settings(locate(place)).get(RECORD)
     return found if isinstance(found, Mapping) else None

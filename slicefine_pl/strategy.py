@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from slicefine_pl.files import replace_folder
+from slicefine_pl.plain_files import check_shares, read_plain
 from slicefine_pl.slicing.activations import count_activations
 from slicefine_pl.slicing.parts import is_sharded, local_of, share_of
 from slicefine_pl.slicing.restoring import has_types_of, restore_types
@@ -167,7 +168,10 @@ class FullyShardedStrategy(ModelParallelStrategy):
         assert self.lightning_module is not None
         if path.is_dir():
             return self._load_shares(path, weights_only)
-        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        if weights_only is False:  # the user trusts the file
+            checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=False)
+        else:
+            checkpoint = read_plain(path, "ckpt_path", mmap=True)
         weights = checkpoint.pop("state_dict")
         _load_whole(self.lightning_module, weights, self.lightning_module.strict_loading)
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
@@ -177,6 +181,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def _load_shares(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
         """Load what every process has saved of its own, by the same or another number of processes."""
         assert self.lightning_module is not None
+        if weights_only is not False:
+            check_shares(path, "ckpt_path")
         optimizers, self.optimizers = self.optimizers, []  # their states may lack slices that had just moved
         try:
             rest = super().load_checkpoint(path, weights_only)

@@ -9,24 +9,25 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slicefine_pl"
 
-OURS = {"files", "pretrained", "inputs", "slicing", "sparsity", "analysis", "strategy", "run_length", "callbacks"}
-OURS |= {"modules", "data", "cli", "doctor"}
+OURS = {"files", "plain_files", "pretrained", "inputs", "slicing", "sparsity", "analysis", "strategy", "run_length"}
+OURS |= {"callbacks", "modules", "data", "cli", "doctor"}
 MATHS = {"torch", "numpy", "scipy"}
 # For each part: which of our parts, and which other packages, it may import (None: any).
 RULES = {
     "files": (set(), set()),
+    "plain_files": (set(), {"torch"}),
     "slicing": (set(), MATHS | {"rich"}),
     "sparsity": (set(), MATHS | {"rich"}),
     "analysis": ({"slicing", "files"}, MATHS | {"matplotlib"}),
-    "strategy": ({"slicing", "files"}, {"torch", "lightning"}),
+    "strategy": ({"slicing", "files", "plain_files"}, {"torch", "lightning"}),
     "run_length": (set(), {"lightning"}),
     "callbacks": (
         {"slicing", "sparsity", "analysis", "strategy", "run_length", "files"},
         MATHS | {"lightning", "matplotlib"},
     ),
     "pretrained": (set(), set()),
-    "inputs": ({"pretrained"}, {"torch"}),
-    "modules": ({"pretrained", "inputs", "run_length", "files"}, None),
+    "inputs": ({"pretrained", "plain_files"}, {"torch"}),
+    "modules": ({"pretrained", "inputs", "run_length", "files", "plain_files"}, None),
     "data": ({"pretrained", "inputs", "files"}, None),
     "cli": (OURS, None),
     "doctor": (set(), {"torch", "numpy", "av", "rich"}),  # it looks at the machine, not at our parts

@@ -1,20 +1,24 @@
-"""``metrics.csv`` of Lightning's ``CSVLogger``, written whole, and never worth a run.
+"""Logs never cost a run, and ``metrics.csv`` of Lightning's ``CSVLogger`` is written whole.
 
-**Why.** Lightning's writer empties the file before it writes a new header, so that a kill loses the numbers; and its
-errors end the run (``lightning.fabric.loggers.csv_logs._ExperimentWriter.save``, Lightning 2.6).
+**Why.** A logger that cannot write, as the disk is full or a server is gone, ends the run with its error.  The writer
+of ``metrics.csv`` also empties the file before it writes a new header, so that a kill loses the numbers
+(``lightning.fabric.loggers.csv_logs._ExperimentWriter.save``, Lightning 2.6).
 """
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from slicefine_pl.files import only_informs, write_whole
+
+WRITING = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
 
 
 class WholeMetricsWriter(ExperimentWriter):
@@ -42,7 +46,15 @@ class WholeMetricsWriter(ExperimentWriter):
 
 
 def keep_metrics_whole(trainer: Trainer) -> None:
-    """Have the CSV loggers of a trainer write that way; their files have been opened by now."""
+    """Have the loggers of a trainer write that way; their files have been opened by now."""
     for logger in trainer.loggers if trainer.is_global_zero else ():
         if type(logger) is CSVLogger and _is_local_file_protocol(logger.save_dir):
             logger.experiment.__class__ = WholeMetricsWriter
+        else:
+            logger.__dict__.update({name: partial(_log, logger, name) for name in WRITING if hasattr(logger, name)})
+
+
+def _log(logger: Logger, name: str, *args: Any, **kwargs: Any) -> None:
+    """Call a method of a logger; errors of disks and connections become a warning."""
+    with only_informs(f"The log of {type(logger).__name__} in {logger.log_dir or logger.save_dir}", (OSError,)):
+        getattr(type(logger), name)(logger, *args, **kwargs)

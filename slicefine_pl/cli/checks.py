@@ -1,8 +1,6 @@
 """What is looked at before any work is done: the checkpoint to go on from, and the folder to write to."""
 
-import pickle
 import pickletools
-import re
 import shutil
 import tempfile
 import zipfile
@@ -10,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from slicefine_pl.plain_files import read_plain
 
 
 def check_checkpoint(path: Path) -> None:
@@ -57,23 +55,12 @@ def check_writer(path: Path, module_class: Callable[..., Any]) -> None:
     Raises:
         ValueError: A module of another class wrote it.
     """
-    writer = None if path.is_dir() else _read(path).get("module")
+    writer = None if path.is_dir() else read_plain(path, "ckpt_path", mmap=True).get("module")
     if writer not in (None, module_class.__name__):
         raise ValueError(
             f"ckpt_path={str(path)!r} was written by {writer}, and this recipe trains {module_class.__name__}; give a "
             "checkpoint of this recipe."
         )
-
-
-def _read(path: Path) -> Any:
-    try:
-        return torch.load(path, weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(
-            f"ckpt_path={str(path)!r} holds {named[1] if named else 'objects'}, which is not part of a checkpoint and"
-            " could run code of its author; give a checkpoint that a fit has written."
-        ) from None  # torch's own words advise to run that code
 
 
 def check_output(folder: Path, needed: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from slicefine_pl.cli import advise, diagnose, fit_law
+from slicefine_pl.cli.errors import USER_ERRORS, WEIGHT_ERRORS, in_words
 
 
 class OneSentenceParser(argparse.ArgumentParser):
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser().parse_args(arguments)
     try:
         parsed.run(parsed)
-    except (ValueError, OSError) as error:
-        print(f"slicefine {parsed.command}: {' '.join(str(error).split())}", file=sys.stderr)
+    except (*USER_ERRORS, *WEIGHT_ERRORS) as error:
+        print(f"slicefine {parsed.command}: {' '.join(in_words(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -1,4 +1,4 @@
-"""Which errors a command tells in one sentence, because the user can act on them, and which keep their trace."""
+"""Which errors a command reports in one sentence, because the user can act on them, and which keep their trace."""
 
 import errno
 import os
@@ -8,14 +8,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 
 from slicefine_pl.cli.report import RunReport
+from slicefine_pl.plain_files import pickled_code
 
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # settings, files, missing packages
-EARLY_ERRORS = (RuntimeError, pickle.UnpicklingError, SafetensorError)  # likewise, before the first batch
+WEIGHT_ERRORS = (pickle.UnpicklingError, SafetensorError)  # damaged files, or files that bring code along
+EARLY_ERRORS = (RuntimeError, *WEIGHT_ERRORS)  # likewise, before the first batch
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def sentence(error: Exception, report: RunReport) -> str | None:
-    """What to tell of an error instead of its trace; ``None`` if it may be a fault of the program.
+    """What to print for an error instead of its trace; ``None`` if it may be a fault of the program.
 
     Args:
         error: One of ``USER_ERRORS`` or ``EARLY_ERRORS``.
@@ -25,14 +27,25 @@ def sentence(error: Exception, report: RunReport) -> str | None:
     late = report.steps or (report.batches and isinstance(error, EARLY_ERRORS))
     if os.environ.get("SLICEFINE_DEBUG") or (late and not disk):
         return None
-    told = " ".join(str(error).split()) if isinstance(error, EARLY_ERRORS) else str(error)
-    if isinstance(error, SafetensorError):
-        return f"a .safetensors file is damaged ({told}); export or download the model again."
-    if isinstance(error, pickle.UnpicklingError):  # not its words: they advise to run whatever the file holds
-        return f"ckpt_path={report.checkpoint!r} holds other objects than a checkpoint does; give one that a fit wrote."
-    if report.checkpoint and "loading state_dict" in told:
+    message = in_words(error)
+    if isinstance(error, IsADirectoryError) and error.filename == report.checkpoint:
         return (
-            f"ckpt_path={report.checkpoint!r} does not fit this module ({told[:300]}); give the settings of the "
+            f"ckpt_path={report.checkpoint!r} is a distributed checkpoint, which only fit, validate and test can read,"
+            " with --trainer.strategy fsdp2."
+        )
+    if report.checkpoint and "loading state_dict" in message:
+        return (
+            f"ckpt_path={report.checkpoint!r} does not fit this module ({message[:300]}); give the settings of the "
             "run that wrote it, or another checkpoint."
         )
-    return " ".join([told, *getattr(error, "__notes__", ())])
+    return message
+
+
+def in_words(error: Exception) -> str:
+    """An error's message, with the advice that belongs to it."""
+    message = " ".join(str(error).split()) if isinstance(error, EARLY_ERRORS) else str(error)
+    if isinstance(error, SafetensorError):
+        return f"a .safetensors file is damaged ({message}); export or download the model again."
+    if isinstance(error, pickle.UnpicklingError):
+        return f"a file of weights {pickled_code(error)}"
+    return ". ".join([message, *getattr(error, "__notes__", ())])

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from slicefine_pl.cli.settings import check_aliases
+from slicefine_pl.cli.settings import check_yaml
 from slicefine_pl.files import write_whole
 from slicefine_pl.sparsity.costs import checked_positive, checked_sparsity
 from slicefine_pl.sparsity.runs import NEEDED
@@ -89,7 +89,7 @@ def read_grid(path: Path) -> Grid:
     """
     try:
         text = path.read_text("utf-8")
-        check_aliases(text)
+        check_yaml(text)
         told = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"grid {str(path)!r} cannot be read ({' '.join(str(error).split())}); give YAML.") from error

@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import Namespace
 
 MOST_VALUES = 100_000  # of a YAML file, with all aliases written out; a configuration has some hundred
+DEEPEST = 50  # lists and mappings in each other
 CONFIG = ("--config", "-c")
 HEADER = "# lightning.pytorch=="  # of a file that Lightning's command line has written
 
@@ -73,22 +74,23 @@ def forget_version(loggers: Any) -> None:
             each["init_args.version"] = None
 
 
-def check_aliases(text: str) -> None:
-    """Refuse YAML whose aliases stand for more values than any configuration has; nothing is built for it.
+def check_yaml(text: str) -> None:
+    """Refuse YAML that is deeper, or stands for more values, than any configuration; nothing is built for it.
 
-    jsonargparse copies what aliases share, for hours.
+    jsonargparse copies what aliases share, for hours, and deep lists exhaust the stack.
 
     Raises:
-        ValueError: It has too many, or contains itself.
+        ValueError: It is too deep, has too many values, or contains itself.
+        yaml.YAMLError: It is not YAML.
     """
-    if "*" not in text or "&" not in text:
-        return
     sizes: dict[str, int] = {}
     opened: list[tuple[str | None, int]] = [(None, 0)]  # anchor and values so far of each list and mapping
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         anchor, values = getattr(event, "anchor", None), 0
         if isinstance(event, yaml.CollectionStartEvent):
             opened.append((anchor, 0))
+            if len(opened) > DEEPEST:
+                raise ValueError(f"{_begin(text)} is nested more than {DEEPEST} levels deep; write it out flat.")
             continue
         if isinstance(event, yaml.AliasEvent):
             values = sizes.get(event.anchor, MOST_VALUES + 1 if any(event.anchor == each for each, _ in opened) else 1)
@@ -102,6 +104,10 @@ def check_aliases(text: str) -> None:
         opened.append((holder, before + values))
         if before + values > MOST_VALUES:
             raise ValueError(
-                f"the YAML that begins with {text[:40]!r} stands for more than {MOST_VALUES:,} values, because its"
-                " aliases (*) repeat aliases; write out what is meant."
+                f"{_begin(text)} stands for more than {MOST_VALUES:,} values, which no configuration needs; aliases (*)"
+                " that repeat aliases count as often as they stand for them. Write out what is meant."
             )
+
+
+def _begin(text: str) -> str:
+    return f"the YAML that begins with {text[:40]!r}"

@@ -15,7 +15,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from jsonargparse import get_loader, set_loader
 
-from slicefine_pl.cli.settings import check_aliases
+from slicefine_pl.cli.settings import check_yaml
 
 STANDARD = get_loader("yaml")
 ANY = "*"  # the section of settings that come without their section's name, as in --data '{source: 007}'
@@ -76,16 +76,19 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 def _texts(written: str) -> list[str] | None:
     """The texts of a YAML list; ``None`` where it is none, or holds more than texts."""
+    if not written.lstrip().startswith("["):
+        return None
     try:
-        found = yaml.load(written, PLAIN) if written.lstrip().startswith("[") else None
-    except yaml.YAMLError:
+        check_yaml(written)
+        found = yaml.load(written, PLAIN)
+    except (yaml.YAMLError, ValueError):
         return None
     return found if isinstance(found, list) and all(isinstance(each, str) for each in found) else None
 
 
 def _load(names: frozenset[str], stream: str) -> Any:
     """Read YAML; single values that only look like nothing (``#x``, ``~``) are texts."""
-    check_aliases(stream)  # jsonargparse would copy what aliases share, for hours
+    check_yaml(stream)  # jsonargparse would copy what aliases share, for hours
     loaded = STANDARD(stream)
     if loaded is None and "\n" not in stream:
         return stream

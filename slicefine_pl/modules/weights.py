@@ -6,12 +6,12 @@ Names must agree, but for one known foreign layout: EfficientNet-Lite as the Pyt
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from slicefine_pl.plain_files import read_plain
 
 FOREIGN = "_conv_stem.weight"  # the first name of efficientnet-lite-pytorch
 
@@ -33,8 +33,8 @@ def weights_in(path: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights={path!r} is no file; give a .safetensors, .pth, .pt, .pyth or .bin file.")
     try:
-        found: object = load_file(path) if path.endswith(".safetensors") else _unpickled(path)
-    except (SafetensorError, UnpicklingError, RuntimeError, KeyError, EOFError) as error:  # each layout has its own
+        found: object = load_file(path) if path.endswith(".safetensors") else read_plain(path, "weights")
+    except (SafetensorError, RuntimeError, KeyError, EOFError) as error:  # each layout has its own
         raise ValueError(
             f"weights={path!r} cannot be read, as it is damaged or holds something else; give a file of plain tensors."
         ) from error
@@ -43,10 +43,6 @@ def weights_in(path: str) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"weights={path!r} holds no mapping from names to tensors; save model.state_dict().")
     return dict(found)
-
-
-def _unpickled(path: str) -> object:
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_weights(path: str, model: nn.Module) -> None:

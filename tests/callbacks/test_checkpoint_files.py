@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins import AsyncCheckpointIO, TorchCheckpointIO
 from test_slicefine import SETTINGS, Module, loader, trainer
 
@@ -135,3 +135,36 @@ def test_metrics_never_cost_a_run_and_come_back_with_the_space(tmp_path, monkeyp
         int(row.split(",")[header.index("step")]) for row in rows[1:] if row.split(",")[header.index("train/loss")]
     ]
     assert steps == [0, 1, 2, 3, 4, 5]
+
+
+class BrokenLogger(Logger):
+    """Every method that writes fails, as that of a logger whose server is gone."""
+
+    name, version, save_dir = "broken", 0, "there"
+
+    def fail(self, *args, **kwargs):
+        self.calls = [*getattr(self, "calls", ()), args]
+        raise ConnectionError("server is gone")
+
+    log_metrics = log_hyperparams = save = finalize = after_save_checkpoint = fail
+
+
+def test_a_logger_that_cannot_write_does_not_end_the_run(tmp_path):
+    logger = BrokenLogger()
+    callbacks = [SliceFineCallback(**SETTINGS), checkpoint(tmp_path)]
+    run = trainer(*callbacks, logger=logger, log_every_n_steps=1, enable_checkpointing=True)
+    with pytest.warns(UserWarning, match=r"The log of BrokenLogger in there was not written \(server is gone\)"):
+        run.fit(Module(), loader(3))
+    assert run.global_step == 3
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert len(logger.calls) > 3
+
+
+def test_a_fault_in_a_logger_is_not_hidden():
+    class Faulty(BrokenLogger):
+        def log_metrics(self, metrics, step=None):
+            raise KeyError(step)
+
+    logger = Faulty()
+    with pytest.raises(KeyError), pytest.warns(UserWarning, match="server is gone"):
+        trainer(SliceFineCallback(**SETTINGS), logger=logger, log_every_n_steps=1).fit(Module(), loader(3))

@@ -85,5 +85,5 @@ def test_a_checkpoint_that_cannot_be_written_is_named_in_one_sentence(recipe, mo
     assert stopped.value.code == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("error: [Errno 28] No space left on device: 'runs/t/version_0/checkpoints/")
-    assert told.endswith("is as it was before. Free some space, or choose another folder.")
+    assert told.endswith("'. Free some space, or choose another folder. The earlier file is unchanged.")
     assert torch.load("runs/t/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from slicefine_pl.cli.grid_plan import read_grid
-from slicefine_pl.cli.settings import check_aliases, configs_first
+from slicefine_pl.cli.settings import check_yaml, configs_first
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet")]
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -50,13 +50,17 @@ def test_the_help_says_who_wins(recipe, capsys):
 
 
 def test_aliases_are_counted_as_written_out():
-    check_aliases("a: &a [1, 2]\nb: {c: *a, d: [*a, *a]}\n")
-    check_aliases("AT&T * 2")  # a flag's value need not be YAML
-    check_aliases("one: &x {k: [1, 2]}\n" + "".join(f"n{number}: *x\n" for number in range(20_000)))
+    check_yaml("a: &a [1, 2]\nb: {c: *a, d: [*a, *a]}\n")
+    check_yaml("AT&T * 2")  # a flag's value need not be YAML
+    check_yaml("one: &x {k: [1, 2]}\n" + "".join(f"n{number}: *x\n" for number in range(20_000)))
     with pytest.raises(ValueError, match="more than 100,000 values"):
-        check_aliases("one: &x {k: [1, 2]}\n" + "".join(f"n{number}: *x\n" for number in range(30_000)))
+        check_yaml("one: &x {k: [1, 2]}\n" + "".join(f"n{number}: *x\n" for number in range(30_000)))
     with pytest.raises(ValueError, match="more than 100,000 values"):
-        check_aliases("a: &a [1, *a]\n")  # contains itself
+        check_yaml("a: &a [1, *a]\n")  # contains itself
+    with pytest.raises(ValueError, match="more than 100,000 values"):
+        check_yaml(f"[{'x, ' * 100_001}]")  # without any alias
+    with pytest.raises(ValueError, match="more than 50 levels deep"):
+        check_yaml("[" * 100_000 + "]" * 100_000)  # would exhaust the stack
 
 
 @pytest.mark.parametrize("flag", ["--config", "--model", "--data", "--trainer.callbacks", "--data.label_names"])
