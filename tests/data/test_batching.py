@@ -255,6 +255,13 @@ def test_resumed_run_sees_the_batches_of_an_uninterrupted_one(tmp_path, schedule
         assert rest.seen == whole.seen[step:], f"resumed after step {step}"
 
 
+def _left(before):
+    """Processes that are still there, a while after they were asked to end: a busy machine lets them wait."""
+    for process in set(active_children()) - before:
+        process.join(30)
+    return set(active_children()) - before
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("steps", [-1, 4], ids=["whole epochs", "stopped within one"])
 def test_processes_that_load_end_with_the_run(tmp_path, steps):
@@ -263,9 +270,9 @@ def test_processes_that_load_end_with_the_run(tmp_path, steps):
     data, module = Batches(num_workers=2), Recorder(schedule=True)
     run = trainer(tmp_path, max_steps=steps, limit_val_batches=0)
     run.fit(module, datamodule=data)
-    assert set(active_children()) == before
+    assert not _left(before)
     assert len(module.seen) == (4 if steps == 4 else 30)
     run.fit_loop.max_epochs, run.fit_loop.epoch_loop.max_steps = 4, -1  # the same loader once more
     run.fit(module, datamodule=data)
     assert len(module.seen) > 30
-    assert set(active_children()) == before
+    assert not _left(before)
