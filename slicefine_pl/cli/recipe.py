@@ -25,6 +25,7 @@ from slicefine_pl.callbacks.neighbours import callbacks_of
 from slicefine_pl.callbacks.parameter_table import use_parameter_table
 from slicefine_pl.callbacks.preemption import SaveWhenPreempted
 from slicefine_pl.callbacks.slice_picture import SlicePicture
+from slicefine_pl.cli.best_score import follow_score
 from slicefine_pl.cli.checks import check_checkpoint, check_output, check_writer
 from slicefine_pl.cli.errors import EARLY_ERRORS, USER_ERRORS, sentence
 from slicefine_pl.cli.interruption import TellHowToGoOn
@@ -228,6 +229,8 @@ class RecipeCLI(LightningCLI):
         kwargs["callbacks"] = [*filter(None, (slicefine, sparsity)), *others]
         trainer: Trainer = super().instantiate_trainer(**kwargs)
         use_parameter_table(trainer, self.model)
+        if (score := follow_score(trainer, self.model)) and self.subcommand == "fit":
+            rank_zero_info(f"{score} chooses the best checkpoint, as this module has no accuracy.")
         return trainer
 
     def before_instantiate_classes(self) -> None:

@@ -160,7 +160,7 @@ def _check_columns(path: Path, rows: Rows, alternatives: Sequence[Sequence[str]]
     """The first alternative that the file has; it must have rows too."""
     found = [names for names in alternatives if all(name in rows.columns for name in names)]
     if not found:
-        missing = [next(name for name in names if name not in rows.columns) for names in alternatives]
+        missing = dict.fromkeys(next(name for name in names if name not in rows.columns) for names in alternatives)
         raise ValueError(
             f"data file {str(path)!r} has no column {' and no column '.join(map(repr, missing))}; it has "
             f"{list(rows.columns)}."

@@ -111,7 +111,7 @@ class InstructionDataModule(FollowsTraining, ResumableDataModule):
         trained = TrainedInput.of(self)
         prompts = self.predict_names if stage == "predict" else []
         tables = {} if stage == "predict" else self._load()
-        tokens = Tokens(self.tokenizer, self.max_length)
+        tokens = Tokens(self.tokenizer, self.max_length if tables else None)  # prompts to predict are never cut
         chat = trained.settle("chat", self.chat, False)
         completions = Completions(tokens, chat=chat)
         self._pad, self._longest = tokens.pad, tokens.max_length

@@ -143,13 +143,18 @@ def test_demo_asks_for_the_sentiment(tiny_llama, monkeypatch):
 def test_predict_keeps_the_order_of_the_lines(tiny_llama, tmp_path):
     lines = ["the film was very very bad", "good", "a good film"]
     (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n")
-    data = module(tiny_llama, "reviews", predict_file=str(tmp_path / "lines.txt"))
+    data = module(tiny_llama, "reviews", predict_file=str(tmp_path / "lines.txt"), max_length=1000)  # of no use here
     data.prepare_data()
     data.setup("predict")
     assert data.predict_names == lines
     [batch] = data.predict_dataloader()
     assert batch["attention_mask"].sum(1).tolist() == [7, 2, 4]
     assert batch["input_ids"].dtype == torch.int64
+
+
+def test_a_column_that_is_missing_is_named_once(tiny_llama, file):
+    with pytest.raises(ValueError, match=r"rows.jsonl' has no column 'text'; it has \['prompt', 'completion'\]"):
+        ready(tiny_llama, file, prompt_column="text")
 
 
 @pytest.mark.parametrize(
