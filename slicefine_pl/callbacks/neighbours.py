@@ -1,10 +1,11 @@
 """What else stands in a trainer's list of callbacks: who cannot be there, and who must come before whom."""
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
     StochasticWeightAveraging,
@@ -100,3 +101,24 @@ def refuse_search_of_resumed(trainer: Trainer) -> None:
                 f"{type(each).__name__} searches at the start of a run that resumes, and Lightning then forgets the"
                 " optimizer's state and the step of the checkpoint. Search before the first run, or resume without it."
             )
+
+
+def start_epoch_of_others(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Have callbacks do what they do when an epoch starts, in a run that resumes in the middle of one.
+
+    Lightning does not call ``on_train_epoch_start`` then (2.6.6, ``fit_loop.py``): until the next epoch, gradients would
+    not be accumulated, and stochastic weight averaging would keep the schedule from before it began.  Called twice in
+    an epoch, these two do the same as once.
+
+    Raises:
+        MisconfigurationException: The epoch is the one in which weight averaging collects the statistics of batches;
+            Lightning has forgotten what it needs to end it.
+    """
+    for each in callbacks_of(trainer):
+        if isinstance(each, StochasticWeightAveraging) and trainer.current_epoch > each.swa_end:
+            raise MisconfigurationException(
+                f"{type(each).__name__} cannot resume in its last pass, which collects the statistics of batch"
+                " normalization. Resume from a checkpoint of the epoch before."
+            )
+        if isinstance(each, GradientAccumulationScheduler | StochasticWeightAveraging):
+            each.on_train_epoch_start(trainer, pl_module)
