@@ -326,8 +326,7 @@ class SliceFineCallback(RepeatableTraining):
             # Again, as some callbacks unfreeze layers when an epoch starts.
             check_strays(self.opened(), pl_module.named_parameters())
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if stale := self.opened().stale():  # somebody exchanged parameters and put them back, as weight averages do
-            self.opened().write(stale)
+        self.opened().reconcile()
         self._batch_started = time.perf_counter()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
