@@ -106,9 +106,9 @@ def refuse_search_of_resumed(trainer: Trainer) -> None:
 def start_epoch_of_others(trainer: Trainer, pl_module: LightningModule) -> None:
     """Have callbacks do what they do when an epoch starts, in a run that resumes in the middle of one.
 
-    Lightning does not call ``on_train_epoch_start`` then (2.6.6, ``fit_loop.py``): until the next epoch, gradients would
-    not be accumulated, and stochastic weight averaging would keep the schedule from before it began.  Called twice in
-    an epoch, these two do the same as once.
+    Lightning does not call ``on_train_epoch_start`` then (2.6.6, ``fit_loop.py``): until the next epoch, gradients
+    would not be accumulated, and stochastic weight averaging would keep the schedule from before it began.  Called
+    twice in an epoch, these two do the same as once.
 
     Raises:
         MisconfigurationException: The epoch is the one in which weight averaging collects the statistics of batches;
