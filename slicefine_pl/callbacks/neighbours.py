@@ -1,5 +1,8 @@
-"""What else stands in a trainer's list of callbacks: who cannot be there, and who must come before whom."""
+"""What else stands in a trainer's list of callbacks: who cannot be there, who must come first, what others need."""
 
+from collections.abc import Iterator
+
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -7,10 +10,12 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelCheckpoint,
     ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from torch import nn
 
 from slicefine_pl.strategy import FullyShardedStrategy
 
@@ -122,3 +127,22 @@ def start_epoch_of_others(trainer: Trainer, pl_module: LightningModule) -> None:
             )
         if isinstance(each, GradientAccumulationScheduler | StochasticWeightAveraging):
             each.on_train_epoch_start(trainer, pl_module)
+
+
+def forget_best_checkpoints(trainer: Trainer) -> None:
+    """Have each ``ModelCheckpoint`` that monitors a score take the next one for the best so far."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
+            callback.best_k_models, callback.kth_best_model_path, callback.kth_value = {}, "", worst
+            callback.best_model_path, callback.best_model_score = "", None
+
+
+def averages_of(trainer: Trainer) -> Iterator[nn.Module]:
+    """Copies of the module that weight averaging keeps: a weight that is pruned now must be zero there too."""
+    for callback in callbacks_of(trainer):
+        average = getattr(callback, "_average_model", None)
+        if isinstance(callback, WeightAveraging) and average is not None:
+            yield average.module
+        elif isinstance(callback, StochasticWeightAveraging) and average is not None:
+            yield average
