@@ -50,7 +50,8 @@ class CarryBestCheckpoint(Callback):
 def _move(trainer: Trainer, saver: ModelCheckpoint, state: State, step: int) -> None:
     """Copy the files that a saver's state names, and rewrite the state; all processes call it."""
     scores: dict[str, torch.Tensor] = state["best_k_models"]
-    wanted = [state["best_model_path"]] if saver.save_top_k == -1 else list(scores)
+    best_alone = [state["best_model_path"]] if state["best_model_path"] else []  # none before the first score
+    wanted = best_alone if saver.save_top_k == -1 else list(scores)
     copies: dict[str, str] = {}
     if trainer.is_global_zero:
         for path in wanted if saver.monitor is not None else ():

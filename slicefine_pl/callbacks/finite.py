@@ -1,12 +1,58 @@
-"""Are the numbers of a step finite, and if not, where are they not?"""
+"""Are the numbers of a step finite, where are they not, and what happens then?"""
 
+import warnings
 from collections.abc import Iterable
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from slicefine_pl.callbacks.share import updated_by
 from slicefine_pl.slicing.parts import local_of
 from slicefine_pl.slicing.targets import some
+
+
+class FiniteSteps:
+    """Stops a run before a step whose numbers are not finite, or drops that step.
+
+    Args:
+        skip: Whether such steps are dropped.
+    """
+
+    def __init__(self, skip: bool) -> None:
+        self._skip = skip
+        self.begin()
+
+    def begin(self) -> None:
+        """Start to count dropped steps."""
+        self._dropped = 0
+        self._loss: Tensor | None = None
+
+    def see(self, loss: Tensor) -> None:
+        """Remember the loss of the backward pass to come."""
+        self._loss = loss.detach()
+
+    def check(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Look at the loss and gradients, right before the optimizer's step; all processes call it.
+
+        Raises:
+            FloatingPointError: They are not finite, and such steps are not dropped.
+        """
+        scaler = getattr(trainer.precision_plugin, "scaler", None)  # which drops such steps itself
+        finite = scaler is not None or all_finite(updated_by(optimizer), self._loss)
+        # A loss is one process's own; all of them must drop the step, or none.
+        if trainer.strategy.reduce_boolean_decision(finite):
+            return
+        message = (
+            f"Step {trainer.global_step}: {describe_nonfinite(pl_module, self._loss)};"
+            " the weights are still those of the step before."
+        )
+        if not self._skip:
+            raise FloatingPointError(message + " Lower the learning rate, or pass nonfinite='skip' to drop such steps.")
+        optimizer.zero_grad(set_to_none=True)
+        self._dropped += 1
+        warnings.warn(f"{message} This step is dropped, {self._dropped} so far.", stacklevel=2)
 
 
 def all_finite(parameters: Iterable[nn.Parameter], loss: Tensor | None) -> bool:

@@ -1,15 +1,21 @@
-"""What else stands in a trainer's list of callbacks: who cannot be there, and who must come before whom."""
+"""What else stands in a trainer's list of callbacks: who cannot be there, who must come first, what others need."""
 
+from collections.abc import Iterator
+
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
+    GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelCheckpoint,
     ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from torch import nn
 
 from slicefine_pl.strategy import FullyShardedStrategy
 
@@ -100,3 +106,43 @@ def refuse_search_of_resumed(trainer: Trainer) -> None:
                 f"{type(each).__name__} searches at the start of a run that resumes, and Lightning then forgets the"
                 " optimizer's state and the step of the checkpoint. Search before the first run, or resume without it."
             )
+
+
+def start_epoch_of_others(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Have callbacks do what they do when an epoch starts, in a run that resumes in the middle of one.
+
+    Lightning does not call ``on_train_epoch_start`` then (2.6.6, ``fit_loop.py``): until the next epoch, gradients
+    would not be accumulated, and stochastic weight averaging would keep the schedule from before it began.  Called
+    twice in an epoch, these two do the same as once.
+
+    Raises:
+        MisconfigurationException: The epoch is the one in which weight averaging collects the statistics of batches;
+            Lightning has forgotten what it needs to end it.
+    """
+    for each in callbacks_of(trainer):
+        if isinstance(each, StochasticWeightAveraging) and trainer.current_epoch > each.swa_end:
+            raise MisconfigurationException(
+                f"{type(each).__name__} cannot resume in its last pass, which collects the statistics of batch"
+                " normalization. Resume from a checkpoint of the epoch before."
+            )
+        if isinstance(each, GradientAccumulationScheduler | StochasticWeightAveraging):
+            each.on_train_epoch_start(trainer, pl_module)
+
+
+def forget_best_checkpoints(trainer: Trainer) -> None:
+    """Have each ``ModelCheckpoint`` that monitors a score take the next one for the best so far."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
+            callback.best_k_models, callback.kth_best_model_path, callback.kth_value = {}, "", worst
+            callback.best_model_path, callback.best_model_score = "", None
+
+
+def averages_of(trainer: Trainer) -> Iterator[nn.Module]:
+    """Copies of the module that weight averaging keeps: a weight that is pruned now must be zero there too."""
+    for callback in callbacks_of(trainer):
+        average = getattr(callback, "_average_model", None)
+        if isinstance(callback, WeightAveraging) and average is not None:
+            yield average.module
+        elif isinstance(callback, StochasticWeightAveraging) and average is not None:
+            yield average

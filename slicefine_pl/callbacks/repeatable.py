@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from slicefine_pl.callbacks.checkpoint_files import keep_files_whole
+from slicefine_pl.callbacks.neighbours import start_epoch_of_others
 from slicefine_pl.callbacks.random_state import TrainingRandomState
 from slicefine_pl.slicing.restoring import has_types_of, restore_types
 
@@ -22,9 +23,11 @@ class RepeatableTraining(Callback):
     def __init__(self) -> None:
         self.random = TrainingRandomState()
         self._saved_optimizers: list[Mapping[str, Any]] = []
+        self._resumed_mid_epoch = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_types(trainer)
+        self._resumed_mid_epoch = trainer.fit_loop.restarted_mid_epoch
 
     def _restore_types(self, trainer: Trainer) -> None:
         for optimizer, saved in zip(trainer.optimizers, self._saved_optimizers, strict=False):
@@ -41,6 +44,9 @@ class RepeatableTraining(Callback):
         self.random.before_epoch(trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._resumed_mid_epoch:
+            start_epoch_of_others(trainer, pl_module)
+            self._resumed_mid_epoch = False
         self._restore_types(trainer)  # a search in the middle of a run takes its steps back by a checkpoint
         self.random.before_batch()
 

@@ -4,7 +4,6 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 """
 
 import time
-import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.building import when_built
-from slicefine_pl.callbacks.finite import all_finite, describe_nonfinite
+from slicefine_pl.callbacks.finite import FiniteSteps
 from slicefine_pl.callbacks.leftovers import settle, undo_before_next_fit
 from slicefine_pl.callbacks.neighbours import (
     callbacks_of,
@@ -161,7 +160,7 @@ class SliceFineCallback(RepeatableTraining):
         super().__init__()
         self._interval = interval
         self._keep_state = optimizer_state == "keep"
-        self._skip_nonfinite = nonfinite == "skip"
+        self._finite = FiniteSteps(skip=nonfinite == "skip")
         self._reached_within = reached_within
         self._slicing: dict[str, Any] = {
             "rank": rank,
@@ -181,9 +180,7 @@ class SliceFineCallback(RepeatableTraining):
         self._hooks: list[RemovableHandle] = []
         self._closed_state: dict[str, Any] = {}
         self._steps_before: dict[int, int] = {}
-        self._loss: Tensor | None = None
         self._moved = False
-        self._skipped = 0
         self._seconds = 0.0
         self._batch_started = 0.0
 
@@ -212,7 +209,8 @@ class SliceFineCallback(RepeatableTraining):
         if self._slicing["targets"] is None and frozen.matrices and not frozen.surprising:  # else it was a warning
             rank_zero_info(f"SliceFine: {frozen}")
         self._handle.trust_weights()  # _after_step writes, so that the weights are right for everybody else too
-        self._shares, self._skipped, self._seconds = [], 0, 0.0
+        self._shares, self._seconds = [], 0.0
+        self._finite.begin()
         if trainer.global_step > 0 and self._closed_state:  # the same trainer goes on with another fit
             self._handle.load_state_dict(self._closed_state["slices"])
             self._steps_before = self._closed_state["steps"]
@@ -326,8 +324,7 @@ class SliceFineCallback(RepeatableTraining):
             # Again, as some callbacks unfreeze layers when an epoch starts.
             check_strays(self.opened(), pl_module.named_parameters())
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if stale := self.opened().stale():  # somebody exchanged parameters and put them back, as weight averages do
-            self.opened().write(stale)
+        self.opened().reconcile()
         self._batch_started = time.perf_counter()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -339,7 +336,7 @@ class SliceFineCallback(RepeatableTraining):
             )
         if not loss.requires_grad:
             explain_loss_without_gradient(self.opened(), self._reached_within)
-        self._loss = loss.detach()
+        self._finite.see(loss)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         share = next(share for share in self._shares if share.optimizer is optimizer)
@@ -350,27 +347,12 @@ class SliceFineCallback(RepeatableTraining):
         if share.changes_more_than(self._trained):
             check_strays(self.opened(), pl_module.named_parameters())
         self._check_reached(share)
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        finite = scaler is not None or all_finite(updated_by(optimizer), self._loss)
-        # A loss is one process's own; all of them must drop the step, or none.
-        if not trainer.strategy.reduce_boolean_decision(finite):
-            self._meet_nonfinite(trainer, pl_module, share)
+        self._finite.check(trainer, pl_module, optimizer)
 
     def _check_reached(self, share: OptimizerShare) -> None:
         share.unreached = self.opened().without_gradient(share.unreached)
         if share.unreached and share.steps + 1 - share.first_step >= self._reached_within:
             refuse_without_gradient(self.opened(), share.unreached, self._reached_within)
-
-    def _meet_nonfinite(self, trainer: Trainer, pl_module: LightningModule, share: OptimizerShare) -> None:
-        message = (
-            f"Step {trainer.global_step}: {describe_nonfinite(pl_module, self._loss)};"
-            " the weights are still those of the step before."
-        )
-        if not self._skip_nonfinite:
-            raise FloatingPointError(message + " Lower the learning rate, or pass nonfinite='skip' to drop such steps.")
-        share.optimizer.zero_grad(set_to_none=True)
-        self._skipped += 1
-        warnings.warn(f"{message} This step is dropped, {self._skipped} so far.", stacklevel=2)
 
     def _after_step(self, trainer: Trainer, share: OptimizerShare) -> None:
         """After the optimizer has changed the slices: put them into the weights, and move them if their time is up."""

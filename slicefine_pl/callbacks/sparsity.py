@@ -7,21 +7,20 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.building import when_built
 from slicefine_pl.callbacks.leftovers import settle, undo_before_next_fit
 from slicefine_pl.callbacks.neighbours import (
+    averages_of,
     callbacks_of,
     check_alone,
+    forget_best_checkpoints,
     refuse_pruning,
     refuse_search_of_resumed,
     search_after,
@@ -262,11 +261,11 @@ class SparsityCallback(RepeatableTraining):
             self._slices.write()
         self.masks.prune(share * self._target)
         self._cut_memories(trainer)
-        for average in _averages(trainer):
+        for average in averages_of(trainer):
             self.masks.cut_weights(average)
         check_agreement(trainer, {name: self.masks[name] for name in self.masks.prunable}, "masks")
         if share == 1:
-            _forget_denser_checkpoints(trainer)
+            forget_best_checkpoints(trainer)
         self._history.append((self._steps, self.masks.sparsity))
         self._unlogged = True
 
@@ -371,25 +370,7 @@ def _target(sparsity: float | None, pattern: str, final: float | None) -> float:
     return sparsity if final is None else final
 
 
-def _forget_denser_checkpoints(trainer: Trainer) -> None:
-    for callback in callbacks_of(trainer):
-        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-            worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
-            callback.best_k_models, callback.kth_best_model_path, callback.kth_value = {}, "", worst
-            callback.best_model_path, callback.best_model_score = "", None
-
-
 def _scalings(trainer: Trainer, pl_module: LightningModule) -> int:
     """How often Lightning itself multiplies gradients between ``on_before_optimizer_step`` and the optimizer's step."""
     usual = type(pl_module).configure_gradient_clipping is LightningModule.configure_gradient_clipping
     return int(usual and bool(trainer.gradient_clip_val) and trainer.gradient_clip_algorithm in (None, "norm"))
-
-
-def _averages(trainer: Trainer) -> Iterator[nn.Module]:
-    """Copies of the module that weight averaging keeps: a weight that is pruned now must be zero there too."""
-    for callback in callbacks_of(trainer):
-        average = getattr(callback, "_average_model", None)
-        if isinstance(callback, WeightAveraging) and average is not None:
-            yield average.module
-        elif isinstance(callback, StochasticWeightAveraging) and average is not None:
-            yield average

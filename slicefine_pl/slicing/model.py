@@ -143,6 +143,11 @@ class SliceHandle:
         changed = [(name, track) for name, track in self._tracks.items() if not track.piece.agrees]
         return [name for name, track in changed if not track.layer.slicefine_is_sharded()]
 
+    def reconcile(self) -> None:
+        """Bring slices and weights in step, where somebody has exchanged parameters, as weight averages do."""
+        for name in self.stale():
+            self._tracks[name].reconcile()
+
     @property
     def moves(self) -> int:
         """How often the slices have moved; the largest number, should they move apart."""

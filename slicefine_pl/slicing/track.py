@@ -89,6 +89,7 @@ class SliceTrack:
         self.layer = layer
         self.piece = add_slice(layer, block, settings.rank, length, settings.slice_dtype)
         self.piece.place(*self._scheduled(), self.part())
+        self._written = self._stored_version()
         self._arrived()
 
     def part(self) -> Part:
@@ -98,6 +99,23 @@ class SliceTrack:
     def write(self, live: Tensor) -> None:
         """Copy the live values, all of them given in ``(R, L)``, to their place in the stored parameter."""
         self.piece.write(self.part(), live)
+        self._written = self._stored_version()
+
+    def reconcile(self) -> None:
+        """Agree with the stored parameter again, after somebody has changed the slice or both.
+
+        Where both were changed, the parameter is right: an average of live lines says nothing, as they have stood at
+        many places.
+        """
+        if self._written == self._stored_version():
+            self.piece.write(self.part(), self.piece.live.data)
+        else:
+            self.piece.reload(self.part())
+
+    def _stored_version(self) -> int:
+        """How many changes of the stored parameter torch has counted; those by a slice are not among them."""
+        stored = self.layer.slicefine_stored(self.piece.block.parameter)
+        return 0 if stored.is_inference() else stored._version
 
     def move(self) -> None:
         """Go on to the next position; what the slice learned must have been written to the weight."""

@@ -76,6 +76,23 @@ def test_resumed_twice_and_from_a_folder_that_was_moved(tmp_path):
     assert ranking(third) == ({"best.ckpt": (0.9, 6)}, "best.ckpt", 0.9)
 
 
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
+@pytest.mark.parametrize("keep", [1, -1])
+def test_a_run_that_stops_before_anything_was_scored_has_no_best_to_carry(tmp_path, keep):
+    fit(tmp_path / "whole", 2, save_top_k=keep)
+    early = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
+    saver = ModelCheckpoint(tmp_path / "first", monitor="score", mode="max", filename="best", save_top_k=keep)
+    steps = ModelCheckpoint(tmp_path / "first", **early)
+    run = trainer(
+        SliceFineCallback(**SETTINGS, interval=2), saver, steps, enable_checkpointing=True, max_epochs=1, max_steps=2
+    )
+    run.fit(Scored(), loader(3), loader(1))
+    saved = torch.load(tmp_path / "first" / "step=1.ckpt", weights_only=True)
+    assert any(state.get("best_model_path") == "" for key, state in saved["callbacks"].items() if "'score'" in key)
+    best = fit(tmp_path / "rest", 2, tmp_path / "first" / "step=1.ckpt", save_top_k=keep)
+    assert ranking(best)[1:] == ("best.ckpt", 0.9)
+
+
 def test_a_run_that_goes_on_in_its_own_folder(tmp_path, monkeypatch):
     """Lightning compares the folders as they are written: a relative one would be another."""
     fit(tmp_path / "run", 2)

@@ -12,7 +12,12 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -162,6 +167,24 @@ def test_a_shuffling_loader_resumes_at_the_end_of_an_epoch(after_validation, tmp
         checkpoint = ModelCheckpoint(folder, "{step}", **when)
         run(folder, Module(), tmp_path / "whole" / f"step={stop}.ckpt", train=shuffled(), checkpoint=checkpoint)
         assert_same_checkpoint(folder / "step=15.ckpt", tmp_path / "whole" / "step=15.ckpt")
+
+
+OTHERS = {
+    "accumulation": GradientAccumulationScheduler({0: 2, 1: 1, 2: 3}),
+    "averaging": StochasticWeightAveraging(0.02, swa_epoch_start=2, annealing_epochs=2),
+}
+
+
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
+@pytest.mark.parametrize("stop", [1, 4, 7])
+@pytest.mark.parametrize("name", OTHERS)
+def test_callbacks_that_act_when_an_epoch_starts_do_so_in_a_run_that_resumes_in_the_middle_of_one(name, stop, tmp_path):
+    seed_everything(1)
+    run(tmp_path / "whole", Module(), others=[OTHERS[name]])
+    seed_everything(99)
+    run(tmp_path / "rest", Module(), tmp_path / "whole" / f"step={stop}.ckpt", others=[OTHERS[name]])
+    last = max((tmp_path / "whole").iterdir(), key=lambda path: int(path.stem.removeprefix("step=")))
+    assert_same_checkpoint(tmp_path / "rest" / last.name, last)
 
 
 @pytest.mark.parametrize("averaging", [(), (EMAWeightAveraging(decay=0.5),)], ids=["alone", "averaged"])

@@ -405,6 +405,29 @@ def test_weight_averaging_averages_the_dense_weights(averaging, kind):
         trainer(EMAWeightAveraging(), SliceFineCallback(**SETTINGS)).fit(Module(), loader())
 
 
+def test_stochastic_weight_averaging_before_a_last_pass_for_batch_norm_averages_the_dense_weights():
+    """Lightning puts the averages in before that pass; what it averaged of slices that have moved means nothing."""
+
+    class Normalised(Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk.append(nn.BatchNorm1d(5))
+
+    class Recompute(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            if 1 <= trainer.current_epoch < 4:
+                self.seen.append(pl_module.trunk[0].weight.detach().clone())
+
+    recompute, module = Recompute(), Normalised()
+    swa = StochasticWeightAveraging(1e-7, swa_epoch_start=2, annealing_epochs=1)  # as good as no step in the last pass
+    trainer(SliceFineCallback(**SETTINGS, interval=3), recompute, swa, max_epochs=4).fit(module, loader())
+    assert not torch.equal(recompute.seen[0], recompute.seen[-1])
+    torch.testing.assert_close(module.trunk[0].weight.detach(), torch.stack(recompute.seen).mean(0), atol=1e-5, rtol=0)
+
+
 def test_a_slice_without_gradient_is_an_error_that_names_the_layer():
     class Unused(Module):
         def forward(self, x):
