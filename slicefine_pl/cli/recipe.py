@@ -257,6 +257,11 @@ class RecipeCLI(LightningCLI):
             try:
                 if hasattr(whole := self._whole(best), "export"):
                     exported = whole.export(place)
+            except OSError as error:
+                if best:
+                    call = f"{self.model_class.__name__}.load_from_checkpoint({best!r}).export('FOLDER')"
+                    error.add_note(f"The trained model is in the checkpoint; in Python {call} exports it.")
+                raise
             finally:  # an export that fails costs neither scores nor checkpoints
                 print_result(self.trainer, self.model, scores, best, exported)
 

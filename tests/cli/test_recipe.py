@@ -252,6 +252,14 @@ class Runs:
         return Path.touch, (Path("harm"),)
 
 
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_a_distributed_checkpoint_says_who_can_read_it(refused, command):
+    Path("shares").mkdir()
+    torch.save({}, "shares/meta.pt")
+    told = refused(command, "--ckpt_path", "shares")
+    assert "ckpt_path='shares' is a distributed checkpoint, which only fit, validate and test can read" in told
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 @pytest.mark.parametrize("harm", [Runs(), Path("a"), np.float64(1)])
 def test_a_checkpoint_that_could_run_code_is_refused_without_advice_to_trust_it(refused, command, harm):
