@@ -61,7 +61,7 @@ def run(
     checkpoint (``--ckpt_path``) reads the ``config.yaml`` of the run that wrote it before any other ``--config``, so
     that no flag has to be repeated; the settings of the module come from the checkpoint, and nothing overrides them.
 
-    What goes wrong before the first training step, or because a disk is full, is told in one sentence, exit code 2;
+    What goes wrong before the first training step, or because a disk is full, is reported in one sentence, exit code 2;
     ``SLICEFINE_DEBUG=1`` shows where it was raised.  A fit that fails before its first step leaves no folder.  SIGTERM
     saves a checkpoint after the step at hand and ends the run, exit code 143.
 
@@ -259,7 +259,7 @@ class RecipeCLI(LightningCLI):
                     exported = whole.export(place)
             except OSError as error:
                 if best:
-                    call = f"{self.model_class.__name__}.load_from_checkpoint({best!r}).export('FOLDER')"
+                    call = f"{type(self.model).__name__}.load_from_checkpoint({best!r}).export('FOLDER')"
                     error.add_note(f"The trained model is in the checkpoint; in Python {call} exports it.")
                 raise
             finally:  # an export that fails costs neither scores nor checkpoints
