@@ -74,7 +74,7 @@ class _Description(pickle.Unpickler):
 
 
 def pickled_code(error: pickle.UnpicklingError) -> str:
-    """Say what a file contains that was refused, without torch's advice to run it."""
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    what = f"contains {found[1]}" if found else "contains other objects than tensors and plain values"
-    return f"{what}, which could run code of its author, and was not loaded; give a file of tensors and plain values."
+    """Say why a file was refused, without torch's advice to run what it contains."""
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"contains {found[1]}, which could run code of its author, and was not loaded; give a file of tensors."
+    return "cannot be read, as it is damaged or holds something else; give a file of plain tensors."

@@ -33,11 +33,13 @@ def locate(name: str) -> str:
     name = name.removesuffix(RANDOM)
     if not name.startswith(PACKAGE):
         if name.endswith(GGUF) and not Path(name).expanduser().is_file():
-            raise FileNotFoundError(f"backbone={name!r} is no file; give a {GGUF} file that exists, or a folder.")
+            raise FileNotFoundError(f"backbone={name!r} is not a file; give a {GGUF} file that exists, or a folder.")
         if name.endswith(GGUF):
             return str(Path(name).expanduser())
         if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
-            raise FileNotFoundError(f"backbone={name!r} is no folder; give one that holds config.json, or a hub name.")
+            checkpoint = "; a checkpoint is given as --ckpt_path" if name.endswith(".ckpt") else ""
+            advice = f"give a folder with config.json, or a hub name{checkpoint}."
+            raise FileNotFoundError(f"backbone={name!r} is not a folder; {advice}")
         return str(Path(name).expanduser()) if name.startswith("~") else name
     package, _, folder = name.removeprefix(PACKAGE).partition("/")
     spec = find_spec(package)

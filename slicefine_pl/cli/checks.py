@@ -26,7 +26,7 @@ def check_checkpoint(path: Path) -> None:
         raise FileNotFoundError(f"ckpt_path={str(path)!r} does not exist; give a .ckpt file that a fit has written.")
     if not zipfile.is_zipfile(path):
         raise ValueError(
-            f"ckpt_path={str(path)!r} is truncated or no checkpoint ({path.stat().st_size:,} bytes, not a complete "
+            f"ckpt_path={str(path)!r} is truncated or not a checkpoint ({path.stat().st_size:,} bytes, not a complete "
             "archive); give another one, such as the last or the best of that run."
         )
     damaged = f"ckpt_path={str(path)!r} is damaged{{}}; give another one, such as the last or the best of that run."
@@ -40,7 +40,7 @@ def check_checkpoint(path: Path) -> None:
             raise ValueError(damaged.format(f" ({error})")) from error
     if not {"pytorch-lightning_version", "state_dict"} <= words:
         raise ValueError(
-            f"ckpt_path={str(path)!r} is no checkpoint of Lightning; give a .ckpt file that a fit has written, or a "
+            f"ckpt_path={str(path)!r} is not a checkpoint of Lightning; give a .ckpt file that a fit has written, or a "
             "folder of a model and its tokenizer as --model.backbone."
         )
 

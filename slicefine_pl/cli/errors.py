@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
@@ -28,7 +29,7 @@ def sentence(error: Exception, report: RunReport) -> str | None:
     if os.environ.get("SLICEFINE_DEBUG") or (late and not disk):
         return None
     message = in_words(error)
-    if isinstance(error, IsADirectoryError) and error.filename == report.checkpoint:
+    if isinstance(error, IsADirectoryError) and report.checkpoint and Path(report.checkpoint).is_dir():
         return (
             f"ckpt_path={report.checkpoint!r} is a distributed checkpoint, which only fit, validate and test can read,"
             " with --trainer.strategy fsdp2."
@@ -48,4 +49,4 @@ def in_words(error: Exception) -> str:
         return f"a .safetensors file is damaged ({message}); export or download the model again."
     if isinstance(error, pickle.UnpicklingError):
         return f"a file of weights {pickled_code(error)}"
-    return ". ".join([message, *getattr(error, "__notes__", ())])
+    return ". ".join([message.removesuffix("."), *notes]) if (notes := getattr(error, "__notes__", [])) else message

@@ -118,7 +118,7 @@ def read_runs(path: Path, grid: Grid) -> dict[Point, Row]:
     """
     if not path.exists():
         return {}
-    damaged = f"file {str(path)!r} is damaged ({{}}); mend or delete it: what it lacks is trained again."
+    damaged = f"file {str(path)!r} is damaged ({{}}); repair or delete it: missing runs are trained again."
     try:
         content = path.read_text("utf-8")
         table = pd.read_csv(path, dtype={"backbone": str}, keep_default_na=False, float_precision="round_trip")
@@ -130,7 +130,7 @@ def read_runs(path: Path, grid: Grid) -> dict[Point, Row]:
     wrong = ~np.isfinite(numbers.to_numpy(np.float64)).all(axis=1) | table["backbone"].fillna("").eq("").to_numpy()
     if wrong.any() or not content.endswith("\n"):
         line = int(np.flatnonzero(wrong)[0]) + 2 if wrong.any() else len(table) + 1
-        raise ValueError(damaged.format(f"line {line} is no complete run"))
+        raise ValueError(damaged.format(f"line {line} is not a complete run"))
     table[list(NUMBERS)] = numbers
     records: list[Any] = table.to_dict("records")
     rows: dict[Point, Row] = {_point(row): row for row in records}

@@ -1,4 +1,4 @@
-"""What is told of a fit that did not come to its end: where its last checkpoint lies, and how to go on from it."""
+"""What a fit prints if it stops early: where its last checkpoint lies, and how to go on from it."""
 
 import shlex
 import sys
@@ -14,7 +14,7 @@ class TellHowToGoOn(Callback):
     """After Ctrl-C or an error in training, print the last checkpoint and the command that goes on from it."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Print, unless nothing was trained, or ``SaveWhenPreempted`` has told it."""
+        """Print, unless nothing was trained, or ``SaveWhenPreempted`` has done so."""
         if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero or not trainer.global_step:
             return
         if not isinstance(exception, SIGTERMException):

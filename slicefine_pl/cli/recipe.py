@@ -70,7 +70,7 @@ def run(
     has to be repeated.  The settings of the module come from the checkpoint, in every command; flags win.  They write
     to a new folder, also where the run's own had a name.
 
-    What goes wrong before the first training step, or because a disk is full, is told in one sentence, exit code 2;
+    What goes wrong before the first training step, or because a disk is full, is reported in one sentence, exit code 2;
     ``SLICEFINE_DEBUG=1`` shows where it was raised.  A fit that fails before its first step leaves no folder.  SIGTERM
     saves a checkpoint after the step at hand and ends the run, exit code 143.
 
@@ -285,6 +285,11 @@ class RecipeCLI(LightningCLI):
             try:
                 if hasattr(whole := self._whole(best), "export"):
                     exported = whole.export(place)
+            except OSError as error:
+                if best:
+                    call = f"{type(self.model).__name__}.load_from_checkpoint({best!r}).export('FOLDER')"
+                    error.add_note(f"The trained model is in the checkpoint; in Python {call} exports it.")
+                raise
             finally:  # an export that fails costs neither scores nor checkpoints
                 print_result(self.trainer, self.model, scores, best, exported)
 

@@ -38,7 +38,8 @@ def print_result(
         table.add_row(f"{name} after", f"{value:.4f}")
     share = f"{report.trained:,} at a time, of {total:,} ({report.trained / total:.2%})"
     table.add_row("trained parameters", share)
-    table.add_row("training", f"{report.seconds:.0f} s, {trainer.global_step} steps")
+    steps = f"{trainer.global_step} step" + "s" * (trainer.global_step != 1)
+    table.add_row("training", f"{report.seconds:.0f} s, {steps}")
     table.add_row("best checkpoint", best or "none")
     table.add_row("exported model", str(exported or "none"))
     console = Console()

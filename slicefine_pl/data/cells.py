@@ -45,7 +45,7 @@ def parse_object(line: str) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("is nested too deeply; write one flat object per line.") from error
     if not isinstance(row, dict):
-        raise ValueError("is no JSON object; write one object per line.")
+        raise ValueError("is not a JSON object; write one object per line.")
     return row
 
 

@@ -87,8 +87,9 @@ def class_indices(table: Table, names: Sequence[str], *, positions: bool = False
     known = {name: index for index, name in enumerate(names)}
     if unknown := [row for row, label in enumerate(table.labels) if label not in known]:
         raise ValueError(
-            f"{table.place(unknown[0])} has the label {table.labels[unknown[0]]!r}, which is none of the {len(names)} "
-            f"classes {_some(names)}; correct it, or add it to label_names and to the training data{_remedy(names)}."
+            f"{table.place(unknown[0])} has the label {table.labels[unknown[0]]!r}, which is not one of the "
+            f"{len(names)} classes {_some(names)}; correct it, or add it to label_names and to the "
+            f"training data{_remedy(names)}."
         )
     return [known[label] for label in table.labels]
 

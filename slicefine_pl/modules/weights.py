@@ -31,7 +31,7 @@ def weights_in(path: str) -> dict[str, Tensor]:
         ValueError: The file holds something else.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"weights={path!r} is no file; give a .safetensors, .pth, .pt, .pyth or .bin file.")
+        raise FileNotFoundError(f"weights={path!r} is not a file; give a .safetensors, .pth, .pt, .pyth or .bin file.")
     try:
         found: object = load_file(path) if path.endswith(".safetensors") else read_plain(path, "weights")
     except (SafetensorError, RuntimeError, KeyError, EOFError) as error:  # each layout has its own
@@ -41,7 +41,7 @@ def weights_in(path: str) -> dict[str, Tensor]:
     for key in NESTED:
         found = found[key] if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) else found
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"weights={path!r} holds no mapping from names to tensors; save model.state_dict().")
+        raise ValueError(f"weights={path!r} contains no mapping from names to tensors; save model.state_dict().")
     return dict(found)
 
 

@@ -17,7 +17,7 @@ def matching(argument: str, patterns: str | Sequence[str], named: Mapping[str, T
         try:
             hits = {name: value for name, value in named.items() if re.search(pattern, name)}
         except re.error as error:
-            raise ValueError(f"{argument}={pattern!r} is no regular expression: {error}.") from error
+            raise ValueError(f"{argument}={pattern!r} is not a regular expression: {error}.") from error
         if not hits:
             raise ValueError(f"{argument}={pattern!r} matches no {noun} name; {nearest(pattern, filter(None, named))}.")
         matches.update(hits)

@@ -162,7 +162,7 @@ def _matching(targets: Patterns, present: dict[str, Prunable]) -> set[str]:
         try:
             hits = {name for name in present if re.search(pattern, name)}
         except re.error as error:
-            raise ValueError(f"targets={pattern!r} is no regular expression: {error}.") from error
+            raise ValueError(f"targets={pattern!r} is not a regular expression: {error}.") from error
         if not hits:
             raise ValueError(
                 f"targets={pattern!r} matches no weight that can be pruned; this network has {some([*present])}."

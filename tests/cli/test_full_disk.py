@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,11 @@ def test_an_export_that_fails_costs_neither_scores_nor_checkpoints(recipe, monke
     assert stopped.value.code == 2
     assert "test/accuracy after" in told.out
     assert "error: export to 'runs/t/version_0/export' failed: [Errno 28] No space left" in told.err
+    [call] = re.findall(r"in Python (\S+) exports it", told.err)
+    folder = Path.cwd()
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert eval(call, {"TextClassifier": TextClassifier}).joinpath("model.safetensors").is_file()
     assert torch.load("runs/t/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 12
 
 

@@ -238,7 +238,7 @@ def test_missing_and_truncated_checkpoints(refused):
     torch.save(whole, "whole.ckpt")
     Path("cut.ckpt").write_bytes(Path("whole.ckpt").read_bytes()[:-100])
     for command in ("fit", "validate", "test", "predict"):
-        assert "ckpt_path='cut.ckpt' is truncated or no checkpoint" in refused(command, "--ckpt_path", "cut.ckpt")
+        assert "ckpt_path='cut.ckpt' is truncated or not a checkpoint" in refused(command, "--ckpt_path", "cut.ckpt")
     check_checkpoint(Path("whole.ckpt"))
     flipped = bytearray(Path("whole.ckpt").read_bytes())
     flipped[flipped.index(b"\0" * 2000) + 1000] ^= 1  # one bit of the weights
@@ -248,7 +248,7 @@ def test_missing_and_truncated_checkpoints(refused):
     torch.save({"weight": torch.zeros(3)}, "weights.pt")
     np.savez("arrays.npz", weight=np.zeros(3))
     for name in ("weights.pt", "arrays.npz"):
-        assert f"ckpt_path='{name}' is no checkpoint of Lightning" in refused("fit", "--ckpt_path", name)
+        assert f"ckpt_path='{name}' is not a checkpoint of Lightning" in refused("fit", "--ckpt_path", name)
     assert not Path("runs").exists()
 
 
@@ -257,6 +257,14 @@ class Runs:
 
     def __reduce__(self):
         return Path.touch, (Path("harm"),)
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_a_distributed_checkpoint_says_who_can_read_it(refused, command):
+    Path("shares").mkdir()
+    torch.save({}, "shares/meta.pt")
+    told = refused(command, "--ckpt_path", "shares")
+    assert "ckpt_path='shares' is a distributed checkpoint, which only fit, validate and test can read" in told
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])

@@ -138,7 +138,7 @@ def test_two_text_columns_stay_apart(tmp_path):
         ("a.csv", b"text,text,label\nfine,bad,1\n", "two columns 'text'"),
         ("a.tsv", b'text\tlabel\nfine\t1\n"two\nlines"\t1\n', "line 3, has 1 fields"),
         ("a.jsonl", b'{"text": "x", "label": 1}\n{"text"\n', "line 2, is not JSON"),
-        ("a.jsonl", b"[1]\n", "line 1, is no JSON object"),
+        ("a.jsonl", b"[1]\n", "line 1, is not a JSON object"),
         ("a.jsonl", b'{"text": "x", "label": 1}\n{"text": "y"}\n', "line 2, has no label"),
         ("a.jsonl", b'{"text": "x", "label": 1}\n{"text": 7, "label": 0}\n', "line 2, has no text .* but 7"),
         ("a.jsonl", b'{"text": "x", "label": "\\t"}\n', "line 1, has no label"),
@@ -227,7 +227,9 @@ def test_integers_that_are_names_never_shift():
     names = class_names(train)
     assert not are_positions(train, names)
     assert class_indices(table(["3", "1"]), names) == [2, 0]
-    with pytest.raises(ValueError, match=r"'train\.csv', row 2, has the label '0', which is none of the 3 classes '1'"):
+    with pytest.raises(
+        ValueError, match=r"'train\.csv', row 2, has the label '0', which is not one of the 3 classes '1'"
+    ):
         class_indices(table(["1", "0", "2"]), names)
 
 
@@ -265,7 +267,7 @@ def test_wrong_labels_are_refused():
     for wrong in ("2", "-1", "maybe", "01"):
         with pytest.raises(ValueError, match=rf"row 2, has the label '{wrong}', and the classes .* from 0 to 1"):
             class_indices(table(["1", wrong]), ["no", "yes"], positions=True)
-    with pytest.raises(ValueError, match=r"row 2, has the label 'perhaps', which is none of the 2 classes"):
+    with pytest.raises(ValueError, match=r"row 2, has the label 'perhaps', which is not one of the 2 classes"):
         class_indices(table(["no", "perhaps"]), ["no", "yes"])
     with pytest.raises(ValueError, match=r"has the label '0\.7', .* values rather than classes, set task='regression'"):
         class_indices(table(["0.7"]), class_names(table(["0.5", "1.0"])))

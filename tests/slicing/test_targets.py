@@ -149,7 +149,7 @@ def test_targets_and_also_train_are_searched_as_regular_expressions():
             r"the last names of this network: bert\.pooler\.dense\.bias, classifier\.weight, classifier\.bias\.$",
         ),
         ({"targets": ["attention", "decoder"]}, "targets='decoder' matches no layer"),
-        ({"targets": "("}, r"targets='\(' is no regular expression"),
+        ({"targets": "("}, r"targets='\(' is not a regular expression"),
         ({"targets": "LayerNorm"}, "targets='LayerNorm' matches no layer or parameter name"),
         ({"targets": "embeddings", "backend": "compact"}, r"word_embeddings \(no compact kind; these are nn.Linear, "),
         ({"targets": "classifier"}, r"classifier \(trained whole\)"),

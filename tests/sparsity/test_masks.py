@@ -267,7 +267,7 @@ def test_masks_of_another_network_are_refused_and_change_nothing():
     ("targets", "told"),
     [
         ("nothing", "targets='nothing' matches no weight that can be pruned; this network has words.weight"),
-        ("[", r"targets='\[' is no regular expression"),
+        ("[", r"targets='\[' is not a regular expression"),
         (["linear", "stem"], r"matches stem\.weight \(its 3 inputs do not divide by 4\); narrow the pattern"),
     ],
 )

@@ -130,7 +130,7 @@ class Video:
                 continue
             if found:
                 return np.stack(found, axis=1)
-        raise UnreadableVideo(self.path, "it holds no frame that can be decoded")
+        raise UnreadableVideo(self.path, "it contains no frame that can be decoded")
 
     def _pick(
         self, run: Run, times: Sequence[float], choose: Callable[[int, int], Sequence[Box]], edge: int

@@ -119,7 +119,7 @@ def test_integer_labels_are_positions_only_in_given_names(tiny_bert, tmp_path):
         rows = [f"the film {number},{label}" for number, label in enumerate(labels)]
         (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
     with pytest.raises(
-        ValueError, match=r"validation\.csv', line 2, has the label '0', which is none of the 3 classes"
+        ValueError, match=r"validation\.csv', line 2, has the label '0', which is not one of the 3 classes"
     ):
         module(tiny_bert, tmp_path).setup("fit")
     data = module(tiny_bert, tmp_path, label_names=["none", "low", "mid", "high"])
@@ -281,7 +281,7 @@ def test_class_without_training_examples(tiny_bert, folder):
         module(tiny_bert, folder, label_names=["down", "up", "sideways"]).setup("fit")
     (folder / "test.csv").write_text("text,label\na film,sideways\n")
     with pytest.raises(
-        ValueError, match=r"test\.csv', line 2, has the label 'sideways', which is none of the 2 classes"
+        ValueError, match=r"test\.csv', line 2, has the label 'sideways', which is not one of the 2 classes"
     ):
         module(tiny_bert, folder).setup("fit")
 

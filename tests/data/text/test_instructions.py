@@ -169,7 +169,7 @@ def test_a_column_that_is_missing_is_named_once(tiny_llama, file):
         ),
         ("a.jsonl", b'{"prompt": "a", "completion": " "}\n', r"line 1, has no text in column 'completion' but ' '"),
         ("a.jsonl", b'{"prompt": "a", "completion": 4}\n', r"line 1, has no text in column 'completion' but 4"),
-        ("a.jsonl", b"[1, 2]\n", r"line 1, is no JSON object"),
+        ("a.jsonl", b"[1, 2]\n", r"line 1, is not a JSON object"),
         ("a.jsonl", b"", r"a.jsonl' is empty"),
         ("a.jsonl", b'{"text": "caf\xe9"}', r"not UTF-8: byte 0xe9 at offset 13 \(line 1\)"),
         ("a.csv", b"text\n", r"a.csv' has no rows"),

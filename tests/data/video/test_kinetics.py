@@ -162,7 +162,7 @@ def test_class_folders_that_differ_between_splits(tmp_path):
 @pytest.mark.filterwarnings("ignore:.* has no test split")
 def test_listed_classes_without_training(tmp_path):
     root = str(listed(tmp_path, train="run jump", val="run fly"))
-    with pytest.raises(ValueError, match=r"val.csv', line 2, has the label 'fly', which is none of the 2 classes"):
+    with pytest.raises(ValueError, match=r"val.csv', line 2, has the label 'fly', which is not one of the 2 classes"):
         KineticsDataModule(root, **SETTINGS).setup("fit")
     with pytest.raises(ValueError, match=r"class 'fly' has no training example in .*train"):
         KineticsDataModule(root, **SETTINGS, label_names=["run", "jump", "fly"]).setup("fit")
@@ -186,7 +186,7 @@ def test_names_of_numbered_classes(tmp_path, names, indices):
 
 
 def test_names_of_other_numbers(tmp_path):
-    with pytest.raises(ValueError, match=r"line 1, has the label '1', which is none of the 2 classes '01', '0'"):
+    with pytest.raises(ValueError, match=r"line 1, has the label '1', which is not one of the 2 classes '01', '0'"):
         numbered(tmp_path, ["01", "0"]).setup("fit")
 
 

@@ -200,7 +200,7 @@ def test_weights_of_a_file(tmp_path):
         assert torch.equal(module.model.patch_embed.proj.weight, source.patch_embed.proj.weight)
         assert module.untrained_head
     torch.save([1, 2], tmp_path / "c.pth")
-    for bad, message in (("gone.pth", "is no file"), ("c.pth", "no mapping from names to tensors")):
+    for bad, message in (("gone.pth", "is not a file"), ("c.pth", "no mapping from names to tensors")):
         with pytest.raises(ValueError, match=message):
             ImageClassifier(f"timm/test_vit@{tmp_path / bad}", num_classes=3)
     with pytest.raises(

@@ -324,7 +324,7 @@ def test_wrong_settings_are_refused(tiny_llama, tmp_path):
         CausalLanguageModel(str(tiny_llama), warmup=1.0)
     with pytest.raises(ValueError, match=r"could not be loaded .*; give a hub name, a folder with config\.json"):
         CausalLanguageModel(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"gone.gguf' is no file; give a .gguf file that exists"):
+    with pytest.raises(FileNotFoundError, match=r"gone.gguf' is not a file; give a .gguf file that exists"):
         CausalLanguageModel(str(tmp_path / "gone.gguf"))
     (tmp_path / "bad.gguf").write_bytes(b"no such thing")
     with pytest.raises(ValueError, match=r"bad.gguf' could not be loaded"):

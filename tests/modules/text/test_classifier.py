@@ -421,7 +421,7 @@ def test_missing_backbones(tmp_path):
         TextClassifier("package:no_such/model")
     with pytest.raises(FileNotFoundError, match=r"names no folder or file of 'slicefine_pl'; it holds .*'data'"):
         TextClassifier("package:slicefine_pl/model")
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
         TextClassifier(str(tmp_path / "gone"))
     with pytest.raises(ValueError, match=r"could not be loaded .*; give a hub name, a folder with config\.json"):
         TextClassifier(str(tmp_path))

@@ -142,9 +142,9 @@ def test_weights_of_another_number_of_classes_give_a_new_head(tmp_path):
     [
         ({"backbone": "pytorchvideo/none"}, ValueError, "'pytorchvideo/none' is unknown; choose one of .*'mvit_base"),
         ({"backbone": "pytorchvideo/slowfast_r50", "num_frames": 6}, ValueError, "num_frames=6 does not divide by 4"),
-        ({"backbone": "pytorchvideo/x3d_xs", "weights": "gone.pyth"}, FileNotFoundError, "gone.pyth' is no file"),
+        ({"backbone": "pytorchvideo/x3d_xs", "weights": "gone.pyth"}, FileNotFoundError, "gone.pyth' is not a file"),
         ({"backbone": "pytorchvideo/x3d_xs", "num_classes": 0}, ValueError, "num_classes=0 is too small"),
-        ({"backbone": "./nowhere"}, FileNotFoundError, "is no folder"),
+        ({"backbone": "./nowhere"}, FileNotFoundError, "is not a folder"),
         ({"backbone": "package:no_such_package/weights"}, ModuleNotFoundError, "pip install no-such-package"),
         ({"num_classes": 2, "label_names": ["a"]}, ValueError, "num_classes=2 differs from the 1 label_names"),
     ],
