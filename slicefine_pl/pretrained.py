@@ -87,6 +87,10 @@ def image_backbone(name: str) -> Backbone:
     return Backbone(kind, place, "random" if starts_random(name, place) else "default")
 
 
+class RandomStart(UserWarning):
+    """A network starts as random numbers; not worth saying where a checkpoint then brings its weights."""
+
+
 def starts_random(name: str, place: str) -> bool:
     """Whether a transformers model starts from random weights.
 

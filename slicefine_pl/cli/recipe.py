@@ -7,6 +7,7 @@ brings ``label_names`` and ``predict_names``, or leaves them out.
 import copy
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from slicefine_pl.cli.settings import configs_first, settings_of_run, value_of
 from slicefine_pl.cli.texts import TextSettings
 from slicefine_pl.files import write_whole
 from slicefine_pl.inputs import input_record
+from slicefine_pl.pretrained import RandomStart
 from slicefine_pl.strategy import FullyShardedStrategy
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -183,6 +185,7 @@ class RecipeCLI(LightningCLI):
         if path not in (None, "best", "last", "hpc", "null"):
             check_checkpoint(Path(path))
             check_writer(Path(path), self._model_class)
+            warnings.simplefilter("ignore", RandomStart)  # until the end of the command, as those of recipe_output
             report = next(each for each in self.trainer_defaults["callbacks"] if isinstance(each, RunReport))
             report.checkpoint = path
 

@@ -4,10 +4,11 @@ Knows neither losses nor metrics.  What does not require a gradient when the opt
 """
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from slicefine_pl.modules.folders import write_folder
+from slicefine_pl.pretrained import RandomStart
 from slicefine_pl.run_length import required_run_length
 
 Decay = Literal["linear", "cosine", "constant"]
@@ -54,6 +56,13 @@ class ScheduledModule(LightningModule):
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.decay = decay
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+        """Load as Lightning does, without a word on the numbers that the checkpoint replaces."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RandomStart)
+            return super().load_from_checkpoint(*args, **kwargs)
 
     def head(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of the head, which learn with ``head_lr``; none where nothing is new."""

@@ -24,7 +24,7 @@ from slicefine_pl.modules.scheduled import Decay, ScheduledModule
 from slicefine_pl.modules.text.apart import keeps_apart
 from slicefine_pl.modules.text.generation import IGNORED, complete, decode_sample, keep_samples, split_examples
 from slicefine_pl.modules.text.trained_input import RECORD, RemembersTextInput
-from slicefine_pl.pretrained import locate, split_gguf, starts_random
+from slicefine_pl.pretrained import RandomStart, locate, split_gguf, starts_random
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -253,7 +253,8 @@ def _load(backbone: str, dtype: str) -> PreTrainedModel:
                 rank_zero_info(f"backbone={backbone!r} is quantised: its weights are de-quantised to {dtype}.")
                 settings |= {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
             if gguf is None and starts_random(backbone, folder):
-                rank_zero_warn(f"backbone={backbone!r} is taken without weights; they start as random numbers.")
+                message = f"backbone={backbone!r} is taken without weights; they start as random numbers."
+                rank_zero_warn(message, category=RandomStart)
                 config = AutoConfig.from_pretrained(folder)
                 model = AutoModelForCausalLM.from_config(config, **settings)  # type: ignore[no-untyped-call]
             else:

@@ -17,7 +17,7 @@ from slicefine_pl.modules.classifier import Batch, Classifier, agreed_classes, n
 from slicefine_pl.modules.folders import quiet
 from slicefine_pl.modules.text.mean_pooling import MeanPooledClassifier, MeanPoolingConfig
 from slicefine_pl.modules.text.trained_input import RECORD, RemembersTextInput
-from slicefine_pl.pretrained import locate, starts_random
+from slicefine_pl.pretrained import RandomStart, locate, starts_random
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -139,7 +139,8 @@ def _load(backbone: str, num_classes: int | None, pooling: str) -> tuple[PreTrai
             if getattr(config, "pad_token_id", None) is None:  # decoders find the end of a text by its padding
                 config.pad_token_id = getattr(config, "eos_token_id", None)
             if starts_random(backbone, folder):
-                rank_zero_warn(f"backbone={backbone!r} is taken without weights; they start as random numbers.")
+                message = f"backbone={backbone!r} is taken without weights; they start as random numbers."
+                rank_zero_warn(message, category=RandomStart)
                 return AutoModelForSequenceClassification.from_config(config), True  # type: ignore[no-untyped-call]
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True

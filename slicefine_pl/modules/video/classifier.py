@@ -20,6 +20,7 @@ from slicefine_pl.modules.classifier import Batch, agreed_classes, name_outputs
 from slicefine_pl.modules.video.backbones import load_backbone
 from slicefine_pl.modules.video.exports import video_lines, write_reader
 from slicefine_pl.modules.visual import VisualClassifier
+from slicefine_pl.pretrained import RandomStart
 
 
 class VideoClassifier(VisualClassifier):
@@ -96,7 +97,11 @@ class VideoClassifier(VisualClassifier):
         )
         self.save_hyperparameters()
         if not loaded.pretrained:
-            rank_zero_warn(f"backbone={backbone!r} starts from random numbers; set weights to a file of trained ones.")
+            rank_zero_warn(
+                f"backbone={backbone!r} starts from random numbers; set weights to a file of trained ones, or give a "
+                "folder that holds them.",
+                category=RandomStart,
+            )
         self.crop_size = edge
         self._loaded = loaded
         mean, std = (torch.tensor(numbers).view(3, 1, 1, 1) for numbers in loaded.normalisation)

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForVideoClassification
 from transformers.utils import logging
@@ -43,7 +42,6 @@ def from_transformers(name: str, place: str, num_classes: int | None, *, num_fra
             config.num_labels = num_classes
         blank = starts_random(name, place)
         if blank:
-            rank_zero_warn(f"backbone={name!r} is taken without weights; they start as random numbers.")
             model, report = AutoModelForVideoClassification.from_config(config), {}  # type: ignore[no-untyped-call]
         else:
             model, report = AutoModelForVideoClassification.from_pretrained(
