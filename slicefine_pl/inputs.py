@@ -6,6 +6,7 @@ evaluation and prediction see what training saw. Knows neither networks nor data
 Shapes:  T frames · S height and width in pixels
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from slicefine_pl.plain_files import read_plain
 from slicefine_pl.pretrained import folder_settings, locate
 
+INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's filters
 RECORD = "input"  # the key in checkpoints and in config.json
 
 
@@ -44,6 +46,13 @@ class ImageInput:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # lists out of files and settings
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        _check_positive(size=self.size, crop=self.crop)
+        if not (len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, self.mean + self.std))):
+            raise ValueError(f"mean={_plain(self.mean)} and std={_plain(self.std)} must be three finite numbers each.")
+        if min(self.std) <= 0:
+            raise ValueError(f"std={_plain(self.std)} must be three numbers above 0.")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation={self.interpolation!r} is unknown; choose one of {INTERPOLATIONS}.")
 
     @property
     def edge(self) -> int:
@@ -68,6 +77,9 @@ class VideoInput:
     crop_size: int
     test_clips: int = 1
     test_crops: int = 1
+
+    def __post_init__(self) -> None:
+        _check_positive(**vars(self))
 
 
 EVALUATION = ("test_clips", "test_crops")  # a choice of each evaluation; the rest belongs to the trained network
@@ -136,6 +148,13 @@ def agreed_input(
                 f"leave data.{name} out, or train anew with it from an exported folder."
             )
     return wanted
+
+
+def _check_positive(**values: float) -> None:
+    """Raise ValueError for a number that is not finite or not above 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}={value} must be a finite number above 0.")
 
 
 def _plain(value: Any) -> Any:

@@ -1,11 +1,12 @@
 """Which settings win, which contradict, and what damaged records say."""
 
 import json
+import math
 
 import pytest
 import torch
 
-from slicefine_pl.inputs import ImageInput, VideoInput, agreed_input, trained_input
+from slicefine_pl.inputs import ImageInput, VideoInput, agreed_input, read_input, trained_input
 
 IMAGE = ImageInput(48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop=0.9)
 VIDEO = VideoInput(8, 1.5, 32, 2, 1)
@@ -58,3 +59,23 @@ def test_records_of_checkpoints_and_folders(tmp_path):
     torch.save({}, tmp_path / "a.ckpt")
     for place in (tmp_path, tmp_path / "a.ckpt", "some-hub/name"):
         assert trained_input(str(place), ImageInput) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "record", "message"),
+    [
+        (ImageInput, {"size": 64, "crop": 0}, "crop=0 must be a finite number above 0"),
+        (ImageInput, {"size": -1}, "size=-1 must be"),
+        (ImageInput, {"size": 64, "mean": [0, 0]}, "must be three finite numbers each"),
+        (ImageInput, {"size": 64, "mean": [0, 0, math.nan]}, "must be three finite numbers each"),
+        (ImageInput, {"size": 64, "std": [0, 1, 1]}, r"std=\[0.0, 1.0, 1.0\] must be three numbers above 0"),
+        (ImageInput, {"size": 64, "interpolation": "weird"}, "interpolation='weird' is unknown; choose one of"),
+        (VideoInput, {"num_frames": 8, "clip_seconds": math.nan, "crop_size": 32}, "clip_seconds=nan must be"),
+        (VideoInput, {"num_frames": 8, "clip_seconds": math.inf, "crop_size": 32}, "clip_seconds=inf must be"),
+        (VideoInput, {"num_frames": 0, "clip_seconds": 1.0, "crop_size": 32}, "num_frames=0 must be"),
+    ],
+)
+def test_an_input_that_no_network_can_see_is_refused(kind, record, message):
+    colours = {"mean": [0, 0, 0], "std": [1, 1, 1]} if kind is ImageInput else {}
+    with pytest.raises(ValueError, match=message):
+        read_input({**colours, **record}, kind)

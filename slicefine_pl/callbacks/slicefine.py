@@ -268,9 +268,10 @@ class SliceFineCallback(RepeatableTraining):
         steps = run_length(trainer)
         if steps is not None and 1 < steps < self._interval:
             shorter = max(1, steps // 4)
+            moves = (steps - 1) // shorter
             rank_zero_info(
                 f"SliceFine: the slices never move, as the run makes {steps} optimizer steps and interval is"
-                f" {self._interval}. interval={shorter} would move them {(steps - 1) // shorter} times."
+                f" {self._interval}. interval={shorter} would move them {'once' if moves == 1 else f'{moves} times'}."
             )
 
     def _check_agreement(self, trainer: Trainer) -> None:

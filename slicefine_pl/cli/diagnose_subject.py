@@ -99,11 +99,17 @@ class Subject:
 
 
 def kind_of(model: str, kind: Kind | None) -> Kind:
-    """Text or images: what the user says; else images for timm, torchvision and folders with an image processor."""
+    """Text or images: what the user says; else images for timm, torchvision and folders with an image processor.
+
+    Raises:
+        ValueError: It is a network for videos.
+    """
     if kind is not None:
         return kind
     backbone = image_backbone(model)
     files = folder_settings(backbone.name)
+    if model.startswith("pytorchvideo/") or "num_frames" in files or files.get("library") in ("pytorchvideo", "i3d"):
+        raise ValueError(f"--model {model} takes videos; diagnose looks at networks for texts and images.")
     visual = backbone.library != "transformers" or "image_size" in files or "num_channels" in files
     return "image" if visual else "text"
 

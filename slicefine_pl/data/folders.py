@@ -92,9 +92,10 @@ def _classes(scan: FileScan, folder: Path) -> Mapping[str, list[Path]]:
     classes = {each.name: scan.files(each) for each in folders}
     if empty := [name for name, files in classes.items() if not files]:
         inside = sorted(path.name for path in (folder / empty[0]).iterdir())[:3]
+        state = f"has no usable files, only {inside}" if inside else "is empty"
         raise ValueError(
-            f"class folder {str(folder / empty[0])!r} has no usable files but {inside or 'nothing'}; put some in "
-            f"({' '.join(scan.suffixes)}), or remove the folder from every split."
+            f"class folder {str(folder / empty[0])!r} {state}; put some in ({' '.join(scan.suffixes)}), or remove the "
+            "folder from every split."
         )
     return classes
 

@@ -255,6 +255,8 @@ def test_the_kind_is_told_from_the_model(model, given, kind):
         (["--examples", "63"], "examples=63 is too small"),
         (["--kernel-samples", "65"], "kernel-samples=65 are taken from examples=64"),
         (["--model", "package:no_such_package/model"], "needs the Python package 'no_such_package'"),
+        (["--model", "pytorchvideo/x3d_xs"], "takes videos; diagnose looks at networks for texts and images"),
+        (["--model", "recipes/configs/smoke/tiny_videomae"], "takes videos"),
         (["--model", "/no/such/folder"], "'/no/such/folder' is not a folder"),
         (["--data", "/no/such/file.csv"], "'/no/such/file.csv' is no file or folder"),
         (["--rank", "17"], "17"),

@@ -105,6 +105,22 @@ def test_a_model_of_pairs_predicts_pairs(recipe, refused, capsys):
         )
 
 
+def test_a_random_start_is_said_only_where_no_weights_are_loaded(recipe, tiny_bert, recwarn):
+    blank = shutil.copytree(tiny_bert, "blank", ignore=shutil.ignore_patterns("*.safetensors"))
+    model, last = ("--model.backbone", str(blank)), ("--ckpt_path", "runs/t/version_0/checkpoints/last.ckpt")
+
+    def said(*arguments):
+        recwarn.clear()
+        recipe(*arguments)
+        return [warning for warning in recwarn if "random numbers" in str(warning.message)]
+
+    assert len(said("fit", *model, "--trainer.max_epochs", "1")) == 1
+    assert not said("test", *model, *last)
+    assert not said("predict", *model, *last, "--data.predict_text", "good film")
+    assert not said("fit", *last)
+    assert said("fit", *model)
+
+
 def test_an_export_is_scored_before_on_what_the_new_fit_shows(recipe, capsys):
     recipe("fit")
     capsys.readouterr()

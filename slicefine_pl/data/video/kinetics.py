@@ -1,5 +1,6 @@
 """Videos as batches of clips: Kinetics, UCF101, HMDB51, folders and lists of one's own, or a small made-up set."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -94,7 +95,7 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         for name, value in sizes.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} is too small; choose at least 1.")
-        if clip_seconds is not None and clip_seconds <= 0:
+        if clip_seconds is not None and not 0 < clip_seconds < math.inf:
             raise ValueError(f"clip_seconds={clip_seconds} is no span of time; choose more than 0.")
         if demo_videos < 10:
             raise ValueError(f"demo_videos={demo_videos} gives some split no video of a class; choose at least 10.")

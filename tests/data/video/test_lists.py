@@ -232,7 +232,7 @@ def test_lists_of_ucf101_and_hmdb51_that_are_no_text_or_not_there(tmp_path):
         (["run/a.mp4", "hop/a.mp4"], FileNotFoundError, "it has .*'run'.. If these are class folders.*data.split"),
         (["train/run/a.mp4"], FileNotFoundError, "exactly one folder val .* --data.root .*/train --data.split"),
         (["train/a.mp4", "val/run/a.mp4"], ValueError, "train' has no class folders"),
-        (["train/run/a.mp4", "train/jump/a.txt", "val/run/a.mp4"], ValueError, "jump' has no usable files but"),
+        (["train/run/a.mp4", "train/jump/a.txt", "val/run/a.mp4"], ValueError, "jump' has no usable files, only"),
     ],
 )
 def test_refused(tmp_path, files, error, message):
