@@ -1,6 +1,6 @@
 """Draw results of train_step.py for one network: step times at every rank, and where the memory goes at the middle one.
 
-python benchmarks/cost_picture.py benchmarks/results/cost_minilm_r{1,8,64}.json docs/cost_minilm.png
+python benchmarks/cost_picture.py benchmarks/results/cost_minilm_r{1,8,64}.json docs/images/cost_minilm.png
 """
 
 import json

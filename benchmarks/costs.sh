@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All results and pictures of what a training step costs, into DIR (default: benchmarks/results) and docs/.
+# All results and pictures of what a training step costs, into DIR (default: benchmarks/results) and docs/images/.
 #
 #   OMP_NUM_THREADS=1 benchmarks/costs.sh [DIR]     # on a quiet machine; stop and start again as you like
 #
@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 results=${1:-benchmarks/results}
-pictures=${PICTURES:-docs}
+pictures=${PICTURES:-docs/images}
 python=${PYTHON:-uv run --no-sync python}
 rounds=${ROUNDS:-15}
 

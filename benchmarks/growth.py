@@ -1,6 +1,6 @@
 """How does a training step grow with rank, width, depth and tokens: column slices, LoRA, the floor?
 
-python benchmarks/growth.py --rounds 9 --out benchmarks/results/growth.json --picture docs/growth.png
+python benchmarks/growth.py --rounds 9 --out benchmarks/results/growth.json --picture docs/images/growth.png
 
 BERTs of many sizes, each knob turned alone from one base size; for a knob, all methods at all its values take turns in
 one run.  Reported is the exponent: the slope of a straight line through the logarithms of step time (median) or saved

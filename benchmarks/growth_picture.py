@@ -1,6 +1,6 @@
 """Draw a result of growth.py: time and saved bytes over each knob, with their exponents.
 
-python benchmarks/growth_picture.py benchmarks/results/growth.json docs/growth.png
+python benchmarks/growth_picture.py benchmarks/results/growth.json docs/images/growth.png
 """
 
 import json

@@ -1,6 +1,6 @@
 """Draw the picture of README.md: how a slice moves, and what a step costs by a result of train_step.py.
 
-python benchmarks/picture.py benchmarks/results/cost_minilm_r8.json docs/slicefine.png
+python benchmarks/picture.py benchmarks/results/cost_minilm_r8.json docs/images/slicefine.png
 """
 
 import json

@@ -10,7 +10,7 @@ by batch with the formula of Chan, Golub & LeVeque (1979).  Samples are tokens, 
 where a mask tells it, and beside that examples, each as the mean of its tokens.
 
 Shapes:  B examples · T tokens or places · d inputs of a layer
-Source:  Kowsher et al., SliceFine, arXiv:2510.08513, as quoted in docs/diagnose.md.
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513, as quoted in docs/diagnosis.md.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -67,10 +67,10 @@ class SliceFineCallback(RepeatableTraining):
     **Checkpoint.** The module's own keys and shapes, at any time; on a local disk, a new file takes the place of an old
     one only when it is complete (``callbacks/checkpoint_files.py``).  The callback's state holds positions, visits,
     scores and the random generators' state of every process: a run that stops at any step and resumes with as many
-    processes equals one uninterrupted run, given data that resume as well (docs/method.md).  Resuming with other
+    processes equals one uninterrupted run, given data that resume as well (docs/concepts/method.md).  Resuming with other
     settings, or a checkpoint written without this callback, is an error.
     **Several processes.** All of them visit the same lines; after each move that is checked.  Networks are copied (DDP)
-    or shared out by ``FullyShardedStrategy``; other strategies that shard are refused (docs/distributed.md).
+    or shared out by ``FullyShardedStrategy``; other strategies that shard are refused (docs/guides/distributed.md).
 
     **Searches.** ``Tuner``, ``LearningRateFinder`` and ``BatchSizeFinder`` train slices that stand still; the run goes
     on as if there had been no search.  After ``Tuner``, the module is dense again.  If a run is broken off and
@@ -88,7 +88,7 @@ class SliceFineCallback(RepeatableTraining):
 
     Args:
         rank: Rows or columns per slice (R).  In the mean of six sets of texts and pictures 32 columns came within a
-            point of LoRA at equal trained parameters (docs/accuracy.md), and MiniLM to a validation loss 7 % lower than
+            point of LoRA at equal trained parameters (docs/benchmarks/accuracy.md), and MiniLM to a validation loss 7 % lower than
             with 8, for 4 % of a step.  The best learning rate falls with it: in transformers 10 to 40 times
             that of full fine-tuning at 32, 40 to 80 at 8, 5 at 64 and more; in EfficientNet, whose own is high, one to
             three times at 32.
@@ -96,9 +96,9 @@ class SliceFineCallback(RepeatableTraining):
             also save the memory of the activations, of which only R columns are kept for the backward pass.
         interval: Optimizer steps for which a slice stays live; ``None`` never moves it.  In runs of some 200 steps
             moving every 100 gained nothing (-0.4 ± 0.5 points in the mean of six sets), and over 724 steps nothing
-            beyond the noise (docs/accuracy.md); it reaches more of the weights than R lines.
+            beyond the noise (docs/benchmarks/accuracy.md); it reaches more of the weights than R lines.
         order: ``"sweep"``, ``"random"`` or ``"importance"``, see :func:`slicefine_pl.slicing.slice_model`.  None was
-            ahead of the others by more than the noise on the tweets (docs/accuracy.md).
+            ahead of the others by more than the noise on the tweets (docs/benchmarks/accuracy.md).
         targets: Regular expressions searched in module names; ``None`` takes every linear map, convolution and
             attention but output heads, tied weights, weights that are frozen already, and those narrower than ``rank``.
             Embeddings and raw parameters are sliced where a pattern names them; a raw parameter of three dimensions is

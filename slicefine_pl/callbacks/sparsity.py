@@ -54,7 +54,7 @@ class SparsityCallback(RepeatableTraining):
     is cleared, and weight averages are pruned as well.
     **Clipping.** Gradients of pruned weights are set to zero in ``on_before_optimizer_step``, before Lightning clips: a
     global norm counts the living weights alone.  Under manual optimization you clip before that, and it counts all.
-    Optimizers that scale by root mean squares over a whole matrix count its zeros too: see docs/sparsity.md for
+    Optimizers that scale by root mean squares over a whole matrix count its zeros too: see docs/pruning.md for
     Adafactor.
     **Checkpoint.** The module's own keys; masks as bits, steps and scores in the callback's state: a run that stops at
     any step and resumes equals one that never stopped.

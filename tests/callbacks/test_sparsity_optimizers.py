@@ -38,7 +38,7 @@ def train(net, x, y, optimizer, steps, masks=None):
 
 @pytest.mark.parametrize(("spike", "about"), [(1, 0.55), (1.5, 0.8), (100, 1.0)])
 def test_dead_rows_shorten_adafactors_step_by_the_root_of_the_density_unless_it_is_clipped(spike, about):
-    """The closed form of docs/sparsity.md: sqrt(d) max(1, R) / max(1, sqrt(d) R), R the RMS of the small update.
+    """The closed form of docs/pruning.md: sqrt(d) max(1, R) / max(1, sqrt(d) R), R the RMS of the small update.
 
     Thirty gradients, the last one ``spike`` times as large: what Adafactor clips.
     """
