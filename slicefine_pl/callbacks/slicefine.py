@@ -67,8 +67,8 @@ class SliceFineCallback(RepeatableTraining):
     **Checkpoint.** The module's own keys and shapes, at any time; on a local disk, a new file takes the place of an old
     one only when it is complete (``callbacks/checkpoint_files.py``).  The callback's state holds positions, visits,
     scores and the random generators' state of every process: a run that stops at any step and resumes with as many
-    processes equals one uninterrupted run, given data that resume as well (docs/concepts/method.md).  Resuming with other
-    settings, or a checkpoint written without this callback, is an error.
+    processes equals one uninterrupted run, given data that resume as well (docs/guides/resuming.md).  Resuming with
+    other settings, or a checkpoint written without this callback, is an error.
     **Several processes.** All of them visit the same lines; after each move that is checked.  Networks are copied (DDP)
     or shared out by ``FullyShardedStrategy``; other strategies that shard are refused (docs/guides/distributed.md).
 
@@ -88,8 +88,8 @@ class SliceFineCallback(RepeatableTraining):
 
     Args:
         rank: Rows or columns per slice (R).  In the mean of six sets of texts and pictures 32 columns came within a
-            point of LoRA at equal trained parameters (docs/benchmarks/accuracy.md), and MiniLM to a validation loss 7 % lower than
-            with 8, for 4 % of a step.  The best learning rate falls with it: in transformers 10 to 40 times
+            point of LoRA at equal trained parameters (docs/benchmarks/accuracy.md), and MiniLM to a validation loss 7 %
+            lower than with 8, for 4 % of a step.  The best learning rate falls with it: in transformers 10 to 40 times
             that of full fine-tuning at 32, 40 to 80 at 8, 5 at 64 and more; in EfficientNet, whose own is high, one to
             three times at 32.
         axis: ``"column"`` sweeps inputs, ``"row"`` sweeps outputs, ``"alternate"`` takes them by turns.  Column slices
