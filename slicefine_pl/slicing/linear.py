@@ -42,7 +42,7 @@ class _SlicedLinear(torch.autograd.Function):
         sample = None if score is None else _sample(x).to(y.dtype)
         ctx.save_for_backward(kept.to(y.dtype), weight, live, index, sample)
         ctx.line, ctx.score, ctx.score_line = line, score, score_line
-        return y
+        return y.detach()  # torch 2.11 returns a view here, which an in-place activation may not overwrite
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:

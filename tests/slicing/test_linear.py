@@ -57,6 +57,16 @@ def dense(request):
     return dense_layer(request.param)
 
 
+@pytest.mark.parametrize("shape", [(3, I), (2, 3, I)])
+def test_an_activation_may_overwrite_the_output(dense, shape):
+    """``nn.ReLU(inplace=True)`` after a linear layer is common; torch refuses it for views made in custom functions."""
+    layer = sliced(dense, "column")
+    x = torch.randn(shape, dtype=torch.float64)
+    torch.relu_(layer(x)).square().sum().backward()
+    torch.relu_(dense(x)).square().sum().backward()
+    torch.testing.assert_close(layer.slicefine.live.grad, block(grad_of(dense), "column"))
+
+
 @pytest.mark.parametrize("line", ["column", "row"])
 @pytest.mark.parametrize("shape", [(I,), (3, I), (2, 3, I), (0, I)])
 def test_live_block_gets_exactly_the_dense_gradient(dense, line, shape):
