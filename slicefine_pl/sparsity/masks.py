@@ -305,7 +305,7 @@ def cut(values: Tensor, mask: Tensor) -> None:
 
     A mask takes one byte for each weight.  On a CPU torch would turn all of it into the type of the values first; in
     pieces that fit the cache, and as integers, that costs a quarter of the time: as much as a mask kept in float32 at
-    four bytes (LOG.md).
+    four bytes (docs/experiments/pruning-step-cost.md).
 
     Args:
         values: Of any type and layout, sparse too.
