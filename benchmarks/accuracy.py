@@ -43,7 +43,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from slicefine_pl import SliceFineCallback
-from slicefine_pl.callbacks.probe import LinearProbe
+from slicefine_pl.callbacks.linear_probe import LinearProbe
 from slicefine_pl.slicing import slice_model
 from slicefine_pl.slicing.heads import find_heads
 

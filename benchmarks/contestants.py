@@ -19,7 +19,7 @@ from networks import Task
 from torch import Tensor, nn
 
 from slicefine_pl.slicing import SliceHandle, slice_model
-from slicefine_pl.slicing.positions import Axis
+from slicefine_pl.slicing.schedule import Axis
 
 PARTS = ("forward", "backward", "update")
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from slicefine_pl.cli.recipe import run
+from slicefine_pl.cli.recipe.run import run
 from slicefine_pl.data import TextDataModule
 from slicefine_pl.modules import TextClassifier
 

@@ -1,7 +1,24 @@
 """SliceFine for PyTorch Lightning: train one small moving slice of a pretrained network's own weights; and prune it."""
 
-from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback, shard_sliced_model
-from slicefine_pl.strategy import FullyShardedStrategy
+from typing import TYPE_CHECKING
+
+from slicefine_pl.optional import lazy_names
+
+if TYPE_CHECKING:
+    from slicefine_pl.callbacks.slicefine import SliceFineCallback
+    from slicefine_pl.callbacks.sparsity import SparsityCallback
+    from slicefine_pl.callbacks.support.deferred_setup import shard_sliced_model
+    from slicefine_pl.strategy import FullyShardedStrategy
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "FullyShardedStrategy": "slicefine_pl.strategy",
+            "SliceFineCallback": "slicefine_pl.callbacks.slicefine",
+            "SparsityCallback": "slicefine_pl.callbacks.sparsity",
+            "shard_sliced_model": "slicefine_pl.callbacks.support.deferred_setup",
+        },
+    )
 
 __all__ = ["FullyShardedStrategy", "SliceFineCallback", "SparsityCallback", "__version__", "shard_sliced_model"]
 __version__ = "0.1.0"

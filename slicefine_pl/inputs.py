@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from slicefine_pl.plain_files import read_plain
+from slicefine_pl.files.safe_load import read_plain
 from slicefine_pl.pretrained import folder_settings, locate
 
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's filters

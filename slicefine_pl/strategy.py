@@ -26,12 +26,12 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from slicefine_pl.files import replace_folder
-from slicefine_pl.plain_files import check_shares, read_plain
-from slicefine_pl.slicing.activations import count_activations
-from slicefine_pl.slicing.parts import is_sharded, local_of, share_of
-from slicefine_pl.slicing.restoring import has_types_of, restore_types
-from slicefine_pl.slicing.sharding import shard_model, sharded_bytes
+from slicefine_pl.files.atomic import replace_folder
+from slicefine_pl.files.safe_load import check_shares, read_plain
+from slicefine_pl.slicing.distributed.fsdp import shard_model, sharded_bytes
+from slicefine_pl.slicing.distributed.saved_activations import count_activations
+from slicefine_pl.slicing.distributed.shards import is_sharded, local_of, share_of
+from slicefine_pl.slicing.optimizer_state import has_types_of, restore_types
 from slicefine_pl.slicing.targets import Patterns
 
 
@@ -51,7 +51,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     Args:
         blocks: Regular expressions for the modules whose parameters travel together; ``None`` finds the layers of a
-            deep network, see :func:`slicefine_pl.slicing.sharding.find_blocks`.
+            deep network, see :func:`slicefine_pl.slicing.distributed.fsdp.find_blocks`.
         offload: Whether shares, gradients and the optimizer's state stay in the CPU's memory.
         save_distributed_checkpoint: Whether checkpoints are folders of shares.
         process_group_backend: ``"nccl"``, ``"gloo"``; ``None`` takes what the device wants.

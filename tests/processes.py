@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-PRELOADED = ["torch", "lightning.pytorch", "transformers", "slicefine_pl", "torch.distributed.fsdp"]
+PRELOADED = ["torch", "lightning.pytorch", "transformers", "slicefine_pl.callbacks", "torch.distributed.fsdp"]
 
 
 def run(function: Callable[..., Any], processes: int, *args: Any, timeout: float = 120) -> list[Any]:

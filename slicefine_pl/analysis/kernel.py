@@ -19,11 +19,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from slicefine_pl.analysis.preserve_state import undisturbed
 from slicefine_pl.analysis.spectra import effective_rank
 from slicefine_pl.analysis.targets import target_matrices, weights_of
-from slicefine_pl.analysis.undisturbed import undisturbed
 from slicefine_pl.slicing import LiveSlice
-from slicefine_pl.slicing.parts import is_sharded
+from slicefine_pl.slicing.distributed.shards import is_sharded
 from slicefine_pl.slicing.targets import Patterns
 
 B = TypeVar("B")
@@ -58,7 +58,7 @@ def kernel(
     parameter's part of them in float64.
     **Time.** With N·C ≤ ``max_rows``, one backward pass for each of the N·C outputs, else about N·C/``max_rows`` times
     as many.  A backward pass runs through its batch only, so that batches of one sample each cost least.
-    **Traces.** None: see :func:`slicefine_pl.analysis.undisturbed.undisturbed`; ``.grad`` is neither read nor written.
+    **Traces.** None: see :func:`slicefine_pl.analysis.preserve_state.undisturbed`; ``.grad`` is not read or written.
     The network is in eval mode meanwhile, so that the kernel of a sample does not depend on the others.
 
     Args:

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slicefine_pl.slicing.parts import lines_of
-from slicefine_pl.slicing.positions import Line
+from slicefine_pl.slicing.distributed.shards import lines_of
+from slicefine_pl.slicing.schedule import Line
 
 Control = Callable[[Tensor, int, torch.Generator], Tensor]
 

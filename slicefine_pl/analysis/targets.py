@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from slicefine_pl.slicing.kinds import Candidate
+from slicefine_pl.slicing.layers.registry import Candidate
 from slicefine_pl.slicing.targets import Patterns, Wanted, find_targets
 
 

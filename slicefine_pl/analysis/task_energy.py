@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from slicefine_pl.analysis.undisturbed import undisturbed
+from slicefine_pl.analysis.preserve_state import undisturbed
 
 B = TypeVar("B")
 

@@ -22,11 +22,11 @@ from typing import TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from slicefine_pl.analysis.places import Place
+from slicefine_pl.analysis.locations import Place
+from slicefine_pl.analysis.preserve_state import undisturbed
 from slicefine_pl.analysis.targets import weights_of
-from slicefine_pl.analysis.undisturbed import undisturbed
-from slicefine_pl.slicing.kinds import Candidate
-from slicefine_pl.slicing.positions import Line
+from slicefine_pl.slicing.layers.registry import Candidate
+from slicefine_pl.slicing.schedule import Line
 
 B = TypeVar("B")
 
@@ -114,7 +114,7 @@ def winners(
 ) -> Winners:
     """Take one step at each place alone, measure, and take it back.
 
-    Afterwards all weights are bit-equal to what they were; see :func:`slicefine_pl.analysis.undisturbed.undisturbed`
+    Afterwards all weights are bit-equal to what they were; see :func:`slicefine_pl.analysis.preserve_state.undisturbed`
     for the rest.  Costs two forward passes over all examples for each candidate, and one for each matrix that has one.
 
     Args:
@@ -123,7 +123,7 @@ def winners(
         batches: The examples of the gradient.
         held_out: Others.
         matrices: All that the dense step takes in.
-        places: Candidates among them; see :func:`slicefine_pl.analysis.places.candidate_slices`.
+        places: Candidates among them; see :func:`slicefine_pl.analysis.locations.candidate_slices`.
         lr: Of all steps; ``None`` takes that at which the dense step lowers the loss by a tenth, to first order, and
             halves it until that step really brings at least half of this.
         layers: Whether to take the dense step on each matrix with a candidate as well.

@@ -14,10 +14,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from slicefine_pl.analysis.kernel import alignment, drift, kernel, live_slices, target_weights
-from slicefine_pl.callbacks.neighbours import check_order
 from slicefine_pl.callbacks.slicefine import slicefine_of
+from slicefine_pl.callbacks.support.order import check_order
 from slicefine_pl.slicing import LiveSlice, SliceHandle, as_dense
-from slicefine_pl.slicing.parts import is_sharded
+from slicefine_pl.slicing.distributed.shards import is_sharded
 
 
 class KernelDrift(Callback):

@@ -16,10 +16,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from slicefine_pl.callbacks.building import when_built
-from slicefine_pl.callbacks.finite import FiniteSteps
-from slicefine_pl.callbacks.leftovers import settle, undo_before_next_fit
-from slicefine_pl.callbacks.neighbours import (
+from slicefine_pl.callbacks.support.deferred_setup import when_built
+from slicefine_pl.callbacks.support.finite import FiniteSteps
+from slicefine_pl.callbacks.support.leftovers import settle, undo_before_next_fit
+from slicefine_pl.callbacks.support.optimizer_slices import (
+    OptimizerShare,
+    has_gradients,
+    has_stepped,
+    take_plain_steps,
+    updated_by,
+)
+from slicefine_pl.callbacks.support.optimizer_trial import Demands, check_optimizer
+from slicefine_pl.callbacks.support.order import (
     callbacks_of,
     check_alone,
     check_order,
@@ -28,13 +36,11 @@ from slicefine_pl.callbacks.neighbours import (
     refuse_search_of_resumed,
     search_after,
 )
-from slicefine_pl.callbacks.parameter_table import count_slices_once, use_parameter_table
-from slicefine_pl.callbacks.processes import check_agreement, check_slicing_strategy
-from slicefine_pl.callbacks.random_state import TrainingRandomState
-from slicefine_pl.callbacks.rehearsal import Demands, check_optimizer
-from slicefine_pl.callbacks.repeatable import RepeatableTraining
-from slicefine_pl.callbacks.share import OptimizerShare, has_gradients, has_stepped, take_plain_steps, updated_by
-from slicefine_pl.callbacks.trained import (
+from slicefine_pl.callbacks.support.parameter_table import count_slices_once, use_parameter_table
+from slicefine_pl.callbacks.support.processes import check_agreement, check_slicing_strategy
+from slicefine_pl.callbacks.support.random_state import TrainingRandomState
+from slicefine_pl.callbacks.support.resume import RepeatableTraining
+from slicefine_pl.callbacks.support.training_checks import (
     check_owners,
     check_requires_grad,
     check_strays,
@@ -43,9 +49,9 @@ from slicefine_pl.callbacks.trained import (
 )
 from slicefine_pl.run_length import run_length
 from slicefine_pl.slicing import Axis, Backend, LiveSlice, Order, SliceHandle, Summary, slice_model
-from slicefine_pl.slicing.positions import check_choice, check_rank
+from slicefine_pl.slicing.cursor import slice_type
+from slicefine_pl.slicing.schedule import check_choice, check_rank
 from slicefine_pl.slicing.targets import some
-from slicefine_pl.slicing.track import slice_type
 
 OptimizerState = Literal["reset", "keep"]
 NonFinite = Literal["raise", "skip"]
@@ -65,7 +71,7 @@ class SliceFineCallback(RepeatableTraining):
     batches, not steps that a loss scaler skipped.  ``on_fit_end``, and any exception, closes the slices.
 
     **Checkpoint.** The module's own keys and shapes, at any time; on a local disk, a new file takes the place of an old
-    one only when it is complete (``callbacks/checkpoint_files.py``).  The callback's state holds positions, visits,
+    one only when it is complete (``support/checkpoint_files.py``).  The callback's state holds positions, visits,
     scores and the random generators' state of every process: a run that stops at any step and resumes with as many
     processes equals one uninterrupted run, given data that resume as well (docs/guides/resuming.md).  Resuming with
     other settings, or a checkpoint written without this callback, is an error.

@@ -14,9 +14,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from slicefine_pl.callbacks.building import when_built
-from slicefine_pl.callbacks.leftovers import settle, undo_before_next_fit
-from slicefine_pl.callbacks.neighbours import (
+from slicefine_pl.callbacks.slicefine import slicefine_of
+from slicefine_pl.callbacks.support.deferred_setup import when_built
+from slicefine_pl.callbacks.support.leftovers import settle, undo_before_next_fit
+from slicefine_pl.callbacks.support.optimizer_slices import has_stepped, updated_by
+from slicefine_pl.callbacks.support.order import (
     averages_of,
     callbacks_of,
     check_alone,
@@ -25,15 +27,13 @@ from slicefine_pl.callbacks.neighbours import (
     refuse_search_of_resumed,
     search_after,
 )
-from slicefine_pl.callbacks.processes import check_agreement, check_pruning_strategy
-from slicefine_pl.callbacks.pruning_picture import draw_pruning
-from slicefine_pl.callbacks.repeatable import RepeatableTraining
-from slicefine_pl.callbacks.share import has_stepped, updated_by
-from slicefine_pl.callbacks.sliced_masks import MaskedSlices
-from slicefine_pl.callbacks.slicefine import slicefine_of
-from slicefine_pl.files import only_informs
+from slicefine_pl.callbacks.support.processes import check_agreement, check_pruning_strategy
+from slicefine_pl.callbacks.support.pruning_plot import draw_pruning
+from slicefine_pl.callbacks.support.resume import RepeatableTraining
+from slicefine_pl.callbacks.support.slice_masks import MaskedSlices
+from slicefine_pl.files.atomic import only_informs
 from slicefine_pl.run_length import required_run_length, run_length
-from slicefine_pl.slicing.positions import check_choice
+from slicefine_pl.slicing.schedule import check_choice
 from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, ledger, parse_pattern
 from slicefine_pl.sparsity.schedules import RAMPS, check_ramp, in_steps
 

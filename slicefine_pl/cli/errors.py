@@ -8,8 +8,8 @@ from pathlib import Path
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 
-from slicefine_pl.cli.report import RunReport
-from slicefine_pl.plain_files import pickled_code
+from slicefine_pl.cli.recipe.report import RunReport
+from slicefine_pl.files.safe_load import pickled_code
 
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # settings, files, missing packages
 WEIGHT_ERRORS = (pickle.UnpicklingError, SafetensorError)  # damaged files, or files that bring code along

@@ -1,6 +1,6 @@
 """The folder for what can be made again: downloads and tokenised texts.
 
-A file there is whole or absent, as ``slicefine_pl.files`` writes it.  What a disk damages later is seen: a checksum
+A file there is whole or absent, as ``files.atomic`` writes it.  What a disk damages later is seen: a checksum
 stands at the end of a file, or the content's own is known.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from slicefine_pl.files import write_whole
+from slicefine_pl.files.atomic import write_whole
 
 CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of a checked file
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from slicefine_pl.files import whole_folder
+from slicefine_pl.files.atomic import whole_folder
 
 
 def write_folder(path: str | Path, save: Callable[[Path], None]) -> Path:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from slicefine_pl.plain_files import read_plain
+from slicefine_pl.files.safe_load import read_plain
 
 FOREIGN = "_conv_stem.weight"  # the first name of efficientnet-lite-pytorch
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.parts import Block, Part, lines_of, local_of, share_of
-from slicefine_pl.slicing.positions import Line
+from slicefine_pl.slicing.distributed.shards import Block, Part, lines_of, local_of, share_of
+from slicefine_pl.slicing.schedule import Line
 
 
 class Slice(nn.Module):

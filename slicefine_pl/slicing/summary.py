@@ -4,12 +4,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
-from slicefine_pl.slicing.masked import MaskedLayer
-from slicefine_pl.slicing.track import SliceTrack
+from slicefine_pl.slicing.cursor import SliceTrack
+from slicefine_pl.slicing.layers.masked import MaskedLayer
+from slicefine_pl.text_table import text_table
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class SliceCounts:
 
 
 class Summary(tuple[Row, ...]):
-    """The rows, which print as a table: ``print(handle.summary())``, in colour by ``rich.print``.
+    """The rows, which print as a table: ``print(handle.summary())``.
 
     Attributes:
         counts: How many numbers are trained, and how many there are.
@@ -77,20 +76,12 @@ class Summary(tuple[Row, ...]):
     def __getnewargs__(self) -> tuple[tuple[Row, ...], SliceCounts]:
         return tuple(self), self.counts  # for copies
 
-    def __rich__(self) -> Table:
-        """The table for rich."""
-        counts = f"{self.counts.trained:,} of {self.counts.total:,} parameters are trained at a time"
-        table = Table("matrix", "module", "shape", "backend", "slice, or reason", caption=counts)
-        for row in self:
-            size = " x ".join(map(str, row.shape))
-            table.add_row(row.name, row.module, size, row.backend, row.told, style="dim" * (row.backend == "frozen"))
-        return table
-
     def __str__(self) -> str:
-        console = Console(width=140, no_color=True, highlight=False)
-        with console.capture() as captured:
-            console.print(self.__rich__())
-        return captured.get()
+        return text_table(
+            ("matrix", "module", "shape", "backend", "slice, or reason"),
+            [[(row.name, row.module, " x ".join(map(str, row.shape)), row.backend, row.told) for row in self]],
+            caption=f"{self.counts.trained:,} of {self.counts.total:,} parameters are trained at a time",
+        )
 
 
 def summarise(

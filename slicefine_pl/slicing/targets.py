@@ -9,15 +9,15 @@ from itertools import chain, islice
 
 from torch import nn
 
+from slicefine_pl.slicing.distributed.shards import is_sharded
 from slicefine_pl.slicing.frozen import FrozenMatrix, LeftFrozen
 from slicefine_pl.slicing.heads import Head, find_heads
-from slicefine_pl.slicing.kinds import COMPACT, Backend, Candidate, candidates
-from slicefine_pl.slicing.layer import SlicedLayer
-from slicefine_pl.slicing.masked import MaskedLayer
+from slicefine_pl.slicing.layers.base import SlicedLayer
+from slicefine_pl.slicing.layers.masked import MaskedLayer
+from slicefine_pl.slicing.layers.registry import COMPACT, Backend, Candidate, candidates
+from slicefine_pl.slicing.name_patterns import matching
 from slicefine_pl.slicing.packed import PackedMatrix, cannot_be_trained, entries, is_trainable, packed_matrices
-from slicefine_pl.slicing.parts import is_sharded
-from slicefine_pl.slicing.patterns import matching
-from slicefine_pl.slicing.positions import Line
+from slicefine_pl.slicing.schedule import Line
 
 Patterns = str | Sequence[str]
 

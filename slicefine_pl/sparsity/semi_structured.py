@@ -38,9 +38,9 @@ from torch.sparse import (
 )
 from torch.utils._pytree import tree_leaves
 
-from slicefine_pl.sparsity.present import fits_2_of_4
+from slicefine_pl.sparsity.detect import fits_2_of_4
+from slicefine_pl.sparsity.positions import Example, call, evaluating
 from slicefine_pl.sparsity.targets import some
-from slicefine_pl.sparsity.uses import Example, call, evaluating
 
 HALVES = (torch.float16, torch.bfloat16)
 WARM_UP = 5

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from slicefine_pl.analysis.places import Place, candidate_slices
+from slicefine_pl.analysis.locations import Place, candidate_slices
 from slicefine_pl.analysis.targets import target_matrices
 from slicefine_pl.analysis.winners import winners, winning
 

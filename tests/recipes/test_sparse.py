@@ -11,8 +11,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from slicefine_pl.cli.grid_plan import read_grid
-from slicefine_pl.cli.quantities import parameters_of
+from slicefine_pl.cli.grid.plan import read_grid
+from slicefine_pl.cli.scaling.model_size import parameters_of
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs"

@@ -10,12 +10,12 @@ from typing import Any
 from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.cache import cache_folder
 from slicefine_pl.data.folders import no_test_split
+from slicefine_pl.data.image.datasets import FileImages, Splits, images_below, read_folder
+from slicefine_pl.data.image.decoding import suffixes
 from slicefine_pl.data.image.demo import DIGITS, load_digits
-from slicefine_pl.data.image.input import image_input
-from slicefine_pl.data.image.pixels import suffixes
-from slicefine_pl.data.image.published import load_published
-from slicefine_pl.data.image.sets import FileImages, Splits, images_below, read_folder
-from slicefine_pl.data.image.views import Augmentation, ImageDataset, collate
+from slicefine_pl.data.image.preprocessing import image_input
+from slicefine_pl.data.image.torchvision_sets import load_published
+from slicefine_pl.data.image.transforms import Augmentation, ImageDataset, collate
 from slicefine_pl.data.labels import NamedClasses
 from slicefine_pl.data.shares import check_split
 from slicefine_pl.data.trained import settled_input

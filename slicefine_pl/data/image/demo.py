@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from slicefine_pl.data.image.sets import ArrayImages, Splits, spread
+from slicefine_pl.data.image.datasets import ArrayImages, Splits, spread
 
 DIGITS = [str(digit) for digit in range(10)]
 SHARES = {"train": 1500, "val": 500, "test": 3000}  # few to train on, as in fine-tuning; many to test on

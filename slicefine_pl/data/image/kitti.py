@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slicefine_pl.data.files import FileScan
-from slicefine_pl.data.image.pixels import read_rgb, suffixes
+from slicefine_pl.data.image.decoding import read_rgb, suffixes
 
 if TYPE_CHECKING:
     from PIL.Image import Image

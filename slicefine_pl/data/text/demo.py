@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from slicefine_pl.data.cache import cache_folder, read_whole
 from slicefine_pl.data.tables import Table, normalise
-from slicefine_pl.files import write_whole
+from slicefine_pl.files.atomic import write_whole
 
 SETS = {
     "reviews": "movieReviewSnippets",  # 10,605 sentences of film reviews

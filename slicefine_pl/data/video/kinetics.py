@@ -25,9 +25,9 @@ from slicefine_pl.data.tables import Table
 from slicefine_pl.data.trained import settled_input
 from slicefine_pl.data.video import demo
 from slicefine_pl.data.video.clips import ClipDataset, FixedViews, RandomView
-from slicefine_pl.data.video.input import video_input
 from slicefine_pl.data.video.lists import SUFFIXES, list_videos, videos_below
-from slicefine_pl.files import only_informs, write_whole
+from slicefine_pl.data.video.preprocessing import video_input
+from slicefine_pl.files.atomic import only_informs, write_whole
 from slicefine_pl.inputs import VideoInput
 
 

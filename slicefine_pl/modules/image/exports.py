@@ -12,7 +12,7 @@ from typing import Any
 
 from slicefine_pl.inputs import ImageInput
 
-READER = Path(__file__).parents[2] / "data" / "image" / "pixels.py"  # stands on Pillow and numpy alone
+READER = Path(__file__).parents[2] / "data" / "image" / "decoding.py"  # stands on Pillow and numpy alone
 RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import is_available, is_initialized
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slicefine_pl.files import only_informs, write_whole
+from slicefine_pl.files.atomic import only_informs, write_whole
 
 IGNORED = -100  # the label of a token that is not to be predicted
 OPENING = 8  # tokens of a plain text that a sample goes on from

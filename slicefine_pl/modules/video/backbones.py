@@ -7,8 +7,7 @@ Shapes:  N clips · T frames · S edge of a frame, in pixels · C classes
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from slicefine_pl.modules.video.backbone import FACEBOOK, SYMMETRIC, Backbone
 from slicefine_pl.modules.weights import weights_in
 from slicefine_pl.pretrained import folder_settings, locate
 
@@ -44,35 +44,6 @@ PYTORCHVIDEO: dict[str, tuple[str, dict[str, Any]]] = {
     "x3d_l": ("x3d.create_x3d", {"depth_factor": 5.0}),
 }
 KINETICS_CLASSES = 400
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-FACEBOOK = ((0.45,) * 3, (0.225,) * 3)
-SYMMETRIC = ((0.5,) * 3, (0.5,) * 3)
-Numbers = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A network with all that is needed to feed, train and export it.
-
-    Attributes:
-        model: Gives logits, shape ``(N, C)``, or an object that holds them as ``logits``.
-        head: Its last linear layer.
-        arrange: Brings clips of shape ``(N, 3, T, S, S)`` into the form that the model takes.
-        normalisation: Mean and standard deviation per colour, of values in [0, 1].
-        config: What an export needs to build it again; ``None`` for models of transformers, which know themselves.
-        fresh: Whether the head is new, and random.
-        pretrained: Whether the rest is not.
-        label_names: Of the classes, where the weights come with names.
-    """
-
-    model: nn.Module
-    head: nn.Linear
-    arrange: Callable[[Tensor], Any]
-    normalisation: Numbers
-    config: dict[str, Any] | None
-    fresh: bool
-    pretrained: bool
-    label_names: list[str] | None = None
 
 
 def load_backbone(

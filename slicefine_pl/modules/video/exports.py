@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from slicefine_pl.inputs import VideoInput
-from slicefine_pl.modules.video.backbones import ALPHA, Backbone
+from slicefine_pl.modules.video.backbone import Backbone
+from slicefine_pl.modules.video.backbones import ALPHA
 
 DATA = Path(__file__).parents[2] / "data" / "video"  # whose files stand on PyAV, numpy and torch alone
 READER = ("read_clips", "decoding", "extent", "track")

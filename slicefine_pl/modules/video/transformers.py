@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForVideoClassification
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from slicefine_pl.modules.video.backbones import FACEBOOK, IMAGENET, SYMMETRIC, Backbone, Numbers
+from slicefine_pl.modules.video.backbone import FACEBOOK, IMAGENET, SYMMETRIC, Backbone, Numbers
 from slicefine_pl.pretrained import starts_random
 
 NORMALISATION = {"timesformer": FACEBOOK, "vivit": SYMMETRIC}  # of the published weights; all others ImageNet's

@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from slicefine_pl.data import ImageDataModule
-from slicefine_pl.data.image.pixels import UnreadableImageError, read_rgb
+from slicefine_pl.data.image.decoding import UnreadableImageError, read_rgb
 
 CLASSES = ("apple", "pear", "quince")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)

@@ -9,7 +9,7 @@ pytest.importorskip("torchvision")
 from PIL import Image
 
 from slicefine_pl.data.image.kitti import closest_vehicle, parts_by_drive
-from slicefine_pl.data.image.published import load_published
+from slicefine_pl.data.image.torchvision_sets import load_published
 
 
 def label(kind, depth):

@@ -1,0 +1,247 @@
+"""Pictures of the measurements: spectra, task energy, kernels, slice gradients.
+
+Answers one question: how do the numbers look?  Matplotlib is imported when a picture is drawn, never before.
+
+Source:  colours of Okabe and Ito, which readers who confuse red and green can tell apart.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from slicefine_pl.analysis.kernel import spectrum
+from slicefine_pl.analysis.spectra import Balance
+from slicefine_pl.analysis.task_energy import explained, task_directions
+from slicefine_pl.analysis.winners import Winners
+from slicefine_pl.files.atomic import write_whole
+from slicefine_pl.slicing.schedule import Line
+
+BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "0.55", "#D55E00"
+ROUNDING = 1e-7  # below this share of the trace an eigenvalue of float32 gradients is noise
+COLOURS: dict[Line, str] = {"row": BLUE, "column": ORANGE}
+MARKS: dict[Line, str] = {"row": "o", "column": "s"}
+SHIFTS: dict[Line, float] = {"row": -0.16, "column": 0.16}  # of the two within a control's place
+
+
+def save_figure(figure: Any, path: str | Path, dpi: int | None = None) -> Path:
+    """Write a figure in the format that the file's suffix names, whole or not at all; by default as PNG.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=Path(path).suffix.removeprefix(".") or "png", dpi=dpi or "figure")
+    return write_whole(path, buffer.getbuffer())
+
+
+def png(figure: Any) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(buffer)
+    return buffer.getvalue()
+
+
+def spectra_picture(balances: Mapping[str, Mapping[Line, Mapping[str, Balance]]]) -> Any:
+    """Both spreads of every matrix, control by control, and the decay of one matrix's groups.
+
+    Args:
+        balances: Control, then line, then name of the matrix; the first control is the network itself.
+    """
+    figure, axes = _figure((1, 3), (15, 5))
+    spreads = {
+        "spread_of_means": ("Do groups differ in size?", "spread of means: standard deviation over mean"),
+        "spread_of_decay": ("Do groups differ in shape?", "spread of decay: distance from the average curve"),
+    }
+    for panel, (measure, (title, words)) in zip(axes, spreads.items(), strict=False):
+        for place, by_line in enumerate(balances.values()):
+            for line, shift in SHIFTS.items():
+                values = [getattr(each, measure) for each in by_line.get(line, {}).values()]
+                heights = place + shift + np.linspace(-0.1, 0.1, len(values))
+                label = f"{line}s of one matrix" if place == 0 else None
+                panel.plot(values, heights, MARKS[line], color=COLOURS[line], ms=3, alpha=0.6, label=label)
+                if values:
+                    panel.plot([np.median(values)] * 2, [place + shift - 0.15, place + shift + 0.15], color="black")
+        panel.set(xscale="log", yticks=range(len(balances)), yticklabels=list(balances) if panel is axes[0] else [])
+        panel.set(xlabel=f"{words}\n(0: all groups alike)", title=title)
+        panel.invert_yaxis()
+        panel.grid(axis="x", alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=9)
+    _decay(axes[2], balances)
+    figure.suptitle("Spectral balance; black bars are medians over the matrices", fontsize=12)
+    return figure
+
+
+def _decay(axes: Any, balances: Mapping[str, Mapping[Line, Mapping[str, Balance]]]) -> None:
+    """The groups' normalised eigenvalues of the matrix whose decay is spread as the median one's."""
+    first, by_line = next(iter(balances.items()))
+    line, own = next(iter(by_line.items()))
+    name = sorted(own, key=lambda each: own[each].spread_of_decay)[len(own) // 2]
+    for control, colour in (("Gaussian", GREY), (first, BLUE)):
+        for number, curve in enumerate(balances[control][line][name].decay):
+            label = f"{control}, one curve a group" if number == 0 else None
+            axes.plot(np.arange(1, len(curve) + 1), curve, color=colour, lw=1, alpha=0.8, label=label)
+    axes.set(yscale="log", xlabel="number of the eigenvalue", ylabel="eigenvalue over their sum")
+    axes.set_title(f"Decay of the {line} groups of\n{name}", fontsize=10)
+    axes.set_ylim(bottom=max(float(own[name].decay.min()) / 2, ROUNDING))
+    axes.legend(fontsize=8)
+
+
+def energy_picture(
+    layers: Sequence[tuple[str, Tensor]], others: Sequence[tuple[str, Tensor]], rank: int, share: float
+) -> Any:
+    """Explained variance of every layer's inputs, and how many directions hold the share τ.
+
+    Args:
+        layers: Name and squared singular values of each layer's inputs, in the order of the network.
+        others: The same without pretraining.
+        rank: Of the slices.
+        share: τ.
+    """
+    from matplotlib import colormaps
+
+    figure, (left, right) = _figure((1, 2), (14, 5.6), widths=(1, 1.35))
+    curves = [explained(energies).numpy() for _, energies in layers]
+    for _, energies in others:
+        curve = explained(energies).numpy()
+        left.plot(np.arange(1, len(curve) + 1), curve, color="0.8", lw=1)
+    for number, curve in enumerate(curves):
+        depth = colormaps["viridis"](number / max(1, len(curves) - 1) * 0.9)
+        left.plot(np.arange(1, len(curve) + 1), curve, color=depth, lw=1.2)
+    left.axvline(rank, color=RED, ls="--", label=f"rank {rank} of the slices")
+    left.axhline(share, color="black", ls=":", label=f"τ = {share:g}")
+    left.plot([], [], color=colormaps["viridis"](0.0), label="first layer")
+    left.plot([], [], color=colormaps["viridis"](0.9), label="last layer")
+    if others:
+        left.plot([], [], color="0.8", label="without pretraining")
+    left.set(xscale="log", ylim=(0, 1.02), xlabel="directions k", ylabel="share of the variance, CEV(k)")
+    left.set_title("Variance of each layer's inputs in k directions")
+    left.legend(fontsize=8, loc="lower right")
+    for found, colour, mark, words in ((layers, BLUE, "o", "this network"), (others, GREY, "x", "without pretraining")):
+        counts = [task_directions(energies, share) for _, energies in found]
+        right.plot(range(len(found)), counts, mark, color=colour, ms=6, label=words if found else None)
+    widths = [len(energies) for _, energies in layers]
+    right.plot(range(len(layers)), widths, "_", color="black", ms=9, label="inputs of the layer")
+    right.axhline(rank, color=RED, ls="--", label=f"rank {rank} of the slices")
+    right.set(yscale="log", ylabel=f"directions that hold {share:.0%} of the variance")
+    right.set_title(f"k_task({share:g}) by layer, first to last")
+    right.set_xticks(range(len(layers)), short_names([name for name, _ in layers])[0], rotation=90, fontsize=8)
+    right.grid(axis="y", alpha=0.3)
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def kernel_picture(kernels: Mapping[str, Tensor]) -> Any:
+    """Each kernel over its trace, and its eigenvalues.
+
+    Args:
+        kernels: By what they are of, in words; shapes ``(M, M)``.
+    """
+    figure, axes = _figure((1, len(kernels) + 1), (3.2 * len(kernels) + 4.6, 3.9), (*[1] * len(kernels), 1.4))
+    scaled = {words: (kernel / kernel.diagonal().mean()).numpy() for words, kernel in kernels.items()}
+    most = max(np.abs(each).max() for each in scaled.values())
+    image = None
+    for panel, (words, values) in zip(axes, scaled.items(), strict=False):
+        image = panel.imshow(values, cmap="PuOr_r", vmin=-most, vmax=most, interpolation="nearest")
+        panel.set(xticks=[], yticks=[], xlabel="outputs of the samples")
+        panel.set_title(words, fontsize=10)
+    figure.colorbar(image, ax=list(axes[: len(kernels)]), shrink=0.75, label="K over its mean diagonal")
+    for (words, kernel), colour, mark in zip(kernels.items(), (BLUE, ORANGE, GREY, GREEN), "osxd", strict=False):
+        eigenvalues = spectrum(kernel).eigenvalues
+        shares = (eigenvalues / eigenvalues.sum()).numpy()
+        shares = shares[shares > ROUNDING]
+        axes[-1].plot(np.arange(1, len(shares) + 1), shares, mark + "-", color=colour, ms=3, lw=1, label=words)
+    axes[-1].set(yscale="log", xlabel="number of the eigenvalue", ylabel="eigenvalue over their sum")
+    axes[-1].set_title("Spectra of the kernels", fontsize=10)
+    axes[-1].legend(fontsize=7)
+    return figure
+
+
+def winners_picture(found: Winners, control: Winners | None) -> Any:
+    """Measured against predicted decrease on both sets of examples, energy of the slices, and their full steps.
+
+    Args:
+        found: Of the network.
+        control: Of the network without pretraining.
+    """
+    figure, axes = _figure((2, 2), (13, 9.2))
+    for panel, measured, words in zip(
+        axes[0], ("decrease", "held_out"), ("the examples of the gradient", "held-out examples"), strict=True
+    ):
+        _steps(panel, found, measured)
+        panel.set_title(f"One small step: loss on {words}", fontsize=11)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+    networks = [(found, BLUE, "o", "this network"), (control, GREY, "x", "without pretraining")]
+    for winners, colour, mark, words in networks:
+        if winners is not None:
+            _ranked(axes[1][0], [step.energy / step.parameters for step in winners.slices], colour, mark, words)
+            own, held_out = (
+                [getattr(s, each) / s.predicted for s in winners.full] for each in ("decrease", "held_out")
+            )
+            _ranked(axes[1][1], own, colour, mark, f"{words}, own examples")
+            _ranked(axes[1][1], held_out, colour, mark, f"{words}, held-out examples", filled=False)
+    axes[1][0].set(xscale="log", xlabel="share of the gradient's energy over share of the parameters")
+    axes[1][0].axvline(1, color="black", ls=":", label="as much as its size")
+    axes[1][0].set_title("How much of the gradient one slice holds", fontsize=11)
+    axes[1][1].axvline(0, color="black", lw=0.8)
+    axes[1][1].axvline(1, color="black", ls=":", label="what was promised")
+    axes[1][1].set_xscale("symlog", linthresh=1)
+    axes[1][1].set_xlabel("measured over predicted decrease of the loss (below 0: it rose)")
+    axes[1][1].set_title("One full step: a slice that should do the work of all weights", fontsize=11)
+    for panel in axes[1]:
+        panel.set(ylim=(0, 1), ylabel="share of the candidates below")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
+    return figure
+
+
+def _ranked(axes: Any, values: list[float], colour: str, mark: str, words: str, filled: bool = True) -> None:
+    """The distribution of some values: each against the share of values below it."""
+    shares = (np.arange(len(values)) + 0.5) / len(values)
+    style = "-" if filled else ":"
+    axes.plot(sorted(values), shares, mark + style, color=colour, ms=4, lw=1, label=words)
+
+
+def _steps(axes: Any, found: Winners, measured: str) -> None:
+    """Measured against predicted decrease of every kind of step."""
+    slices = {line: [step for step in found.slices if step.line == line] for line in COLOURS}
+    kinds = [(slices[line], COLOURS[line], MARKS[line], 5, f"one slice of {line}s") for line in COLOURS]
+    kinds += [(found.layers, GREEN, "D", 5, "one whole layer"), ([found.together], RED, "P", 12, "slices together")]
+    kinds += [([found.everything], "black", "*", 14, "all layers, dense")]
+    every = [step for steps, *_ in kinds for step in steps if step.predicted > 0]
+    low, high = (end(step.predicted for step in every) for end in (min, max))
+    axes.plot([low, high], [low, high], color=GREY, lw=1, ls="--", label="first order: lr · ||g||²", zorder=0)
+    for steps, colour, mark, size, words in kinds:
+        x, y = ([getattr(step, each) for step in steps] for each in ("predicted", measured))
+        axes.plot(x, y, mark, color=colour, ms=size, alpha=0.75, ls="none", label=words)
+    values = [getattr(step, measured) for step in every]
+    axes.set(xscale="log", xlabel="predicted decrease of the loss, lr · ||g||²", ylabel="measured decrease of the loss")
+    linear = max(low, found.resolution)  # what is smaller is rounding
+    axes.set_yscale("symlog", linthresh=linear)
+    axes.set_ylim(min(-linear, 3 * min(values)), 4 * max(high, *values))
+    axes.axhline(0, color="black", lw=0.8)
+    axes.grid(alpha=0.3)
+
+
+def _figure(
+    panels: tuple[int, int], size: tuple[float, float], widths: Sequence[float] | None = None
+) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained", dpi=100)
+    return figure, figure.subplots(*panels, width_ratios=widths)
+
+
+def short_names(names: Sequence[str]) -> tuple[list[str], str]:
+    """Names without the modules that all of them lie in, and these modules."""
+    paths = [name.split(".") for name in names]
+    shared = 0
+    while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):
+        shared += 1
+    return [".".join(path[shared:]) for path in paths], ".".join(paths[0][:shared])

@@ -1,0 +1,1 @@
+"""Parts that the public callbacks are built from."""

@@ -1,0 +1,166 @@
+"""A picture of what moving slices have learned, and where: a row for each matrix, and the same as numbers.
+
+Shapes:  size: lines of a matrix along the sliced axis
+"""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slicefine_pl.analysis.plots import short_names
+from slicefine_pl.files.atomic import write_whole
+from slicefine_pl.slicing import LineChanges
+
+BINS = 768  # of the horizontal axis; about as many as a row has pixels
+GREY = "#d9d9d9"  # never visited; no colour of the scale is grey
+DPI = 110
+MOST_NAMES = 240  # in the highest picture
+COLUMNS = ("matrix", "line", "index", "rms_change", "rms_before")
+
+Numbers = NDArray[np.float64]
+
+
+def write_changes(path: Path, lines: Sequence[LineChanges]) -> None:
+    """Write a CSV with a row for each visited line: matrix, kind and index of the line, and two root mean squares."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for each in lines:
+        change, before = each.rms_change.tolist(), each.rms_before.tolist()
+        writer.writerows(
+            (each.name, each.line, index, f"{change[index]:.6g}", f"{before[index]:.6g}")
+            for index in each.visited.nonzero().flatten().tolist()
+        )
+    write_whole(path, text.getvalue())
+
+
+def relative_change(each: LineChanges) -> Numbers:
+    """Each line's RMS change, as a share of the RMS of all visited lines of its matrix before training."""
+    scale = (each.before.nanmean() / each.length).sqrt()  # 0 for a matrix that began with zeros: its changes are inf
+    change: Numbers = each.rms_change.where(each.squares == 0, each.rms_change / scale).numpy()
+    return change
+
+
+def binned(values: Numbers, bins: int = BINS) -> Numbers:
+    """Values of lines, NaN where never visited, over the relative position along the axis.
+
+    Args:
+        values: Shape ``(size,)``.
+        bins: Number of bins.
+
+    Returns:
+        Shape ``(bins,)``: the root mean square of the visited lines of each bin, NaN where there is none; where lines
+        are fewer than bins, each bin shows the line in which its middle lies.
+    """
+    size = len(values)
+    if size <= bins:
+        shown: Numbers = values[((np.arange(bins) + 0.5) * size / bins).astype(int)]
+        return shown
+    place = np.arange(size) * bins // size
+    visited = ~np.isnan(values)
+    count = np.bincount(place[visited], minlength=bins)
+    total = np.bincount(place[visited], values[visited] ** 2, minlength=bins)
+    mean: Numbers = np.divide(total, count, out=np.full(bins, np.nan), where=count > 0)
+    return np.sqrt(mean)
+
+
+def draw_map(lines: Sequence[LineChanges], steps: str) -> Any:
+    """The map as a matplotlib figure, which is not saved yet.
+
+    Args:
+        lines: What was learned; of both kinds, if columns and rows took turns.
+        steps: In which it was learned, for the title.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [[each for each in lines if each.line == kind] for kind in dict.fromkeys(each.line for each in lines)]
+    changes = [[100 * relative_change(each) for each in panel] for panel in panels]
+    names, prefix = short_names([each.name for each in panels[0]])
+    height = min(max(0.16 * len(names), 2.2), 24)
+    figure = Figure(figsize=(5 + 8.5 * len(panels), height + 1.4), layout="constrained", dpi=DPI)
+    FigureCanvasAgg(figure)
+    places = figure.subplots(1, 2 * len(panels), squeeze=False, width_ratios=[7, 1] * len(panels))[0]
+    scale = _scale([values for panel in changes for values in panel])
+    for panel, values, field, points in zip(panels, changes, places[::2], places[1::2], strict=True):
+        image = _draw_field(field, panel, values, scale)
+        _draw_points(points, values, scale)
+    _name_rows(places[0], names, min(7, 50 * height / len(names)))
+    bar = figure.colorbar(image, ax=places, shrink=min(1, 2.6 / height), aspect=18, pad=0.01, extend="min")
+    bar.set_label("RMS change of a line,\n% of its matrix's RMS before")
+    bar.minorticks_off()
+    bar.set_ticks(ticks := _ticks(scale), labels=[f"{value:g}" for value in ticks])
+    of_what = f"slices of {prefix}" if prefix else "slices"
+    figure.suptitle(f"What the {of_what} have learned in {steps}", x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _scale(changes: Sequence[Numbers]) -> Any:
+    """Colours on a logarithmic scale, as single matrices learn ten times as much as others.
+
+    It goes from a round number below all but one in fifty visited lines to a round number above all.
+    """
+    from matplotlib.colors import LogNorm
+
+    seen = np.concatenate([values[(values > 0) & np.isfinite(values)] for values in changes])
+    if not seen.size:
+        return LogNorm(0.1, 1, clip=True)
+    top = float(seen.max())
+    low = max(float(np.quantile(seen, 0.02)), top / 1000)
+    rounds = _rounds(low, top)
+    return LogNorm(max(value for value in rounds if value <= low), min(value for value in rounds if value > top), True)
+
+
+def _rounds(low: float, top: float) -> list[float]:
+    """1, 2, 5, 10, 20 ... from below ``low`` to above ``top``."""
+    exponents = range(math.floor(math.log10(low)), math.floor(math.log10(top)) + 2)
+    return [float(f"{digit}e{exponent}") for exponent in exponents for digit in (1, 2, 5)]
+
+
+def _ticks(scale: Any) -> list[float]:
+    return [value for value in _rounds(scale.vmin, scale.vmax) if scale.vmin <= value <= scale.vmax]
+
+
+def _draw_field(axes: Any, panel: Sequence[LineChanges], changes: Sequence[Numbers], scale: Any) -> Any:
+    from matplotlib import colormaps
+
+    field = np.stack([binned(values) for values in changes])
+    colours = colormaps["viridis"].with_extremes(bad=GREY)
+    place = {"aspect": "auto", "extent": (0, 1, len(field), 0), "interpolation": "nearest"}
+    image = axes.imshow(field, cmap=colours, norm=scale, **place)
+    axes.hlines(range(1, len(field)), 0, 1, color="white", linewidth=0.6)
+    visited, size = sum(int(each.visited.sum()) for each in panel), sum(len(each.visited) for each in panel)
+    kind = panel[0].line
+    told = f"{visited:,} of {size:,} {kind}s were visited ({visited / size:.0%}); grey: never"
+    axes.set_title(told, loc="left", fontsize=10)
+    axes.set_xlabel(f"position of the {kind} in its matrix, from 0 (first) to 1 (last)")
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def _draw_points(axes: Any, changes: Sequence[Numbers], scale: Any) -> None:
+    """Beside the map, what all visited lines of each matrix learned together."""
+    means = [float(np.sqrt(np.mean(values[values >= 0] ** 2))) if (values >= 0).any() else np.nan for values in changes]
+    shown = np.clip(means, scale.vmin, scale.vmax)  # as the colours are
+    axes.scatter(shown, np.arange(len(means)) + 0.5, c=shown, cmap="viridis", norm=scale, s=22, clip_on=False)
+    axes.set(xscale="log", xlim=(scale.vmin, scale.vmax), ylim=(len(means), 0), yticks=[])
+    ticks = _ticks(scale)
+    axes.set_xticks(ticks[:: -(-len(ticks) // 3)], [f"{value:g}" for value in ticks[:: -(-len(ticks) // 3)]])
+    axes.set_xticks([], minor=True)
+    axes.grid(axis="x", color=GREY)
+    axes.set_xlabel("visited lines\ntogether, %")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _name_rows(axes: Any, names: Sequence[str], fontsize: float) -> None:
+    """Name the rows, or as many of them as there is room for."""
+    places = range(0, len(names), -(-len(names) // MOST_NAMES))
+    axes.set_yticks([place + 0.5 for place in places], [names[place] for place in places], fontsize=max(fontsize, 5))
+    axes.tick_params(axis="y", length=0)

@@ -1,0 +1,76 @@
+"""Masks where slices are open: what is trained there is not the pruned weight but a few of its lines."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from slicefine_pl.slicing.layers.base import SlicedLayer
+from slicefine_pl.slicing.slice import Slice
+from slicefine_pl.slicing.view import LiveSlice
+from slicefine_pl.sparsity import NetworkMasks
+
+
+class MaskedSlices:
+    """The open slices of a network that lie in pruned weights; a :class:`MoveWatcher`.
+
+    Args:
+        net: The network; its slices are open.
+        masks: Of its weights.
+        optimizers: Those that update the slices.
+    """
+
+    def __init__(self, net: nn.Module, masks: NetworkMasks, optimizers: Sequence[Optimizer]) -> None:
+        self._masks = masks
+        self._optimizers = optimizers
+        layers = ((path, module) for path, module in net.named_modules() if isinstance(module, SlicedLayer))
+        found = ((".".join(filter(None, [path, piece.block.parameter])), layer, piece)
+                 for path, layer in layers for piece in layer.slicefine_slices())  # fmt: skip
+        self._found: list[tuple[str, SlicedLayer, Slice]] = [each for each in found if each[0] in masks]
+
+    def __iter__(self) -> Iterator[Slice]:
+        return (piece for _, _, piece in self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def write(self) -> None:
+        """Bring the pruned weights in step with their slices, before they are scored."""
+        for _, layer, piece in self._found:
+            piece.write(layer.slicefine_part(piece), piece.live)
+
+    def follow(self) -> None:
+        """Give the slices the masks as they are now; a slice keeps to them wherever it moves."""
+        for name, _, piece in self._found:
+            piece.keep = piece.block.of(self._masks[name])
+
+    def respect(self) -> None:
+        """Have the slices keep to the masks as they are now, in their values and in what optimizers remember."""
+        self.follow()
+        self.write()
+        for piece in self:
+            self._clear(piece)
+
+    def leave(self, slices: Sequence[LiveSlice]) -> None:
+        """Slices that move have written their zeros already."""
+
+    def arrive(self, slices: Sequence[LiveSlice]) -> None:
+        """Clear what optimizers have kept of another place and a mask prunes here."""
+        arrived = {id(live.parameter) for live in slices}
+        for piece in self:
+            if id(piece.live) in arrived and piece.keep is not None:
+                self._clear(piece)
+
+    def _clear(self, piece: Slice) -> None:
+        states = (optimizer.state.get(piece.live, {}) for optimizer in self._optimizers)
+        for value in (value for state in states for value in state.values()):
+            if isinstance(value, Tensor) and value.shape == piece.live.shape:
+                value.masked_fill_(piece.pruned(), 0)
+
+    @torch.no_grad()
+    def cut_gradients(self) -> None:
+        """Set the gradient of every pruned live value to zero."""
+        for piece in self:
+            if piece.live.grad is not None and piece.keep is not None:
+                piece.live.grad.masked_fill_(piece.pruned(), 0)

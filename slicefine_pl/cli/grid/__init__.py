@@ -1,0 +1,1 @@
+"""The subcommand ``grid`` of a recipe."""

@@ -1,0 +1,89 @@
+"""What is looked at before any work is done: the checkpoint to go on from, and the folder to write to."""
+
+import pickletools
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from slicefine_pl.files.safe_load import read_plain
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse a checkpoint file that cannot be one.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is truncated, damaged, or something else.
+    """
+    if path.is_dir():
+        if (path / "meta.pt").is_file():
+            return  # a sharded checkpoint
+        raise ValueError(f"ckpt_path={str(path)!r} is a folder; give a .ckpt file in it, such as last.ckpt.")
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path={str(path)!r} does not exist; give a .ckpt file that a fit has written.")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"ckpt_path={str(path)!r} is truncated or not a checkpoint ({path.stat().st_size:,} bytes, not a complete "
+            "archive); give another one, such as the last or the best of that run."
+        )
+    damaged = f"ckpt_path={str(path)!r} is damaged{{}}; give another one, such as the last or the best of that run."
+    with zipfile.ZipFile(path) as archive:
+        try:
+            if bad := archive.testzip():
+                raise ValueError(damaged.format(f" (the checksum of its entry {bad!r} is wrong)"))
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            words = {word for name in pickles for _, word, _ in pickletools.genops(archive.read(name))}  # runs nothing
+        except zipfile.BadZipFile as error:
+            raise ValueError(damaged.format(f" ({error})")) from error
+    if not {"pytorch-lightning_version", "state_dict"} <= words:
+        raise ValueError(
+            f"ckpt_path={str(path)!r} is not a checkpoint of Lightning; give a .ckpt file that a fit has written, or a "
+            "folder of a model and its tokenizer as --model.backbone."
+        )
+
+
+def check_writer(path: Path, module_class: Callable[..., Any]) -> None:
+    """Refuse the checkpoint of another module.
+
+    Args:
+        path: What ``check_checkpoint`` has let pass.
+        module_class: That is to take it.
+
+    Raises:
+        ValueError: A module of another class wrote it.
+    """
+    writer = None if path.is_dir() else read_plain(path, "ckpt_path", mmap=True).get("module")
+    if writer not in (None, module_class.__name__):
+        raise ValueError(
+            f"ckpt_path={str(path)!r} was written by {writer}, and this recipe trains {module_class.__name__}; give a "
+            "checkpoint of this recipe."
+        )
+
+
+def check_output(folder: Path, needed: int) -> None:
+    """Refuse an output folder that cannot be written, or a disk that is nearly full.
+
+    Args:
+        folder: Where the run will write; need not exist.
+        needed: Free space, in bytes.
+
+    Raises:
+        OSError: It cannot take the run's files.
+    """
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=place):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"output folder {str(folder)!r} cannot be written ({error.strerror}); set --trainer.logger.save_dir, or "
+            "--trainer.default_root_dir where there is no logger, to a writable folder."
+        ) from error
+    if (free := shutil.disk_usage(place).free) < needed:
+        raise OSError(
+            f"output folder {str(folder)!r} has {free / 1e6:,.0f} MB free, and the run needs about "
+            f"{needed / 1e6:,.0f} MB; free some space or choose another folder."
+        )

@@ -1,0 +1,1 @@
+"""The commands ``slicefine advise`` and ``slicefine fit-law``."""

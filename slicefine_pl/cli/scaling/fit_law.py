@@ -1,0 +1,204 @@
+"""``slicefine fit-law``: the scaling law of the runs in a CSV file.
+
+Answers one question: what law do these runs support, how far?  Prints coefficients with intervals and checks; writes
+the JSON that ``slicefine advise --law`` reads, and a picture.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from slicefine_pl.analysis.plots import save_figure
+from slicefine_pl.files.atomic import write_whole
+from slicefine_pl.scaling import FittedLaw, costs, fit_scaling_law
+from slicefine_pl.scaling.files import KnownLaw, text_of, written
+from slicefine_pl.scaling.units import quantity
+
+SAYS = {
+    "a_S": "size term at density 1: falls with density",
+    "b_S": "how fast it falls",
+    "c_S": "size term at any density",
+    "b_N": "exponent of the non-zero parameters N",
+    "a_D": "data D at which their term is 1",
+    "b_D": "exponent of the data",
+    "c": "loss that neither N nor D removes",
+}
+Runs = dict[str, np.ndarray[Any, np.dtype[np.float64]]]  # as law_plots has them, without matplotlib
+
+DESCRIPTION = """Fit L(S, N, D) = (a_S (1-S)^b_S + c_S) N^-b_N + (a_D/D)^b_D + c to finished training runs.
+
+The CSV file has a header, one line per run, and at least these four columns (flags rename them):
+  sparsity        S, fraction of zeros, in [0, 1)
+  nonzero_params  N, non-zero parameters without embeddings
+  data            D, images or tokens seen in training
+  loss            validation loss at the end of the run, in nats
+
+At least eight runs, with three sparsities, two sizes and three amounts of data. For instance:
+  sparsity,nonzero_params,data,loss
+  0.5,10.6e6,16.4e9,2.31"""
+EXAMPLE = """example:
+  slicefine fit-law runs.csv --data-unit images --json law.json --plot law.png
+  slicefine fit-law t5-data.csv --parameters-column scale --parameters-factor 169869312 --dense-parameters \\
+      --data-column steps --data-factor 65536 --loss-column val-loss --json t5.json"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``fit-law`` to the command's parsers."""
+    parser = commands.add_parser(
+        "fit-law",
+        help="fit the scaling law L(S, N, D) to your runs",
+        description=DESCRIPTION,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("runs", type=Path, help="CSV file with a header and one line per run")
+    add("--sparsity-column", default="sparsity", help="fraction of zeros, in [0, 1) (default: sparsity)")
+    add(
+        "--parameters-column",
+        default="nonzero_params",
+        help="non-zero parameters without embeddings (default: nonzero_params)",
+    )
+    add("--parameters-factor", type=quantity, default=1.0, help="parameters that 1 in that column stands for, e.g. 1M")
+    add(
+        "--dense-parameters",
+        action="store_true",
+        help="the column counts all parameters, zeros too: take (1 - S) of it",
+    )
+    add("--data-column", default="data", help="images or tokens seen in training (default: data)")
+    add("--data-factor", type=quantity, default=1.0, help="images or tokens that 1 in that column stands for")
+    add("--data-unit", choices=("tokens", "images"), default="tokens", help="what the data are (default: tokens)")
+    add("--loss-column", default="loss", help="validation loss (default: loss)")
+    add(
+        "--residual",
+        choices=("log", "plain"),
+        default="log",
+        help="of the loss; the paper: log for text, plain for images",
+    )
+    add("--delta", type=float, help="where the Huber loss turns linear (default: 1e-3 log, 1e-2 plain)")
+    add("--starts", type=int, default=50, help="searches for the minimum (default: 50)")
+    add("--replicates", type=int, default=100, help="laws in the bootstrap (default: 100)")
+    add("--seed", type=int, default=0, help="of starts and bootstrap (default: 0)")
+    add("--json", type=Path, help="write the law here, for slicefine advise --law")
+    add("--plot", type=Path, help="write a picture here: the fit, its residuals, contours of equal best sparsity")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read, fit, tell."""
+    runs = read_runs(arguments)
+    fit = fit_scaling_law(
+        **runs,
+        data_unit=arguments.data_unit,
+        residual=arguments.residual,
+        delta=arguments.delta,
+        starts=arguments.starts,
+        replicates=arguments.replicates,
+        seed=arguments.seed,
+    )
+    origin = f"slicefine fit-law {arguments.runs.name}"
+    publish(fit, origin, arguments.json)
+    if arguments.plot:
+        draw(fit, runs, origin, arguments.plot)
+
+
+def publish(fit: FittedLaw, origin: str, law: Path | None) -> None:
+    """Print what the runs say; write the law where it is wanted.
+
+    Args:
+        fit: What was found.
+        origin: Where the runs come from, in words.
+        law: JSON file for ``slicefine advise --law``.
+    """
+    console = Console()
+    console.width = console.width if console.is_terminal else 110
+    tell(fit, console)
+    if law:
+        write_whole(law, text_of(written(fit, _source(fit, origin))))
+
+
+def draw(fit: FittedLaw, runs: Runs, origin: str, plot: Path) -> None:
+    """Write a picture of the fit, its residuals and the contours of equal best sparsity.
+
+    Args:
+        fit: What was found.
+        runs: The four vectors that were fitted.
+        origin: Where the runs come from, in words.
+        plot: File of the picture.
+    """
+    from slicefine_pl.cli.scaling.plots import fit_picture
+
+    known = KnownLaw(fit.law, fit.ranges, fit.replicates, fit.statement, _source(fit, origin))
+    save_figure(fit_picture(known, runs), plot, dpi=150)
+
+
+def _source(fit: FittedLaw, origin: str) -> str:
+    return f"{origin}, {fit.runs} runs"
+
+
+def read_runs(arguments: argparse.Namespace) -> Runs:
+    """The four vectors of the file, in single parameters and single images or tokens.
+
+    Raises:
+        ValueError: A column is missing or holds no numbers, or the file is no CSV.
+    """
+    try:
+        table = pd.read_csv(arguments.runs, dtype=str)  # else True would be 1
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"file {str(arguments.runs)!r} is no CSV ({error}); give a header and a run a line."
+        ) from error
+    columns = {
+        "sparsity": arguments.sparsity_column,
+        "nonzero_params": arguments.parameters_column,
+        "data": arguments.data_column,
+        "loss": arguments.loss_column,
+    }
+    runs = {}
+    for name, column in columns.items():
+        if column not in table:
+            flag = {"nonzero_params": "parameters"}.get(name, name)
+            raise ValueError(
+                f"column {column!r} ({name}) is not among {', '.join(map(repr, table.columns))}; name it with "
+                f"--{flag}-column."
+            )
+        runs[name] = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
+        if not np.isfinite(runs[name]).all():
+            row = int(np.flatnonzero(~np.isfinite(runs[name]))[0])
+            raise ValueError(
+                f"column {column!r}, run {row} holds {table[column][row]!r}; give a number, or drop the run."
+            )
+    density = 1 - costs.checked_sparsity(runs["sparsity"]) if arguments.dense_parameters else 1.0
+    runs["nonzero_params"] = runs["nonzero_params"] * arguments.parameters_factor * density
+    runs["data"] = runs["data"] * arguments.data_factor
+    return runs
+
+
+def tell(fit: FittedLaw, console: Console) -> None:
+    """Print coefficients, checks and the statement on what stays open."""
+    table = Table(title=f"L(S, N, D) of {fit.runs} runs", title_justify="left")
+    for heading in ("coefficient", "value", "90 % of the bootstrap", "determined", "what it says"):
+        table.add_column(heading, justify="left" if heading in ("coefficient", "what it says") else "right")
+    for name, value in fit.law.coefficients.items():
+        low, high = fit.intervals.get(name, (float("nan"), float("nan")))
+        inside = f"{low:.4g} … {high:.4g}" if fit.intervals else "none drawn"
+        table.add_row(name, f"{value:.5g}", inside, "no" if name in fit.undetermined else "yes", SAYS[name])
+    console.print(table)
+    console.print(
+        f"Objective {fit.objective:.4e}: mean Huber loss of the {fit.residual} residual, delta {fit.delta:g}. "
+        f"{fit.agreeing} of {fit.starts} starts agree. Mean error on these runs {100 * fit.mean_error:.2f} %."
+    )
+    for held in fit.hold_outs:
+        if held.mean_error is None or held.bias is None:
+            console.print(f"Left out the {held.runs} {held.left_out}: no error, {held.reason}")
+        else:
+            console.print(
+                f"Left out the {held.runs} {held.left_out}: error {100 * held.mean_error:.2f} %, "
+                f"bias {100 * held.bias:+.2f} % (negative: promised too much)."
+            )
+    console.print(fit.statement)

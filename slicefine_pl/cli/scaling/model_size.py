@@ -1,0 +1,64 @@
+"""How many parameters a model has, as scaling laws count them.
+
+Models are built on the meta device from their settings alone: no weight is read.
+"""
+
+import torch
+from torch import nn
+
+from slicefine_pl.pretrained import folder_settings, image_backbone, split_gguf
+from slicefine_pl.sparsity.targets import POSITIONS
+
+
+def parameters_of(model: str) -> float:
+    """Parameters of a model without its embeddings and without a head where the library can leave it out.
+
+    Args:
+        model: Whatever ``slicefine_pl.pretrained`` understands: a hub name, a folder, ``"timm/<name>"``,
+            ``"torchvision/<name>"``, ``"package:<package>/<place>"``.
+
+    Raises:
+        ValueError: No settings of such a model can be read.
+    """
+    try:
+        with torch.device("meta"):
+            network = _network(model)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        first = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"model={model!r} cannot be counted ({first}); give a folder with config.json, a name, or --parameters."
+        ) from error
+    return float(sum(parameter.numel() for parameter in without_embeddings(network).values()))
+
+
+def without_embeddings(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by name that the laws count: all but tables of tokens and of positions."""
+    tables = {
+        id(parameter)
+        for module in network.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters()
+    }
+    return {
+        name: parameter
+        for name, parameter in network.named_parameters()
+        if id(parameter) not in tables and not POSITIONS.search(name)
+    }
+
+
+def _network(model: str) -> nn.Module:
+    backbone = image_backbone(model)
+    if backbone.library == "timm":
+        import timm
+
+        name = folder_settings(backbone.name).get("architecture", backbone.name)
+        return timm.create_model(str(name), pretrained=False, num_classes=0)
+    if backbone.library == "torchvision":
+        from torchvision.models import get_model
+
+        return get_model(backbone.name, weights=None)  # type: ignore[no-any-return]
+    from transformers import AutoConfig, AutoModel
+
+    folder, gguf = split_gguf(backbone.name)
+    settings = AutoConfig.from_pretrained(folder, gguf_file=gguf) if gguf else AutoConfig.from_pretrained(folder)
+    return AutoModel.from_config(settings)  # type: ignore[no-any-return, no-untyped-call]

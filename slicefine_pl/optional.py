@@ -1,0 +1,71 @@
+"""Optional packages: public names that import them on first use, and what to install when one is missing.
+
+The base install needs torch, Lightning and torchmetrics.  Everything else belongs to an extra of pyproject.toml.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+EXTRAS = {  # name of an optional package in Python, and the extra that installs it
+    "PIL": "image",
+    "av": "video",
+    "datasets": "glue",
+    "jsonargparse": "recipes",
+    "matplotlib": "plots",
+    "pandas": "scaling",
+    "pyarrow": "text",
+    "pytorchvideo": "video",
+    "rich": "recipes",
+    "safetensors": "text",
+    "scipy": "scaling",
+    "timm": "image",
+    "tokenizers": "text",
+    "torchvision": "image",
+    "transformers": "text",
+}
+
+
+@contextmanager
+def optional_imports(extra: str | None = None) -> Iterator[None]:
+    """Name the extra to install if an import in this block fails because an optional package is missing.
+
+    Args:
+        extra: Extra to name; ``None`` takes the one that ``EXTRAS`` gives for the missing package.
+
+    Raises:
+        ModuleNotFoundError: The package is missing; the message contains the ``pip install`` line.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise ModuleNotFoundError(
+            f'the package {package!r} is not installed; run: pip install "slicefine-pl[{extra or EXTRAS[package]}]"',
+            name=error.name,
+        ) from error
+
+
+def lazy_names(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+    """Make the ``__getattr__`` of a package whose public names are imported when they are first used (PEP 562).
+
+    Args:
+        package: ``__name__`` of the package.
+        places: Module that defines each public name.  A module below ``text``, ``image`` or ``video`` names that extra
+            if an optional package is missing.
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        extra = next((part for part in places[name].split(".") if part in ("text", "image", "video")), None)
+        with optional_imports(extra):
+            value = getattr(import_module(places[name]), name)
+        vars(sys.modules[package])[name] = value
+        return value
+
+    return __getattr__

@@ -1,0 +1,123 @@
+"""How far a law is from training runs, and which law is the nearest.
+
+Answers one question: which seven numbers make the runs least surprising?  How sure they are is a matter of ``fitting``.
+
+The numbers θ are all logarithms, around the geometric means N₀, D₀ and L₀ of the runs, so that each is of order one:
+
+    L/L₀ = (e^θ₀·(1 − S)^(e^θ₁) + e^θ₂)·(N/N₀)^(−e^θ₃) + e^θ₄·(D/D₀)^(−e^θ₅) + e^θ₆
+
+The mean Huber loss of the residuals is divided by δ²: a fit to one percent then scores about one, not 1e-6, which an
+optimizer would take for converged.  L-BFGS-B minimises it with its analytic gradient, from many starts.
+
+Shapes:  R runs · θ (7,) · derivatives (7, R)
+Source:  objective of Frantar et al., arXiv:2309.08520; scaling, gradient and search are ours.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import huber
+
+from slicefine_pl.scaling.costs import Array
+from slicefine_pl.scaling.law import ScalingLaw
+from slicefine_pl.scaling.runs import Runs
+
+Residual = Literal["log", "plain"]
+
+NAMES = ("a_S", "b_S", "c_S", "b_N", "a_D", "b_D", "c")  # the order of θ
+STARTS = np.log([[0.01, 1], [0.1, 3], [0.01, 3], [0.03, 2], [0.01, 1], [0.03, 3], [0.1, 1.5]])
+BOUNDS = np.log(
+    [[1e-4, 10], [1e-2, 20], [1e-4, 10], [1e-3, 10], [1e-4, 10], [0.03, 10], [1e-3, 10]]
+)  # below 0.03, a_D leaves float64
+SEARCH = {"maxiter": 5000, "maxfun": 10000, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 20}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Mean Huber loss of the residuals of some runs.
+
+    Args:
+        runs: The runs.
+        residual: ``"log"`` for ln(law/measured), ``"plain"`` for law − measured.
+        delta: Where the Huber loss turns from square to linear, in the unit of the residual.
+    """
+
+    runs: Runs
+    residual: Residual
+    delta: float
+
+    @cached_property
+    def means(self) -> tuple[float, float, float]:
+        """N₀, D₀ and L₀."""
+        size, data, loss = (
+            np.exp(np.log(a).mean()) for a in (self.runs.nonzero_params, self.runs.data, self.runs.loss)
+        )
+        return float(size), float(data), float(loss)
+
+    @cached_property
+    def inputs(self) -> tuple[Array, Array, Array]:
+        """ln(1 − S), ln(N/N₀) and ln(D/D₀) of every run."""
+        size, data, _ = self.means
+        return (
+            np.log1p(-self.runs.sparsity),
+            np.log(self.runs.nonzero_params / size),
+            np.log(self.runs.data / data),
+        )
+
+    def residuals(self, theta: Array) -> tuple[Array, Array]:
+        """Residual of every run (R,) and its derivatives with respect to θ (7, R)."""
+        density, size, data = self.inputs
+        pruned, b_S, kept, b_N, unseen, b_D, c = np.exp(theta)
+        pruned = pruned * np.exp(b_S * density - b_N * size)
+        kept = kept * np.exp(-b_N * size)
+        unseen = unseen * np.exp(-b_D * data)
+        law = pruned + kept + unseen + c
+        slopes = np.stack(
+            [
+                pruned,
+                pruned * b_S * density,
+                kept,
+                -(pruned + kept) * b_N * size,
+                unseen,
+                -unseen * b_D * data,
+                np.full_like(law, c),
+            ]
+        )
+        if self.residual == "log":
+            return np.log(law * self.means[2] / self.runs.loss), slopes / law
+        return law * self.means[2] - self.runs.loss, slopes * self.means[2]
+
+    def __call__(self, theta: Array, weights: Array) -> tuple[float, Array]:
+        """Weighted mean Huber loss over δ², and its gradient (7,); the weights (R,) sum to one."""
+        residuals, slopes = self.residuals(theta)
+        value = weights @ huber(self.delta, residuals) / self.delta**2
+        gradient = slopes @ (weights * np.clip(residuals, -self.delta, self.delta)) / self.delta**2
+        return float(value), gradient
+
+    def minimum(self, theta: Array, weights: Array) -> tuple[float, Array]:
+        """The lowest value that can be reached downhill from one start, and its place."""
+        found = minimize(self, theta, args=(weights,), jac=True, method="L-BFGS-B", bounds=BOUNDS, options=SEARCH)
+        return float(found.fun), np.asarray(found.x)
+
+    def law(self, theta: Array, data_unit: str) -> ScalingLaw:
+        """The law in single parameters and single images or tokens."""
+        size, data, loss = self.means
+        pruned, b_S, kept, b_N, unseen, b_D, c = (float(value) for value in np.exp(theta))
+        return ScalingLaw(
+            a_S=pruned * loss * size**b_N,
+            b_S=b_S,
+            c_S=kept * loss * size**b_N,
+            b_N=b_N,
+            a_D=data * (unseen * loss) ** (1 / b_D),
+            b_D=b_D,
+            c=c * loss,
+            data_unit=data_unit,
+        )
+
+
+def random_start(random: np.random.Generator) -> Array:
+    """A θ from which to search, uniform in the logarithms."""
+    return random.uniform(STARTS[:, 0], STARTS[:, 1])

@@ -1,0 +1,173 @@
+"""The road of one layer's slice: where it stands, where it goes next, what it has visited.
+
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513, for the movement; the choice by importance is ours.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from slicefine_pl.slicing.distributed.shards import Block, Part, local_of, share_of, wholes
+from slicefine_pl.slicing.layers.base import SlicedLayer, add_slice
+from slicefine_pl.slicing.schedule import (
+    Axis,
+    Line,
+    Order,
+    check_choice,
+    check_rank,
+    line_at,
+    slice_lines,
+    visiting_order,
+    visits_before,
+)
+
+SLICE_TYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def slice_type(chosen: torch.dtype | str | None) -> torch.dtype | None:
+    """The type that ``slice_dtype`` chooses, given itself or by name: ``torch.float32`` or ``"float32"``.
+
+    Raises:
+        ValueError: Slices of this type cannot be trained.
+    """
+    dtype = SLICE_TYPES.get(chosen.removeprefix("torch.")) if isinstance(chosen, str) else chosen
+    if chosen is not None and dtype not in SLICE_TYPES.values():
+        raise ValueError(
+            f"slice_dtype={chosen!r} cannot be trained; choose one of {', '.join(map(repr, SLICE_TYPES))}, as a name or"
+            " as torch's type, or None."
+        )
+    return dtype
+
+
+@dataclass(frozen=True)
+class SliceSettings:
+    """What all slices of a network have in common; the arguments of ``slice_model``."""
+
+    rank: int
+    axis: Axis
+    order: Order
+    seed: int
+    slice_dtype: torch.dtype | None
+
+    def __post_init__(self) -> None:
+        check_rank(self.rank)
+        check_choice("axis", self.axis, Axis)
+        check_choice("order", self.order, Order)
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """The kinds of line that become live."""
+        return ("column", "row") if self.axis == "alternate" else (self.axis,)
+
+
+class SliceTrack:
+    """One slice on its way over its block.
+
+    Attributes:
+        layer: The sliced layer.
+        piece: Its slice.
+        moves: How often the slice has moved.
+        visited: For each kind of line, which lines have been live, shape ``(size,)``, bool.
+    """
+
+    def __init__(self, name: str, layer: SlicedLayer, block: Block, settings: SliceSettings) -> None:
+        matrix = block.of(layer.slicefine_stored(block.parameter))
+        sizes: dict[Line, int] = {"row": matrix.shape[0], "column": matrix.shape[1]}
+        road = name.replace("_orig_mod.", "")  # a compiled module visits the same slices as the plain one
+        self._settings = settings
+        self._orders = {
+            line: visiting_order(sizes[line], settings.order, key=f"{settings.seed}/{road}/{line}")
+            for line in settings.lines
+        }
+        self.moves = 0
+        self.visited = {line: torch.zeros(sizes[line], dtype=torch.bool) for line in settings.lines}
+        length = max(matrix.numel() // sizes[line] for line in settings.lines)
+        self.layer = layer
+        self.piece = add_slice(layer, block, settings.rank, length, settings.slice_dtype)
+        self.piece.place(*self._scheduled(), self.part())
+        self._written = self._stored_version()
+        self._arrived()
+
+    def part(self) -> Part:
+        """What this process holds of the block."""
+        return self.layer.slicefine_part(self.piece)
+
+    def write(self, live: Tensor) -> None:
+        """Copy the live values, all of them given in ``(R, L)``, to their place in the stored parameter."""
+        self.piece.write(self.part(), live)
+        self._written = self._stored_version()
+
+    def reconcile(self) -> None:
+        """Agree with the stored parameter again, after somebody has changed the slice or both.
+
+        Where both were changed, the parameter is right: an average of live lines says nothing, as they have stood at
+        many places.
+        """
+        if self._written == self._stored_version():
+            self.piece.write(self.part(), self.piece.live.data)
+        else:
+            self.piece.reload(self.part())
+
+    def _stored_version(self) -> int:
+        """How many changes of the stored parameter torch has counted; those by a slice are not among them."""
+        stored = self.layer.slicefine_stored(self.piece.block.parameter)
+        return 0 if stored.is_inference() else stored._version
+
+    def move(self) -> None:
+        """Go on to the next position; what the slice learned must have been written to the weight."""
+        self.moves += 1
+        line, indices = self._scheduled()
+        if self.piece.score is not None:
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(self.piece.score)  # every process has seen other data, and all must go the same way
+            indices = sorted(self.piece.score.topk(self._settings.rank).indices.tolist())
+        self.piece.place(line, indices, self.part())
+        self._arrived()
+
+    def _scheduled(self) -> tuple[Line, list[int]]:
+        """Where the sweep stands after ``moves`` moves."""
+        line = line_at(self.moves, self._settings.axis)
+        visits = visits_before(self.moves, self._settings.axis)
+        return line, slice_lines(visits, self._settings.rank, self._orders[line])
+
+    def _arrived(self) -> None:
+        self.visited[self.piece.line][self.piece.index.cpu()] = True
+        if self._settings.order == "importance":
+            self.piece.listen(line_at(self.moves + 1, self._settings.axis))
+
+    def visited_entries(self) -> int:
+        """Distinct entries of the block that have been live: c columns and r rows cross at c·r places."""
+        outputs, inputs, *kernel = self.piece.shape
+        columns, rows = (int(self.visited[line].sum()) if line in self.visited else 0 for line in ("column", "row"))
+        return (columns * outputs + rows * inputs - columns * rows) * math.prod(kernel)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as plain numbers, strings and tensors.
+
+        The live values themselves stand in the parameter, unless the slice is kept in another type than that.
+        """
+        piece = self.piece
+        other = piece.live.dtype != self.layer.slicefine_stored(piece.block.parameter).dtype
+        return {
+            "moves": self.moves,
+            "line": piece.line,
+            "index": piece.index.cpu().clone(),
+            "visited": {line: lines.clone() for line, lines in self.visited.items()},
+            "score": None if piece.score is None else piece.score.cpu().clone(),
+            "live": wholes([piece.live])[0].cpu().clone() if other else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Stand where a saved slice stood; the parameter must have been restored before."""
+        self.moves = state["moves"]
+        self.visited = {line: lines.clone() for line, lines in state["visited"].items()}
+        self.piece.place(state["line"], state["index"].tolist(), self.part())
+        self._arrived()
+        if self.piece.score is not None:
+            self.piece.score.copy_(state["score"])
+        if state["live"] is not None:
+            local_of(self.piece.live).copy_(share_of(state["live"], self.piece.live))

@@ -1,0 +1,1 @@
+"""Slices of networks that FSDP2 shards over processes."""

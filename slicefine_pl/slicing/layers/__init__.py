@@ -1,0 +1,1 @@
+"""Which layers can be sliced, and how each computes its output and the gradient of its slice."""

@@ -1,0 +1,131 @@
+"""Sliced linear maps: one dense forward pass, and the gradient of the live lines only.
+
+Covers ``torch.nn.Linear`` and transformers' ``Conv1D``, which is a linear map with a transposed weight.
+
+Shapes:  T tokens (all leading dimensions of the input) · O outputs · I inputs · R rank of the slice
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513; saving only the live columns of the input is also PaCA's idea
+(arXiv:2503.01905).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slicefine_pl.slicing.distributed.shards import Block
+from slicefine_pl.slicing.layers.base import SlicedLayer
+from slicefine_pl.slicing.schedule import Line
+from slicefine_pl.slicing.slice import Slice, countable, live_gradient, refuse_second_derivatives
+
+SCORE_TOKENS = 64  # gradients of so many tokens rank the lines; more cost more and rank no better
+
+
+class _SlicedLinear(torch.autograd.Function):
+    """``F.linear`` whose weight gradient exists for the live lines only; see :func:`sliced_linear`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        live: Tensor,
+        index: Tensor,
+        line: Line,
+        score: Tensor | None,
+        score_line: Line,
+    ) -> Tensor:
+        y = F.linear(x, weight, bias)
+        # A copy: a view would keep all of x alive until backward.
+        kept = x.gather(-1, index.expand(*x.shape[:-1], -1)) if line == "column" else x
+        sample = None if score is None else _sample(x).to(y.dtype)
+        ctx.save_for_backward(kept.to(y.dtype), weight, live, index, sample)
+        ctx.line, ctx.score, ctx.score_line = line, score, score_line
+        return y.detach()  # torch 2.11 returns a view here, which an in-place activation may not overwrite
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        kept, weight, live, index, sample = ctx.saved_tensors
+        refuse_second_derivatives()
+        needs_x, _, needs_bias, needs_live, *_ = ctx.needs_input_grad
+        outputs = grad_y.reshape(-1, grad_y.shape[-1])  # (T, O)
+        inputs = kept.reshape(-1, kept.shape[-1])  # (T, R) for columns, (T, I) for rows
+        grad_x = None
+        if needs_x:
+            # Of two matrices: grad_y may be a permuted view, and torch multiplies those example by example.
+            grad_x = (outputs @ weight.to(grad_y.dtype)).view(*grad_y.shape[:-1], weight.shape[1])
+        grad_bias = outputs.sum(0) if needs_bias else None
+        grad_live = None
+        if needs_live:
+            # R first: on CPU several times faster than the (O, R) product.
+            grad_live = inputs.t() @ outputs if ctx.line == "column" else outputs.index_select(1, index).t() @ inputs
+            grad_live = live_gradient(grad_live, live)
+        if ctx.score is not None:
+            norms = _line_norms(sample.float(), _sample(outputs).float(), ctx.score_line)
+            ctx.score += countable(norms)
+        return grad_x, None, grad_bias, grad_live, *[None] * 4
+
+
+def _sample(x: Tensor) -> Tensor:
+    """At most about ``SCORE_TOKENS`` of the tokens, evenly spread, shape ``(., I)``.
+
+    An odd stride, so that it does not meet the same place of every sequence when lengths are even.
+    """
+    tokens = x.reshape(-1, x.shape[-1])
+    return tokens[:: tokens.shape[0] // SCORE_TOKENS | 1]
+
+
+def _line_norms(inputs: Tensor, outputs: Tensor, line: Line) -> Tensor:
+    """Norm of every column or row of the weight gradient ``outputsᵀ @ inputs``, without forming it.
+
+    With X (t, I) and G (t, O), column j of GᵀX has the squared norm ``x_jᵀ (G Gᵀ) x_j``, and row i ``g_iᵀ (X Xᵀ) g_i``:
+    for few tokens t that is cheap.
+    """
+    lines, others = (inputs, outputs) if line == "column" else (outputs, inputs)
+    return (lines * (others @ others.t() @ lines)).sum(0).clamp_min(0).sqrt()
+
+
+def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, piece: Slice) -> Tensor:
+    """Apply a linear map of which only some lines of the weight are trainable.
+
+    The value is ``F.linear(x, weight, bias)``: ``weight`` must already hold the live values.  Saves the live columns of
+    the input for backward, shape ``(T, R)``, or for rows the input itself; the full weight gradient is never formed.
+
+    Args:
+        x: Input, shape ``(..., I)``.
+        weight: Shape ``(O, I)``; receives no gradient.
+        bias: Shape ``(O,)``, or ``None``; receives a gradient if it requires one.
+        piece: The lines that receive a gradient.
+
+    Returns:
+        Output, shape ``(..., O)``.
+    """
+    result: Tensor = _SlicedLinear.apply(
+        x, weight, bias, piece.live, piece.index, piece.line, piece.score, piece.score_line
+    )
+    return result
+
+
+class SlicedLinear(SlicedLayer):
+    """A linear map: ``torch.nn.Linear``, with its weight stored as ``(O, I)``."""
+
+    bias: nn.Parameter | None
+
+    @classmethod
+    def slicefine_blocks(cls, dense: nn.Module) -> list[Block]:
+        return [Block()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.slicefine_before_forward()
+        piece = self.slicefine_slice("weight")
+        assert piece is not None
+        return sliced_linear(x, piece.block.of(self.slicefine_stored("weight")), self.bias, piece)
+
+
+class SlicedConv1D(SlicedLinear):
+    """A linear map with its weight stored as ``(I, O)``, as in transformers' ``Conv1D`` (GPT-2)."""
+
+    @classmethod
+    def slicefine_blocks(cls, dense: nn.Module) -> list[Block]:
+        return [Block(transposed=True)]

@@ -1,0 +1,40 @@
+"""What others see of an open slice: its name, its place, its values, and when it moves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from slicefine_pl.slicing.schedule import Line
+
+
+@dataclass(frozen=True)
+class LiveSlice:
+    """One slice that is being trained.
+
+    Attributes:
+        name: Of its layer; followed by the parameter, and the block in it, where that is not simply ``weight``.
+        line: Whether the slice is made of columns or of rows.
+        indices: Which ones, shape ``(R,)``.
+        parameter: The trainable values, shape ``(R, L)``, one line of the weight below the other.
+        shape: Of the matrix in which they lie, ``(O, I, ...)``.
+        stored: The frozen parameter that holds that matrix; maybe others too, as in a fused attention.
+    """
+
+    name: str
+    line: Line
+    indices: Tensor
+    parameter: nn.Parameter
+    shape: tuple[int, ...]
+    stored: nn.Parameter
+
+
+class MoveWatcher(Protocol):
+    """Who is told when slices move, see :meth:`SliceHandle.watch`."""
+
+    def leave(self, slices: Sequence[LiveSlice]) -> None:
+        """These slices are about to leave where they stand; what they learned is in the weights."""
+
+    def arrive(self, slices: Sequence[LiveSlice]) -> None:
+        """These slices stand at new places, and have learned nothing there yet."""

@@ -1,0 +1,38 @@
+"""A re-initialised copy: everything random and of known size, and the original as it was."""
+
+import torch
+from torch import nn
+
+from slicefine_pl.analysis.reinitialize import reinitialised
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(40, 50) * 3)
+        self.token = nn.Parameter(torch.full((1,), 5.0))
+        self.norm = nn.LayerNorm(50)
+        self.linear = nn.Linear(50, 60)
+
+
+def test_every_weight_is_drawn_anew_and_the_original_stays():
+    net = Net()
+    with torch.no_grad():
+        net.norm.weight.fill_(7)
+        net.linear.weight.fill_(9)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    generator = torch.get_rng_state()
+    made = reinitialised(net, seed=1)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(not torch.equal(value, before[name]) for name, value in made.state_dict().items() if name != "norm.bias")
+    assert torch.equal(made.norm.weight, torch.ones(50))
+    assert made.linear.weight.abs().max() <= 50**-0.5  # nn.Linear's own bound
+    assert torch.isclose(made.places.std(), before["places"].std(), rtol=0.1)
+
+
+def test_a_seed_makes_one_network():
+    net = Net()
+    one, same, other = (reinitialised(net, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["linear.weight"], other["linear.weight"])

@@ -1,0 +1,232 @@
+"""Slices of networks that real processes share among them, against the same network in one process: bit for bit."""
+
+import re
+
+import numpy
+import processes
+import pytest
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, Partial
+from torch.utils.checkpoint import checkpoint
+
+from slicefine_pl.slicing import slice_model
+from slicefine_pl.slicing.distributed.fsdp import find_blocks, shard_model, sharded_bytes
+
+
+class Experts(nn.Module):
+    """Three matrices in one parameter, stored with their inputs first."""
+
+    is_transposed = True
+
+    def __init__(self):
+        super().__init__()
+        self.matrices = nn.Parameter(torch.randn(3, 7, 5))
+
+    def forward(self, x):
+        return sum(x @ self.matrices[expert] @ self.matrices[expert].t() for expert in range(3)) / 300
+
+
+# Sizes that two or three processes do not share equally, and fewer rows than processes.
+class Net(nn.Module):
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.stem = nn.Conv1d(3, 7, 3, padding=1)
+        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(7, 11), nn.Tanh(), nn.Linear(11, 7)) for _ in range(2)])
+        self.attention = nn.MultiheadAttention(7, 1, batch_first=True)
+        self.experts = Experts()
+        self.place = nn.Parameter(torch.randn(1, 5, 7))
+        self.scale = nn.Parameter(torch.tensor(2.0), requires_grad=False)
+        self.head = nn.Linear(7, 2)
+
+    recompute = False  # layers in the backward pass, instead of keeping what they computed
+
+    def forward(self, x):
+        x = self.stem(x).transpose(1, 2) + self.place * self.scale
+        x = x + self.experts(x)
+        for layer in self.layers:
+            x = x + (checkpoint(layer, x, use_reentrant=False) if self.recompute else layer(x))
+        return self.head((x + self.attention(x, x, x)[0]).mean(1))
+
+
+SETTINGS = {"rank": 2, "targets": ["stem", "layers", "attention", "place", "experts"], "also_train": "head"}
+
+
+def train(axis, sharded, steps=7, recompute=False, peek=False, seed=3, **settings):
+    """Three moves; returns all weights, the places, and what went into the checkpoint after step 5."""
+    torch.manual_seed(seed)
+    net = Net()
+    net.recompute = recompute
+    handle = slice_model(net, **SETTINGS, axis=axis)
+    handle.trust_weights()
+    if sharded:
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+        shard_model(net, **settings)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.02, momentum=0.9)
+    data = torch.randn(steps, 4, 3, 5, generator=torch.Generator().manual_seed(1))
+    places, middle = [], None
+    for step in range(steps):
+        net(data[step]).square().sum().backward()
+        if peek:
+            with torch.no_grad():
+                net(data[step])
+        optimizer.step()
+        optimizer.zero_grad()
+        handle.write()
+        if step % 2:
+            for moved in handle.move():
+                optimizer.state.pop(moved.parameter, None)
+        if step == 4:
+            middle = whole(net)
+        places.append([live.indices.tolist() for live in handle])
+    handle.close()
+    return whole(net), places, middle
+
+
+def train_otherwise(how):
+    return train("column", True, **OTHERS[how])
+
+
+def whole(net):
+    values = {}
+    for name, value in net.state_dict().items():
+        value = value.detach()
+        values[name] = (value.full_tensor() if hasattr(value, "full_tensor") else value).clone().numpy()
+    return values
+
+
+@pytest.mark.parametrize("axis", ["column", "row", "alternate"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_shared_network_learns_what_a_whole_one_learns(axis, count):
+    check(train(axis, sharded=False), processes.run(train, count, axis, True))
+
+
+def peeking():
+    """A forward pass without gradients comes between the backward pass and the optimizer's step."""
+    return train("column", True, peek=True)
+
+
+def test_a_look_at_the_network_before_the_step_changes_nothing():
+    check(train("column", sharded=False), processes.run(peeking, 2))
+
+
+def replicated():
+    """Two replicas; the second starts from other numbers, and has to take those of the first."""
+    torch.distributed.init_process_group("gloo")
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    return train("row", True, mesh=mesh, seed=3 + torch.distributed.get_rank())
+
+
+def test_replicas_of_shards_start_and_stay_alike():
+    check(train("row", sharded=False), processes.run(replicated, 2))
+
+
+OTHERS = {
+    "activation checkpointing": {"recompute": True},
+    "parameters in the CPU's memory": {"offload": True},
+    "other blocks": {"blocks": [r"layers\.\d\.\d", "attention"]},
+    "no blocks": {"blocks": []},
+}
+
+
+@pytest.mark.parametrize("how", OTHERS)
+def test_nor_does_it_matter_how_it_is_shared(how):
+    check(train("column", sharded=False), processes.run(train_otherwise, 2, how))
+
+
+def check(expected, found):
+    reference, places, middle = expected
+    assert all(numpy.isfinite(value).all() for value in reference.values())
+    for theirs, their_places, their_middle in found:
+        assert their_places == places
+        for ours, others in ((reference, theirs), (middle, their_middle)):
+            assert list(ours) == list(others)
+            for name, value in ours.items():
+                torch.testing.assert_close(torch.tensor(others[name]), torch.tensor(value), rtol=1e-6, atol=1e-6)
+
+
+def test_layers_of_deep_networks_are_found():
+    from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+
+    size = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 8}
+    bert, vit = BertModel(BertConfig(**size, vocab_size=9)), ViTModel(ViTConfig(**size, image_size=8, patch_size=4))
+    assert find_blocks(bert) == [f"encoder.layer.{place}" for place in range(3)]
+    assert len(find_blocks(vit)) == 3
+    assert find_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == []
+    with pytest.raises(ValueError, match=r"blocks='nowhere' matches the whole name of no module"):
+        find_blocks(bert, "nowhere")
+
+
+def counted():
+    net = nn.Sequential(
+        nn.ModuleList([nn.Sequential(nn.Linear(8, 8, bias=False)) for _ in "ab"]), nn.Linear(8, 4, bias=False)
+    )
+    slice_model(net, rank=2, targets="0", also_train=[])
+    torch.distributed.init_process_group("gloo")
+    return sharded_bytes(net, shard_model(net))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_process_keeps_is_counted():
+    one, two = processes.run(counted, 2)
+    assert one == two
+    slices, weights, rest = 2 * (2 * 8) * 4, 2 * 64 * 4, 32 * 4
+    assert one.whole == slices + weights + rest
+    assert one.frozen == (weights + rest) // 2
+    assert one.trained == slices // 2
+    assert one.optimizer == 3 * slices // 2
+    assert one.passing == (64 + 16) * 4
+    assert one.resident == rest
+    assert one.peak == one.frozen + 4 * one.trained + 2 * one.passing + rest
+
+
+def wrong_use(what):
+    torch.distributed.init_process_group("gloo")
+    net = Net()
+    try:
+        if what == "sliced after":
+            shard_model(net)
+            slice_model(net, **SETTINGS)
+        handle = slice_model(net, **SETTINGS, axis="row")
+        if what == "tied":
+            net.layers[0][0].bias = net.layers[1][0].bias.requires_grad_(True)
+        if what == "meta":
+            net.head.to("meta")
+        if what == "types":
+            net.head.half()
+        if what == "scalar":
+            net.scale.requires_grad_(True)
+        shard_model(net)
+        if what == "twice":
+            shard_model(net)
+        if what != "not trusted":
+            handle.trust_weights()
+        if what == "tensor parallel":
+            weight = net.head.weight
+            mesh = weight.device_mesh
+            handle._tracks["stem"].layer._parameters["weight"] = nn.Parameter(
+                DTensor.from_local(torch.zeros(7, 3, 3), mesh, [Partial()]), requires_grad=False
+            )
+            handle.write()
+        net(torch.zeros(2, 3, 5))
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("sliced after", "sharded already, and slices are opened before"),
+        ("scalar", r"\['scale'\] are scalars, which cannot be shared out"),
+        ("types", "has to be of one type, but .* is float32 and head.bias is float16"),
+        ("tied", "layers.0.0.bias and layers.1.0.bias are one parameter, and in different blocks"),
+        ("meta", "have no values yet"),
+        ("twice", "sharded already; shard_model comes once"),
+        ("not trusted", r"Call handle.trust_weights\(\) once, and handle.write\(\)"),
+        ("tensor parallel", "not tensor parallelism"),
+    ],
+)
+def test_wrong_use_is_told(what, told):
+    for error in processes.run(wrong_use, 2, what):
+        assert re.search(told, error), error

@@ -1,0 +1,338 @@
+"""Sliced linear layers against dense linear algebra."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.pytorch_utils import Conv1D
+
+from slicefine_pl.slicing.distributed.shards import Block, Part
+from slicefine_pl.slicing.layers.base import SlicedLayer, add_slice, close_layer, open_layer
+from slicefine_pl.slicing.layers.linear import SCORE_TOKENS, sliced_linear
+from slicefine_pl.slicing.layers.registry import compact_kind
+from slicefine_pl.slicing.slice import Slice
+
+O, I, R = 5, 7, 2  # odd and unequal, so that a swapped axis cannot pass
+COLUMNS, ROWS = [6, 0], [1, 4]  # the columns wrap
+
+
+def dense_layer(kind: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+    layer = Conv1D(O, I) if kind == "Conv1D" else nn.Linear(I, O)
+    nn.init.normal_(layer.bias)
+    return layer.to(dtype)
+
+
+def matrix_of(layer: nn.Module) -> torch.Tensor:
+    """The weight as (O, I), whatever the layer's own layout."""
+    return layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
+
+
+def grad_of(layer: nn.Module) -> torch.Tensor:
+    return layer.weight.grad.t() if isinstance(layer, Conv1D) else layer.weight.grad
+
+
+def open_in_place(layer: nn.Module, line: str, length: int, dtype: torch.dtype | None = None) -> SlicedLayer:
+    kind = compact_kind(layer)
+    (block,) = kind.slicefine_blocks(layer)
+    opened = open_layer(layer, kind, [block])
+    piece = add_slice(opened, block, R, length, dtype)
+    piece.place(line, COLUMNS if line == "column" else ROWS, opened.slicefine_part(piece))
+    return opened
+
+
+def sliced(dense: nn.Module, line: str) -> SlicedLayer:
+    return open_in_place(copy.deepcopy(dense), line, O if line == "column" else I)
+
+
+def block(matrix: torch.Tensor, line: str) -> torch.Tensor:
+    """The live block of an (O, I) matrix, one line below the other."""
+    return matrix[:, COLUMNS].t() if line == "column" else matrix[ROWS]
+
+
+@pytest.fixture(params=["Linear", "Conv1D"])
+def dense(request):
+    return dense_layer(request.param)
+
+
+@pytest.mark.parametrize("shape", [(3, I), (2, 3, I)])
+def test_an_activation_may_overwrite_the_output(dense, shape):
+    """``nn.ReLU(inplace=True)`` after a linear layer is common; torch refuses it for views made in custom functions."""
+    layer = sliced(dense, "column")
+    x = torch.randn(shape, dtype=torch.float64)
+    torch.relu_(layer(x)).square().sum().backward()
+    torch.relu_(dense(x)).square().sum().backward()
+    torch.testing.assert_close(layer.slicefine.live.grad, block(grad_of(dense), "column"))
+
+
+@pytest.mark.parametrize("line", ["column", "row"])
+@pytest.mark.parametrize("shape", [(I,), (3, I), (2, 3, I), (0, I)])
+def test_live_block_gets_exactly_the_dense_gradient(dense, line, shape):
+    """Training a slice must follow the gradient full training would give those lines; input and bias theirs as well."""
+    layer = sliced(dense, line)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    x_dense = x.detach().clone().requires_grad_()
+    layer(x).square().sum().backward()
+    dense(x_dense).square().sum().backward()
+    torch.testing.assert_close(layer.slicefine.live.grad, block(grad_of(dense), line))
+    torch.testing.assert_close(x.grad, x_dense.grad)
+    torch.testing.assert_close(layer.bias.grad, dense.bias.grad)
+    assert layer.slicefine_stored("weight").grad is None
+
+
+@pytest.mark.parametrize("line", ["column", "row"])
+def test_gradcheck_against_a_joined_weight(line):
+    """The layer equals F.linear on a weight in which the live block has been replaced; numerically, in float64."""
+    frozen = torch.randn(O, I, dtype=torch.float64)
+    x = torch.randn(3, I, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(O, dtype=torch.float64, requires_grad=True)
+    live = torch.randn(R, O if line == "column" else I, dtype=torch.float64, requires_grad=True)
+    piece = Slice(Block(), *live.shape, frozen, None)
+    piece.place(line, COLUMNS if line == "column" else ROWS, Part(frozen))
+    del piece._parameters["live"]  # gradcheck hands in its own
+
+    def joined(x, bias, live):
+        weight = frozen.clone()
+        piece.live = live
+        piece.write(Part(weight), live)
+        return sliced_linear(x, weight, bias, piece)
+
+    assert torch.autograd.gradcheck(joined, (x, bias, live))
+
+
+@pytest.mark.parametrize("line", ["column", "row"])
+def test_output_is_bit_equal_after_opening_and_follows_the_live_values(dense, line):
+    layer, x = sliced(dense, line), torch.randn(4, I, dtype=torch.float64)
+    assert torch.equal(layer(x), dense(x))
+    with torch.no_grad():
+        layer.slicefine.live += 1.0
+        if line == "column":
+            matrix_of(dense)[:, COLUMNS] += 1.0
+        else:
+            matrix_of(dense)[ROWS] += 1.0
+    assert torch.equal(layer(x), dense(x))
+
+
+def test_a_padded_slice_trains_only_its_own_length():
+    """Where rows and columns alternate, the tail of the shorter line is padding: no gradient, no effect."""
+    layer = open_in_place(nn.Linear(I, O), "column", I)
+    x = torch.randn(4, I)
+    before = layer(x)
+    layer(x).sum().backward()
+    assert layer.slicefine.live.shape == (R, I)
+    assert torch.count_nonzero(layer.slicefine.live.grad[:, O:]) == 0
+    with torch.no_grad():
+        layer.slicefine.live[:, O:] = 99.0
+    assert torch.equal(layer(x), before)
+
+
+def saved_bytes(layer: nn.Module, x: torch.Tensor) -> int:
+    """What autograd keeps for backward besides the parameters."""
+    own = {parameter.data_ptr() for parameter in layer.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor):
+        if tensor.data_ptr() not in own and tensor.dtype.is_floating_point:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(x)
+    return sum(kept.values())
+
+
+def test_columns_keep_only_the_live_columns_of_the_input():
+    x = torch.randn(64, I, dtype=torch.float64, requires_grad=True)
+    dense = dense_layer("Linear")
+    assert saved_bytes(sliced(dense, "column"), x) == 64 * R * 8
+    assert saved_bytes(sliced(dense, "row"), x) == 64 * I * 8
+
+
+def test_two_passes_before_one_backward_add_up(dense):
+    """Shared layers, contrastive losses and gradient checkpointing call a layer twice before backward."""
+    layer = sliced(dense, "column")
+    a, b = torch.randn(2, 3, I, dtype=torch.float64)
+    (layer(a).square().sum() + layer(b).square().sum()).backward()
+    (dense(a).square().sum() + dense(b).square().sum()).backward()
+    torch.testing.assert_close(layer.slicefine.live.grad, block(grad_of(dense), "column"))
+
+
+def test_changing_the_slice_between_forward_and_backward_is_an_error():
+    layer = sliced(dense_layer("Linear"), "column")
+    y = layer(torch.randn(2, I, dtype=torch.float64)).sum()
+    with torch.no_grad():
+        layer.slicefine.live += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+@pytest.mark.parametrize("line", ["column", "row"])
+def test_autocast_computes_in_the_low_precision_and_trains_in_the_high(line):
+    layer = sliced(dense_layer("Linear", torch.float32), line)
+    dense = nn.Linear(I, O)
+    dense.load_state_dict(layer.state_dict())
+    x = torch.randn(64, I)
+    for net in (layer, dense):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = net(x)
+        assert y.dtype == torch.bfloat16
+        y.float().square().sum().backward()
+    assert layer.slicefine.live.grad.dtype == torch.float32
+    torch.testing.assert_close(layer.slicefine.live.grad, block(dense.weight.grad, line), rtol=2e-2, atol=2e-1)
+
+
+def test_a_float32_slice_in_a_bfloat16_layer_keeps_updates_that_bfloat16_would_lose():
+    layer = open_in_place(nn.Linear(I, O).to(torch.bfloat16), "column", O, torch.float32)
+    with torch.no_grad():
+        layer.slicefine.live.fill_(1.0)
+        for _ in range(32):
+            layer.slicefine.live += 2.0**-11  # an eighth of half a unit in the last place of bfloat16 at 1
+    layer.slicefine_write()
+    assert layer.slicefine_stored("weight")[0, COLUMNS[0]] == 1.0 + 2.0**-6
+    assert layer.to(torch.bfloat16).slicefine.live.dtype == torch.float32  # as Lightning's bf16-true does after setup
+    layer(torch.randn(3, I, dtype=torch.bfloat16)).sum().backward()
+    assert layer.slicefine.live.grad.dtype == torch.float32
+
+
+def test_second_derivatives_are_refused_rather_than_wrong():
+    layer = sliced(dense_layer("Linear"), "column")
+    x = torch.randn(2, I, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="open them with backend='mask'"):
+        torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+
+
+def test_state_dict_is_the_dense_one_and_loads_both_ways(dense):
+    layer = sliced(dense, "row")
+    with torch.no_grad():
+        layer.slicefine.live.zero_()
+    plain = copy.deepcopy(dense)
+    plain.load_state_dict(layer.state_dict(), strict=True)
+    assert torch.count_nonzero(matrix_of(plain)[ROWS]) == 0
+    layer.load_state_dict(dense.state_dict(), strict=True)
+    torch.testing.assert_close(layer.slicefine.live.detach(), block(matrix_of(dense).detach(), "row"), rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="bias"):
+        layer.load_state_dict({"weight": dense.weight}, strict=True)
+
+
+@pytest.mark.parametrize("copier", ["deepcopy", "pickle"])
+def test_copies_are_sliced_layers_with_their_own_slice(dense, copier):
+    layer = sliced(dense, "column")
+    if copier == "deepcopy":
+        twin = copy.deepcopy(layer)
+    else:
+        buffer = io.BytesIO()
+        torch.save(layer, buffer)
+        buffer.seek(0)
+        twin = torch.load(buffer, weights_only=False)
+    assert type(twin) is type(layer)
+    with torch.no_grad():
+        twin.slicefine.live += 1
+    x = torch.randn(2, I, dtype=torch.float64)
+    assert torch.equal(layer(x), dense(x))
+    assert not torch.equal(twin(x), dense(x))
+
+
+def test_closing_gives_back_the_same_object_in_its_original_class(dense):
+    layer = copy.deepcopy(dense)
+    original, names = type(layer), set(vars(layer))
+    opened = open_in_place(layer, "column", O)
+    assert opened is layer
+    assert isinstance(opened, original)
+    with torch.no_grad():
+        opened.slicefine.live.zero_()
+    close_layer(opened)
+    assert type(layer) is original
+    assert set(vars(layer)) == names
+    assert list(layer.state_dict()) == list(dense.state_dict())
+    assert torch.count_nonzero(matrix_of(layer)[:, COLUMNS]) == 0
+
+
+def test_leaving_train_mode_puts_the_slice_into_the_weight():
+    """torch's fast paths read the weight of a layer in eval mode without calling the layer."""
+    layer = sliced(dense_layer("Linear"), "column")
+    with torch.no_grad():
+        layer.slicefine.live.zero_()
+    assert torch.count_nonzero(layer.eval().weight[:, COLUMNS]) == 0
+
+
+@pytest.mark.parametrize("line", ["column", "row"])
+def test_scores_are_the_norms_of_the_dense_gradient(line):
+    """With fewer tokens than the sample, the score is exact; and it adds up over backward passes."""
+    layer, dense = sliced(dense_layer("Linear", torch.float32), "column"), nn.Linear(I, O)
+    dense.load_state_dict(layer.state_dict())
+    layer.slicefine.listen(line)
+    x = torch.randn(SCORE_TOKENS // 2, I)
+    for _ in range(2):
+        layer(x).square().sum().backward()
+    dense(x).square().sum().backward()
+    torch.testing.assert_close(layer.slicefine.score, 2 * dense.weight.grad.norm(dim=0 if line == "column" else 1))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_layers_keep_scores_and_gradients(backend):
+    torch.compiler.reset()
+    layer = sliced(dense_layer("Linear", torch.float32), "column")
+    layer.slicefine.listen("column")
+    twin, x = copy.deepcopy(layer), torch.randn(4, I)
+    torch.compile(layer, backend=backend, fullgraph=True)(x).square().sum().backward()
+    twin(x).square().sum().backward()
+    torch.testing.assert_close(layer.slicefine.live.grad, twin.slicefine.live.grad)
+    torch.testing.assert_close(layer.slicefine.score, twin.slicefine.score)
+    assert layer.slicefine.score.sum() > 0
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that torch carries out inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_gradient_of_a_permuted_output_is_multiplied_as_one_matrix(dense):
+    layer = sliced(dense, "column")
+    x = torch.randn(3, 4, I, dtype=torch.float64, requires_grad=True)
+    grad_y = torch.randn(4, O, 3, dtype=torch.float64).permute(2, 0, 1)  # as the heads of an attention give it back
+    (expected,) = torch.autograd.grad(dense(x), x, grad_y)
+    y = layer(x)
+    with Operations() as done:
+        (grad_x,) = torch.autograd.grad(y, x, grad_y)
+    torch.testing.assert_close(grad_x, expected)
+    assert "mm" in done.names
+    assert "bmm" not in done.names
+
+
+def test_a_trusted_layer_writes_in_a_forward_pass_only_what_changed():
+    layer = sliced(dense_layer("Linear"), "column")
+    layer.slicefine_trusts_weight = True
+    x = torch.randn(3, I, dtype=torch.float64)
+    layer.slicefine_write()
+    with Operations() as unchanged:
+        layer(x)
+    with torch.no_grad():
+        layer.slicefine_slice("weight").live.add_(1)
+    with Operations() as changed:
+        layer(x)
+    assert "index_copy_" not in unchanged.names
+    assert "index_copy_" in changed.names
+
+
+def test_a_copy_does_not_take_over_how_often_its_lines_had_changed():
+    layer = sliced(dense_layer("Linear"), "column")
+    layer.slicefine_trusts_weight = True
+    with torch.no_grad():
+        layer.slicefine_slice("weight").live.add_(1)
+    layer.slicefine_write()
+    twin = copy.deepcopy(layer)
+    piece = twin.slicefine_slice("weight")
+    while piece.live._version < layer.slicefine_slice("weight").agreed:
+        with torch.no_grad():
+            piece.live.add_(1)
+    twin(torch.randn(3, I, dtype=torch.float64))
+    torch.testing.assert_close(block(matrix_of(twin), "column"), piece.live, rtol=0, atol=0)
