@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Build the distributions, and try the wheel where only the base dependencies are installed.
+
+python3 .ci/wheel.py                    # needs uv and a package registry; 1 to 3 minutes with torch in uv's cache
+python3 .ci/wheel.py --output dist      # keep the wheel and the source distribution
+UV_NO_CONFIG=1 python3 .ci/wheel.py     # the newest dependencies instead of the versions pinned in pyproject.toml
+
+Checks: the wheel contains the package's tracked files and its licence, nothing else; twine accepts both files; the package
+imports; the examples of README.md that are marked with ``<!-- runs with the base install -->`` run, and so do the doctests of
+modules that need no extra; a missing extra is reported with its install command.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+import textwrap
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "slicefine_pl"
+MARK = "<!-- runs with the base install -->"
+EXAMPLE = re.compile(rf"^{MARK}\s*^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
+
+# What needs each extra, for its error message.
+NEEDS = {
+    "text": "from slicefine_pl.modules import TextClassifier; TextClassifier('bert-base-uncased')",
+}
+DOCTESTS = """
+import doctest, importlib
+for name in ("slicefine_pl.callbacks.slicefine", "slicefine_pl.callbacks.sparsity"):
+    failed, tried = doctest.testmod(importlib.import_module(name))
+    assert tried and not failed, f"{name}: {failed} of {tried} examples failed"
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--output", type=Path, help="folder for the wheel and the source distribution")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        output = given.output.resolve() if given.output else Path(scratch) / "dist"
+        wheel = build(output)
+        check_contents(wheel)
+        python = install(wheel, Path(scratch) / "venv")
+        try_wheel(python, Path(scratch))
+
+
+def build(output: Path) -> Path:
+    """Build the source distribution, and the wheel from it; return the wheel."""
+    run("uvx", "--from", "build", "pyproject-build", "--installer", "uv", "--outdir", output, ROOT)
+    run("uvx", "twine", "check", "--strict", *output.iterdir())
+    [wheel] = output.glob("*.whl")
+    return wheel
+
+
+def check_contents(wheel: Path) -> None:
+    """Compare the wheel's files with those that git tracks.
+
+    Raises:
+        SystemExit: A file is missing, or is there by accident.
+    """
+    tracked = run("git", "-C", ROOT, "ls-files", PACKAGE).split()
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    information = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
+    wrong = names ^ {*tracked, *(f"{information}/{name}" for name in METADATA)}
+    if wrong:
+        raise SystemExit(f"{wheel.name} and the tracked files differ in: {', '.join(sorted(wrong))}")
+    print(f"{wheel.name}: {len(names)} files, {wheel.stat().st_size / 1024:.0f} KiB")
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """Install the wheel without extras into an empty environment; return its Python."""
+    run("uv", "venv", "--quiet", folder)
+    python = folder / "bin" / "python"
+    run("uv", "pip", "install", "--quiet", "--python", python, wheel)
+    return python
+
+
+def try_wheel(python: Path, folder: Path) -> None:
+    """Run what a user of the base install runs, away from the source tree."""
+    examples = EXAMPLE.findall((ROOT / "README.md").read_text("utf-8"))
+    if not examples:
+        raise SystemExit(f"README.md contains no example marked with {MARK!r}")
+    for example in examples:
+        print(textwrap.indent(example, "    "))
+        run(python, "-I", "-W", "ignore", "-c", example, cwd=folder)
+    run(python, "-I", "-W", "ignore", "-c", DOCTESTS, cwd=folder)
+    for extra, code in NEEDS.items():
+        command = f'pip install "slicefine-pl[{extra}]"'
+        done = subprocess.run([python, "-I", "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+        last = (done.stderr.strip().splitlines() or ["no error"])[-1]
+        if command not in last:
+            raise SystemExit(f"without the extra {extra!r} the message is not {command!r}, but: {last}")
+        print(f"{extra}: {last}")
+
+
+def run(*command: object, cwd: Path = ROOT) -> str:
+    """Run a command and return what it prints; if it fails, show that and stop.
+
+    Raises:
+        SystemExit: It failed.
+    """
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{done.stdout}\nfailed with exit code {done.returncode}: {' '.join(words)[:200]}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
