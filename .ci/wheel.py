@@ -5,9 +5,10 @@ python3 .ci/wheel.py                    # needs uv and a package registry; 1 to 
 python3 .ci/wheel.py --output dist      # keep the wheel and the source distribution
 UV_NO_CONFIG=1 python3 .ci/wheel.py     # the newest dependencies instead of the versions pinned in pyproject.toml
 
-Checks: the wheel contains the package's tracked files and its licence, nothing else; twine accepts both files; the package
-imports; the examples of README.md that are marked with ``<!-- runs with the base install -->`` run, and so do the doctests of
-modules that need no extra; a missing extra is reported with its install command.
+Checks:
+- the wheel contains the package's tracked files and its licence, nothing else; twine accepts both distributions;
+- examples of README.md marked with ``<!-- runs with the base install -->`` run, and so do doctests that need no extra;
+- a missing extra is reported with its install command.
 """
 
 import argparse
@@ -37,6 +38,7 @@ for name in ("slicefine_pl.callbacks.slicefine", "slicefine_pl.callbacks.sparsit
 
 
 def main() -> None:
+    """Build, install, try."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--output", type=Path, help="folder for the wheel and the source distribution")
     given = parser.parse_args()

@@ -21,4 +21,4 @@ else:
     )
 
 __all__ = ["FullyShardedStrategy", "SliceFineCallback", "SparsityCallback", "__version__", "shard_sliced_model"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

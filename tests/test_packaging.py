@@ -78,5 +78,10 @@ FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((RO
 def test_every_extra_that_is_named_exists(path):
     """An error message or a page that names an unknown extra would send its reader in circles."""
     found = texts(path) if path.suffix == ".py" else [path.read_text("utf-8")]
-    named = {name for text in found for group in re.findall(r"slicefine[-_]pl\[([\w,-]+)\]", text) for name in group.split(",")}
+    named = {
+        name
+        for text in found
+        for group in re.findall(r"slicefine[-_]pl\[([\w,-]+)\]", text)
+        for name in group.split(",")
+    }
     assert named <= set(PROJECT["project"]["optional-dependencies"])
