@@ -84,7 +84,7 @@ class SliceFineCallback(RepeatableTraining):
 
     **Limits.** One for each trainer, and neither ``ModelPruning`` nor ``BackboneFinetuning`` beside it.  Comes before
     weight averaging in the list of callbacks.  A slice without any gradient at the first step
-    (``reached_within``) is an error that names the layers.  An optimizer that cannot train slices is refused at
+    (``max_steps_without_grad``) is an error that names the layers.  An optimizer that cannot train slices is refused at
     the start, when one like it tries on a small matrix.  A weight that the network reaches by a reference of its own
     (a list of parameters, ``named_parameters()``) rather than through its module gets no gradient that way; what writes
     into a sliced weight from outside (clamping, ``nn.init``) is undone on the live lines.  Running statistics of
@@ -119,7 +119,7 @@ class SliceFineCallback(RepeatableTraining):
             the weight's.
         nonfinite: A loss or gradient that is not finite stops the run (``"raise"``), or drops the step (``"skip"``).
             Under a loss scaler (``precision="16-mixed"``) infinite gradients are the scaler's business.
-        reached_within: Optimizer steps within which every slice must have received a gradient once; more than 1 for
+        max_steps_without_grad: Optimizer steps within which every slice must have received a gradient once; more than 1 for
             networks whose layers take turns (experts, towers, LayerDrop).
         backend: ``"compact"`` computes the gradient of the slice alone, ``"mask"`` keeps the slice's part of the dense
             gradient, ``"auto"`` is compact where there is a layer that can.
@@ -144,7 +144,7 @@ class SliceFineCallback(RepeatableTraining):
         seed: int = 0,
         slice_dtype: SliceDtype | torch.dtype | None = None,
         nonfinite: NonFinite = "raise",
-        reached_within: int = 1,
+        max_steps_without_grad: int = 1,
         backend: Backend = "auto",
     ) -> None:
         check_rank(rank)
@@ -156,8 +156,8 @@ class SliceFineCallback(RepeatableTraining):
         dtype = slice_type(slice_dtype)
         if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
             raise ValueError(f"interval={interval!r} is no number of optimizer steps; choose at least 1, or None.")
-        if isinstance(reached_within, bool) or not isinstance(reached_within, int) or reached_within < 1:
-            raise ValueError(f"reached_within={reached_within!r} is no number of optimizer steps; choose at least 1.")
+        if isinstance(max_steps_without_grad, bool) or not isinstance(max_steps_without_grad, int) or max_steps_without_grad < 1:
+            raise ValueError(f"max_steps_without_grad={max_steps_without_grad!r} is no number of optimizer steps; choose at least 1.")
         if axis == "alternate" and optimizer_state == "keep":
             raise ValueError(
                 "optimizer_state='keep' cannot go with axis='alternate': the moments of a column mean nothing to a row;"
@@ -167,7 +167,7 @@ class SliceFineCallback(RepeatableTraining):
         self._interval = interval
         self._keep_state = optimizer_state == "keep"
         self._finite = FiniteSteps(skip=nonfinite == "skip")
-        self._reached_within = reached_within
+        self._reached_within = max_steps_without_grad
         self._slicing: dict[str, Any] = {
             "rank": rank,
             "axis": axis,

@@ -498,7 +498,7 @@ class Towers(Module):
 def test_layers_that_take_turns_train_if_each_has_its_turn_in_time():
     module = Towers()
     before = copy.deepcopy(module.trunk)
-    trainer(SliceFineCallback(**SETTINGS, interval=3, reached_within=2)).fit(module, loader())
+    trainer(SliceFineCallback(**SETTINGS, interval=3, max_steps_without_grad=2)).fit(module, loader())
     assert all(not torch.equal(now.weight, then.weight) for now, then in zip(module.trunk, before, strict=True))
     with pytest.raises(MisconfigurationException, match=r"slices of trunk\.1 received no gradient at the first step"):
         trainer(SliceFineCallback(**SETTINGS)).fit(Towers(), loader())
@@ -509,7 +509,7 @@ def test_a_layer_without_its_turn_in_time_is_an_error():
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, 0)
 
-    callback = SliceFineCallback(**SETTINGS, interval=2, reached_within=5)
+    callback = SliceFineCallback(**SETTINGS, interval=2, max_steps_without_grad=5)
     run = trainer(callback)
     with pytest.raises(MisconfigurationException, match=r"trunk\.1 received no gradient in the first 5 steps"):
         run.fit(OneTower(), loader())
@@ -648,7 +648,7 @@ def test_gradient_checkpointing_of_transformers(reentrant):
         ({"axis": "rows"}, "axis='rows' is unknown; choose one of"),
         ({"order": "best"}, "order='best'"),
         ({"interval": 0}, "interval=0 is no number of optimizer steps; choose at least 1, or None"),
-        ({"reached_within": 0}, "reached_within=0 is no number of optimizer steps; choose at least 1"),
+        ({"max_steps_without_grad": 0}, "max_steps_without_grad=0 is no number of optimizer steps; choose at least 1"),
         ({"interval": 2.5}, "interval=2.5"),
         ({"optimizer_state": "drop"}, "optimizer_state='drop'"),
         ({"slice_dtype": "int8"}, "slice_dtype='int8'"),

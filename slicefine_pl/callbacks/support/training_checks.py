@@ -103,7 +103,7 @@ def refuse_without_gradient(handle: SliceHandle, names: Collection[str], steps: 
     raise MisconfigurationException(
         f"The slices of {some(names)} received no gradient {when}: the network does not use these layers, or reaches"
         " their weights past the module. Leave them out, for instance with targets that name the others; if layers take"
-        " turns (experts, towers, LayerDrop), raise reached_within."
+        " turns (experts, towers, LayerDrop), raise max_steps_without_grad."
     )
 
 
