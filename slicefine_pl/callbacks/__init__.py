@@ -1,17 +1,22 @@
-"""When slices and masks act in a Lightning run."""
+"""Lightning callbacks: train slices, prune, measure, draw, and save a run before its machine is taken away.
+
+Parts that several callbacks use are in ``slicefine_pl.callbacks.support``.
+"""
 
 from slicefine_pl.callbacks.kernel_drift import KernelDrift
+from slicefine_pl.callbacks.linear_probe import LinearProbe
+from slicefine_pl.callbacks.prediction_grid import PredictionGrid
 from slicefine_pl.callbacks.preemption import SaveWhenPreempted
-from slicefine_pl.callbacks.slice_map import SlicePicture
+from slicefine_pl.callbacks.slice_map import SliceMap
 from slicefine_pl.callbacks.slicefine import SliceFineCallback
 from slicefine_pl.callbacks.sparsity import SparsityCallback
-from slicefine_pl.callbacks.support.deferred_setup import shard_sliced_model
 
 __all__ = [
     "KernelDrift",
+    "LinearProbe",
+    "PredictionGrid",
     "SaveWhenPreempted",
     "SliceFineCallback",
-    "SlicePicture",
+    "SliceMap",
     "SparsityCallback",
-    "shard_sliced_model",
 ]

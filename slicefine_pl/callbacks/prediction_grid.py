@@ -20,7 +20,7 @@ COLUMNS = 8
 LINE = 17  # characters of a title that fit above an image
 
 
-class PredictionPicture(Callback):
+class PredictionGrid(Callback):
     """Draw some images of the test set, spread evenly over it, with their true and their predicted class.
 
     **When.** Keeps a few images of each test batch and predicts them again; at the end of the test writes

@@ -15,7 +15,7 @@ from slicefine_pl.files.atomic import only_informs
 from slicefine_pl.slicing import LearnedChange
 
 
-class SlicePicture(Callback):
+class SliceMap(Callback):
     """Draw which lines of each matrix a SliceFine run has trained, and how much it has changed them.
 
     ``slices.png`` has a row for each sliced matrix, over the position along the sliced axis, from 0 to 1 whatever its
@@ -100,7 +100,7 @@ def _slicefine(trainer: Trainer) -> SliceFineCallback:
     found = slicefine_of(trainer)
     if found is None:
         raise MisconfigurationException(
-            "SlicePicture shows what SliceFineCallback trains, and the trainer has none; add one to the list of"
-            " callbacks, or take SlicePicture out."
+            "SliceMap shows what SliceFineCallback trains, and the trainer has none; add one to the list of"
+            " callbacks, or take SliceMap out."
         )
     return found

@@ -156,8 +156,14 @@ class SliceFineCallback(RepeatableTraining):
         dtype = slice_type(slice_dtype)
         if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
             raise ValueError(f"interval={interval!r} is no number of optimizer steps; choose at least 1, or None.")
-        if isinstance(max_steps_without_grad, bool) or not isinstance(max_steps_without_grad, int) or max_steps_without_grad < 1:
-            raise ValueError(f"max_steps_without_grad={max_steps_without_grad!r} is no number of optimizer steps; choose at least 1.")
+        if (
+            isinstance(max_steps_without_grad, bool)
+            or not isinstance(max_steps_without_grad, int)
+            or max_steps_without_grad < 1
+        ):
+            raise ValueError(
+                f"max_steps_without_grad={max_steps_without_grad!r} is no number of optimizer steps; choose at least 1."
+            )
         if axis == "alternate" and optimizer_state == "keep":
             raise ValueError(
                 "optimizer_state='keep' cannot go with axis='alternate': the moments of a column mean nothing to a row;"

@@ -1,4 +1,4 @@
-"""PredictionPicture: images from all over the test set, their labels, their colours, and no side effect."""
+"""PredictionGrid: images from all over the test set, their labels, their colours, and no side effect."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from slicefine_pl.callbacks import prediction_grid
-from slicefine_pl.callbacks.prediction_grid import LINE, PredictionPicture, _title, _visible
+from slicefine_pl.callbacks.prediction_grid import LINE, PredictionGrid, _title, _visible
 
 pytest.importorskip("matplotlib")
 
@@ -32,7 +32,7 @@ def test_images_are_spread_over_the_test_set_and_written(tmp_path, monkeypatch):
     seen = []
     draw = prediction_grid.draw
     monkeypatch.setattr(prediction_grid, "draw", lambda kept, *rest: (seen.extend(kept), draw(kept, *rest)))
-    run = Trainer(default_root_dir=tmp_path, logger=False, callbacks=[PredictionPicture(8)], accelerator="cpu",
+    run = Trainer(default_root_dir=tmp_path, logger=False, callbacks=[PredictionGrid(8)], accelerator="cpu",
                   enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     run.test(Guesser(), DataLoader(rows, batch_size=5), verbose=False)
     assert [int(image.mean()) // 5 for image, _, _ in seen] == list(range(8))  # one of each batch of five
@@ -49,7 +49,7 @@ def test_normalisation_is_undone():
 
 def test_too_few_images_are_refused():
     with pytest.raises(ValueError, match="images=0 is too few"):
-        PredictionPicture(0)
+        PredictionGrid(0)
 
 
 def test_titles_fit_above_their_images():

@@ -1,4 +1,4 @@
-"""SlicePicture: what it writes is what the weights did; resumed, on several processes, or when a run dies."""
+"""SliceMap: what it writes is what the weights did; resumed, on several processes, or when a run dies."""
 
 import copy
 import csv
@@ -20,7 +20,7 @@ from PIL import Image
 from test_slicefine import SETTINGS, Module, loader, trainer
 
 from slicefine_pl import FullyShardedStrategy, SliceFineCallback
-from slicefine_pl.callbacks import SlicePicture
+from slicefine_pl.callbacks import SliceMap
 
 FILES = ("slices.csv", "slices.png")
 
@@ -53,7 +53,7 @@ def assert_numbers(found, expected):
 def test_the_numbers_are_those_of_the_weights_whatever_the_order_of_callbacks(first, tmp_path):
     module = Module()
     before = copy.deepcopy(module.state_dict())
-    both = [SlicePicture(), SliceFineCallback(**SETTINGS, interval=3)]
+    both = [SliceMap(), SliceFineCallback(**SETTINGS, interval=3)]
     trainer(*(both if first else both[::-1]), default_root_dir=tmp_path).fit(module, loader(8))
     expected = columns_that_changed(before, module.state_dict())
     assert len(expected) == 6 + 6  # three places of two columns
@@ -65,25 +65,21 @@ def test_a_run_is_the_same_with_and_without(tmp_path):
     plain, watched = Module(), Module()
     watched.load_state_dict(plain.state_dict())
     trainer(SliceFineCallback(**SETTINGS, interval=3)).fit(plain, loader(8))
-    trainer(SliceFineCallback(**SETTINGS, interval=3), SlicePicture(), default_root_dir=tmp_path).fit(
-        watched, loader(8)
-    )
+    trainer(SliceFineCallback(**SETTINGS, interval=3), SliceMap(), default_root_dir=tmp_path).fit(watched, loader(8))
     test_slicefine.assert_equal(watched, plain)
 
 
 def test_it_needs_a_slicefine_callback():
-    with pytest.raises(MisconfigurationException, match="SlicePicture shows what SliceFineCallback trains"):
-        trainer(SlicePicture()).fit(Module(), loader())
+    with pytest.raises(MisconfigurationException, match="SliceMap shows what SliceFineCallback trains"):
+        trainer(SliceMap()).fit(Module(), loader())
 
 
 def test_stages_without_training_want_and_leave_nothing(tmp_path):
-    run = trainer(SlicePicture(), default_root_dir=tmp_path)
+    run = trainer(SliceMap(), default_root_dir=tmp_path)
     for stage in (run.validate, run.test, run.predict):
         stage(Module(), loader(2))
-    trainer(SlicePicture(), SliceFineCallback(**SETTINGS), default_root_dir=tmp_path, max_steps=0).fit(
-        Module(), loader(2)
-    )
-    trainer(SlicePicture(), SliceFineCallback(**SETTINGS), default_root_dir=tmp_path, fast_dev_run=True).fit(
+    trainer(SliceMap(), SliceFineCallback(**SETTINGS), default_root_dir=tmp_path, max_steps=0).fit(Module(), loader(2))
+    trainer(SliceMap(), SliceFineCallback(**SETTINGS), default_root_dir=tmp_path, fast_dev_run=True).fit(
         Module(), loader(2)
     )
     assert not list(tmp_path.iterdir())
@@ -100,7 +96,7 @@ def test_a_run_that_dies_leaves_what_it_had_learned(first, tmp_path):
     """Whether the slices were closed before or after; in the middle of a visit."""
     module = Module()
     before = copy.deepcopy(module.state_dict())
-    both = [SlicePicture(), SliceFineCallback(**SETTINGS, interval=3)]
+    both = [SliceMap(), SliceFineCallback(**SETTINGS, interval=3)]
     with pytest.raises(OSError, match="no space left"):
         trainer(*(both if first else both[::-1]), Fails(), default_root_dir=tmp_path).fit(module, loader(8))
     expected = columns_that_changed(before, module.state_dict())
@@ -129,7 +125,7 @@ def resumable(folder, case, resume=None, with_picture=True):
     """Fifteen steps with dropout, AdamW and a checkpoint after each; as tests/callbacks/support/test_resume.py."""
     module = Half() if case == "bf16" else test_resume.Module()
     every = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
-    callbacks = [SliceFineCallback(**test_resume.SETTINGS, **CASES[case]), every, *[SlicePicture()] * with_picture]
+    callbacks = [SliceFineCallback(**test_resume.SETTINGS, **CASES[case]), every, *[SliceMap()] * with_picture]
     trainer(*callbacks, max_epochs=3, enable_checkpointing=True, default_root_dir=folder).fit(
         module, test_resume.ResumableLoader(), ckpt_path=resume
     )
@@ -165,7 +161,7 @@ def test_a_checkpoint_written_without_it_lets_the_picture_begin_there(tmp_path, 
 
 
 def test_another_fit_goes_on_and_another_trainer_begins_anew(tmp_path):
-    module, picture = Module(), SlicePicture()
+    module, picture = Module(), SliceMap()
     start = copy.deepcopy(module.state_dict())
     run = trainer(SliceFineCallback(**SETTINGS, interval=4), picture, default_root_dir=tmp_path)
     run.fit(module, loader(6))
@@ -193,7 +189,7 @@ def events(folder):
 @pytest.mark.filterwarnings("ignore")
 def test_tensorboard_gets_the_same_picture(tmp_path):
     loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "tensorboard")]
-    trainer(SliceFineCallback(**SETTINGS, interval=3), SlicePicture(), logger=loggers).fit(Module(), loader(8))
+    trainer(SliceFineCallback(**SETTINGS, interval=3), SliceMap(), logger=loggers).fit(Module(), loader(8))
     [(tag, step, image)] = events(tmp_path)
     assert (tag, step) == ("slices", 8)
     written = np.asarray(Image.open(tmp_path / "csv" / "version_0" / "slices.png").convert("RGB"))
@@ -205,7 +201,7 @@ def on_two(folder, strategy, resume=None):
     name = {"fsdp2": FullyShardedStrategy(process_group_backend="gloo")}.get(strategy, strategy)
     saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=5, save_top_k=-1)
     settings = {"strategy": name, "devices": 2, "max_epochs": -1, "max_steps": 8, "enable_checkpointing": True}
-    run = trainer(SlicePicture(), SliceFineCallback(**SETTINGS, interval=3), saver, default_root_dir=folder, **settings)
+    run = trainer(SliceMap(), SliceFineCallback(**SETTINGS, interval=3), saver, default_root_dir=folder, **settings)
     run.fit(Module(), loader(2), ckpt_path=resume)  # an epoch is one step
     run.save_checkpoint(folder / "end.ckpt")
 
@@ -230,7 +226,7 @@ def dying(folder):
                 super().on_train_batch_start(trainer, *args)
 
     run = trainer(
-        SlicePicture(), SliceFineCallback(**SETTINGS, interval=3), FailsOnOne(), strategy="ddp", devices=2,
+        SliceMap(), SliceFineCallback(**SETTINGS, interval=3), FailsOnOne(), strategy="ddp", devices=2,
         default_root_dir=folder,
     )  # fmt: skip
     try:

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from slicefine_pl import SliceFineCallback
-from slicefine_pl.callbacks import KernelDrift, SlicePicture
+from slicefine_pl.callbacks import KernelDrift, SliceMap
 from slicefine_pl.slicing import slice_model
 
 SETTINGS = {"rank": 2, "targets": r"trunk", "also_train": r"head"}
@@ -343,7 +343,7 @@ class Drift(KernelDrift):
         return pl_module(batch[0])
 
 
-@pytest.mark.parametrize("reader", [SlicePicture, Drift])
+@pytest.mark.parametrize("reader", [SliceMap, Drift])
 def test_what_looks_at_slices_comes_before_weight_averaging(reader, tmp_path):
     """At the end of training averages stand in the places of the slices; before that, all is as without the reader."""
     averaged = []

@@ -42,7 +42,7 @@ def recipe(tiny_bert, tmp_path, monkeypatch):
                 "init_args": {"save_dir": "runs", "name": "t"},
             },
             "callbacks": [
-                {"class_path": "slicefine_pl.callbacks.linear_probe.LinearProbe"},
+                {"class_path": "slicefine_pl.callbacks.LinearProbe"},
                 *checkpoints,
             ],
         },

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_info
 
 from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
-from slicefine_pl.callbacks.slice_map import SlicePicture
+from slicefine_pl.callbacks.slice_map import SliceMap
 from slicefine_pl.callbacks.support.order import callbacks_of
 from slicefine_pl.callbacks.support.parameter_table import use_parameter_table
 from slicefine_pl.cli.recipe.best_score import follow_score
@@ -146,7 +146,7 @@ class RecipeCLI(LightningCLI):
         given = self._get(self.config_init, "trainer").get("callbacks") or []
         others = given if isinstance(given, list) else [given]
         if slicefine is None:  # without slices there is nothing to draw
-            others = [each for each in others if not isinstance(each, SlicePicture)]
+            others = [each for each in others if not isinstance(each, SliceMap)]
         kwargs["callbacks"] = [*filter(None, (slicefine, sparsity)), *others]
         trainer: Trainer = super().instantiate_trainer(**kwargs)
         use_parameter_table(trainer, self.model)

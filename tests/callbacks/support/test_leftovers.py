@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, TensorDataset
 
 from slicefine_pl import SliceFineCallback, SparsityCallback
-from slicefine_pl.callbacks import KernelDrift, SlicePicture
+from slicefine_pl.callbacks import KernelDrift, SliceMap
 from slicefine_pl.callbacks.slicefine import slicefine_of
 from slicefine_pl.slicing import close_slices
 
@@ -302,7 +302,7 @@ class Nesterov(Module):
         return torch.optim.NAdam([p for p in self.parameters() if p.requires_grad], lr=self.lr)
 
 
-class Undrawn(SlicePicture):
+class Undrawn(SliceMap):
     def on_train_end(self, *_):
         pass
 

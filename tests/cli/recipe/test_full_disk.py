@@ -34,7 +34,7 @@ def full(monkeypatch):
 
 def with_pictures():
     settings = yaml.safe_load(Path("recipe.yaml").read_text())
-    settings["trainer"]["callbacks"].insert(1, {"class_path": "slicefine_pl.callbacks.slice_map.SlicePicture"})
+    settings["trainer"]["callbacks"].insert(1, {"class_path": "slicefine_pl.callbacks.SliceMap"})
     Path("recipe.yaml").write_text(yaml.safe_dump(settings))
 
 

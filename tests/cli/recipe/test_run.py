@@ -214,7 +214,7 @@ def test_slicefine_is_a_flag_and_comes_first(recipe, monkeypatch, off):
 
     monkeypatch.setattr(TextClassifier, "on_train_start", look)
     settings = yaml.safe_load(Path("recipe.yaml").read_text())
-    settings["trainer"]["callbacks"].append({"class_path": "slicefine_pl.callbacks.slice_map.SlicePicture"})
+    settings["trainer"]["callbacks"].append({"class_path": "slicefine_pl.callbacks.SliceMap"})
     Path("recipe.yaml").write_text(yaml.safe_dump(settings))
     flags = ["--slicefine.rank", "3", "--slicefine.interval", "50", "--slicefine.axis", "row"]
     recipe("fit", "--trainer.max_steps", "1", *(["--slicefine", "null"] if off else flags))
