@@ -6,7 +6,7 @@ Parts that several callbacks use are in ``slicefine_pl.callbacks.support``.
 from slicefine_pl.callbacks.kernel_drift import KernelDrift
 from slicefine_pl.callbacks.linear_probe import LinearProbe
 from slicefine_pl.callbacks.prediction_grid import PredictionGrid
-from slicefine_pl.callbacks.preemption import SaveWhenPreempted
+from slicefine_pl.callbacks.preemption import PreemptionCheckpoint
 from slicefine_pl.callbacks.slice_map import SliceMap
 from slicefine_pl.callbacks.slicefine import SliceFineCallback
 from slicefine_pl.callbacks.sparsity import SparsityCallback
@@ -15,7 +15,7 @@ __all__ = [
     "KernelDrift",
     "LinearProbe",
     "PredictionGrid",
-    "SaveWhenPreempted",
+    "PreemptionCheckpoint",
     "SliceFineCallback",
     "SliceMap",
     "SparsityCallback",

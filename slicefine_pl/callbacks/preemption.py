@@ -20,7 +20,7 @@ from slicefine_pl.callbacks.support.resume import RepeatableTraining
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
-class SaveWhenPreempted(Callback):
+class PreemptionCheckpoint(Callback):
     """On SIGTERM, finish the optimizer step, save ``preempted.ckpt``, and end the run on every process.
 
     A run that goes on from that file equals one that was never stopped, as from any other checkpoint.  It is enough
@@ -47,7 +47,7 @@ class SaveWhenPreempted(Callback):
         callbacks = callbacks_of(trainer)
         later = callbacks[callbacks.index(self) + 1 :]
         if names := [type(each).__name__ for each in later if isinstance(each, RepeatableTraining)]:
-            raise MisconfigurationException(f"SaveWhenPreempted stands before {names[0]}; put it behind.")
+            raise MisconfigurationException(f"PreemptionCheckpoint stands before {names[0]}; put it behind.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, which has set its handlers by now and takes them back itself."""

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from test_slicefine import SETTINGS, Module, loader, trainer
 
 from slicefine_pl import SliceFineCallback
-from slicefine_pl.callbacks import SaveWhenPreempted
+from slicefine_pl.callbacks import PreemptionCheckpoint
 
 
 class Terminate(Callback):
@@ -29,7 +29,7 @@ class Terminate(Callback):
 
 def run(folder, *others, resume=None, **settings):
     module = Module(lambda parameters: torch.optim.AdamW(parameters, lr=0.01))
-    callbacks = [SliceFineCallback(**SETTINGS, interval=3), SaveWhenPreempted(folder), *others]
+    callbacks = [SliceFineCallback(**SETTINGS, interval=3), PreemptionCheckpoint(folder), *others]
     trainer(*callbacks, max_epochs=6, **settings).fit(module, loader(1), ckpt_path=resume)
     return {name: value.clone() for name, value in module.state_dict().items()}
 
@@ -57,7 +57,7 @@ def test_half_an_accumulated_step_is_finished_first(tmp_path):
 
     halfway = Halfway()
     module = Module()
-    callbacks = [SliceFineCallback(**SETTINGS, interval=3), SaveWhenPreempted(tmp_path), halfway]
+    callbacks = [SliceFineCallback(**SETTINGS, interval=3), PreemptionCheckpoint(tmp_path), halfway]
     with pytest.raises(SIGTERMException):
         trainer(*callbacks, accumulate_grad_batches=2).fit(module, loader(8))
     assert halfway.batches == 4
@@ -85,7 +85,7 @@ def test_slurm_s_own_handler_runs_after_the_step(tmp_path, monkeypatch):
     """Within the handler, where Lightning would save, an optimizer step may be half done."""
     seen = []
     monkeypatch.setattr(SLURMEnvironment, "creates_processes_externally", False)
-    one = trainer(SliceFineCallback(**SETTINGS, interval=3), SaveWhenPreempted(tmp_path))
+    one = trainer(SliceFineCallback(**SETTINGS, interval=3), PreemptionCheckpoint(tmp_path))
     slurm = SLURMEnvironment(auto_requeue=True)
     one._accelerator_connector.cluster_environment = one.strategy.cluster_environment = slurm
 
@@ -107,5 +107,5 @@ def test_slurm_s_own_handler_runs_after_the_step(tmp_path, monkeypatch):
 
 
 def test_its_place_among_the_callbacks_is_checked(tmp_path):
-    with pytest.raises(MisconfigurationException, match="SaveWhenPreempted stands before SliceFineCallback"):
-        trainer(SaveWhenPreempted(tmp_path), SliceFineCallback(**SETTINGS)).fit(Module(), loader(6))
+    with pytest.raises(MisconfigurationException, match="PreemptionCheckpoint stands before SliceFineCallback"):
+        trainer(PreemptionCheckpoint(tmp_path), SliceFineCallback(**SETTINGS)).fit(Module(), loader(6))

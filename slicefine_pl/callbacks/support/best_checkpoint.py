@@ -25,7 +25,7 @@ State = dict[str, Any]
 UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
-class CarryBestCheckpoint(Callback):
+class CopyBestCheckpoint(Callback):
     """Let a resumed run end with the best checkpoint that an uninterrupted run ends with.
 
     **When.** As a fit loads its checkpoint, before each ``ModelCheckpoint`` restores its state: the files with the best

@@ -28,7 +28,7 @@ from slicefine_pl.files.atomic import replace_link, replacing, write_whole
 class WholeCheckpointIO(TorchCheckpointIO):
     """Replace a checkpoint only when the new one is complete and on the disk; remote paths are left to Lightning.
 
-    ``SliceFineCallback``, ``SparsityCallback`` and ``SaveWhenPreempted`` give it to a trainer that has no
+    ``SliceFineCallback``, ``SparsityCallback`` and ``PreemptionCheckpoint`` give it to a trainer that has no
     ``CheckpointIO`` of its own.
     """
 

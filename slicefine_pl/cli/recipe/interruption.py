@@ -10,11 +10,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
-class TellHowToGoOn(Callback):
+class ResumeHint(Callback):
     """After Ctrl-C or an error in training, print the last checkpoint and the command that goes on from it."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Print, unless nothing was trained, or ``SaveWhenPreempted`` has done so."""
+        """Print, unless nothing was trained, or ``PreemptionCheckpoint`` has done so."""
         if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero or not trainer.global_step:
             return
         if not isinstance(exception, SIGTERMException):

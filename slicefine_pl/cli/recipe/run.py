@@ -13,11 +13,11 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from slicefine_pl.callbacks.preemption import SaveWhenPreempted
-from slicefine_pl.callbacks.support.best_checkpoint import CarryBestCheckpoint
+from slicefine_pl.callbacks.preemption import PreemptionCheckpoint
+from slicefine_pl.callbacks.support.best_checkpoint import CopyBestCheckpoint
 from slicefine_pl.cli.errors import EARLY_ERRORS, USER_ERRORS, sentence
 from slicefine_pl.cli.recipe.help import RecipeParser
-from slicefine_pl.cli.recipe.interruption import TellHowToGoOn
+from slicefine_pl.cli.recipe.interruption import ResumeHint
 from slicefine_pl.cli.recipe.lightning_cli import RecipeCLI, SaveFitConfig
 from slicefine_pl.cli.recipe.output import recipe_output
 from slicefine_pl.cli.recipe.report import RunReport
@@ -78,7 +78,7 @@ def _run(
             datamodule_class,
             save_config_callback=SaveFitConfig,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [report, SaveWhenPreempted(), CarryBestCheckpoint(), TellHowToGoOn()]},
+            trainer_defaults={"callbacks": [report, PreemptionCheckpoint(), CopyBestCheckpoint(), ResumeHint()]},
             parser_kwargs={command: {"default_config_files": [str(config)]} for command in COMMANDS}
             | ({} if grid is None else {"epilog": GRID_HELP}),
             parser_class=RecipeParser,

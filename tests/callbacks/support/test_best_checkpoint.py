@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from test_slicefine import SETTINGS, Module, loader, trainer
 
 from slicefine_pl import SliceFineCallback
-from slicefine_pl.callbacks.support.best_checkpoint import CarryBestCheckpoint
+from slicefine_pl.callbacks.support.best_checkpoint import CopyBestCheckpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not empty")
 SCORES = [0.3, 0.9, 0.5, 0.7, 0.4, 0.8]  # by epoch
@@ -26,7 +26,7 @@ def fit(folder, epochs, resume=None, **saver):
     settings = {"monitor": "score", "mode": "max", "filename": "best", "enable_version_counter": False} | saver
     best = ModelCheckpoint(folder, **settings)
     last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
-    callbacks = [SliceFineCallback(**SETTINGS, interval=2), CarryBestCheckpoint(), best, last]
+    callbacks = [SliceFineCallback(**SETTINGS, interval=2), CopyBestCheckpoint(), best, last]
     run = trainer(*callbacks, enable_checkpointing=True, max_epochs=epochs, max_steps=-1)
     torch.manual_seed(0)
     run.fit(Scored(), loader(3), loader(1), ckpt_path=resume and str(resume))
@@ -123,6 +123,6 @@ def test_a_best_checkpoint_that_is_gone_or_was_overwritten_is_reported(tmp_path)
 def test_a_test_of_the_copy_reports_no_other_folder(tmp_path, recwarn):
     fit(tmp_path / "first", 2)
     rest = fit(tmp_path / "rest", 3, tmp_path / "first" / "last.ckpt")
-    callbacks = [CarryBestCheckpoint(), ModelCheckpoint(tmp_path / "elsewhere", monitor="score", mode="max")]
+    callbacks = [CopyBestCheckpoint(), ModelCheckpoint(tmp_path / "elsewhere", monitor="score", mode="max")]
     trainer(*callbacks, enable_checkpointing=True).test(Scored(), loader(1), ckpt_path=rest.best_model_path)
     assert not [str(each.message) for each in recwarn if "dirpath has changed" in str(each.message)]

@@ -14,7 +14,7 @@ from lightning.pytorch.plugins import AsyncCheckpointIO, TorchCheckpointIO
 from test_slicefine import SETTINGS, Module, loader, trainer
 
 from slicefine_pl import SliceFineCallback, SparsityCallback
-from slicefine_pl.callbacks import SaveWhenPreempted
+from slicefine_pl.callbacks import PreemptionCheckpoint
 from slicefine_pl.callbacks.support import checkpoint_files
 from slicefine_pl.callbacks.support.checkpoint_files import WholeCheckpointIO
 
@@ -38,7 +38,7 @@ class FullFrom(Callback):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("ours", [lambda folder: SliceFineCallback(**SETTINGS), SaveWhenPreempted])
+@pytest.mark.parametrize("ours", [lambda folder: SliceFineCallback(**SETTINGS), PreemptionCheckpoint])
 def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path, monkeypatch, ours):
     run = trainer(ours(tmp_path), checkpoint(tmp_path), FullFrom(4, monkeypatch), enable_checkpointing=True)
     with pytest.raises(OSError, match=r"No space left on device: .*last\.ckpt") as caught:
