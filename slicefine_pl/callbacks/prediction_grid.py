@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from slicefine_pl.analysis.plots import png
-from slicefine_pl.files.atomic import only_informs, write_whole
+from slicefine_pl.files.atomic import warn_on_error, write_whole
 
 COLUMNS = 8
 LINE = 17  # characters of a title that fit above an image
@@ -69,7 +69,7 @@ class PredictionGrid(Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # asking for it takes all processes
         if self._kept and trainer.is_global_zero:
             data: Any = getattr(trainer, "datamodule", None)
-            with only_informs(folder / "predictions.png"):
+            with warn_on_error(folder / "predictions.png"):
                 draw(self._kept, getattr(pl_module, "label_names", None), getattr(data, "input", None), folder)
 
 

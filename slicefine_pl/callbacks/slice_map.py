@@ -11,7 +11,7 @@ from slicefine_pl.analysis.plots import save_figure
 from slicefine_pl.callbacks.slicefine import SliceFineCallback, slicefine_of
 from slicefine_pl.callbacks.support.order import check_order
 from slicefine_pl.callbacks.support.slice_map_plot import draw_map, write_changes
-from slicefine_pl.files.atomic import only_informs
+from slicefine_pl.files.atomic import warn_on_error
 from slicefine_pl.slicing import LearnedChange
 
 
@@ -72,9 +72,9 @@ class SliceMap(Callback):
         steps = f"{trainer.global_step:,} optimizer step" + "s" * (trainer.global_step != 1)
         if self._since:
             steps = f"optimizer steps {self._since:,} to {trainer.global_step:,}, the others were not observed"
-        with only_informs(folder / "slices.csv"):
+        with warn_on_error(folder / "slices.csv"):
             write_changes(folder / "slices.csv", lines)
-        with only_informs(folder / "slices.png"):
+        with warn_on_error(folder / "slices.png"):
             figure = draw_map(lines, steps)
             save_figure(figure, folder / "slices.png")
             for logger in trainer.loggers:

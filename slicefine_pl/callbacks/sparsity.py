@@ -31,7 +31,7 @@ from slicefine_pl.callbacks.support.processes import check_agreement, check_prun
 from slicefine_pl.callbacks.support.pruning_plot import draw_pruning
 from slicefine_pl.callbacks.support.resume import RepeatableTraining
 from slicefine_pl.callbacks.support.slice_masks import MaskedSlices
-from slicefine_pl.files.atomic import only_informs
+from slicefine_pl.files.atomic import warn_on_error
 from slicefine_pl.run_length import required_run_length, run_length
 from slicefine_pl.slicing.schedule import check_choice
 from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, ledger, parse_pattern
@@ -296,7 +296,7 @@ class SparsityCallback(RepeatableTraining):
         rank_zero_info(f"Sparsity: {ledger(pl_module).summary()}")
         folder = trainer.log_dir  # asking for it takes all processes
         if trainer.loggers and trainer.is_global_zero and folder is not None:
-            with only_informs(f"{folder}/sparsity.png"):
+            with warn_on_error(f"{folder}/sparsity.png"):
                 draw_pruning(folder, self._history, self._steps, counts)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -130,7 +130,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def only_informs(what: str | Path, errors: tuple[type[Exception], ...] = OF_THE_MACHINE) -> Iterator[None]:
+def warn_on_error(what: str | Path, errors: tuple[type[Exception], ...] = OF_THE_MACHINE) -> Iterator[None]:
     """Write something that the result of a run does not need: an error becomes a warning, and the run goes on.
 
     Args:

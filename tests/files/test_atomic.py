@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slicefine_pl.files import atomic
-from slicefine_pl.files.atomic import only_informs, replacing, whole_folder, write_whole
+from slicefine_pl.files.atomic import warn_on_error, replacing, whole_folder, write_whole
 
 
 def full_disk(descriptor):
@@ -142,8 +142,8 @@ def test_what_only_informs_warns_with_its_name_and_goes_on(tmp_path, monkeypatch
     picture = tmp_path / "slices.png"
     with (
         pytest.warns(UserWarning, match=r"slices\.png was not written .*No space left.*goes on"),
-        only_informs(picture),
+        warn_on_error(picture),
     ):
         write_whole(picture, b"pixels")
-    with pytest.raises(TypeError), only_informs(picture):  # a fault of the program is no matter of the machine
+    with pytest.raises(TypeError), warn_on_error(picture):  # a fault of the program is no matter of the machine
         raise TypeError

@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from slicefine_pl.files.atomic import only_informs, write_whole
+from slicefine_pl.files.atomic import warn_on_error, write_whole
 
 WRITING = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
 
@@ -29,7 +29,7 @@ class WholeMetricsWriter(ExperimentWriter):
         path = Path(self.metrics_file_path)
         if not self.metrics:
             return
-        with only_informs(path):
+        with warn_on_error(path):
             self._record_new_keys()
             text = io.StringIO(newline="")
             writer = csv.DictWriter(text, self.metrics_keys)
@@ -41,7 +41,7 @@ class WholeMetricsWriter(ExperimentWriter):
 
     def log_hparams(self, params: dict[str, Any]) -> None:
         """Write the settings of the module."""
-        with only_informs(Path(self.log_dir) / self.NAME_HPARAMS_FILE):
+        with warn_on_error(Path(self.log_dir) / self.NAME_HPARAMS_FILE):
             super().log_hparams(params)
 
 
@@ -56,5 +56,5 @@ def keep_metrics_whole(trainer: Trainer) -> None:
 
 def _log(logger: Logger, name: str, *args: Any, **kwargs: Any) -> None:
     """Call a method of a logger; errors of disks and connections become a warning."""
-    with only_informs(f"The log of {type(logger).__name__} in {logger.log_dir or logger.save_dir}", (OSError,)):
+    with warn_on_error(f"The log of {type(logger).__name__} in {logger.log_dir or logger.save_dir}", (OSError,)):
         getattr(type(logger), name)(logger, *args, **kwargs)
