@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slicefine_pl.analysis.kernel import alignment, drift, kernel, live_slices, target_weights
 from slicefine_pl.callbacks.slicefine import slicefine_of
-from slicefine_pl.callbacks.support.order import check_order
+from slicefine_pl.callbacks.support.other_callbacks import check_order
 from slicefine_pl.slicing import LiveSlice, SliceHandle, as_dense
 from slicefine_pl.slicing.distributed.shards import is_sharded
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from slicefine_pl.callbacks.support.checkpoint_files import keep_files_whole
-from slicefine_pl.callbacks.support.order import callbacks_of
+from slicefine_pl.callbacks.support.other_callbacks import callbacks_of
 from slicefine_pl.callbacks.support.resume import RepeatableTraining
 
 Handler = Callable[[int, FrameType | None], Any] | int | None

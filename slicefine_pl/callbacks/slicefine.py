@@ -27,7 +27,7 @@ from slicefine_pl.callbacks.support.optimizer_slices import (
     updated_by,
 )
 from slicefine_pl.callbacks.support.optimizer_trial import Demands, check_optimizer
-from slicefine_pl.callbacks.support.order import (
+from slicefine_pl.callbacks.support.other_callbacks import (
     callbacks_of,
     check_alone,
     check_order,

@@ -18,7 +18,7 @@ from slicefine_pl.callbacks.slicefine import slicefine_of
 from slicefine_pl.callbacks.support.deferred_setup import when_built
 from slicefine_pl.callbacks.support.leftovers import settle, undo_before_next_fit
 from slicefine_pl.callbacks.support.optimizer_slices import has_stepped, updated_by
-from slicefine_pl.callbacks.support.order import (
+from slicefine_pl.callbacks.support.other_callbacks import (
     averages_of,
     callbacks_of,
     check_alone,

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from slicefine_pl.callbacks.support.deferred_setup import forget_waiting
-from slicefine_pl.callbacks.support.order import callbacks_of
+from slicefine_pl.callbacks.support.other_callbacks import callbacks_of
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.targets import some
 

@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from slicefine_pl.callbacks.support.checkpoint_files import keep_files_whole
-from slicefine_pl.callbacks.support.order import start_epoch_of_others
+from slicefine_pl.callbacks.support.other_callbacks import start_epoch_of_others
 from slicefine_pl.callbacks.support.random_state import TrainingRandomState
 from slicefine_pl.slicing.optimizer_state import has_types_of, restore_types
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from slicefine_pl.callbacks.linear_probe import LinearProbe
-from slicefine_pl.callbacks.support.order import callbacks_of
+from slicefine_pl.callbacks.support.other_callbacks import callbacks_of
 from slicefine_pl.cli.recipe.report import RunReport
 
 
