@@ -119,8 +119,8 @@ class SliceFineCallback(RepeatableTraining):
             the weight's.
         nonfinite: A loss or gradient that is not finite stops the run (``"raise"``), or drops the step (``"skip"``).
             Under a loss scaler (``precision="16-mixed"``) infinite gradients are the scaler's business.
-        max_steps_without_grad: Optimizer steps within which every slice must have received a gradient once; more than 1 for
-            networks whose layers take turns (experts, towers, LayerDrop).
+        max_steps_without_grad: Optimizer steps within which every slice must receive a gradient at least once.  Raise
+            it for networks whose layers take turns (experts, towers, LayerDrop).
         backend: ``"compact"`` computes the gradient of the slice alone, ``"mask"`` keeps the slice's part of the dense
             gradient, ``"auto"`` is compact where there is a layer that can.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slicefine_pl.files import atomic
-from slicefine_pl.files.atomic import warn_on_error, replacing, whole_folder, write_whole
+from slicefine_pl.files.atomic import replacing, warn_on_error, whole_folder, write_whole
 
 
 def full_disk(descriptor):
