@@ -36,7 +36,7 @@ from torch import Tensor
 
 from slicefine_pl import SparsityCallback
 from slicefine_pl.sparsity import NetworkMasks, parse_pattern
-from slicefine_pl.sparsity.masks import cut
+from slicefine_pl.sparsity.mask_tensors import apply_mask
 
 INTERVAL = 100
 WARM_UP = 3
@@ -162,7 +162,7 @@ def masks_seconds(task: Task, pattern: str, repeats: int = 5) -> float:
 
     def renew() -> None:
         masks.prune(0.5)
-        masks.cut_state(optimizer)
+        masks.mask_optimizer_state(optimizer)
 
     return statistics.median(processor_seconds(renew) for _ in range(repeats))
 
@@ -190,7 +190,7 @@ def ways_to_cut(task: Task, rounds: int) -> dict[str, dict[str, object]]:
         return run
 
     ways: dict[str, tuple[Callable[[], object], int]] = {
-        "cut, bool mask in pieces (ours)": (each(cut, keep), 1),
+        "cut, bool mask in pieces (ours)": (each(apply_mask, keep), 1),
         "mul_ by the bool mask": (each(Tensor.mul_, keep), 1),
         "masked_fill_ by the inverse mask": (each(lambda weight, mask: weight.masked_fill_(mask, 0), drop), 1),
         "mul_ by a mask of the weight's type": (each(Tensor.mul_, floats), floats[0].element_size()),

@@ -34,7 +34,7 @@ from slicefine_pl.callbacks.support.slice_masks import MaskedSlices
 from slicefine_pl.files.atomic import warn_on_error
 from slicefine_pl.run_length import required_run_length, run_length
 from slicefine_pl.slicing.schedule import check_choice
-from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, ledger, parse_pattern
+from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, cost_report, parse_pattern
 from slicefine_pl.sparsity.schedules import RAMPS, check_ramp, in_steps
 
 ScheduleName = Literal["cubic", "linear", "one_shot", "constant", "keep"]
@@ -241,14 +241,14 @@ class SparsityCallback(RepeatableTraining):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self.masks.see_gradients()
-        self.masks.cut_gradients()
+        self.masks.mask_gradients()
         if self._slices:
-            self._slices.cut_gradients()
+            self._slices.mask_gradients()
 
     def _after_step(self, trainer: Trainer, optimizer: Optimizer, counts: bool) -> None:
         if not has_stepped(optimizer):
             return
-        self.masks.cut_trained(optimizer, self._scalings)
+        self.masks.mask_trained_weights(optimizer, self._scalings)
         if self not in callbacks_of(trainer):  # a search takes callbacks off: it sees the zeros that there are
             return
         self._steps += counts
@@ -262,7 +262,7 @@ class SparsityCallback(RepeatableTraining):
         self.masks.prune(share * self._target)
         self._cut_memories(trainer)
         for average in averages_of(trainer):
-            self.masks.cut_weights(average)
+            self.masks.mask_weights(average)
         check_agreement(trainer, {name: self.masks[name] for name in self.masks.prunable}, "masks")
         if share == 1:
             forget_best_checkpoints(trainer)
@@ -272,7 +272,7 @@ class SparsityCallback(RepeatableTraining):
     def _cut_memories(self, trainer: Trainer) -> None:
         """Clear what slices and optimizers hold of pruned weights."""
         for optimizer in trainer.optimizers:
-            self.masks.cut_state(optimizer)
+            self.masks.mask_optimizer_state(optimizer)
         if self._slices:
             self._slices.respect()
 
@@ -293,7 +293,7 @@ class SparsityCallback(RepeatableTraining):
                 f"{self.masks.sparsity:.4f}, not {self._target}; resume it to go on."
             )
         counts = list(self.masks)
-        rank_zero_info(f"Sparsity: {ledger(pl_module).summary()}")
+        rank_zero_info(f"Sparsity: {cost_report(pl_module).summary()}")
         folder = trainer.log_dir  # asking for it takes all processes
         if trainer.loggers and trainer.is_global_zero and folder is not None:
             with warn_on_error(f"{folder}/sparsity.png"):

@@ -1,22 +1,22 @@
 """Which weights stay, when they go, and what that costs.  Torch only."""
 
-from slicefine_pl.sparsity.cost_report import Ledger, ledger
 from slicefine_pl.sparsity.masks import LayerSparsity, NetworkMasks, Scope
+from slicefine_pl.sparsity.network_cost import CostReport, cost_report
 from slicefine_pl.sparsity.patterns import Pattern, parse_pattern
 from slicefine_pl.sparsity.schedules import Schedule
 from slicefine_pl.sparsity.semi_structured import SemiStructuredReport, export_semi_structured
 from slicefine_pl.sparsity.targets import Criterion
 
 __all__ = [
+    "CostReport",
     "Criterion",
     "LayerSparsity",
-    "Ledger",
     "NetworkMasks",
     "Pattern",
     "Schedule",
     "Scope",
     "SemiStructuredReport",
+    "cost_report",
     "export_semi_structured",
-    "ledger",
     "parse_pattern",
 ]

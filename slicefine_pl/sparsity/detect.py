@@ -12,14 +12,14 @@ import math
 import torch
 from torch import Tensor
 
-from slicefine_pl.sparsity.patterns import OfEach
+from slicefine_pl.sparsity.patterns import NofM
 
 BY_CHANCE = 0.01  # share of zeros below which a matrix counts as dense: a row of padding, weights that just are zero
 FILLED = 0.75  # share of the weights an n:m pattern allows that must be there: else it holds by chance, and says little
 GROUPS = (2, 4, 8, 16, 32)
 
 
-def pattern_present(mask: Tensor) -> str:
+def detect_pattern(mask: Tensor) -> str:
     """Name the pattern of a mask, bool of shape ``(O, I, ...)``.
 
     Returns:
@@ -33,9 +33,9 @@ def pattern_present(mask: Tensor) -> str:
     return _lines(mask) or _blocks(mask) or _groups(mask, kept) or "unstructured"
 
 
-def fits_2_of_4(mask: Tensor) -> bool:
+def is_two_four(mask: Tensor) -> bool:
     """Whether no four inputs in a row have more than two weights: what sparse tensor cores can use."""
-    return mask.shape[1] % 4 == 0 and OfEach(2, 4).holds(mask)
+    return mask.shape[1] % 4 == 0 and NofM(2, 4).holds(mask)
 
 
 def _lines(mask: Tensor) -> str | None:

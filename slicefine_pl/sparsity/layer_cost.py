@@ -1,18 +1,35 @@
-"""What does one matrix cost: FLOPs and bytes, dense and by what its zeros allow?
+"""FLOPs and bytes of one weight matrix, dense and with its zeros left out.
 
-**FLOPs**, two for each product of a weight with an input.  ``dense``: of every weight.  ``ideal``: of the non-zero
-ones.  ``real``: what sparse tensor cores can do; half of dense for linear maps and attention whose zeros are 2:4 along
-the inputs, all of dense elsewhere.  Training is three times forward: forward, gradient of the input, gradient of the
-weight.  Sparse tensor cores help its forward pass alone: the transposed weight is not 2:4 in general, and the gradient
-of the weight is a product of dense matrices.
+U is the number of weights, Z the number of non-zero weights, b the bytes per weight, and k the number of positions that
+the matrix is applied to (see ``positions``).
 
-**Bytes** of U weights of b bytes each, of which Z are not zero, in an (O, I) matrix: ``dense`` U b; ``bitmask``
-Z b + U/8; ``compressed`` (2:4) U b/2 + U/8, half the values and two bits for the place of each, 9/16 of dense at two
-bytes; ``csr`` Z (b + 2) + 4 (O + 1), with column indices of four bytes beyond 65,536 columns, and row pointers of eight
-from 2^31 weights on.  What a format does not make smaller it keeps dense, matrix by matrix.
+FLOPs of a forward pass, two per product of a weight with an input:
 
-Shapes:  O outputs · I inputs, times the places of a convolution's kernel
-Source:  ours; held to torch's FLOP counter, torch's and scipy's sparse tensors in tests/sparsity/test_cost_report.py.
+| field | FLOPs | meaning |
+|---|---|---|
+| ``dense`` | 2·k·U | every weight is multiplied |
+| ``ideal`` | 2·k·Z | only non-zero weights are multiplied |
+| ``two_four`` | k·U or 2·k·U | half of dense for linear and attention layers in the 2:4 pattern, else dense |
+
+A training step costs three forward passes: forward, gradient of the input, gradient of the weight.  Sparse tensor cores
+speed up the forward pass only.  The transposed weight is not 2:4 in general, and the gradient of the weight is a
+product of two dense matrices.
+
+Bytes of an (O, I) matrix:
+
+| field | bytes | format |
+|---|---|---|
+| ``dense`` | U·b | every weight |
+| ``bitmask`` | Z·b + U/8 | non-zero values and one bit per weight |
+| ``two_four`` | U·b/2 + U/8 | half of the values and two bits for the position of each |
+| ``csr`` | Z·(b + 2) + 4·(O + 1) | compressed sparse rows |
+
+CSR needs 4 bytes per column index beyond 65,536 columns, and 8 bytes per row pointer from 2^31 non-zeros on.  A matrix
+that a format does not make smaller is counted as dense in that format.
+
+Shapes:  O outputs · I inputs, times the kernel positions of a convolution
+Source:  ours; checked against torch's FLOP counter and sparse tensors of torch and scipy in
+         tests/sparsity/test_network_cost.py.
 """
 
 import math
@@ -22,36 +39,49 @@ from typing import Literal, Self
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from slicefine_pl.sparsity.detect import fits_2_of_4, pattern_present
+from slicefine_pl.sparsity.detect import detect_pattern, is_two_four
 from slicefine_pl.sparsity.targets import Prunable
 
 Kind = Literal["linear", "attention", "convolution", "embedding", "other"]
-BACKWARD = 2  # passes of forward's size: the gradient of the input, and that of the weight
+BACKWARD = 2  # forward passes that a backward pass costs: gradient of the input and gradient of the weight
 
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one pass: of all weights, of the non-zero ones, and as sparse tensor cores can do it."""
+    """FLOPs of one pass.
+
+    Attributes:
+        dense: With every weight.
+        ideal: With non-zero weights only.
+        two_four: On 2:4 sparse tensor cores.
+    """
 
     dense: int = 0
     ideal: int = 0
-    real: int = 0
+    two_four: int = 0
 
     def __add__(self, other: Self) -> "Flops":
         return Flops(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def training(self) -> "Flops":
-        """Those of a training step whose forward pass this is."""
-        return Flops((1 + BACKWARD) * self.dense, (1 + BACKWARD) * self.ideal, self.real + BACKWARD * self.dense)
+        """Return the FLOPs of a training step with this forward pass."""
+        return Flops((1 + BACKWARD) * self.dense, (1 + BACKWARD) * self.ideal, self.two_four + BACKWARD * self.dense)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Bytes in each format: dense, bits and non-zeros, 2:4 compressed, compressed sparse rows."""
+    """Bytes in each storage format.
+
+    Attributes:
+        dense: Every weight.
+        bitmask: Non-zero values and one bit per weight.
+        two_four: 2:4 compressed.
+        csr: Compressed sparse rows.
+    """
 
     dense: int = 0
     bitmask: int = 0
-    compressed: int = 0
+    two_four: int = 0
     csr: int = 0
 
     def __add__(self, other: Self) -> "Stored":
@@ -59,20 +89,20 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One matrix, or all parameters that are none.
+class LayerCost:
+    """Cost of one weight matrix, or of all remaining parameters together.
 
     Attributes:
-        name: Of the parameter.
-        kind: Of its layer.
-        shape: ``(O, I, ...)``, also where it is stored transposed.
-        dtype: As torch names it.
-        parameters: How many.
-        nonzero: How many are not zero.
-        pattern: See :func:`pattern_present`.
+        name: Parameter name.
+        kind: Kind of the layer.
+        shape: ``(O, I, ...)``, also if the weight is stored transposed.
+        dtype: Name of the type, without ``torch.``.
+        parameters: Number of parameters.
+        nonzero: Number of non-zero parameters.
+        pattern: Pattern of the zeros; see :func:`slicefine_pl.sparsity.detect.detect_pattern`.
         forward: FLOPs of a forward pass.
-        stored: Bytes; none if an earlier entry has the same tensor.
-        tied_to: Name of that entry.
+        stored: Bytes; 0 if another layer already counts the same tensor.
+        tied_to: Name of that other weight, or ``None``.
     """
 
     name: str
@@ -88,39 +118,40 @@ class Entry:
 
     @property
     def sparsity(self) -> float:
-        """Share of the parameters that are zero."""
+        """Fraction of zero parameters, in [0, 1]."""
         return 1 - self.nonzero / self.parameters if self.parameters else 0.0
 
     @property
     def pruned(self) -> bool:
-        """Whether it has a pattern of zeros."""
+        """Whether the matrix has a pattern of zeros."""
         return self.pattern != "dense"
 
 
-def entry_of(each: Prunable, uses: tuple[int, ...], tied_to: str | None = None) -> Entry:
+def matrix_cost(each: Prunable, positions: tuple[int, ...], tied_to: str | None = None) -> LayerCost:
     """Count one matrix.
 
     Args:
         each: The matrix.
-        uses: Positions that each equal part of its outputs sees in a forward pass.
-        tied_to: Name of an earlier entry of the same tensor.
+        positions: Positions of each equal part of its outputs in a forward pass; see
+            :func:`slicefine_pl.sparsity.positions.count_positions`.
+        tied_to: Name of a weight that shares the tensor and is counted already.
     """
     values = each.matrix(each.parameter.detach())
     mask = values != 0
-    kind, fits = kind_of(each), fits_2_of_4(mask)
-    parts = [(positions, part) for positions, part in zip(uses, mask.chunk(len(uses)), strict=True)]
-    dense = sum(2 * positions * part.numel() for positions, part in parts)
-    return Entry(
+    kind, fits = kind_of(each), is_two_four(mask)
+    parts = [(count, part) for count, part in zip(positions, mask.chunk(len(positions)), strict=True)]
+    dense = sum(2 * count * part.numel() for count, part in parts)
+    return LayerCost(
         name=each.name,
         kind=kind,
         shape=tuple(values.shape),
         dtype=str(values.dtype).removeprefix("torch."),
         parameters=values.numel(),
         nonzero=int(mask.count_nonzero()),
-        pattern=pattern_present(mask),
+        pattern=detect_pattern(mask),
         forward=Flops(
             dense,
-            sum(2 * positions * int(part.count_nonzero()) for positions, part in parts),
+            sum(2 * count * int(part.count_nonzero()) for count, part in parts),
             dense // 2 if fits and kind in ("linear", "attention") else dense,
         ),
         stored=Stored() if tied_to else stored(values, fits),
@@ -128,12 +159,12 @@ def entry_of(each: Prunable, uses: tuple[int, ...], tied_to: str | None = None) 
     )
 
 
-def rest_of(parameters: list[nn.Parameter]) -> Entry:
-    """Count all that is no matrix of a known layer, as one: it is stored dense, and its FLOPs are not counted."""
+def remaining_cost(parameters: list[nn.Parameter]) -> LayerCost:
+    """Count all other parameters together: stored dense, without FLOPs."""
     numbers, size = sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
     nonzero = sum(int(p.detach().count_nonzero()) for p in parameters)
-    return Entry(
+    return LayerCost(
         name="all others",
         kind="other",
         shape=(),
@@ -147,7 +178,7 @@ def rest_of(parameters: list[nn.Parameter]) -> Entry:
 
 
 def kind_of(each: Prunable) -> Kind:
-    """What a layer does with its weight."""
+    """Return the kind of the layer that owns a weight."""
     if each.embedding:
         return "embedding"
     if isinstance(each.module, nn.MultiheadAttention):
@@ -156,7 +187,12 @@ def kind_of(each: Prunable) -> Kind:
 
 
 def stored(values: Tensor, fits: bool) -> Stored:
-    """Bytes of a matrix, shape ``(O, I, ...)``; ``fits`` says whether it is 2:4."""
+    """Return the bytes of a matrix, shape ``(O, I, ...)``.
+
+    Args:
+        values: The matrix.
+        fits: Whether it is 2:4 along the inputs.
+    """
     rows, columns = len(values), math.prod(values.shape[1:])
     weights, size, kept = values.numel(), values.element_size(), int(values.count_nonzero())
     dense, bits = weights * size, math.ceil(weights / 8)

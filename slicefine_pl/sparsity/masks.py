@@ -2,12 +2,12 @@
 
     masks = NetworkMasks(net, parse_pattern("2:4"), "magnitude")
     masks.prune(0.5)  # the weights are zero from here on; prune() again, with more, to go on
-    masks.cut_state(optimizer)
+    masks.mask_optimizer_state(optimizer)
     ...
     loss.backward()
-    masks.cut_gradients()
+    masks.mask_gradients()
     optimizer.step()
-    masks.cut_trained()
+    masks.mask_trained_weights()
 
 Knows neither steps nor schedules.
 """
@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from slicefine_pl.sparsity.patterns import OfEach, Pattern, Tiles, keep_best, kept_units
+from slicefine_pl.sparsity.mask_tensors import apply_mask, pack_mask, unpack_mask
+from slicefine_pl.sparsity.patterns import Blocks, NofM, Pattern, keep_best, kept_units
 from slicefine_pl.sparsity.scores import Score
 from slicefine_pl.sparsity.targets import Criterion, Patterns, Prunable, find_targets, some
 
 Scope = Literal["layer", "global"]
 
-CHUNK = 65_536  # entries cut at a time on a CPU
 # Optimizers that leave a zero without a gradient and without a memory where it is, whatever the other entries do.
 ELEMENTWISE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
@@ -79,7 +79,7 @@ class NetworkMasks:
         targets: Patterns | None = None,
         seed: int = 0,
     ) -> None:
-        if scope == "global" and isinstance(pattern, OfEach | Tiles):
+        if scope == "global" and isinstance(pattern, NofM | Blocks):
             raise ValueError(
                 f"scope='global' ranks single weights, and pattern='{pattern}' has none; use scope='layer'."
             )
@@ -130,7 +130,7 @@ class NetworkMasks:
         self._masks = self._globally(scores, target) if self.scope == "global" else self._by_layer(scores, target)
         for score in self._scores.values():
             score.forget()
-        self.cut_weights()
+        self.mask_weights()
 
     @torch.no_grad()
     def keep_zeros(self) -> None:
@@ -182,27 +182,27 @@ class NetworkMasks:
             score.see_gradient()
 
     @torch.no_grad()
-    def cut_gradients(self) -> None:
+    def mask_gradients(self) -> None:
         """Set the gradient of every pruned entry to zero, so that clippers and optimizers count the living alone."""
         for name, each in self._chosen.items():
             if (gradient := each.parameter.grad) is not None:
-                cut(gradient, self._masks[name])
+                apply_mask(gradient, self._masks[name])
                 self._seen[name] = gradient, gradient._version
 
     @torch.no_grad()
-    def cut_trained(self, optimizer: Optimizer | None = None, scalings: int = 0) -> None:
+    def mask_trained_weights(self, optimizer: Optimizer | None = None, scalings: int = 0) -> None:
         """Set every pruned entry of the weights that require a gradient to zero: after each optimizer step.
 
         Args:
             optimizer: Whose step it was.  Plain SGD, Adam and AdamW keep zeros by themselves where the gradient is as
-                :meth:`cut_gradients` left it, so there is nothing to do; their memory of pruned entries must be clear.
+                :meth:`mask_gradients` left it, so there is nothing to do; their memory of pruned entries must be clear.
                 What is written through ``gradient.data`` is not seen, and must not touch pruned entries.
             scalings: How often every gradient was multiplied by a number in place between cut and step, as by a clipper
                 of norms; where it was changed more often or less, the weight is cut.
         """
         for name, each in self._chosen.items():
             if each.parameter.requires_grad and not self._left_alone(name, each, optimizer, scalings):
-                cut(each.parameter.data, self._masks[name])
+                apply_mask(each.parameter.data, self._masks[name])
         self._seen = {}
 
     def _left_alone(self, name: str, each: Prunable, optimizer: Optimizer | None, scalings: int) -> bool:
@@ -211,14 +211,14 @@ class NetworkMasks:
         return type(optimizer) in ELEMENTWISE and untouched
 
     @torch.no_grad()
-    def cut_weights(self, net: nn.Module | None = None) -> None:
+    def mask_weights(self, net: nn.Module | None = None) -> None:
         """Set every pruned entry to zero: in the network, or in a copy of it."""
         for name, each in self._chosen.items():
             parameter = each.parameter if net is None else net.get_parameter(name)
-            cut(parameter.data, self._masks[name])
+            apply_mask(parameter.data, self._masks[name])
 
     @torch.no_grad()
-    def cut_state(self, optimizer: Optimizer) -> None:
+    def mask_optimizer_state(self, optimizer: Optimizer) -> None:
         """Clear what an optimizer remembers of pruned entries: every state that has the shape of its parameter.
 
         L-BFGS keeps one history for all its parameters, so it loses all of it.
@@ -229,7 +229,7 @@ class NetworkMasks:
         for name, each in self._chosen.items():
             for value in optimizer.state.get(each.parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == self._masks[name].shape:
-                    cut(value, self._masks[name])
+                    apply_mask(value, self._masks[name])
 
     def watch(self) -> None:
         """Have the scores see what the network is fed from now on; only ``"wanda"`` needs it."""
@@ -244,7 +244,7 @@ class NetworkMasks:
     def state_dict(self) -> dict[str, Any]:
         """Masks as bits, and what the scores have seen, as plain numbers, strings and tensors."""
         return {
-            "masks": {name: {"shape": list(mask.shape), "bits": packed(mask)} for name, mask in self._masks.items()},
+            "masks": {name: {"shape": list(mask.shape), "bits": pack_mask(mask)} for name, mask in self._masks.items()},
             "scores": {name: score.state_dict() for name, score in self._scores.items()},
         }
 
@@ -263,12 +263,12 @@ class NetworkMasks:
                 " shape; resume with the settings of the run that was saved."
             )
         self._masks = {
-            name: unpacked(entry["bits"], saved[name]).to(self._masks[name].device)
+            name: unpack_mask(entry["bits"], saved[name]).to(self._masks[name].device)
             for name, entry in state["masks"].items()
         }
         for name, score in self._scores.items():
             score.load_state_dict(state["scores"][name])
-        self.cut_weights()
+        self.mask_weights()
 
     def _score(self, name: str) -> Tensor:
         """Scores of one matrix; below all others where it is pruned already, so that no entry comes back."""
@@ -298,39 +298,6 @@ class NetworkMasks:
             name: each.matrix(kept.view(scores[name].shape)).contiguous()
             for (name, each), kept in zip(self._chosen.items(), parts, strict=True)
         }
-
-
-def cut(values: Tensor, mask: Tensor) -> None:
-    """Multiply values by a mask, in place: 0 (or -0) where it is false, bit-equal where it is true; NaN stays NaN.
-
-    A mask takes one byte for each weight.  On a CPU torch would turn all of it into the type of the values first; in
-    pieces that fit the cache, and as integers, that costs a quarter of the time: as much as a mask kept in float32 at
-    four bytes (docs/experiments/pruning-step-cost.md).
-
-    Args:
-        values: Of any type and layout, sparse too.
-        mask: Bool, of the same shape.
-    """
-    if values.device.type != "cpu" or values.is_sparse:
-        values.mul_(mask)
-        return
-    lines = max(1, CHUNK * len(values) // values.numel())
-    pieces = zip(torch.split(values, lines), torch.split(mask.view(torch.uint8), lines), strict=True)
-    for some_values, some_bits in pieces:
-        some_values.mul_(some_bits)
-
-
-def packed(mask: Tensor) -> Tensor:
-    """A mask as bits, eight to a byte, shape ``(ceil(numel / 8),)``, uint8, on the CPU."""
-    bits = mask.flatten().cpu().to(torch.uint8)
-    bits = torch.nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
-    return (bits << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-
-
-def unpacked(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The mask that :func:`packed` made bits of, bool of ``shape``."""
-    spread = (bits.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
-    return spread.flatten()[: torch.Size(shape).numel()].view(shape).bool()
 
 
 def _seed(seed: int, name: str) -> int:

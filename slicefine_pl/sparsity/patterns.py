@@ -62,7 +62,7 @@ class Unstructured(Pattern):
 
 
 @dataclass(frozen=True)
-class OfEach(Pattern):
+class NofM(Pattern):
     """At most ``n`` of each ``m`` weights that follow each other along the inputs: ``"2:4"`` and its like.
 
     On the way to its sparsity, weights that the final pattern keeps come last: so it ends exactly in the pattern.
@@ -99,10 +99,10 @@ class OfEach(Pattern):
 
 
 @dataclass(frozen=True)
-class Tiles(Pattern):
+class Blocks(Pattern):
     """Blocks of ``rows`` x ``columns`` weights; of a convolution, channels with all places of the kernel.
 
-    A size of ``None`` spans the matrix: ``Tiles(1, None)`` are rows, ``Tiles(None, 1)`` columns.
+    A size of ``None`` spans the matrix: ``Blocks(1, None)`` are rows, ``Blocks(None, 1)`` columns.
     """
 
     rows: int | None
@@ -138,19 +138,19 @@ def parse_pattern(text: str) -> Pattern:
     Raises:
         ValueError: The name is unknown, or its numbers are impossible.
     """
-    named = {"unstructured": Unstructured(), "row": Tiles(1, None), "column": Tiles(None, 1)}
+    named = {"unstructured": Unstructured(), "row": Blocks(1, None), "column": Blocks(None, 1)}
     if text in named:
         return named[text]
     if found := re.fullmatch(r"(\d+):(\d+)", text):
         n, m = map(int, found.groups())
         if not 0 < n < m:
             raise ValueError(f"pattern={text!r} keeps {n} of {m} weights; choose n:m with 0 < n < m, such as '2:4'.")
-        return OfEach(n, m)
+        return NofM(n, m)
     if found := re.fullmatch(r"block\((\d+),\s*(\d+)\)", text):
         rows, columns = map(int, found.groups())
         if not (rows and columns):
             raise ValueError(f"pattern={text!r} has an empty block; choose edges of at least 1.")
-        return Tiles(rows, columns)
+        return Blocks(rows, columns)
     raise ValueError(f"pattern={text!r} is unknown; choose {KNOWN}.")
 
 

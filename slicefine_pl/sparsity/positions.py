@@ -4,7 +4,7 @@ Runs an example through the network and counts, for every matrix, the positions 
 multiplied once: tokens of a linear map, places of a convolution's output (padding included, as dense code multiplies it
 too), of its input where it is transposed.
 
-Source:  ours; held to torch's FlopCounterMode in tests/sparsity/test_cost_report.py.
+Source:  ours; held to torch's FlopCounterMode in tests/sparsity/test_network_cost.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from slicefine_pl.sparsity.targets import Prunable
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
-Place = tuple[int, str]  # id of a module, name of its parameter
+ParameterKey = tuple[int, str]  # id of a module, name of its parameter
 
 
 def call(net: nn.Module, example: Example) -> Any:
@@ -45,7 +45,7 @@ def evaluating(*nets: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def uses(net: nn.Module, matrices: Sequence[Prunable], example: Example) -> dict[str, tuple[int, ...]]:
+def count_positions(net: nn.Module, matrices: Sequence[Prunable], example: Example) -> dict[str, tuple[int, ...]]:
     """Count the positions that each matrix sees.
 
     Args:
@@ -57,7 +57,7 @@ def uses(net: nn.Module, matrices: Sequence[Prunable], example: Example) -> dict
         By parameter name, the positions of each equal part of the outputs: one part, but for the query, key and value
         of attention, whose matrices are stored as one.  0 where no call was seen.
     """
-    seen: dict[Place, list[int]] = {}
+    seen: dict[ParameterKey, list[int]] = {}
 
     def see(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         for key, positions in _positions(module, given, named, output).items():
@@ -77,7 +77,7 @@ def uses(net: nn.Module, matrices: Sequence[Prunable], example: Example) -> dict
 
 def _positions(
     module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any
-) -> dict[Place, tuple[int, ...]]:
+) -> dict[ParameterKey, tuple[int, ...]]:
     if isinstance(module, nn.MultiheadAttention):
         arguments = dict(zip(("query", "key", "value"), given, strict=False)) | named
         query, key, value = (_tokens(arguments[name]) for name in ("query", "key", "value"))

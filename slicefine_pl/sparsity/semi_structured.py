@@ -38,7 +38,7 @@ from torch.sparse import (
 )
 from torch.utils._pytree import tree_leaves
 
-from slicefine_pl.sparsity.detect import fits_2_of_4
+from slicefine_pl.sparsity.detect import is_two_four
 from slicefine_pl.sparsity.positions import Example, call, evaluating
 from slicefine_pl.sparsity.targets import some
 
@@ -157,7 +157,7 @@ def obstacle(net: nn.Module, layer: nn.Linear) -> str | None:
     rows, columns = _edges(weight.dtype)
     if weight.shape[0] % rows or weight.shape[1] % columns:
         return f"its shape {tuple(weight.shape)} does not divide by ({rows}, {columns})"
-    return None if fits_2_of_4(weight.detach() != 0) else "its zeros are not 2:4 along the inputs"
+    return None if is_two_four(weight.detach() != 0) else "its zeros are not 2:4 along the inputs"
 
 
 def _edges(dtype: torch.dtype) -> tuple[int, int]:

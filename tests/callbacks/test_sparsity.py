@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default
 from slicefine_pl import SliceFineCallback, SparsityCallback
 from slicefine_pl.data.batching import BatchPlan, ResumableLoader
 from slicefine_pl.sparsity import masks
-from slicefine_pl.sparsity.masks import cut
+from slicefine_pl.sparsity.mask_tensors import apply_mask
 
 SETTINGS = {"targets": "trunk", "start": 2, "end": 7, "interval": 2}
 WEIGHTS = ("trunk.0.weight", "trunk.2.weight")
@@ -218,9 +218,9 @@ def test_weights_are_cut_only_where_the_step_might_have_moved_them(clip, times, 
     def watched(values, mask):
         if values.data_ptr() == module.trunk[0].weight.data_ptr():
             trained.append(values)
-        cut(values, mask)
+        apply_mask(values, mask)
 
-    monkeypatch.setattr(masks, "cut", watched)
+    monkeypatch.setattr(masks, "apply_mask", watched)
     trainer(callback, **clip).fit(module, loader())
     assert len(trained) == 1 + times  # the first when the masks were made
 
@@ -422,7 +422,7 @@ def test_what_is_logged_and_drawn(tmp_path):
     assert (tmp_path / "v" / "sparsity.png").stat().st_size > 10_000
 
 
-def test_the_ledger_s_line_is_told_at_the_end(caplog):
+def test_the_cost_report_is_summarised_at_the_end(caplog):
     with caplog.at_level("INFO"):
         trainer(SparsityCallback(pattern="2:4", **SETTINGS)).fit(Module(), loader())
     [told] = [record.message for record in caplog.records if record.message.startswith("Sparsity: pruned")]

@@ -30,10 +30,10 @@ def train(net, x, y, optimizer, steps, masks=None):
         optimizer.zero_grad()
         (net(x) - y[:, : net.out_features]).square().sum().backward()
         if masks is not None:
-            masks.cut_gradients()
+            masks.mask_gradients()
         optimizer.step()
         if masks is not None:
-            masks.cut_trained(optimizer)
+            masks.mask_trained_weights(optimizer)
 
 
 @pytest.mark.parametrize(("spike", "about"), [(1, 0.55), (1.5, 0.8), (100, 1.0)])
@@ -49,7 +49,7 @@ def test_dead_rows_shorten_adafactors_step_by_the_root_of_the_density_unless_it_
         with torch.no_grad():
             whole.weight[:LIVE], small.weight[:] = start, start
         whole.weight.grad = gradient * (spike if step == 30 else 1)
-        masks.cut_gradients()
+        masks.mask_gradients()
         small.weight.grad = whole.weight.grad[:LIVE].clone()
         for optimizer in optimizers:
             optimizer.step()
@@ -93,7 +93,7 @@ def relative_step(pattern, density):
     alive = masks["weight"]
     before = net.weight.detach().clone()
     net.weight.grad = torch.randn(512, 512, dtype=torch.float64)
-    masks.cut_gradients()
+    masks.mask_gradients()
     torch.optim.Adafactor(net.parameters(), lr=0.01).step()
     step = (net.weight.detach() - before)[alive]
     return (step.square().mean() / before[alive].square().mean()).sqrt().item()
@@ -129,11 +129,11 @@ def test_zeros_come_back_where_a_gradient_was_changed_after_the_cut():
     whole, _, x, y, masks = problem()
     optimizer = torch.optim.AdamW(whole.parameters(), lr=0.01)
     (whole(x) - y).square().sum().backward()
-    masks.cut_gradients()
+    masks.mask_gradients()
     whole.weight.grad.add_(1.0)  # such as noise for privacy
     optimizer.step()
     assert whole.weight[LIVE:].all()
-    masks.cut_trained(optimizer)
+    masks.mask_trained_weights(optimizer)
     assert not whole.weight[LIVE:].any()
 
 
@@ -141,8 +141,8 @@ def test_a_gradient_that_was_replaced_after_the_cut_is_not_trusted_either():
     whole, _, x, y, masks = problem()
     optimizer = torch.optim.SGD(whole.parameters(), lr=0.01)
     (whole(x) - y).square().sum().backward()
-    masks.cut_gradients()
+    masks.mask_gradients()
     whole.weight.grad = torch.ones_like(whole.weight)
     optimizer.step()
-    masks.cut_trained(optimizer)
+    masks.mask_trained_weights(optimizer)
     assert not whole.weight[LIVE:].any()

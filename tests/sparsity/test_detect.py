@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slicefine_pl.sparsity.detect import fits_2_of_4, pattern_present
+from slicefine_pl.sparsity.detect import detect_pattern, is_two_four
 from slicefine_pl.sparsity.patterns import keep_best, kept_units, parse_pattern
 
 
@@ -20,22 +20,22 @@ def made(text: str, sparsity: float, shape: tuple[int, ...]) -> torch.Tensor:
      ("block(16,2)", 0.75), ("2:4", 0.5), ("1:4", 0.75), ("4:8", 0.5), ("3:8", 0.625), ("5:16", 0.6875)],
 )  # fmt: skip
 def test_the_pattern_that_was_made_is_found(text, sparsity, shape):
-    assert pattern_present(made(text, sparsity, shape)) == text
+    assert detect_pattern(made(text, sparsity, shape)) == text
 
 
 def test_rows_and_columns_together():
     mask = torch.ones(48, 64, dtype=torch.bool)
     mask[::3], mask[:, 5:20] = False, False
-    assert pattern_present(mask) == "row and column"
-    assert pattern_present(torch.zeros(8, 8, dtype=torch.bool)) == "row"
+    assert detect_pattern(mask) == "row and column"
+    assert detect_pattern(torch.zeros(8, 8, dtype=torch.bool)) == "row"
 
 
 def test_a_row_of_padding_is_no_pruning():
     mask = torch.ones(200, 64, dtype=torch.bool)
     mask[0] = False
-    assert pattern_present(mask) == "dense"
+    assert detect_pattern(mask) == "dense"
     mask[:2] = False
-    assert pattern_present(mask) == "row"
+    assert detect_pattern(mask) == "row"
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,6 @@ def test_a_row_of_padding_is_no_pruning():
 )
 def test_what_sparse_tensor_cores_can_use(text, sparsity, fits):
     """Of four inputs at most two: 1:4 and 1:2 are so as well; 4:8 is not; groups that end in the middle are not."""
-    assert fits_2_of_4(made(text, sparsity, (48, 64))) is fits
-    assert not fits_2_of_4(torch.zeros(8, 6, dtype=torch.bool))
-    assert fits_2_of_4(made("2:4", 0.5, (48, 64)).T) is False  # along the outputs is not along the inputs
+    assert is_two_four(made(text, sparsity, (48, 64))) is fits
+    assert not is_two_four(torch.zeros(8, 6, dtype=torch.bool))
+    assert is_two_four(made("2:4", 0.5, (48, 64)).T) is False  # along the outputs is not along the inputs

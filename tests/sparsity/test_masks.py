@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from slicefine_pl.sparsity import NetworkMasks, parse_pattern
-from slicefine_pl.sparsity.masks import CHUNK, cut, packed, unpacked
+from slicefine_pl.sparsity.mask_tensors import CHUNK, apply_mask, pack_mask, unpack_mask
 
 
 class Net(nn.Module):
@@ -129,7 +129,7 @@ def test_what_is_pruned_stays_pruned_while_weights_change():
         zeros = now
         with torch.no_grad():
             net[0].weight.copy_(torch.randn(80, 80))  # the zeros too: as an optimizer without guard would
-        masks.cut_trained()
+        masks.mask_trained_weights()
     masks.verify()
     with torch.no_grad():
         net[0].weight.fill_(1.0)
@@ -245,10 +245,10 @@ def test_zeros_of_a_pruned_network_are_kept_and_examined():
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (8, 8), (2, 3, 1, 5)])
 def test_bits_hold_a_mask(shape):
     mask = torch.rand(shape) > 0.5
-    bits = packed(mask)
+    bits = pack_mask(mask)
     assert bits.dtype == torch.uint8
     assert len(bits) == -(-mask.numel() // 8)
-    assert torch.equal(unpacked(bits, shape), mask)
+    assert torch.equal(unpack_mask(bits, shape), mask)
 
 
 def test_masks_of_another_network_are_refused_and_change_nothing():
@@ -302,7 +302,7 @@ def test_cutting_keeps_the_living_bit_for_bit(dtype, shape):
     expected = torch.where(mask, values, torch.zeros((), dtype=dtype))
     turned = values.transpose(0, 1).contiguous().transpose(0, 1)
     for stored in (values, turned):
-        cut(stored, mask)
+        apply_mask(stored, mask)
         assert torch.equal(stored, expected)
 
 
@@ -311,5 +311,5 @@ def test_sparse_gradients_are_cut_too():
     table(torch.tensor([1, 1, 7])).sum().backward()
     mask = torch.rand(9, 4) < 0.5
     expected = table.weight.grad.to_dense() * mask
-    cut(table.weight.grad, mask)
+    apply_mask(table.weight.grad, mask)
     assert torch.equal(table.weight.grad.to_dense(), expected)

@@ -69,7 +69,7 @@ class MaskedSlices:
                 value.masked_fill_(piece.pruned(), 0)
 
     @torch.no_grad()
-    def cut_gradients(self) -> None:
+    def mask_gradients(self) -> None:
         """Set the gradient of every pruned live value to zero."""
         for piece in self:
             if piece.live.grad is not None and piece.keep is not None:

@@ -1,4 +1,4 @@
-"""The ledger against torch's FLOP counter, and against tensors really stored in each format."""
+"""The cost report against torch's FLOP counter, and against tensors really stored in each format."""
 
 import copy
 import json
@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
 from transformers.pytorch_utils import Conv1D
 
-from slicefine_pl.sparsity import NetworkMasks, ledger, parse_pattern
-from slicefine_pl.sparsity.masks import packed
+from slicefine_pl.sparsity import NetworkMasks, cost_report, parse_pattern
+from slicefine_pl.sparsity.mask_tensors import pack_mask
 
 SCORES = {"bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math"}
 
@@ -75,20 +75,20 @@ CASES = {
 def test_dense_flops_are_those_that_torch_counts(case):
     net, shape = CASES[case]
     x = torch.randn(shape)
-    assert ledger(net, x).forward.dense == reference_flops(net, x) > 0
-    assert not ledger(net, x).unseen
+    assert cost_report(net, x).forward.dense == reference_flops(net, x) > 0
+    assert not cost_report(net, x).unseen
 
 
 def test_a_whole_encoder():
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     net = BertModel(BertConfig(vocab_size=50, **sizes))
     words = torch.randint(50, (3, 11))
-    book = ledger(net, {"input_ids": words})
-    assert book.forward.dense == reference_flops(net, words)
-    assert book.parameters == sum(parameter.numel() for parameter in net.parameters())
-    assert book.stored.dense == 4 * book.parameters
+    report = cost_report(net, {"input_ids": words})
+    assert report.forward.dense == reference_flops(net, words)
+    assert report.parameters == sum(parameter.numel() for parameter in net.parameters())
+    assert report.stored.dense == 4 * report.parameters
     body = 2 * (4 * 32 * 32 + 2 * 32 * 48)  # without an example: 2 FLOPs for each weight at each position
-    assert ledger(net, tokens=7).forward.dense == 2 * 7 * (body + 32 * 32)  # and the pooler
+    assert cost_report(net, tokens=7).forward.dense == 2 * 7 * (body + 32 * 32)  # and the pooler
 
 
 def test_ideal_flops_are_those_of_the_network_without_the_pruned_rows():
@@ -97,32 +97,32 @@ def test_ideal_flops_are_those_of_the_network_without_the_pruned_rows():
     x = torch.randn(2, 8, 9, 9)
     with torch.no_grad():
         net.weight[3:] = 0
-    assert ledger(net, x).forward.ideal == reference_flops(nn.Conv2d(8, 3, 3, bias=False), x)
+    assert cost_report(net, x).forward.ideal == reference_flops(nn.Conv2d(8, 3, 3, bias=False), x)
     attention = Attending()
     with torch.no_grad():
         attention.attention.in_proj_weight[32:] = 0  # only the queries are left: 7 of them, where keys are 5
-    book = ledger(attention, torch.randn(2, 7, 32))
-    assert book.entries[0].forward.ideal == 2 * 2 * 7 * 32 * 32
+    report = cost_report(attention, torch.randn(2, 7, 32))
+    assert report.layers[0].forward.ideal == 2 * 2 * 7 * 32 * 32
 
 
 def test_training_is_three_times_forward_and_tensor_cores_help_its_forward_pass_alone():
     net, x = nn.Sequential(nn.Linear(16, 24), nn.Linear(24, 8)), torch.randn(6, 16, requires_grad=True)
     NetworkMasks(net, parse_pattern("2:4"), targets="weight").prune(0.5)
-    book = ledger(net, x)
+    report = cost_report(net, x)
     with FlopCounterMode(display=False) as counter:
         net(x).sum().backward()
-    assert book.training.dense == counter.get_total_flops() == 3 * book.forward.dense
-    assert book.forward.real == book.forward.ideal == book.forward.dense / 2
-    assert book.training.ideal == 1.5 * book.forward.dense
-    assert book.training.real == 2.5 * book.forward.dense
+    assert report.training.dense == counter.get_total_flops() == 3 * report.forward.dense
+    assert report.forward.two_four == report.forward.ideal == report.forward.dense / 2
+    assert report.training.ideal == 1.5 * report.forward.dense
+    assert report.training.two_four == 2.5 * report.forward.dense
 
 
 def test_only_linear_maps_run_on_sparse_tensor_cores():
     net = nn.Sequential(nn.Conv1d(16, 8, 3), nn.Flatten(1), nn.Linear(32, 8))
     NetworkMasks(net, parse_pattern("2:4"), targets="weight").prune(0.5)
-    convolution, linear = ledger(net, torch.randn(1, 16, 6)).entries[:2]
-    assert (convolution.pattern, convolution.forward.real) == ("2:4", convolution.forward.dense)
-    assert (linear.pattern, linear.forward.real) == ("2:4", linear.forward.dense // 2)
+    convolution, linear = cost_report(net, torch.randn(1, 16, 6)).layers[:2]
+    assert (convolution.pattern, convolution.forward.two_four) == ("2:4", convolution.forward.dense)
+    assert (linear.pattern, linear.forward.two_four) == ("2:4", linear.forward.dense // 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -131,9 +131,9 @@ def test_bytes_are_those_of_tensors_stored_in_that_format(dtype):
     NetworkMasks(net, parse_pattern("unstructured")).prune(0.8)
     weight = net.weight.detach()
     values = weight[weight != 0]
-    stored = ledger(net).stored
-    assert stored.dense == stored.compressed == weight.nbytes  # not 2:4: that format keeps it dense
-    assert stored.bitmask == values.nbytes + packed(weight != 0).nbytes
+    stored = cost_report(net).stored
+    assert stored.dense == stored.two_four == weight.nbytes  # not 2:4: that format keeps it dense
+    assert stored.bitmask == values.nbytes + pack_mask(weight != 0).nbytes
     rows = scipy.sparse.csr_array(weight.double().numpy())
     pointers, columns = rows.indptr.astype("int32"), rows.indices.astype("uint16")
     assert stored.csr == values.nbytes + pointers.nbytes + columns.nbytes
@@ -145,19 +145,19 @@ def test_bytes_of_2_4_are_those_that_torch_compresses_to(dtype):
     net = nn.Linear(256, 64, bias=False).to(dtype)
     NetworkMasks(net, parse_pattern("2:4")).prune(0.5)
     values, places = sparse_semi_structured_from_dense_cutlass(net.weight.detach())
-    stored = ledger(net).stored
-    assert stored.compressed == values.nbytes + places.nbytes == 9 / 16 * stored.dense
-    assert stored.bitmask == stored.compressed  # half the values and a bit for each weight, as it happens
+    stored = cost_report(net).stored
+    assert stored.two_four == values.nbytes + places.nbytes == 9 / 16 * stored.dense
+    assert stored.bitmask == stored.two_four  # half the values and a bit for each weight, as it happens
 
 
 def test_wide_rows_need_four_bytes_for_a_column_and_dense_stays_where_a_format_is_larger():
     net = nn.Linear(65_540, 4, bias=False)
     with torch.no_grad():
         net.weight[:, 1::4] = 0
-        assert ledger(net).stored.csr == net.weight.nbytes
+        assert cost_report(net).stored.csr == net.weight.nbytes
         net.weight[:, 2::4] = 0
         net.weight[:, 3::4] = 0
-    assert ledger(net).stored.csr == 4 * 16_385 * (4 + 4) + 5 * 4
+    assert cost_report(net).stored.csr == 4 * 16_385 * (4 + 4) + 5 * 4
 
 
 class Tied(nn.Module):
@@ -174,15 +174,15 @@ class Tied(nn.Module):
 
 def test_tied_weights_count_once_in_bytes_and_at_every_use_in_flops():
     net, words = Tied(), torch.randint(50, (2, 7))
-    book = ledger(net, words)
-    assert book.forward.dense == reference_flops(net, words)
-    assert book.parameters == sum(parameter.numel() for parameter in net.parameters())
-    assert book.stored.dense == 4 * book.parameters
-    assert {each.name: each.tied_to for each in book.entries if each.tied_to} == {
+    report = cost_report(net, words)
+    assert report.forward.dense == reference_flops(net, words)
+    assert report.parameters == sum(parameter.numel() for parameter in net.parameters())
+    assert report.stored.dense == 4 * report.parameters
+    assert {each.name: each.tied_to for each in report.layers if each.tied_to} == {
         "head.weight": "words.weight",
         "second.weight": "first.weight",
     }
-    assert book.entries[0].forward.dense == 0  # looked up
+    assert report.layers[0].forward.dense == 0  # looked up
 
 
 def test_the_network_is_as_it_was_afterwards():
@@ -190,13 +190,13 @@ def test_the_network_is_as_it_was_afterwards():
     net[2].eval()
     before = copy.deepcopy(net.state_dict())
     random = torch.get_rng_state()
-    ledger(net, torch.randn(4, 8, generator=torch.Generator()))
+    cost_report(net, torch.randn(4, 8, generator=torch.Generator()))
     assert [module.training for module in net.modules()] == [True, True, True, False]
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
     assert not net[0]._forward_hooks
     with pytest.raises(RuntimeError):
-        ledger(net, torch.randn(4, 9))
+        cost_report(net, torch.randn(4, 9))
     assert net.training
     assert not net[0]._forward_hooks
 
@@ -210,43 +210,46 @@ def test_weights_that_are_read_past_their_layer_are_named():
         def forward(self, x):
             return nn.functional.linear(self.used(x), self.read.weight)
 
-    assert ledger(Reads(), torch.randn(2, 8)).unseen == ("read.weight",)
-    assert "do not count 1 matrix that the example was not seen to use" in ledger(Reads(), torch.randn(2, 8)).summary()
+    assert cost_report(Reads(), torch.randn(2, 8)).unseen == ("read.weight",)
+    assert (
+        "do not count 1 matrix that the example was not seen to use"
+        in cost_report(Reads(), torch.randn(2, 8)).summary()
+    )
 
 
 def test_the_line():
     net = nn.Sequential(nn.Linear(256, 256, bias=False), nn.Linear(256, 256, bias=False)).half()
-    assert ledger(net).summary() == "nothing is pruned: 0.3 MB of parameters, all of them multiplied."
+    assert cost_report(net).summary() == "nothing is pruned: 0.3 MB of parameters, all of them multiplied."
     NetworkMasks(net, parse_pattern("2:4")).prune(0.5)
-    assert ledger(net).summary() == (
+    assert cost_report(net).summary() == (
         "pruned 50.0 % (2:4; 65,536 of 131,072 weights in 2 matrices are zero): stored 0.3 MB dense, 0.1 MB as 2:4;"
         " FLOPs 100 % on hardware without sparse units, 50 % on 2:4 tensor cores, 50 % ideal. A plain checkpoint is as"
         " large and as fast as before."
     )
     NetworkMasks(net, parse_pattern("unstructured"), targets="0").prune(0.9)
-    assert "pruned 70.0 % (2:4 and unstructured" in ledger(net).summary()
-    assert "MB as a bitmask" in ledger(net).summary()
+    assert "pruned 70.0 % (2:4 and unstructured" in cost_report(net).summary()
+    assert "MB as a bitmask" in cost_report(net).summary()
 
 
 def test_table_and_json_agree_with_the_sums():
     net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(40)))
     NetworkMasks(net, parse_pattern("2:4")).prune(0.5)
-    book = ledger(net, torch.randn(5, 64))
-    told = json.loads(book.to_json())
-    assert told["total"]["stored"]["bitmask"] == sum(each["stored"]["bitmask"] for each in told["entries"])
+    report = cost_report(net, torch.randn(5, 64))
+    told = json.loads(report.to_json())
+    assert told["total"]["stored"]["bitmask"] == sum(each["stored"]["bitmask"] for each in told["layers"])
     assert told["total"]["forward"]["ideal"] == 40 * 5 * 64 * 64
-    assert len(told["entries"]) == 41
-    printed = str(book)
+    assert len(told["layers"]) == 41
+    printed = str(report)
     assert "64 x 64 (40 times)" in printed
     assert "163,840" in printed
     assert "as large and as fast as before" in printed
-    assert str(ledger(nn.Linear(4, 4))).count("\n") < 12
+    assert str(cost_report(nn.Linear(4, 4))).count("\n") < 12
 
 
 def test_many_unequal_matrices_are_cut():
     net = nn.Sequential(*(nn.Linear(size, size) for size in range(4, 44)))
-    assert math.isclose(str(ledger(net)).count(" x "), 29, abs_tol=1)
-    assert "and 11 smaller ones" in str(ledger(net))
+    assert math.isclose(str(cost_report(net)).count(" x "), 29, abs_tol=1)
+    assert "and 11 smaller ones" in str(cost_report(net))
 
 
 @pytest.mark.parametrize(
@@ -262,4 +265,4 @@ def test_many_unequal_matrices_are_cut():
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_what_cannot_be_counted(net, settings, told):
     with pytest.raises(ValueError, match=told):
-        ledger(net, **settings)
+        cost_report(net, **settings)

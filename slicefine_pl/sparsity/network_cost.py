@@ -1,8 +1,8 @@
 """What does a network cost, as it is pruned, and what would its zeros save?
 
-    print(ledger(net, example))  # a table; .summary() is one line, .to_json() everything
+    print(cost_report(net, example))  # a table; .summary() is one line, .to_json() everything
 
-A plain checkpoint of a pruned network is as large and as fast as before: the ledger says what a format, or hardware,
+A plain checkpoint of a pruned network is as large and as fast as before: the report says what a format, or hardware,
 that uses the zeros would make of it.  It counts; it measures no time.  Formulas: ``layer_cost``.
 
 Counted are linear maps, transformers' Conv1D, convolutions, attention's matrices and embeddings (looked up: no FLOPs).
@@ -22,12 +22,12 @@ from operator import add
 
 from torch import nn
 
-from slicefine_pl.sparsity.layer_cost import Entry, Flops, Stored, entry_of, rest_of
-from slicefine_pl.sparsity.positions import Example, uses
+from slicefine_pl.sparsity.layer_cost import Flops, LayerCost, Stored, matrix_cost, remaining_cost
+from slicefine_pl.sparsity.positions import Example, count_positions
 from slicefine_pl.sparsity.targets import prunable
 from slicefine_pl.text_table import text_table
 
-FORMATS = {"compressed": "2:4", "bitmask": "a bitmask", "csr": "CSR"}
+FORMATS = {"two_four": "2:4", "bitmask": "a bitmask", "csr": "CSR"}
 MOST = 30  # lines of the table
 HEADINGS = (
     "matrix",
@@ -46,21 +46,21 @@ HEADINGS = (
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """The entries, and their sums.
+class CostReport:
+    """The layers, and their sums.
 
     Attributes:
-        entries: One for each matrix, and one for all other parameters.
+        layers: One for each matrix, and one for all other parameters.
         per: What the FLOPs are of: a forward pass of ``"the example"``, or ``"k tokens"`` in every layer.
     """
 
-    entries: tuple[Entry, ...]
+    layers: tuple[LayerCost, ...]
     per: str
 
     @property
     def forward(self) -> Flops:
         """FLOPs of a forward pass: inference."""
-        return reduce(add, (each.forward for each in self.entries), Flops())
+        return reduce(add, (each.forward for each in self.layers), Flops())
 
     @property
     def training(self) -> Flops:
@@ -70,28 +70,28 @@ class Ledger:
     @property
     def stored(self) -> Stored:
         """Bytes of all parameters."""
-        return reduce(add, (each.stored for each in self.entries), Stored())
+        return reduce(add, (each.stored for each in self.layers), Stored())
 
     @property
     def parameters(self) -> int:
         """How many parameters there are; tied ones count once."""
-        return sum(each.parameters for each in self.entries if each.tied_to is None)
+        return sum(each.parameters for each in self.layers if each.tied_to is None)
 
     @property
     def nonzero(self) -> int:
         """How many of them are not zero."""
-        return sum(each.nonzero for each in self.entries if each.tied_to is None)
+        return sum(each.nonzero for each in self.layers if each.tied_to is None)
 
     @property
-    def pruned(self) -> tuple[Entry, ...]:
+    def pruned(self) -> tuple[LayerCost, ...]:
         """Entries with a pattern of zeros; tied ones once."""
-        return tuple(each for each in self.entries if each.pruned and each.tied_to is None)
+        return tuple(each for each in self.layers if each.pruned and each.tied_to is None)
 
     @property
     def unseen(self) -> tuple[str, ...]:
         """Matrices that the example was not seen to use, or whose weight is read past their layer: they lack FLOPs."""
         return tuple(
-            each.name for each in self.entries if each.kind not in ("embedding", "other") and not each.forward.dense
+            each.name for each in self.layers if each.kind not in ("embedding", "other") and not each.forward.dense
         )
 
     def summary(self) -> str:
@@ -114,18 +114,18 @@ class Ledger:
         )
 
     def to_json(self) -> str:
-        """Everything, as JSON: a list ``entries``, and sums."""
-        entries = [{**asdict(each), "training": asdict(each.forward.training())} for each in self.entries]
+        """Everything, as JSON: a list ``layers``, and sums."""
+        layers = [{**asdict(each), "training": asdict(each.forward.training())} for each in self.layers]
         sums = {"parameters": self.parameters, "nonzero": self.nonzero, "forward": asdict(self.forward)}
         sums |= {"training": asdict(self.training), "stored": asdict(self.stored)}
-        return json.dumps({"flops_per": self.per, "entries": entries, "total": sums, "unseen": self.unseen}, indent=1)
+        return json.dumps({"flops_per": self.per, "layers": layers, "total": sums, "unseen": self.unseen}, indent=1)
 
     def __str__(self) -> str:
         """The table; of more than 30 matrices, equal ones of several blocks share a line."""
         return table(self)
 
 
-def ledger(net: nn.Module, example: Example | None = None, tokens: int = 1) -> Ledger:
+def cost_report(net: nn.Module, example: Example | None = None, tokens: int = 1) -> CostReport:
     """Count what a network costs as it is.
 
     Args:
@@ -145,17 +145,17 @@ def ledger(net: nn.Module, example: Example | None = None, tokens: int = 1) -> L
     seen = (
         {each.name: (0 if each.embedding else tokens,) * parts[each.name] for each in matrices}
         if example is None
-        else uses(net, matrices, example)
+        else count_positions(net, matrices, example)
     )
     first: dict[int, str] = {}
-    entries = []
+    layers = []
     for each in matrices:
         owner = first.setdefault(id(each.parameter), each.name)
-        entries.append(entry_of(each, seen[each.name], None if owner == each.name else owner))
+        layers.append(matrix_cost(each, seen[each.name], None if owner == each.name else owner))
     others = [parameter for parameter in net.parameters() if id(parameter) not in first]
     if others:
-        entries.append(rest_of(others))
-    return Ledger(tuple(entries), "the example" if example is not None else f"{tokens} token{'s' * (tokens > 1)}")
+        layers.append(remaining_cost(others))
+    return CostReport(tuple(layers), "the example" if example is not None else f"{tokens} token{'s' * (tokens > 1)}")
 
 
 def _check_filled(net: nn.Module) -> None:
@@ -166,65 +166,65 @@ def _check_filled(net: nn.Module) -> None:
     ]
     if empty or next(net.parameters(), None) is None:
         told = f"{empty[0]} holds no numbers yet; load the weights, or run one batch," if empty else "it has none;"
-        raise ValueError(f"a ledger counts the parameters of a network, and {told} then ask again.")
+        raise ValueError(f"a cost report counts the parameters of a network, and {told} then ask again.")
 
 
-def table(book: Ledger) -> str:
-    """The ledger as a table."""
+def table(report: CostReport) -> str:
+    """The report as a table."""
     rows = []
-    lines = _lines(book.entries)
-    for name, entries in sorted(lines, key=lambda line: -_weights(line[1]))[:MOST]:
-        each = entries[0]
+    lines = _lines(report.layers)
+    for name, layers in sorted(lines, key=lambda line: -_weights(line[1]))[:MOST]:
+        each = layers[0]
         tied = f" (tied to {each.tied_to})" if each.tied_to else ""
-        size = " x ".join(map(str, each.shape)) + (f" ({len(entries)} times)" if len(entries) > 1 else "")
-        rows.append([name + tied, size, *_numbers(entries)])
+        size = " x ".join(map(str, each.shape)) + (f" ({len(layers)} times)" if len(layers) > 1 else "")
+        rows.append([name + tied, size, *_numbers(layers)])
     if len(lines) > MOST:
         rows.append([f"... and {len(lines) - MOST} smaller ones"])
-    counted = [each for each in book.entries if each.tied_to is None]
-    flops, stored = book.forward, book.stored
-    total = ["total", "", f"{book.parameters:,}", *_zero(counted), "", *_sums(flops, stored)]
-    training = ["training step", *[""] * 4, *_sums(book.training, stored)[:3]]
+    counted = [each for each in report.layers if each.tied_to is None]
+    flops, stored = report.forward, report.stored
+    total = ["total", "", f"{report.parameters:,}", *_zero(counted), "", *_sums(flops, stored)]
+    training = ["training step", *[""] * 4, *_sums(report.training, stored)[:3]]
     return text_table(
         HEADINGS,
         [rows, [total, training]],
         numbers_from=5,
-        title=f"FLOPs per forward pass of {book.per}",
-        caption="A plain checkpoint is as large and as fast as before." if book.pruned else "",
+        title=f"FLOPs per forward pass of {report.per}",
+        caption="A plain checkpoint is as large and as fast as before." if report.pruned else "",
     )
 
 
-def _lines(entries: tuple[Entry, ...]) -> list[tuple[str, list[Entry]]]:
-    """Name and entries of each line: one entry, or, if there are many, equal ones of several blocks together."""
-    alike: dict[tuple[object, ...], list[Entry]] = defaultdict(list)
-    for each in entries:
-        block = re.sub(r"\d+", "*", each.name) if len(entries) > MOST else each.name
+def _lines(layers: tuple[LayerCost, ...]) -> list[tuple[str, list[LayerCost]]]:
+    """Name and layers of each line: one entry, or, if there are many, equal ones of several blocks together."""
+    alike: dict[tuple[object, ...], list[LayerCost]] = defaultdict(list)
+    for each in layers:
+        block = re.sub(r"\d+", "*", each.name) if len(layers) > MOST else each.name
         alike[block, each.shape, each.pattern, each.dtype].append(each)
     return [(group[0].name if len(group) == 1 else str(key[0]), group) for key, group in alike.items()]
 
 
-def _numbers(entries: list[Entry]) -> Iterator[str]:
-    yield f"{_weights(entries):,}"
-    yield from _zero(entries)
-    yield entries[0].pattern
+def _numbers(layers: list[LayerCost]) -> Iterator[str]:
+    yield f"{_weights(layers):,}"
+    yield from _zero(layers)
+    yield layers[0].pattern
     yield from _sums(
-        reduce(add, (each.forward for each in entries)), reduce(add, (each.stored for each in entries), Stored())
+        reduce(add, (each.forward for each in layers)), reduce(add, (each.stored for each in layers), Stored())
     )
 
 
 def _sums(flops: Flops, stored: Stored) -> list[str]:
-    sizes = (stored.dense, stored.bitmask, stored.compressed, stored.csr)
-    return [f"{value / 1e6:,.1f}" for value in (flops.dense, flops.ideal, flops.real)] + [
+    sizes = (stored.dense, stored.bitmask, stored.two_four, stored.csr)
+    return [f"{value / 1e6:,.1f}" for value in (flops.dense, flops.ideal, flops.two_four)] + [
         f"{value / 1e6:,.3f}" for value in sizes
     ]
 
 
-def _zero(entries: list[Entry]) -> list[str]:
-    weights = _weights(entries)
-    return [f"{1 - sum(each.nonzero for each in entries) / weights:.1%}" if weights else ""]
+def _zero(layers: list[LayerCost]) -> list[str]:
+    weights = _weights(layers)
+    return [f"{1 - sum(each.nonzero for each in layers) / weights:.1%}" if weights else ""]
 
 
-def _weights(entries: list[Entry]) -> int:
-    return sum(each.parameters for each in entries)
+def _weights(layers: list[LayerCost]) -> int:
+    return sum(each.parameters for each in layers)
 
 
 def _mb(size: int) -> str:
@@ -238,6 +238,6 @@ def _matrices(count: int) -> str:
 def _spent(flops: Flops) -> str:
     if not flops.dense:
         return "none"
-    real, ideal = (f"{100 * part / flops.dense:.0f} %" for part in (flops.real, flops.ideal))
-    cores = "" if flops.real == flops.dense else f", {real} on 2:4 tensor cores"
+    real, ideal = (f"{100 * part / flops.dense:.0f} %" for part in (flops.two_four, flops.ideal))
+    cores = "" if flops.two_four == flops.dense else f", {real} on 2:4 tensor cores"
     return f"100 % on hardware without sparse units{cores}, {ideal} ideal"
