@@ -228,7 +228,7 @@ def fixed_slices(net: nn.Module, method: Method, seed: int, layers: list[str] | 
     if place == "random":
         return
     for name, each in state["slices"].items():
-        size = len(each["visited"][each["line"]])
+        size = len(each["visited"][each["axis"]])
         first = {"first": 0, "last": size - method.rank}[place]
         state["slices"][name]["index"] = torch.arange(first, first + method.rank)
     handle.load_state_dict(state)

@@ -19,7 +19,7 @@ from networks import Task
 from torch import Tensor, nn
 
 from slicefine_pl.slicing import SliceHandle, slice_model
-from slicefine_pl.slicing.schedule import Axis
+from slicefine_pl.slicing.schedule import AxisSchedule
 
 PARTS = ("forward", "backward", "update")
 
@@ -80,7 +80,7 @@ class Contestant:
         return [parameter for parameter in self.task.net.parameters() if parameter.requires_grad]
 
 
-def with_slices(axis: Axis) -> Callable[[Task, int], SliceHandle]:
+def with_slices(axis: AxisSchedule) -> Callable[[Task, int], SliceHandle]:
     """Slices in those targets that are wide enough, written into the weights after each step, as under the callback."""
 
     def prepare(task: Task, rank: int) -> SliceHandle:
@@ -98,7 +98,7 @@ def with_slices(axis: Axis) -> Callable[[Task, int], SliceHandle]:
     return prepare
 
 
-def _narrowest(layer: nn.Module, axis: Axis) -> int:
+def _narrowest(layer: nn.Module, axis: AxisSchedule) -> int:
     """How many lines a slice of this layer can have."""
     outputs, inputs = layer.get_parameter("weight").shape[:2]
     return {"column": inputs, "row": outputs, "alternate": min(inputs, outputs)}[axis]

@@ -13,9 +13,9 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from slicefine_pl.slicing.distributed.shards import lines_of
+from slicefine_pl.slicing.distributed.shards import lines_along
 from slicefine_pl.slicing.layers.registry import Candidate
-from slicefine_pl.slicing.schedule import Line, slice_lines, visiting_order
+from slicefine_pl.slicing.schedule import Axis, slice_indices, visiting_order
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Place:
     """
 
     matrix: Candidate
-    line: Line
+    line: Axis
     lines: tuple[int, ...]
 
     def pick(self, like: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Place:
         self._view(stored).index_add_(0, index, self.pick(gradient), alpha=-lr)
 
     def _view(self, stored: Tensor) -> Tensor:
-        return lines_of(self.matrix.block.of(stored), self.line)
+        return lines_along(self.matrix.block.of(stored), self.line)
 
 
 def candidate_slices(matrices: Sequence[Candidate], rank: int, count: int, seed: int) -> list[Place]:
@@ -68,8 +68,8 @@ def candidate_slices(matrices: Sequence[Candidate], rank: int, count: int, seed:
         order += generator.sample(list(matrices), len(matrices))
     places = []
     for number, matrix in enumerate(order[:count]):
-        line: Line = generator.choice(get_args(Line))
+        line: Axis = generator.choice(get_args(Axis))
         size = matrix.shape[0 if line == "row" else 1]
-        lines = slice_lines(0, rank, visiting_order(size, "random", f"{seed}/{number}"))
+        lines = slice_indices(0, rank, visiting_order(size, "random", f"{seed}/{number}"))
         places.append(Place(matrix, line, tuple(sorted(lines))))
     return places

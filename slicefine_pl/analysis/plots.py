@@ -18,13 +18,13 @@ from slicefine_pl.analysis.spectra import Balance
 from slicefine_pl.analysis.task_energy import explained, task_directions
 from slicefine_pl.analysis.winners import Winners
 from slicefine_pl.files.atomic import write_whole
-from slicefine_pl.slicing.schedule import Line
+from slicefine_pl.slicing.schedule import Axis
 
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "0.55", "#D55E00"
 ROUNDING = 1e-7  # below this share of the trace an eigenvalue of float32 gradients is noise
-COLOURS: dict[Line, str] = {"row": BLUE, "column": ORANGE}
-MARKS: dict[Line, str] = {"row": "o", "column": "s"}
-SHIFTS: dict[Line, float] = {"row": -0.16, "column": 0.16}  # of the two within a control's place
+COLOURS: dict[Axis, str] = {"row": BLUE, "column": ORANGE}
+MARKS: dict[Axis, str] = {"row": "o", "column": "s"}
+SHIFTS: dict[Axis, float] = {"row": -0.16, "column": 0.16}  # of the two within a control's place
 
 
 def save_figure(figure: Any, path: str | Path, dpi: int | None = None) -> Path:
@@ -48,7 +48,7 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def spectra_picture(balances: Mapping[str, Mapping[Line, Mapping[str, Balance]]]) -> Any:
+def spectra_picture(balances: Mapping[str, Mapping[Axis, Mapping[str, Balance]]]) -> Any:
     """Both spreads of every matrix, control by control, and the decay of one matrix's groups.
 
     Args:
@@ -78,7 +78,7 @@ def spectra_picture(balances: Mapping[str, Mapping[Line, Mapping[str, Balance]]]
     return figure
 
 
-def _decay(axes: Any, balances: Mapping[str, Mapping[Line, Mapping[str, Balance]]]) -> None:
+def _decay(axes: Any, balances: Mapping[str, Mapping[Axis, Mapping[str, Balance]]]) -> None:
     """The groups' normalised eigenvalues of the matrix whose decay is spread as the median one's."""
     first, by_line = next(iter(balances.items()))
     line, own = next(iter(by_line.items()))

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slicefine_pl.slicing.distributed.shards import lines_of
-from slicefine_pl.slicing.schedule import Line
+from slicefine_pl.slicing.distributed.shards import lines_along
+from slicefine_pl.slicing.schedule import Axis
 
 Control = Callable[[Tensor, int, torch.Generator], Tensor]
 
@@ -53,12 +53,12 @@ class Balance:
         return self.eigenvalues / self.eigenvalues.sum(1, keepdim=True)
 
 
-def lines_matrix(weight: Tensor, line: Line) -> Tensor:
+def lines_matrix(weight: Tensor, line: Axis) -> Tensor:
     """The lines of a weight ``(O, I, ...)`` one below the other, shape ``(O or I, L)``, float64, on the CPU.
 
     A line of a convolution is a channel with all places of the kernel, as in ``slicing``.
     """
-    return lines_of(weight.detach(), line).flatten(1).double().cpu()
+    return lines_along(weight.detach(), line).flatten(1).double().cpu()
 
 
 def balance(lines: Tensor, groups: int) -> Balance:

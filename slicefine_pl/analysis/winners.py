@@ -26,7 +26,7 @@ from slicefine_pl.analysis.locations import Place
 from slicefine_pl.analysis.preserve_state import undisturbed
 from slicefine_pl.analysis.targets import weights_of
 from slicefine_pl.slicing.layers.registry import Candidate
-from slicefine_pl.slicing.schedule import Line
+from slicefine_pl.slicing.schedule import Axis
 
 B = TypeVar("B")
 
@@ -198,7 +198,7 @@ class _Trial:
         return Step(
             name=name,
             line=line,
-            lines=places[0].lines if line in get_args(Line) else (),
+            lines=places[0].lines if line in get_args(Axis) else (),
             lr=rate,
             predicted=rate * energy * self._energy,
             decrease=float((self.before - after).mean()),

@@ -48,7 +48,7 @@ from slicefine_pl.callbacks.support.training_checks import (
     refuse_without_gradient,
 )
 from slicefine_pl.run_length import run_length
-from slicefine_pl.slicing import Axis, Backend, LiveSlice, Order, SliceHandle, Summary, slice_model
+from slicefine_pl.slicing import AxisSchedule, Backend, LiveSlice, Order, SliceHandle, Summary, slice_model
 from slicefine_pl.slicing.cursor import slice_type
 from slicefine_pl.slicing.schedule import check_choice, check_rank
 from slicefine_pl.slicing.targets import some
@@ -135,7 +135,7 @@ class SliceFineCallback(RepeatableTraining):
     def __init__(
         self,
         rank: int = 32,
-        axis: Axis = "column",
+        axis: AxisSchedule = "column",
         interval: int | None = 100,
         order: Order = "random",
         targets: str | list[str] | None = None,
@@ -148,7 +148,7 @@ class SliceFineCallback(RepeatableTraining):
         backend: Backend = "auto",
     ) -> None:
         check_rank(rank)
-        check_choice("axis", axis, Axis)
+        check_choice("axis", axis, AxisSchedule)
         check_choice("order", order, Order)
         check_choice("optimizer_state", optimizer_state, OptimizerState)
         check_choice("nonfinite", nonfinite, NonFinite)

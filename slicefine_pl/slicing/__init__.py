@@ -4,13 +4,14 @@ from slicefine_pl.slicing.frozen import LeftFrozen
 from slicefine_pl.slicing.handle import SliceHandle, close_slices, slice_model
 from slicefine_pl.slicing.layers.base import as_dense
 from slicefine_pl.slicing.layers.registry import Backend
-from slicefine_pl.slicing.schedule import Axis, Line, Order
+from slicefine_pl.slicing.schedule import Axis, AxisSchedule, Order
 from slicefine_pl.slicing.summary import SliceCounts, Summary
 from slicefine_pl.slicing.updates import LearnedChange, LineChanges
 from slicefine_pl.slicing.view import LiveSlice, MoveWatcher
 
 __all__ = [
     "Axis",
+    "AxisSchedule",
     "Backend",
     "LearnedChange",
     "LeftFrozen",

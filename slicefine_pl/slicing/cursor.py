@@ -15,12 +15,12 @@ from slicefine_pl.slicing.distributed.shards import Block, Part, local_of, share
 from slicefine_pl.slicing.layers.base import SlicedLayer, add_slice
 from slicefine_pl.slicing.schedule import (
     Axis,
-    Line,
+    AxisSchedule,
     Order,
+    axis_at,
     check_choice,
     check_rank,
-    line_at,
-    slice_lines,
+    slice_indices,
     visiting_order,
     visits_before,
 )
@@ -48,18 +48,18 @@ class SliceSettings:
     """What all slices of a network have in common; the arguments of ``slice_model``."""
 
     rank: int
-    axis: Axis
+    axis: AxisSchedule
     order: Order
     seed: int
     slice_dtype: torch.dtype | None
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
-        check_choice("axis", self.axis, Axis)
+        check_choice("axis", self.axis, AxisSchedule)
         check_choice("order", self.order, Order)
 
     @property
-    def lines(self) -> tuple[Line, ...]:
+    def axes(self) -> tuple[Axis, ...]:
         """The kinds of line that become live."""
         return ("column", "row") if self.axis == "alternate" else (self.axis,)
 
@@ -76,16 +76,16 @@ class SliceTrack:
 
     def __init__(self, name: str, layer: SlicedLayer, block: Block, settings: SliceSettings) -> None:
         matrix = block.of(layer.slicefine_stored(block.parameter))
-        sizes: dict[Line, int] = {"row": matrix.shape[0], "column": matrix.shape[1]}
+        sizes: dict[Axis, int] = {"row": matrix.shape[0], "column": matrix.shape[1]}
         road = name.replace("_orig_mod.", "")  # a compiled module visits the same slices as the plain one
         self._settings = settings
         self._orders = {
-            line: visiting_order(sizes[line], settings.order, key=f"{settings.seed}/{road}/{line}")
-            for line in settings.lines
+            axis: visiting_order(sizes[axis], settings.order, key=f"{settings.seed}/{road}/{axis}")
+            for axis in settings.axes
         }
         self.moves = 0
-        self.visited = {line: torch.zeros(sizes[line], dtype=torch.bool) for line in settings.lines}
-        length = max(matrix.numel() // sizes[line] for line in settings.lines)
+        self.visited = {axis: torch.zeros(sizes[axis], dtype=torch.bool) for axis in settings.axes}
+        length = max(matrix.numel() // sizes[axis] for axis in settings.axes)
         self.layer = layer
         self.piece = add_slice(layer, block, settings.rank, length, settings.slice_dtype)
         self.piece.place(*self._scheduled(), self.part())
@@ -120,29 +120,29 @@ class SliceTrack:
     def move(self) -> None:
         """Go on to the next position; what the slice learned must have been written to the weight."""
         self.moves += 1
-        line, indices = self._scheduled()
+        axis, indices = self._scheduled()
         if self.piece.score is not None:
             if dist.is_available() and dist.is_initialized():
                 dist.all_reduce(self.piece.score)  # every process has seen other data, and all must go the same way
             indices = sorted(self.piece.score.topk(self._settings.rank).indices.tolist())
-        self.piece.place(line, indices, self.part())
+        self.piece.place(axis, indices, self.part())
         self._arrived()
 
-    def _scheduled(self) -> tuple[Line, list[int]]:
+    def _scheduled(self) -> tuple[Axis, list[int]]:
         """Where the sweep stands after ``moves`` moves."""
-        line = line_at(self.moves, self._settings.axis)
+        axis = axis_at(self.moves, self._settings.axis)
         visits = visits_before(self.moves, self._settings.axis)
-        return line, slice_lines(visits, self._settings.rank, self._orders[line])
+        return axis, slice_indices(visits, self._settings.rank, self._orders[axis])
 
     def _arrived(self) -> None:
-        self.visited[self.piece.line][self.piece.index.cpu()] = True
+        self.visited[self.piece.axis][self.piece.index.cpu()] = True
         if self._settings.order == "importance":
-            self.piece.listen(line_at(self.moves + 1, self._settings.axis))
+            self.piece.listen(axis_at(self.moves + 1, self._settings.axis))
 
     def visited_entries(self) -> int:
         """Distinct entries of the block that have been live: c columns and r rows cross at c·r places."""
         outputs, inputs, *kernel = self.piece.shape
-        columns, rows = (int(self.visited[line].sum()) if line in self.visited else 0 for line in ("column", "row"))
+        columns, rows = (int(self.visited[axis].sum()) if axis in self.visited else 0 for axis in ("column", "row"))
         return (columns * outputs + rows * inputs - columns * rows) * math.prod(kernel)
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,9 +154,9 @@ class SliceTrack:
         other = piece.live.dtype != self.layer.slicefine_stored(piece.block.parameter).dtype
         return {
             "moves": self.moves,
-            "line": piece.line,
+            "axis": piece.axis,
             "index": piece.index.cpu().clone(),
-            "visited": {line: lines.clone() for line, lines in self.visited.items()},
+            "visited": {axis: lines.clone() for axis, lines in self.visited.items()},
             "score": None if piece.score is None else piece.score.cpu().clone(),
             "live": wholes([piece.live])[0].cpu().clone() if other else None,
         }
@@ -164,8 +164,8 @@ class SliceTrack:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where a saved slice stood; the parameter must have been restored before."""
         self.moves = state["moves"]
-        self.visited = {line: lines.clone() for line, lines in state["visited"].items()}
-        self.piece.place(state["line"], state["index"].tolist(), self.part())
+        self.visited = {axis: lines.clone() for axis, lines in state["visited"].items()}
+        self.piece.place(state["axis"], state["index"].tolist(), self.part())
         self._arrived()
         if self.piece.score is not None:
             self.piece.score.copy_(state["score"])

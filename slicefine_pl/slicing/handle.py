@@ -26,7 +26,7 @@ from slicefine_pl.slicing.cursor import SliceSettings, SliceTrack, slice_type
 from slicefine_pl.slicing.distributed.shards import reshard, wholes
 from slicefine_pl.slicing.layers.base import SlicedLayer, Unrecorded, close_layer, open_layer
 from slicefine_pl.slicing.layers.registry import Backend, Candidate
-from slicefine_pl.slicing.schedule import Axis, Order, check_choice
+from slicefine_pl.slicing.schedule import AxisSchedule, Order, check_choice
 from slicefine_pl.slicing.slice import repeated_by_slices
 from slicefine_pl.slicing.summary import SliceCounts, Summary, summarise
 from slicefine_pl.slicing.targets import Patterns, Targets, Wanted, find_targets
@@ -87,7 +87,7 @@ class SliceHandle:
     def _live(self, name: str) -> LiveSlice:
         track = self._tracks[name]
         piece, stored = track.piece, track.layer.slicefine_stored(track.piece.block.parameter)
-        return LiveSlice(name, piece.line, piece.index, piece.live, piece.shape, stored)
+        return LiveSlice(name, piece.axis, piece.index, piece.live, piece.shape, stored)
 
     def move(self, names: Iterable[str] | None = None) -> list[LiveSlice]:
         """Move slices on; what they learned stays in the weights, and their gradients are dropped.
@@ -231,7 +231,7 @@ class SliceHandle:
 def slice_model(
     net: nn.Module,
     rank: int = 32,
-    axis: Axis = "column",
+    axis: AxisSchedule = "column",
     order: Order = "random",
     targets: Patterns | None = None,
     also_train: Patterns | None = None,
@@ -271,7 +271,7 @@ def slice_model(
     """
     settings = SliceSettings(rank, axis, order, seed, slice_type(slice_dtype))
     check_choice("backend", backend, Backend)
-    found = find_targets(net, Wanted(targets, also_train, backend, rank, settings.lines))
+    found = find_targets(net, Wanted(targets, also_train, backend, rank, settings.axes))
     if found.notice:
         warnings.warn(found.notice, stacklevel=2)
     return SliceHandle(net, found, settings)

@@ -9,8 +9,8 @@ end of an axis, the random first line and the permuted order are ours; the paper
 import random
 from typing import Literal, get_args
 
-Line = Literal["column", "row"]
-Axis = Literal["column", "row", "alternate"]
+Axis = Literal["column", "row"]
+AxisSchedule = Literal["column", "row", "alternate"]
 Order = Literal["sweep", "random", "importance"]
 
 
@@ -27,16 +27,16 @@ def check_rank(rank: int) -> None:
         raise ValueError(f"rank={rank!r} is not a number of rows or columns; choose an integer of at least 1.")
 
 
-def line_at(moves: int, axis: Axis) -> Line:
-    """Which kind of line is live after ``moves`` moves; ``"alternate"`` starts with columns."""
-    if axis == "alternate":
+def axis_at(moves: int, schedule: AxisSchedule) -> Axis:
+    """The axis of the slice after ``moves`` moves.  ``"alternate"`` starts with columns."""
+    if schedule == "alternate":
         return "column" if moves % 2 == 0 else "row"
-    return axis
+    return schedule
 
 
-def visits_before(moves: int, axis: Axis) -> int:
-    """How many slices of the kind now live came before: every move, or every second one for ``"alternate"``."""
-    return moves // 2 if axis == "alternate" else moves
+def visits_before(moves: int, schedule: AxisSchedule) -> int:
+    """How many earlier slices had the present axis: one per move, or one per two moves for ``"alternate"``."""
+    return moves // 2 if schedule == "alternate" else moves
 
 
 def visiting_order(size: int, order: Order, key: str) -> list[int]:
@@ -57,7 +57,7 @@ def visiting_order(size: int, order: Order, key: str) -> list[int]:
     return [(first + step) % size for step in range(size)]
 
 
-def slice_lines(visits: int, rank: int, order: list[int]) -> list[int]:
+def slice_indices(visits: int, rank: int, order: list[int]) -> list[int]:
     """The ``rank`` lines of the slice number ``visits``, counted from 0, along a visiting order.
 
     The end wraps to the beginning, so that all lines are visited equally often in the long run.

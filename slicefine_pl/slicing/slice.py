@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.distributed.shards import Block, Part, lines_of, local_of, share_of
-from slicefine_pl.slicing.schedule import Line
+from slicefine_pl.slicing.distributed.shards import Block, Part, lines_along, local_of, share_of
+from slicefine_pl.slicing.schedule import Axis
 
 
 class Slice(nn.Module):
@@ -49,9 +49,9 @@ class Slice(nn.Module):
         self.live = nn.Parameter(like.new_zeros(rank, length, dtype=dtype))
         # Plain attributes, no buffers: DDP would send buffers around at every forward pass.
         self.index = torch.zeros(rank, dtype=torch.int64, device=like.device)
-        self.line: Line = "column"
+        self.axis: Axis = "column"
         self.score: Tensor | None = None
-        self.score_line: Line = "column"
+        self.score_axis: Axis = "column"
         self.read = False
         self.agreed = -1
         self.keep: Tensor | None = None
@@ -68,13 +68,13 @@ class Slice(nn.Module):
         if self.keep is not None:
             live = live.masked_fill(self.pruned(), 0)
             self.live.copy_(live)
-        part.put(live[:, : self.length].reshape(-1, *self.line_shape), self.line, self.index)
+        part.put(live[:, : self.length].reshape(-1, *self.line_shape), self.axis, self.index)
         self._agree()
 
     @torch.no_grad()
     def gather(self, part: Part) -> None:
         """Copy the stored values at ``index`` into ``live``."""
-        lines = as_live(part.take(self.line, self.index, self.shape), self.live)
+        lines = as_live(part.take(self.axis, self.index, self.shape), self.live)
         local_of(self.live).copy_(share_of(lines, self.live))
         self._agree()
 
@@ -98,16 +98,16 @@ class Slice(nn.Module):
         if not (torch.compiler.is_compiling() or self.live.is_inference()):  # inference tensors count no changes
             self.agreed = self.live._version
 
-    def place(self, line: Line, indices: Sequence[int], part: Part) -> None:
+    def place(self, axis: Axis, indices: Sequence[int], part: Part) -> None:
         """Leave the live lines where they stand, with what they learned, and make other lines live."""
-        self.line = line
+        self.axis = axis
         self.index.copy_(torch.tensor(indices))
         self.gather(part)
 
     @property
     def line_shape(self) -> tuple[int, ...]:
         """Shape of one line: ``(O, ...)`` for a column, ``(I, ...)`` for a row."""
-        return (self.shape[0] if self.line == "column" else self.shape[1], *self.shape[2:])
+        return (self.shape[0] if self.axis == "column" else self.shape[1], *self.shape[2:])
 
     @property
     def length(self) -> int:
@@ -116,7 +116,7 @@ class Slice(nn.Module):
 
     def lines(self, dense: Tensor) -> Tensor:
         """The live lines of a dense tensor ``(O, I, ...)``, a matrix or its gradient, shape ``(R, ...)``."""
-        return lines_of(dense, self.line).index_select(0, self.index)
+        return lines_along(dense, self.axis).index_select(0, self.index)
 
     def pick(self, dense: Tensor) -> Tensor:
         """The same in the form of ``live``."""
@@ -127,13 +127,13 @@ class Slice(nn.Module):
         assert self.keep is not None
         return self.pick(self.keep) == 0
 
-    def listen(self, line: Line) -> None:
+    def listen(self, axis: Axis) -> None:
         """Start to collect the importance of every column or row, from nothing."""
-        self.score_line = line
-        self.score = torch.zeros(self.shape[1 if line == "column" else 0], device=self.index.device)
+        self.score_axis = axis
+        self.score = torch.zeros(self.shape[1 if axis == "column" else 0], device=self.index.device)
 
     def extra_repr(self) -> str:
-        return f"{self.live.shape[0]} {self.line}s of {self.block.parameter} {self.block.part}".rstrip()
+        return f"{self.live.shape[0]} {self.axis}s of {self.block.parameter} {self.block.part}".rstrip()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         live = self.live.data
@@ -199,9 +199,9 @@ def live_gradient(lines: Tensor, live: Tensor) -> Tensor:
     return torch.add(gradient, live, alpha=0) if torch.compiler.is_compiling() else gradient
 
 
-def line_norms(gradient: Tensor, line: Line) -> Tensor:
+def line_norms(gradient: Tensor, axis: Axis) -> Tensor:
     """Norm of every column or row of a dense gradient ``(O, I, ...)``, shape ``(size,)``."""
-    return countable(lines_of(gradient, line).flatten(1).float().norm(dim=1))
+    return countable(lines_along(gradient, axis).flatten(1).float().norm(dim=1))
 
 
 def countable(norms: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def summarise(
 
 def _sliced(name: str, track: SliceTrack) -> Row:
     piece, layer = track.piece, track.layer
-    told = f"{len(piece.index)} {piece.line}s"
+    told = f"{len(piece.index)} {piece.axis}s"
     kind = layer.slicefine_kind
     masked = issubclass(kind, MaskedLayer) or piece.block not in kind.slicefine_blocks(layer)
     if not masked and piece.read:

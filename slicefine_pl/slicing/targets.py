@@ -17,7 +17,7 @@ from slicefine_pl.slicing.layers.masked import MaskedLayer
 from slicefine_pl.slicing.layers.registry import COMPACT, Backend, Candidate, candidates
 from slicefine_pl.slicing.name_patterns import matching
 from slicefine_pl.slicing.packed import PackedMatrix, cannot_be_trained, entries, is_trainable, packed_matrices
-from slicefine_pl.slicing.schedule import Line
+from slicefine_pl.slicing.schedule import Axis
 
 Patterns = str | Sequence[str]
 
@@ -37,7 +37,7 @@ class Wanted:
     also_train: Patterns | None
     backend: Backend
     rank: int
-    lines: tuple[Line, ...]
+    axes: tuple[Axis, ...]
 
 
 @dataclass
@@ -156,15 +156,15 @@ def _obstacle(candidate: Candidate, excluded: Mapping[str, set[int]], wanted: Wa
 
 def _too_narrow(candidate: Candidate, wanted: Wanted) -> str | None:
     """That there are fewer lines than the rank, if so."""
-    size, line = _narrowest(candidate, wanted)
-    told = f"{size} {line}s are" if size > 1 else f"{size} {line} is"
+    size, axis = _narrowest(candidate, wanted)
+    told = f"{size} {axis}s are" if size > 1 else f"{size} {axis} is"
     return f"{told} fewer than rank={wanted.rank}" if size < wanted.rank else None
 
 
-def _narrowest(candidate: Candidate, wanted: Wanted) -> tuple[int, Line]:
+def _narrowest(candidate: Candidate, wanted: Wanted) -> tuple[int, Axis]:
     """How many lines there are to choose from; where rows and columns alternate, of whichever there are fewer."""
-    sizes: dict[Line, int] = {"row": candidate.shape[0], "column": candidate.shape[1]}
-    return min((sizes[line], line) for line in wanted.lines)
+    sizes: dict[Axis, int] = {"row": candidate.shape[0], "column": candidate.shape[1]}
+    return min((sizes[axis], axis) for axis in wanted.axes)
 
 
 def _refuse(chosen: Iterable[Candidate], reasons: Mapping[str, str | None], wanted: Wanted) -> None:
@@ -252,7 +252,7 @@ def _frozen_notice(found: Targets, wanted: Wanted) -> str | None:
         return None
     if not any(matrix.lines is not None and not matrix.usual for matrix in found.frozen.matrices):
         return str(found.frozen)
-    other = "row" if "column" in wanted.lines else "column"
+    other = "row" if "column" in wanted.axes else "column"
     return f"{found.frozen}\nA smaller rank, axis={other!r}, or also_train would reach those with too few lines."
 
 

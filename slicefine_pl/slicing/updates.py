@@ -14,7 +14,7 @@ from torch import Tensor
 
 from slicefine_pl.slicing.distributed.shards import wholes
 from slicefine_pl.slicing.handle import SliceHandle
-from slicefine_pl.slicing.schedule import Line
+from slicefine_pl.slicing.schedule import Axis
 from slicefine_pl.slicing.view import LiveSlice
 
 
@@ -24,7 +24,7 @@ class LineChanges:
 
     Attributes:
         name: Of the matrix, as in :class:`LiveSlice`.
-        line: Columns or rows.
+        axis: Columns or rows.
         length: Numbers in a line.
         squares: Sum over its visits of each line's squared change, shape ``(size,)``, float64; NaN for a line that was
             never visited.
@@ -32,7 +32,7 @@ class LineChanges:
     """
 
     name: str
-    line: Line
+    axis: Axis
     length: int
     squares: Tensor
     before: Tensor
@@ -40,9 +40,9 @@ class LineChanges:
     @classmethod
     def none_yet(cls, live: LiveSlice) -> "LineChanges":
         """No line of the kind that is live was visited."""
-        size, others, *kernel = live.shape if live.line == "row" else (live.shape[1], live.shape[0], *live.shape[2:])
+        size, others, *kernel = live.shape if live.axis == "row" else (live.shape[1], live.shape[0], *live.shape[2:])
         nothing = torch.full((size,), torch.nan, dtype=torch.float64)
-        return cls(live.name, live.line, others * math.prod(kernel), nothing, nothing.clone())
+        return cls(live.name, live.axis, others * math.prod(kernel), nothing, nothing.clone())
 
     def add(self, indices: Tensor, before: Tensor, after: Tensor) -> None:
         """Count one visit: lines ``indices``, shape ``(R,)``, whose values were, and are now, of shape ``(R, L)``."""
@@ -82,18 +82,18 @@ class LearnedChange:
     def __init__(self, handle: SliceHandle) -> None:
         self._present: dict[str, LiveSlice] = {}
         self._arrived: dict[str, Tensor] = {}
-        self._found: dict[tuple[Line, str], LineChanges] = {}
+        self._found: dict[tuple[Axis, str], LineChanges] = {}
         self.arrive(list(handle))
         handle.watch(self)
 
     def leave(self, slices: Sequence[LiveSlice]) -> None:
         for live, values in zip(slices, _stored(slices), strict=True):
-            self._found[live.line, live.name].add(live.indices, self._arrived[live.name], values)
+            self._found[live.axis, live.name].add(live.indices, self._arrived[live.name], values)
 
     def arrive(self, slices: Sequence[LiveSlice]) -> None:
         for live, values in zip(slices, _stored(slices), strict=True):
             self._present[live.name], self._arrived[live.name] = live, values
-            self._found.setdefault((live.line, live.name), LineChanges.none_yet(live))
+            self._found.setdefault((live.axis, live.name), LineChanges.none_yet(live))
 
     def lines(self) -> list[LineChanges]:
         """What was learned so far: columns before rows, each in the order of the network.
@@ -104,9 +104,9 @@ class LearnedChange:
         present = list(self._present.values())
         for live, values in zip(present, _stored(present), strict=True):
             if not torch.equal(values, self._arrived[live.name]):
-                found[live.line, live.name].add(live.indices, self._arrived[live.name], values)
-        kinds: tuple[Line, ...] = ("column", "row")
-        return [found[line, name] for line in kinds for name in self._present if (line, name) in found]
+                found[live.axis, live.name].add(live.indices, self._arrived[live.name], values)
+        kinds: tuple[Axis, ...] = ("column", "row")
+        return [found[axis, name] for axis in kinds for name in self._present if (axis, name) in found]
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as strings and tensors."""
@@ -115,7 +115,7 @@ class LearnedChange:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; the slices must stand where they stood then."""
         self._arrived = dict(state["arrived"])
-        self._found = {(saved["line"], saved["name"]): LineChanges(**saved) for saved in copy.deepcopy(state["lines"])}
+        self._found = {(saved["axis"], saved["name"]): LineChanges(**saved) for saved in copy.deepcopy(state["lines"])}
 
 
 def _stored(slices: Sequence[LiveSlice]) -> list[Tensor]:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.schedule import Line
+from slicefine_pl.slicing.schedule import Axis
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class LiveSlice:
     """
 
     name: str
-    line: Line
+    axis: Axis
     indices: Tensor
     parameter: nn.Parameter
     shape: tuple[int, ...]

@@ -102,7 +102,7 @@ def test_kernel_of_open_slices_is_the_dense_kernel_of_their_entries(net, images,
         handle.move()
     found = kernel(net, net, images.split(2), live_slices(handle))
     restricted = [
-        dense[names[piece.name]].index_select(1 if piece.line == "row" else 2, piece.indices) for piece in handle
+        dense[names[piece.name]].index_select(1 if piece.axis == "row" else 2, piece.indices) for piece in handle
     ]
     torch.testing.assert_close(found, gram(restricted))
     handle.close()

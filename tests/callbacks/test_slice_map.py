@@ -28,7 +28,7 @@ FILES = ("slices.csv", "slices.png")
 def numbers(folder):
     """The CSV file: by matrix, kind and index of the line, the two root mean squares."""
     with (folder / "slices.csv").open() as file:
-        return {(row["matrix"], row["line"], int(row["index"])): (float(row["rms_change"]), float(row["rms_before"]))
+        return {(row["matrix"], row["axis"], int(row["index"])): (float(row["rms_change"]), float(row["rms_before"]))
                 for row in csv.DictReader(file)}  # fmt: skip
 
 

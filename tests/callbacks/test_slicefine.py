@@ -73,7 +73,7 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         layer = pl_module.trunk[0]
-        self.places.append((layer.slicefine.line, tuple(layer.slicefine.index.tolist())))
+        self.places.append((layer.slicefine.axis, tuple(layer.slicefine.index.tolist())))
         self.known.append(copy.deepcopy(trainer.optimizers[0].state.get(layer.slicefine.live)))
 
 

@@ -66,7 +66,7 @@ def test_every_slice_gets_the_dense_gradient_s_block(name, axis):
     (expected * target).sum().backward()
     for live in handle:
         gradient = matrix(dense, live.name, gradient=True)
-        lines = gradient.transpose(0, 1) if live.line == "column" else gradient
+        lines = gradient.transpose(0, 1) if live.axis == "column" else gradient
         size = gradient.abs().max().item()
         assert size > 0, live.name
         torch.testing.assert_close(

@@ -63,23 +63,23 @@ def loss(net: nn.Module, seed: int = 0) -> torch.Tensor:
     return net(input_ids=tokens, use_cache=False).logits.square().mean()
 
 
-def lines(stored: torch.Tensor, line: str, outputs_first: bool) -> torch.Tensor:
+def lines(stored: torch.Tensor, axis: str, outputs_first: bool) -> torch.Tensor:
     """The lines of all experts, shape ``(size, E, length)``, by a loop over experts."""
     matrices = [matrix if outputs_first else matrix.t() for matrix in stored]  # each (O, I)
-    return torch.stack([matrix if line == "row" else matrix.t() for matrix in matrices], dim=1)
+    return torch.stack([matrix if axis == "row" else matrix.t() for matrix in matrices], dim=1)
 
 
-@pytest.mark.parametrize("line", ["row", "column"])
+@pytest.mark.parametrize("axis", ["row", "column"])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_slice_gets_the_dense_gradient_of_the_same_lines_of_every_expert(name, line):
+def test_the_slice_gets_the_dense_gradient_of_the_same_lines_of_every_expert(name, axis):
     net = build(name)
     dense = copy.deepcopy(net)
-    handle = slice_model(net, RANK, line, targets=EXPERTS)
+    handle = slice_model(net, RANK, axis, targets=EXPERTS)
     loss(net).backward()
     loss(dense).backward()
     assert len(handle) == 2
     for live in handle:
-        gradient = lines(dense.get_parameter(live.name).grad, line, MODELS[name][1])[live.indices]  # (R, E, length)
+        gradient = lines(dense.get_parameter(live.name).grad, axis, MODELS[name][1])[live.indices]  # (R, E, length)
         found = live.parameter.grad.view(RANK, -1, E).transpose(1, 2)
         torch.testing.assert_close(found, gradient)
         assert (gradient.abs().amax((0, 2)) > 0).sum() > 1  # several experts were used
@@ -96,7 +96,7 @@ def test_training_touches_visited_lines_alone_and_visits_them_all(axis):
     for step in range(24):
         for live in handle:
             for matrix in visited[live.name]:
-                (matrix if live.line == "row" else matrix.t())[live.indices] = True
+                (matrix if live.axis == "row" else matrix.t())[live.indices] = True
         counts = handle.counts()
         assert counts.visited == sum(int(mask.sum()) for mask in visited.values())
         assert counts.total == sum(parameter.numel() for parameter in dense.parameters())

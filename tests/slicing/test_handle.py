@@ -53,7 +53,7 @@ def test_what_was_never_live_stays_bit_equal(axis, optimizer):
     optim = OPTIMIZERS[optimizer](trainable(net))
     for step in range(9):
         for live in handle:
-            lines = visited[live.name].t() if live.line == "column" else visited[live.name]
+            lines = visited[live.name].t() if live.axis == "column" else visited[live.name]
             lines[live.indices] = True
         train(net, optim, 1)
         if step % 3 == 2:
@@ -179,7 +179,7 @@ def test_state_resumes_positions_visits_and_scores():
     theirs.load_state_dict(ours.state_dict())
     for _ in range(2):
         for a, b in zip(ours, theirs, strict=True):
-            assert (a.name, a.line, a.indices.tolist()) == (b.name, b.line, b.indices.tolist())
+            assert (a.name, a.axis, a.indices.tolist()) == (b.name, b.axis, b.indices.tolist())
             assert torch.equal(a.parameter, b.parameter)
         assert ours.counts() == theirs.counts()
         ours.move()
@@ -388,12 +388,12 @@ def test_a_copy_averages_the_stored_weights_as_the_readme_says():
     torch.testing.assert_close(average.module[0].weight, torch.stack(stored).mean(0))
 
 
-@pytest.mark.parametrize("line", ["column", "row"])
-def test_a_compiled_step_keeps_no_copy_of_a_trusted_weight(line):
+@pytest.mark.parametrize("axis", ["column", "row"])
+def test_a_compiled_step_keeps_no_copy_of_a_trusted_weight(axis):
     """Two layers as one graph keep their inputs (of columns those that are live), and no matrix."""
     torch.compiler.reset()
     net = nn.Sequential(nn.Linear(7, 40), nn.ReLU(), nn.Linear(40, 50))
-    handle = slice_model(net, rank=2, axis=line, targets=".", also_train="2.bias")
+    handle = slice_model(net, rank=2, axis=axis, targets=".", also_train="2.bias")
     handle.trust_weights()
     x = torch.randn(3, 7)
     with count_activations() as kept:

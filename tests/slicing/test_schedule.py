@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from slicefine_pl.slicing.schedule import line_at, slice_lines, visiting_order, visits_before
+from slicefine_pl.slicing.schedule import axis_at, slice_indices, visiting_order, visits_before
 
 
 @pytest.mark.parametrize(
@@ -12,21 +12,21 @@ from slicefine_pl.slicing.schedule import line_at, slice_lines, visiting_order, 
     [(0, [0, 1, 2]), (1, [3, 4, 5]), (2, [6, 7, 0]), (3, [1, 2, 3])],  # 8 lines, rank 3: the third slice wraps
 )
 def test_a_sweep_wraps_at_the_end(visits, lines):
-    assert slice_lines(visits, 3, list(range(8))) == lines
+    assert slice_indices(visits, 3, list(range(8))) == lines
 
 
 @pytest.mark.parametrize("order", ["sweep", "random"])
 @pytest.mark.parametrize(("size", "rank"), [(8, 3), (7, 7), (10, 1), (12, 5)])
 def test_all_lines_are_visited_equally_often(order, size, rank):
     road = visiting_order(size, order, "any key")
-    visits = Counter(line for k in range(size) for line in slice_lines(k, rank, road))
+    visits = Counter(axis for k in range(size) for axis in slice_indices(k, rank, road))
     assert visits == dict.fromkeys(range(size), rank)
 
 
 @pytest.mark.parametrize("order", ["sweep", "random"])
 def test_a_slice_never_holds_a_line_twice(order):
     road = visiting_order(11, order, "key")
-    assert all(len(set(slice_lines(k, 4, road))) == 4 for k in range(30))
+    assert all(len(set(slice_indices(k, 4, road))) == 4 for k in range(30))
 
 
 def test_an_order_depends_on_its_key_alone():
@@ -36,11 +36,11 @@ def test_an_order_depends_on_its_key_alone():
 
 
 def test_alternation_takes_columns_and_rows_by_turns_without_leaving_any_out():
-    assert [line_at(k, "alternate") for k in range(4)] == ["column", "row", "column", "row"]
+    assert [axis_at(k, "alternate") for k in range(4)] == ["column", "row", "column", "row"]
     assert [visits_before(k, "alternate") for k in range(5)] == [0, 0, 1, 1, 2]
     assert [visits_before(k, "row") for k in range(3)] == [0, 1, 2]
 
 
 def test_a_slice_wider_than_the_axis_is_refused():
     with pytest.raises(ValueError, match=r"rank=9 .* 8 lines"):
-        slice_lines(0, 9, list(range(8)))
+        slice_indices(0, 9, list(range(8)))

@@ -54,9 +54,9 @@ def train(handle, net, steps):
         optimizer.step()
 
 
-def line_squares(matrix, line):
+def line_squares(matrix, axis):
     """Sum of squares of every column or row."""
-    lines = matrix.transpose(0, 1) if line == "column" else matrix
+    lines = matrix.transpose(0, 1) if axis == "column" else matrix
     return lines.flatten(1).square().sum(1), lines[0].numel()
 
 
@@ -86,14 +86,14 @@ def test_one_visit_shows_the_exact_change_of_the_stored_weight(case):
     assert list(found) == list(visited)
     assert found.keys() == MATRICES.keys()
     for name, each in found.items():
-        squares, length = line_squares(after[name] - before[name], each.line)
-        assert torch.equal(each.visited, visited[name][each.line])
+        squares, length = line_squares(after[name] - before[name], each.axis)
+        assert torch.equal(each.visited, visited[name][each.axis])
         assert each.visited.sum() == 3
         assert each.length == length
         assert squares[~each.visited].eq(0).all()
         torch.testing.assert_close(each.squares[each.visited], squares[each.visited], rtol=1e-12, atol=0)
         torch.testing.assert_close(each.rms_change[each.visited], (squares[each.visited] / length).sqrt())
-        own, _ = line_squares(before[name], each.line)
+        own, _ = line_squares(before[name], each.axis)
         torch.testing.assert_close(each.before[each.visited], own[each.visited], rtol=1e-12, atol=0)
         assert each.before[~each.visited].isnan().all()
 
@@ -106,18 +106,18 @@ def test_several_visits_add_up_their_squares_and_know_the_first_values():
     expected: dict[tuple[str, str], torch.Tensor] = {}
     own: dict[tuple[str, str], torch.Tensor] = {}
     for _ in range(9):
-        here, before = {live.name: (live.line, live.indices.clone()) for live in handle}, matrices(net)
+        here, before = {live.name: (live.axis, live.indices.clone()) for live in handle}, matrices(net)
         train(handle, net, 2)
         handle.move()
         after = matrices(net)
-        for name, (line, places) in here.items():
-            squares, _ = line_squares(after[name] - before[name], line)
-            total = expected.setdefault((line, name), torch.full_like(squares, torch.nan))
-            came = own.setdefault((line, name), torch.full_like(squares, torch.nan))
-            came[places] = torch.where(total[places].isnan(), line_squares(before[name], line)[0][places], came[places])
+        for name, (axis, places) in here.items():
+            squares, _ = line_squares(after[name] - before[name], axis)
+            total = expected.setdefault((axis, name), torch.full_like(squares, torch.nan))
+            came = own.setdefault((axis, name), torch.full_like(squares, torch.nan))
+            came[places] = torch.where(total[places].isnan(), line_squares(before[name], axis)[0][places], came[places])
             total[places] = total[places].nan_to_num() + squares[places]
-    found = {(each.line, each.name): each for each in change.lines()}
-    assert list(found) == [(line, name) for line in ("column", "row") for name in (live.name for live in handle)]
+    found = {(each.axis, each.name): each for each in change.lines()}
+    assert list(found) == [(axis, name) for axis in ("column", "row") for name in (live.name for live in handle)]
     for key, squares in expected.items():
         torch.testing.assert_close(found[key].squares, squares, rtol=1e-12, atol=0, equal_nan=True)
         torch.testing.assert_close(found[key].before, own[key], rtol=1e-12, atol=0, equal_nan=True)
@@ -168,7 +168,7 @@ def test_a_saved_state_goes_on(tmp_path):
         each.move()
         train(each, network, 1)
     for ours, theirs in zip(resumed.lines(), change.lines(), strict=True):
-        assert (ours.name, ours.line, ours.length) == (theirs.name, theirs.line, theirs.length)
+        assert (ours.name, ours.axis, ours.length) == (theirs.name, theirs.axis, theirs.length)
         assert torch.equal(ours.squares.nan_to_num(-1), theirs.squares.nan_to_num(-1))
         assert torch.equal(ours.before.nan_to_num(-1), theirs.before.nan_to_num(-1))
 

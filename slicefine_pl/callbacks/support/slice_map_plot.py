@@ -21,7 +21,7 @@ BINS = 768  # of the horizontal axis; about as many as a row has pixels
 GREY = "#d9d9d9"  # never visited; no colour of the scale is grey
 DPI = 110
 MOST_NAMES = 240  # in the highest picture
-COLUMNS = ("matrix", "line", "index", "rms_change", "rms_before")
+COLUMNS = ("matrix", "axis", "index", "rms_change", "rms_before")
 
 Numbers = NDArray[np.float64]
 
@@ -34,7 +34,7 @@ def write_changes(path: Path, lines: Sequence[LineChanges]) -> None:
     for each in lines:
         change, before = each.rms_change.tolist(), each.rms_before.tolist()
         writer.writerows(
-            (each.name, each.line, index, f"{change[index]:.6g}", f"{before[index]:.6g}")
+            (each.name, each.axis, index, f"{change[index]:.6g}", f"{before[index]:.6g}")
             for index in each.visited.nonzero().flatten().tolist()
         )
     write_whole(path, text.getvalue())
@@ -80,7 +80,7 @@ def draw_map(lines: Sequence[LineChanges], steps: str) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [[each for each in lines if each.line == kind] for kind in dict.fromkeys(each.line for each in lines)]
+    panels = [[each for each in lines if each.axis == kind] for kind in dict.fromkeys(each.axis for each in lines)]
     changes = [[100 * relative_change(each) for each in panel] for panel in panels]
     names, prefix = short_names([each.name for each in panels[0]])
     height = min(max(0.16 * len(names), 2.2), 24)
@@ -136,7 +136,7 @@ def _draw_field(axes: Any, panel: Sequence[LineChanges], changes: Sequence[Numbe
     image = axes.imshow(field, cmap=colours, norm=scale, **place)
     axes.hlines(range(1, len(field)), 0, 1, color="white", linewidth=0.6)
     visited, size = sum(int(each.visited.sum()) for each in panel), sum(len(each.visited) for each in panel)
-    kind = panel[0].line
+    kind = panel[0].axis
     told = f"{visited:,} of {size:,} {kind}s were visited ({visited / size:.0%}); grey: never"
     axes.set_title(told, loc="left", fontsize=10)
     axes.set_xlabel(f"position of the {kind} in its matrix, from 0 (first) to 1 (last)")

@@ -23,12 +23,12 @@ from slicefine_pl.callbacks.kernel_drift import singles
 from slicefine_pl.cli.diagnose.subject import Subject
 from slicefine_pl.slicing import slice_model
 from slicefine_pl.slicing.layers.registry import Candidate
-from slicefine_pl.slicing.schedule import Line
+from slicefine_pl.slicing.schedule import Axis
 from slicefine_pl.slicing.targets import Patterns
 
 MATRICES = 48  # of which spectra are taken, spread evenly over the network
 KERNEL_ROWS = 32
-LINES: tuple[Line, ...] = ("row", "column")
+LINES: tuple[Axis, ...] = ("row", "column")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Findings:
     """
 
     matrices: dict[str, tuple[int, ...]]
-    balances: dict[str, dict[Line, dict[str, Balance]]] = field(default_factory=dict)
+    balances: dict[str, dict[Axis, dict[str, Balance]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     directions: list[Directions] = field(default_factory=list)
     kernels: Kernels | None = None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
-from slicefine_pl.slicing.schedule import Line
+from slicefine_pl.slicing.schedule import Axis
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ class Part(NamedTuple):
     first: int = 0
     cut: "_Cut | None" = None
 
-    def put(self, lines: Tensor, line: Line, index: Tensor) -> None:
+    def put(self, lines: Tensor, axis: Axis, index: Tensor) -> None:
         """Store whole lines, shape ``(R, ...)``, at the places ``index``, shape ``(R,)``."""
-        own, index = lines_of(self.values, line), index.to(self.values.device)
-        lines, dim = lines.to(own), _line_dim(self.dim, line)
+        own, index = lines_along(self.values, axis), index.to(self.values.device)
+        lines, dim = lines.to(own), _dim_along(self.dim, axis)
         if self.cut is None:
             own.index_copy_(0, index, lines)
         elif own.numel() and dim == 0:
@@ -97,20 +97,20 @@ class Part(NamedTuple):
         elif own.numel():
             own.index_copy_(0, index, lines.narrow(dim, self.first, own.shape[dim]))
 
-    def take(self, line: Line, index: Tensor, shape: Sequence[int]) -> Tensor:
+    def take(self, axis: Axis, index: Tensor, shape: Sequence[int]) -> Tensor:
         """The whole lines at ``index``, shape ``(R, ...)``.
 
         Args:
-            line: Columns or rows.
+            axis: Columns or rows.
             index: Which, shape ``(R,)``.
             shape: Of the block, ``(O, I, ...)``.
         """
-        own, index = lines_of(self.values, line), index.to(self.values.device)
+        own, index = lines_along(self.values, axis), index.to(self.values.device)
         if self.cut is None:
             return own.index_select(0, index)
         outputs, inputs, *kernel = shape
-        lines = own.new_zeros(len(index), outputs if line == "column" else inputs, *kernel)
-        dim = _line_dim(self.dim, line)
+        lines = own.new_zeros(len(index), outputs if axis == "column" else inputs, *kernel)
+        dim = _dim_along(self.dim, axis)
         if own.numel() and dim == 0:
             here = self._holds(index, len(own))
             lines[here] = own.index_select(0, index[here] - self.first)
@@ -209,11 +209,11 @@ def _exchanged(sharded: Sequence[DTensor]) -> list[Tensor]:
     return [part.reshape(-1, tensor.shape[1])[: tensor.shape[0]] for part, tensor in zip(parts, sharded, strict=True)]
 
 
-def lines_of(matrix: Tensor, line: Line) -> Tensor:
+def lines_along(matrix: Tensor, axis: Axis) -> Tensor:
     """A matrix ``(O, I, ...)`` as a view of shape ``(size, ...)``, one line after the other."""
-    return matrix.transpose(0, 1) if line == "column" else matrix
+    return matrix.transpose(0, 1) if axis == "column" else matrix
 
 
-def _line_dim(dim: int, line: Line) -> int:
-    """The dimension of a block, counted as in :func:`lines_of`."""
-    return {0: 1, 1: 0}.get(dim, dim) if line == "column" else dim
+def _dim_along(dim: int, axis: Axis) -> int:
+    """The dimension of a block, counted as in :func:`lines_along`."""
+    return {0: 1, 1: 0}.get(dim, dim) if axis == "column" else dim

@@ -153,7 +153,7 @@ class _Read(torch.autograd.Function):
         if not torch.compiler.is_compiling():
             piece.read = True
         if piece.score is not None:
-            piece.score += line_norms(block, piece.score_line)
+            piece.score += line_norms(block, piece.score_axis)
         return (gradient if ctx.needs_input_grad[0] else None), live_gradient(piece.lines(block), live), None
 
 

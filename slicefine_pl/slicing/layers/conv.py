@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.distributed.shards import Block, lines_of
+from slicefine_pl.slicing.distributed.shards import Block, lines_along
 from slicefine_pl.slicing.layers.base import SlicedLayer
-from slicefine_pl.slicing.schedule import Line
+from slicefine_pl.slicing.schedule import Axis
 from slicefine_pl.slicing.slice import Slice, line_norms, live_gradient, refuse_second_derivatives
 
 SCORE_EXAMPLES = 1  # the weight gradient of so many examples ranks the channels
@@ -47,18 +47,18 @@ class _SlicedConv(torch.autograd.Function):
         live: Tensor,
         index: Tensor,
         geometry: Geometry,
-        line: Line,
+        axis: Axis,
         score: Tensor | None,
-        score_line: Line,
+        score_axis: Axis,
     ) -> Tensor:
         y = CONVOLUTIONS[len(geometry.stride)](x, weight, bias, *geometry)
-        channels = _channels(index, weight, geometry.groups, line)
+        channels = _channels(index, weight, geometry.groups, axis)
         # index_select copies: a view would keep all of x alive until backward.
         kept = x if channels is None else x.index_select(1, channels)
         sample = None if score is None else x[:SCORE_EXAMPLES].to(y.dtype)
         ctx.save_for_backward(kept.to(y.dtype), weight, live, index, sample)
-        ctx.geometry, ctx.line, ctx.score, ctx.score_line, ctx.shape = geometry, line, score, score_line, x.shape
-        ctx.own_groups = line == "row" and geometry.groups > 1 and channels is not None
+        ctx.geometry, ctx.axis, ctx.score, ctx.score_axis, ctx.shape = geometry, axis, score, score_axis, x.shape
+        ctx.own_groups = axis == "row" and geometry.groups > 1 and channels is not None
         return y
 
     @staticmethod
@@ -71,20 +71,20 @@ class _SlicedConv(torch.autograd.Function):
         grad_live = None
         if needs_live:
             block = _block_gradient(ctx, grad_y, kept, weight, index)  # (O, R, K) or (R, I, K)
-            grad_live = live_gradient(lines_of(block, ctx.line), live)
+            grad_live = live_gradient(lines_along(block, ctx.axis), live)
         if ctx.score is not None:
             full = _weight_gradient(grad_y[:SCORE_EXAMPLES], sample, weight, ctx.geometry)
-            ctx.score += line_norms(full, ctx.score_line)
+            ctx.score += line_norms(full, ctx.score_axis)
         return grad_x, None, grad_bias, grad_live, *[None] * 5
 
 
-def _channels(index: Tensor, weight: Tensor, groups: int, line: Line) -> Tensor | None:
+def _channels(index: Tensor, weight: Tensor, groups: int, axis: Axis) -> Tensor | None:
     """The input channels that the live lines read, once for each line; ``None`` where that is no fewer than all.
 
     A live column reads a channel of every group, a live row all channels of its own group.
     """
     outputs, inputs = weight.shape[:2]
-    if line == "column":
+    if axis == "column":
         first = torch.arange(groups, device=index.device).unsqueeze(1) * inputs
         return (first + index).flatten()
     if len(index) >= groups:
@@ -96,7 +96,7 @@ def _channels(index: Tensor, weight: Tensor, groups: int, line: Line) -> Tensor 
 def _block_gradient(ctx: Any, grad_y: Tensor, kept: Tensor, weight: Tensor, index: Tensor) -> Tensor:
     """Weight gradient of the live lines, shape ``(O, R, ...)`` or ``(R, I, ...)``."""
     geometry: Geometry = ctx.geometry
-    if ctx.line == "column":
+    if ctx.axis == "column":
         return _weight_gradient(grad_y, kept, weight, geometry)
     if geometry.groups > 1 and not ctx.own_groups:  # few groups: to take each row's apart would cost more than all rows
         return _weight_gradient(grad_y, kept, weight, geometry).index_select(0, index)
@@ -148,7 +148,7 @@ def sliced_conv(
         Output, shape ``(B, O, ...)``.
     """
     result: Tensor = _SlicedConv.apply(
-        x, weight, bias, piece.live, piece.index, geometry, piece.line, piece.score, piece.score_line
+        x, weight, bias, piece.live, piece.index, geometry, piece.axis, piece.score, piece.score_axis
     )
     return result
 

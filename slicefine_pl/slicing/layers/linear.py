@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slicefine_pl.slicing.distributed.shards import Block
 from slicefine_pl.slicing.layers.base import SlicedLayer
-from slicefine_pl.slicing.schedule import Line
+from slicefine_pl.slicing.schedule import Axis
 from slicefine_pl.slicing.slice import Slice, countable, live_gradient, refuse_second_derivatives
 
 SCORE_TOKENS = 64  # gradients of so many tokens rank the lines; more cost more and rank no better
@@ -32,16 +32,16 @@ class _SlicedLinear(torch.autograd.Function):
         bias: Tensor | None,
         live: Tensor,
         index: Tensor,
-        line: Line,
+        axis: Axis,
         score: Tensor | None,
-        score_line: Line,
+        score_axis: Axis,
     ) -> Tensor:
         y = F.linear(x, weight, bias)
         # A copy: a view would keep all of x alive until backward.
-        kept = x.gather(-1, index.expand(*x.shape[:-1], -1)) if line == "column" else x
+        kept = x.gather(-1, index.expand(*x.shape[:-1], -1)) if axis == "column" else x
         sample = None if score is None else _sample(x).to(y.dtype)
         ctx.save_for_backward(kept.to(y.dtype), weight, live, index, sample)
-        ctx.line, ctx.score, ctx.score_line = line, score, score_line
+        ctx.axis, ctx.score, ctx.score_axis = axis, score, score_axis
         return y.detach()  # torch 2.11 returns a view here, which an in-place activation may not overwrite
 
     @staticmethod
@@ -59,10 +59,10 @@ class _SlicedLinear(torch.autograd.Function):
         grad_live = None
         if needs_live:
             # R first: on CPU several times faster than the (O, R) product.
-            grad_live = inputs.t() @ outputs if ctx.line == "column" else outputs.index_select(1, index).t() @ inputs
+            grad_live = inputs.t() @ outputs if ctx.axis == "column" else outputs.index_select(1, index).t() @ inputs
             grad_live = live_gradient(grad_live, live)
         if ctx.score is not None:
-            norms = _line_norms(sample.float(), _sample(outputs).float(), ctx.score_line)
+            norms = _line_norms(sample.float(), _sample(outputs).float(), ctx.score_axis)
             ctx.score += countable(norms)
         return grad_x, None, grad_bias, grad_live, *[None] * 4
 
@@ -76,13 +76,13 @@ def _sample(x: Tensor) -> Tensor:
     return tokens[:: tokens.shape[0] // SCORE_TOKENS | 1]
 
 
-def _line_norms(inputs: Tensor, outputs: Tensor, line: Line) -> Tensor:
+def _line_norms(inputs: Tensor, outputs: Tensor, axis: Axis) -> Tensor:
     """Norm of every column or row of the weight gradient ``outputsᵀ @ inputs``, without forming it.
 
     With X (t, I) and G (t, O), column j of GᵀX has the squared norm ``x_jᵀ (G Gᵀ) x_j``, and row i ``g_iᵀ (X Xᵀ) g_i``:
     for few tokens t that is cheap.
     """
-    lines, others = (inputs, outputs) if line == "column" else (outputs, inputs)
+    lines, others = (inputs, outputs) if axis == "column" else (outputs, inputs)
     return (lines * (others @ others.t() @ lines)).sum(0).clamp_min(0).sqrt()
 
 
@@ -102,7 +102,7 @@ def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, piece: Slice) 
         Output, shape ``(..., O)``.
     """
     result: Tensor = _SlicedLinear.apply(
-        x, weight, bias, piece.live, piece.index, piece.line, piece.score, piece.score_line
+        x, weight, bias, piece.live, piece.index, piece.axis, piece.score, piece.score_axis
     )
     return result
 

@@ -84,7 +84,7 @@ def sliced(make, **settings):
     class Places(Callback):
         def on_train_batch_start(self, *_):
             [live] = callback.opened()
-            places.append((live.line, live.indices.tolist()))
+            places.append((live.axis, live.indices.tolist()))
 
     module = Module(make)
     Trainer(

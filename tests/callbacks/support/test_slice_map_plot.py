@@ -9,10 +9,10 @@ from slicefine_pl.callbacks.support.slice_map_plot import GREY, binned, draw_map
 from slicefine_pl.slicing import LineChanges
 
 
-def changes(name, change, before=1.0, line="column"):
+def changes(name, change, before=1.0, axis="column"):
     """Of lines of four numbers, by their RMS; NaN where never visited."""
     squares = 4 * torch.tensor(change, dtype=torch.float64).square()
-    return LineChanges(name, line, 4, squares, 4 * torch.where(squares.isnan(), torch.nan, before**2))
+    return LineChanges(name, axis, 4, squares, 4 * torch.where(squares.isnan(), torch.nan, before**2))
 
 
 @pytest.mark.parametrize("size", [3, 7, 8, 9, 23])
@@ -80,7 +80,7 @@ def test_the_scale_has_round_ends_that_are_written_beside_it(values, ends):
 
 
 def test_columns_and_rows_have_a_panel_each():
-    rows = changes("net.a", [float("nan")] * 3, line="row")
+    rows = changes("net.a", [float("nan")] * 3, axis="row")
     figure = draw_map([changes("net.a", [0.1, 0.2]), changes("net.b", [0.1, 0.2]), rows], "8 optimizer steps")
     fields = [axes for axes in figure.axes if axes.images]
     assert [len(axes.images[0].get_array()) for axes in fields] == [2, 1]
@@ -113,5 +113,5 @@ def test_names_leave_out_what_they_share(names, short, prefix):
 def test_the_file_holds_every_visited_line(tmp_path):
     write_changes(tmp_path / "changes.csv", [changes("a", [0.25, float("nan"), 0.0], before=0.5)])
     assert (tmp_path / "changes.csv").read_text().split() == [
-        "matrix,line,index,rms_change,rms_before", "a,column,0,0.25,0.5", "a,column,2,0,0.5",
+        "matrix,axis,index,rms_change,rms_before", "a,column,0,0.25,0.5", "a,column,2,0,0.5",
     ]  # fmt: skip

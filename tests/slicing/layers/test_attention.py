@@ -52,7 +52,7 @@ def dense_block(dense: nn.MultiheadAttention, live) -> torch.Tensor:
         gradient = dense.in_proj_weight.grad[place * E : (place + 1) * E]
     else:
         gradient = dense.out_proj.weight.grad if name == "out_proj" else dense.get_parameter(name).grad
-    return gradient[:, live.indices].t() if live.line == "column" else gradient[live.indices]
+    return gradient[:, live.indices].t() if live.axis == "column" else gradient[live.indices]
 
 
 def masks() -> dict[str, dict]:

@@ -40,7 +40,7 @@ def pair(name: str, axis: str, **settings):
 
 def block(gradient: torch.Tensor, live) -> torch.Tensor:
     """The live lines of a dense gradient, one below the other."""
-    lines = gradient.transpose(0, 1) if live.line == "column" else gradient
+    lines = gradient.transpose(0, 1) if live.axis == "column" else gradient
     return lines[live.indices].flatten(1)
 
 
@@ -74,7 +74,7 @@ def test_training_moving_channels_equals_dense_training_with_a_moving_mask(axis)
             optim.zero_grad()
             model(x).square().sum().backward()
         mask = torch.zeros_like(dense.weight)
-        (mask.transpose(0, 1) if live.line == "column" else mask)[live.indices] = 1
+        (mask.transpose(0, 1) if live.axis == "column" else mask)[live.indices] = 1
         dense.weight.grad *= mask
         optimizer.step()
         masked.step()
@@ -126,21 +126,21 @@ def test_autocast_computes_in_the_low_precision_and_trains_in_the_high():
     torch.testing.assert_close(live.parameter.grad, block(dense.weight.grad, live), rtol=3e-2, atol=1.0)
 
 
-@pytest.mark.parametrize("line", ["column", "row"])
-def test_scores_are_the_norms_of_the_first_example_s_gradient(line):
-    dense, layer, _, x = pair("2d", line)
+@pytest.mark.parametrize("axis", ["column", "row"])
+def test_scores_are_the_norms_of_the_first_example_s_gradient(axis):
+    dense, layer, _, x = pair("2d", axis)
     piece = layer.slicefine
-    piece.listen(line)
+    piece.listen(axis)
     layer(x).square().sum().backward()
     dense(x[:1]).square().sum().backward()
-    lines = dense.weight.grad.transpose(0, 1) if line == "column" else dense.weight.grad
+    lines = dense.weight.grad.transpose(0, 1) if axis == "column" else dense.weight.grad
     torch.testing.assert_close(piece.score, lines.flatten(1).norm(dim=1).float())
 
 
-@pytest.mark.parametrize("line", ["column", "row"])
-def test_compiled_convolutions_are_one_graph_before_and_after_a_move(line):
+@pytest.mark.parametrize("axis", ["column", "row"])
+def test_compiled_convolutions_are_one_graph_before_and_after_a_move(axis):
     torch.compiler.reset()
-    dense, layer, handle, x = pair("2d", line)
+    dense, layer, handle, x = pair("2d", axis)
     twin = copy.deepcopy(layer)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     compiled(x).square().sum().backward()

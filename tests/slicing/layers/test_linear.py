@@ -34,22 +34,22 @@ def grad_of(layer: nn.Module) -> torch.Tensor:
     return layer.weight.grad.t() if isinstance(layer, Conv1D) else layer.weight.grad
 
 
-def open_in_place(layer: nn.Module, line: str, length: int, dtype: torch.dtype | None = None) -> SlicedLayer:
+def open_in_place(layer: nn.Module, axis: str, length: int, dtype: torch.dtype | None = None) -> SlicedLayer:
     kind = compact_kind(layer)
     (block,) = kind.slicefine_blocks(layer)
     opened = open_layer(layer, kind, [block])
     piece = add_slice(opened, block, R, length, dtype)
-    piece.place(line, COLUMNS if line == "column" else ROWS, opened.slicefine_part(piece))
+    piece.place(axis, COLUMNS if axis == "column" else ROWS, opened.slicefine_part(piece))
     return opened
 
 
-def sliced(dense: nn.Module, line: str) -> SlicedLayer:
-    return open_in_place(copy.deepcopy(dense), line, O if line == "column" else I)
+def sliced(dense: nn.Module, axis: str) -> SlicedLayer:
+    return open_in_place(copy.deepcopy(dense), axis, O if axis == "column" else I)
 
 
-def block(matrix: torch.Tensor, line: str) -> torch.Tensor:
+def block(matrix: torch.Tensor, axis: str) -> torch.Tensor:
     """The live block of an (O, I) matrix, one line below the other."""
-    return matrix[:, COLUMNS].t() if line == "column" else matrix[ROWS]
+    return matrix[:, COLUMNS].t() if axis == "column" else matrix[ROWS]
 
 
 @pytest.fixture(params=["Linear", "Conv1D"])
@@ -67,30 +67,30 @@ def test_an_activation_may_overwrite_the_output(dense, shape):
     torch.testing.assert_close(layer.slicefine.live.grad, block(grad_of(dense), "column"))
 
 
-@pytest.mark.parametrize("line", ["column", "row"])
+@pytest.mark.parametrize("axis", ["column", "row"])
 @pytest.mark.parametrize("shape", [(I,), (3, I), (2, 3, I), (0, I)])
-def test_live_block_gets_exactly_the_dense_gradient(dense, line, shape):
+def test_live_block_gets_exactly_the_dense_gradient(dense, axis, shape):
     """Training a slice must follow the gradient full training would give those lines; input and bias theirs as well."""
-    layer = sliced(dense, line)
+    layer = sliced(dense, axis)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     x_dense = x.detach().clone().requires_grad_()
     layer(x).square().sum().backward()
     dense(x_dense).square().sum().backward()
-    torch.testing.assert_close(layer.slicefine.live.grad, block(grad_of(dense), line))
+    torch.testing.assert_close(layer.slicefine.live.grad, block(grad_of(dense), axis))
     torch.testing.assert_close(x.grad, x_dense.grad)
     torch.testing.assert_close(layer.bias.grad, dense.bias.grad)
     assert layer.slicefine_stored("weight").grad is None
 
 
-@pytest.mark.parametrize("line", ["column", "row"])
-def test_gradcheck_against_a_joined_weight(line):
+@pytest.mark.parametrize("axis", ["column", "row"])
+def test_gradcheck_against_a_joined_weight(axis):
     """The layer equals F.linear on a weight in which the live block has been replaced; numerically, in float64."""
     frozen = torch.randn(O, I, dtype=torch.float64)
     x = torch.randn(3, I, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(O, dtype=torch.float64, requires_grad=True)
-    live = torch.randn(R, O if line == "column" else I, dtype=torch.float64, requires_grad=True)
+    live = torch.randn(R, O if axis == "column" else I, dtype=torch.float64, requires_grad=True)
     piece = Slice(Block(), *live.shape, frozen, None)
-    piece.place(line, COLUMNS if line == "column" else ROWS, Part(frozen))
+    piece.place(axis, COLUMNS if axis == "column" else ROWS, Part(frozen))
     del piece._parameters["live"]  # gradcheck hands in its own
 
     def joined(x, bias, live):
@@ -102,13 +102,13 @@ def test_gradcheck_against_a_joined_weight(line):
     assert torch.autograd.gradcheck(joined, (x, bias, live))
 
 
-@pytest.mark.parametrize("line", ["column", "row"])
-def test_output_is_bit_equal_after_opening_and_follows_the_live_values(dense, line):
-    layer, x = sliced(dense, line), torch.randn(4, I, dtype=torch.float64)
+@pytest.mark.parametrize("axis", ["column", "row"])
+def test_output_is_bit_equal_after_opening_and_follows_the_live_values(dense, axis):
+    layer, x = sliced(dense, axis), torch.randn(4, I, dtype=torch.float64)
     assert torch.equal(layer(x), dense(x))
     with torch.no_grad():
         layer.slicefine.live += 1.0
-        if line == "column":
+        if axis == "column":
             matrix_of(dense)[:, COLUMNS] += 1.0
         else:
             matrix_of(dense)[ROWS] += 1.0
@@ -168,9 +168,9 @@ def test_changing_the_slice_between_forward_and_backward_is_an_error():
         y.backward()
 
 
-@pytest.mark.parametrize("line", ["column", "row"])
-def test_autocast_computes_in_the_low_precision_and_trains_in_the_high(line):
-    layer = sliced(dense_layer("Linear", torch.float32), line)
+@pytest.mark.parametrize("axis", ["column", "row"])
+def test_autocast_computes_in_the_low_precision_and_trains_in_the_high(axis):
+    layer = sliced(dense_layer("Linear", torch.float32), axis)
     dense = nn.Linear(I, O)
     dense.load_state_dict(layer.state_dict())
     x = torch.randn(64, I)
@@ -180,7 +180,7 @@ def test_autocast_computes_in_the_low_precision_and_trains_in_the_high(line):
         assert y.dtype == torch.bfloat16
         y.float().square().sum().backward()
     assert layer.slicefine.live.grad.dtype == torch.float32
-    torch.testing.assert_close(layer.slicefine.live.grad, block(dense.weight.grad, line), rtol=2e-2, atol=2e-1)
+    torch.testing.assert_close(layer.slicefine.live.grad, block(dense.weight.grad, axis), rtol=2e-2, atol=2e-1)
 
 
 def test_a_float32_slice_in_a_bfloat16_layer_keeps_updates_that_bfloat16_would_lose():
@@ -257,17 +257,17 @@ def test_leaving_train_mode_puts_the_slice_into_the_weight():
     assert torch.count_nonzero(layer.eval().weight[:, COLUMNS]) == 0
 
 
-@pytest.mark.parametrize("line", ["column", "row"])
-def test_scores_are_the_norms_of_the_dense_gradient(line):
+@pytest.mark.parametrize("axis", ["column", "row"])
+def test_scores_are_the_norms_of_the_dense_gradient(axis):
     """With fewer tokens than the sample, the score is exact; and it adds up over backward passes."""
     layer, dense = sliced(dense_layer("Linear", torch.float32), "column"), nn.Linear(I, O)
     dense.load_state_dict(layer.state_dict())
-    layer.slicefine.listen(line)
+    layer.slicefine.listen(axis)
     x = torch.randn(SCORE_TOKENS // 2, I)
     for _ in range(2):
         layer(x).square().sum().backward()
     dense(x).square().sum().backward()
-    torch.testing.assert_close(layer.slicefine.score, 2 * dense.weight.grad.norm(dim=0 if line == "column" else 1))
+    torch.testing.assert_close(layer.slicefine.score, 2 * dense.weight.grad.norm(dim=0 if axis == "column" else 1))
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

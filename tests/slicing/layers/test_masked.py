@@ -75,7 +75,7 @@ def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def block(parameter: torch.Tensor, live) -> torch.Tensor:
     """The live lines of a dense tensor; a leading dimension of size 1 does not count."""
     matrix = parameter[0] if parameter.ndim == 3 and len(parameter) == 1 else parameter
-    lines = matrix.transpose(0, 1) if live.line == "column" else matrix
+    lines = matrix.transpose(0, 1) if live.axis == "column" else matrix
     return lines[live.indices].flatten(1)
 
 
@@ -178,16 +178,16 @@ def test_a_reader_sees_the_values_the_optimizer_has_just_changed():
         assert (net.map.weight[:, live.indices] == 2).all()
 
 
-@pytest.mark.parametrize("line", ["column", "row"])
-def test_scores_of_a_masked_parameter_are_the_norms_of_its_dense_gradient(line):
+@pytest.mark.parametrize("axis", ["column", "row"])
+def test_scores_of_a_masked_parameter_are_the_norms_of_its_dense_gradient(axis):
     dense = nn.ConvTranspose2d(6, 8, 3)
     net = nn.ModuleDict({"part": copy.deepcopy(dense)})
     slice_model(net, R, targets="part", also_train=[])
-    net["part"].slicefine.listen(line)
+    net["part"].slicefine.listen(axis)
     x = torch.randn(2, 6, 5, 5)
     for model in (net["part"], dense):
         model(x).square().sum().backward()
-    lines = dense.weight.grad.transpose(0, 1) if line == "column" else dense.weight.grad
+    lines = dense.weight.grad.transpose(0, 1) if axis == "column" else dense.weight.grad
     torch.testing.assert_close(net["part"].slicefine.score, lines.flatten(1).norm(dim=1))
 
 
