@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from slicefine_pl.files.safe_load import read_plain
+from slicefine_pl.files.safe_load import load_plain
 from slicefine_pl.pretrained import folder_settings, locate
 
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's filters
@@ -93,7 +93,7 @@ def input_record(place: str) -> Mapping[str, Any] | None:
         place: A ``.ckpt`` file, or a backbone's name or folder.
     """
     if Path(place).is_file() and Path(place).suffix == ".ckpt":
-        found = read_plain(place, "checkpoint", mmap=True).get(RECORD)
+        found = load_plain(place, "checkpoint", mmap=True).get(RECORD)
     else:
         found = folder_settings(locate(place)).get(RECORD)
     return found if isinstance(found, Mapping) else None

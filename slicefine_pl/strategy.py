@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from slicefine_pl.files.atomic import replace_folder
-from slicefine_pl.files.safe_load import check_shares, read_plain
+from slicefine_pl.files.safe_load import check_sharded_checkpoint, load_plain
 from slicefine_pl.slicing.distributed.fsdp import shard_model, sharded_bytes
 from slicefine_pl.slicing.distributed.saved_activations import count_activations
 from slicefine_pl.slicing.distributed.shards import is_sharded, local_of, share_of
@@ -171,7 +171,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         if weights_only is False:  # the user trusts the file
             checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=False)
         else:
-            checkpoint = read_plain(path, "ckpt_path", mmap=True)
+            checkpoint = load_plain(path, "ckpt_path", mmap=True)
         weights = checkpoint.pop("state_dict")
         _load_whole(self.lightning_module, weights, self.lightning_module.strict_loading)
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
@@ -182,7 +182,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         """Load what every process has saved of its own, by the same or another number of processes."""
         assert self.lightning_module is not None
         if weights_only is not False:
-            check_shares(path, "ckpt_path")
+            check_sharded_checkpoint(path, "ckpt_path")
         optimizers, self.optimizers = self.optimizers, []  # their states may lack slices that had just moved
         try:
             rest = super().load_checkpoint(path, weights_only)

@@ -17,7 +17,7 @@ from slicefine_pl.analysis.kernel import spectrum
 from slicefine_pl.analysis.spectra import Balance
 from slicefine_pl.analysis.task_energy import explained, task_directions
 from slicefine_pl.analysis.winners import Winners
-from slicefine_pl.files.atomic import write_whole
+from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.slicing.schedule import Axis
 
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "0.55", "#D55E00"
@@ -35,7 +35,7 @@ def save_figure(figure: Any, path: str | Path, dpi: int | None = None) -> Path:
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format=Path(path).suffix.removeprefix(".") or "png", dpi=dpi or "figure")
-    return write_whole(path, buffer.getbuffer())
+    return write_atomic(path, buffer.getbuffer())
 
 
 def png(figure: Any) -> bytes:

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from slicefine_pl.analysis.plots import png
-from slicefine_pl.files.atomic import warn_on_error, write_whole
+from slicefine_pl.files.atomic import warn_on_error, write_atomic
 
 COLUMNS = 8
 LINE = 17  # characters of a title that fit above an image
@@ -102,7 +102,7 @@ def draw(kept: list[tuple[Tensor, int, int]], names: list[str] | None, given: An
     right = sum(truth == guess for _, truth, guess in kept)
     told_wrong = "" if right == len(kept) else "; the framed ones are wrong"
     figure.suptitle(f"Predictions on test images: {right} of these {len(kept)} are right{told_wrong}", fontsize=12)
-    return write_whole(folder / "predictions.png", png(figure))
+    return write_atomic(folder / "predictions.png", png(figure))
 
 
 def _visible(image: Tensor, given: Any) -> Any:

@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 
 from slicefine_pl.cli.recipe.report import RunReport
-from slicefine_pl.files.safe_load import pickled_code
+from slicefine_pl.files.safe_load import describe_unpickling_error
 
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # settings, files, missing packages
 WEIGHT_ERRORS = (pickle.UnpicklingError, SafetensorError)  # damaged files, or files that bring code along
@@ -48,5 +48,5 @@ def in_words(error: Exception) -> str:
     if isinstance(error, SafetensorError):
         return f"a .safetensors file is damaged ({message}); export or download the model again."
     if isinstance(error, pickle.UnpicklingError):
-        return f"a file of weights {pickled_code(error)}"
+        return f"a file of weights {describe_unpickling_error(error)}"
     return ". ".join([message.removesuffix("."), *notes]) if (notes := getattr(error, "__notes__", [])) else message

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from slicefine_pl.files.atomic import write_whole
+from slicefine_pl.files.atomic import write_atomic
 
 CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of a checked file
 
@@ -38,8 +38,8 @@ def read_checked(path: Path) -> bytes | None:
 
 
 def write_checked(path: Path, content: bytes) -> None:
-    """Write a file with its checksum, as ``write_whole`` does."""
-    write_whole(path, content + _checksum(path, content))
+    """Write a file with its checksum, as ``write_atomic`` does."""
+    write_atomic(path, content + _checksum(path, content))
 
 
 def read_whole(path: Path) -> bytes | None:

@@ -1,7 +1,7 @@
-"""How every file is written: whole, or not at all.
+"""Atomic writes: after a crash a file is either the complete new one or the unchanged old one.
 
-Answers one question: what is on the disk after a crash?  A file is written next to its target, on the same device,
-flushed to the disk and then renamed.  Until the new file is complete, the old one stays as it was.
+A new file is written next to its target, on the same device, flushed to the disk and then renamed over the target.
+Folders and symbolic links are replaced in the same way.
 """
 
 import os
@@ -16,44 +16,45 @@ from typing import BinaryIO
 
 ADVICE = "Free some space, or choose another folder."
 UNCHANGED = "The earlier file is unchanged."
-OF_THE_MACHINE = (OSError, ImportError, MemoryError, RuntimeError, ValueError)  # disks, missing packages, odd numbers
+# Errors that come from the environment: a full disk, a missing package, numbers that cannot be plotted.
+ENVIRONMENT_ERRORS = (OSError, ImportError, MemoryError, RuntimeError, ValueError)
 
 
-def write_whole(path: str | Path, content: bytes | memoryview | str) -> Path:
-    """Write a file so that no other process, and no crash, ever sees a part of it; make its folder if need be.
+def write_atomic(path: str | Path, content: bytes | memoryview | str) -> Path:
+    """Write a file in one step: no other process ever reads a part of it, and a crash leaves no part behind.
 
     Args:
-        path: The file; one of the same name is replaced.
-        content: Its bytes, or text that is written as UTF-8.
+        path: File to write. An existing file is replaced; missing parent folders are made.
+        content: Bytes, or text that is written as UTF-8.
 
     Returns:
-        The file.
+        ``path`` as a ``Path``.
 
     Raises:
-        OSError: The file cannot be written.  The message names it.
+        OSError: The file cannot be written. The message contains its path.
     """
-    with replacing(path) as file:
+    with open_atomic(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
     return Path(path)
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a new file that takes the place of ``path`` when the block ends; if the block raises, nothing changes.
+def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a new file that replaces ``path`` when the block ends. If the block raises, ``path`` does not change.
 
     Raises:
-        OSError: The file cannot be written.  The message names it.
+        OSError: The file cannot be written. The message contains its path.
     """
     target = Path(path)
     draft = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _draft(draft) as file:
+        with _open_draft(draft) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
             if not draft.exists():
-                _name(file, draft)
+                _link(file, draft)
         os.replace(draft, target)
         _sync(target.parent)
     except OSError as error:
@@ -64,15 +65,16 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         draft.unlink(missing_ok=True)
 
 
-def _draft(draft: Path) -> BinaryIO:
-    """A file without a name, which a killed process does not leave behind; a named one where the system has none."""
+def _open_draft(draft: Path) -> BinaryIO:
+    """Open a file without a name, so that a killed process leaves nothing behind. Use ``draft`` where that fails."""
     try:
         return os.fdopen(os.open(draft.parent, os.O_TMPFILE | os.O_WRONLY, 0o666), "wb")
-    except (AttributeError, OSError):  # not Linux, or a file system that does not know them
+    except (AttributeError, OSError):  # not Linux, or the file system does not support O_TMPFILE
         return draft.open("xb")
 
 
-def _name(file: BinaryIO, path: Path) -> None:
+def _link(file: BinaryIO, path: Path) -> None:
+    """Give an open file without a name the name ``path``."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=folder, follow_symlinks=True)
@@ -81,18 +83,18 @@ def _name(file: BinaryIO, path: Path) -> None:
 
 
 def replace_link(link: Path, target: Path) -> None:
-    """Make a symbolic link, relative where it stands, that takes the place of ``link`` at once."""
+    """Replace ``link`` by a relative symbolic link to ``target``, in one step."""
     draft = link.with_name(f".{secrets.token_hex(8)}.part")
     draft.symlink_to(os.path.relpath(target, link.parent))
     os.replace(draft, link)
 
 
 @contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Make a new folder that takes the place of ``path`` when the block ends; if the block raises, nothing changes.
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Fill a new folder that replaces ``path`` when the block ends. If the block raises, ``path`` does not change.
 
     Yields:
-        A path next to ``path`` at which the block makes the folder.
+        A path next to ``path`` that does not exist yet; the block makes the folder there.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put a complete folder in the place of another folder or file on the same device."""
+    """Move a complete folder to ``target``, open_atomic a folder or file there. Both are on the same device."""
     for file in new.rglob("*"):
         _sync(file)
     if target.exists():
@@ -121,7 +123,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    """Wait until the content of a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -130,12 +132,12 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def warn_on_error(what: str | Path, errors: tuple[type[Exception], ...] = OF_THE_MACHINE) -> Iterator[None]:
-    """Write something that the result of a run does not need: an error becomes a warning, and the run goes on.
+def warn_on_error(what: str | Path, errors: tuple[type[Exception], ...] = ENVIRONMENT_ERRORS) -> Iterator[None]:
+    """Write an optional file, such as a plot: an error becomes a warning, and the run continues.
 
     Args:
-        what: The file, or what else the block writes; the warning names it.
-        errors: Which errors become a warning.
+        what: The file, or a description of what the block writes, for the warning.
+        errors: Errors that become a warning. Others are raised.
     """
     try:
         yield

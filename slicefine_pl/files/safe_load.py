@@ -1,7 +1,8 @@
-"""Files of weights from strangers: read if they contain tensors and plain values, refused if they could run code.
+"""Load checkpoints and weights from untrusted sources: tensors and plain values are loaded, anything else is refused.
 
-Answers one question: is it safe to load this file?  ``torch.load`` refuses code, but advises to run it; the description
-of a distributed checkpoint is unpickled by torch without a question (``FileSystemReader.read_metadata``, torch 2.15).
+``torch.load(weights_only=True)`` already refuses code, but its error message advises the user to disable the check.
+The metadata of a distributed checkpoint is unpickled by torch without any check (``FileSystemReader.read_metadata``,
+torch 2.15). This module covers both.
 """
 
 import pickle
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 META = "torch.distributed.checkpoint.metadata"
-DESCRIPTION = {  # all that a description of shares is made of, besides dtypes and plain values
+METADATA_CLASSES = {  # everything in the metadata of a distributed checkpoint except dtypes and plain values
     *(f"{META}.{name}" for name in ("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex")),
     *(
         f"{META}.{name}"
@@ -26,55 +27,57 @@ DESCRIPTION = {  # all that a description of shares is made of, besides dtypes a
 }
 
 
-def read_plain(path: str | Path, name: str, **settings: Any) -> Any:
-    """Read a file that ``torch.save`` has written, if it contains tensors and plain values only.
+def load_plain(path: str | Path, name: str, **settings: Any) -> Any:
+    """Load a file written by ``torch.save`` that contains only tensors and plain values.
 
     Args:
-        path: The file.
-        name: What the file is, for the error message, e.g. ``"ckpt_path"``.
-        settings: Of ``torch.load``.
+        path: File to load, onto the CPU.
+        name: Name of the setting that gave the path, for the error message, e.g. ``"ckpt_path"``.
+        settings: Further arguments of ``torch.load``.
 
     Raises:
-        ValueError: It contains other objects, which could run code.
+        ValueError: The file contains other objects, which could run code.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, **settings)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{name}={str(path)!r} {pickled_code(error)}") from None  # torch advises to run that code
+        raise ValueError(
+            f"{name}={str(path)!r} {describe_unpickling_error(error)}"
+        ) from None  # hide torch's advice to run that code
 
 
-def check_shares(folder: Path, name: str) -> None:
-    """Refuse a distributed checkpoint that could run code.
+def check_sharded_checkpoint(folder: Path, name: str) -> None:
+    """Refuse a distributed checkpoint that could run code when it is loaded.
 
     Args:
-        folder: The checkpoint.
-        name: What it is, for the error message.
+        folder: Folder of the checkpoint.
+        name: Name of the setting that gave the folder, for the error message.
 
     Raises:
         OSError: A file is missing.
-        ValueError: The folder contains other objects than tensors and plain values.
+        ValueError: The checkpoint contains objects other than tensors and plain values.
     """
-    read_plain(folder / "meta.pt", name)
-    description = folder / ".metadata"
+    load_plain(folder / "meta.pt", name)
+    metadata = folder / ".metadata"
     try:
-        with description.open("rb") as file:
-            _Description(file).load()
+        with metadata.open("rb") as file:
+            _MetadataUnpickler(file).load()
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{name}={str(description)!r} {pickled_code(error)}") from None
+        raise ValueError(f"{name}={str(metadata)!r} {describe_unpickling_error(error)}") from None
 
 
-class _Description(pickle.Unpickler):
-    """Makes nothing but what a description of shares is made of."""
+class _MetadataUnpickler(pickle.Unpickler):
+    """Unpickler that makes only the classes of distributed checkpoint metadata."""
 
     def find_class(self, module: str, name: str) -> Any:
         found = f"{module}.{name}"
-        if found in DESCRIPTION or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+        if found in METADATA_CLASSES or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"GLOBAL {found}")
 
 
-def pickled_code(error: pickle.UnpicklingError) -> str:
-    """Say why a file was refused, without torch's advice to run what it contains."""
+def describe_unpickling_error(error: pickle.UnpicklingError) -> str:
+    """Return why a file was refused, as the end of a sentence, without torch's advice to load it anyway."""
     if found := re.search(r"GLOBAL (\S+)", str(error)):
         return f"contains {found[1]}, which could run code of its author, and was not loaded; give a file of tensors."
-    return "cannot be read, as it is damaged or holds something else; give a file of plain tensors."
+    return "cannot be read, because it is damaged or not a file of tensors; give a file of plain tensors."

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from slicefine_pl.files.atomic import whole_folder
+from slicefine_pl.files.atomic import atomic_folder
 
 
 def write_folder(path: str | Path, save: Callable[[Path], None]) -> Path:
@@ -28,7 +28,7 @@ def write_folder(path: str | Path, save: Callable[[Path], None]) -> Path:
     if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise FileExistsError(f"export path {str(target)!r} holds other files; give a new or an empty folder.")
     try:
-        with whole_folder(target) as new, quiet():
+        with atomic_folder(target) as new, quiet():
             save(new)
     except (OSError, RuntimeError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise OSError(

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from slicefine_pl.files.safe_load import read_plain
+from slicefine_pl.files.safe_load import load_plain
 
 FOREIGN = "_conv_stem.weight"  # the first name of efficientnet-lite-pytorch
 
@@ -33,10 +33,10 @@ def weights_in(path: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights={path!r} is not a file; give a .safetensors, .pth, .pt, .pyth or .bin file.")
     try:
-        found: object = load_file(path) if path.endswith(".safetensors") else read_plain(path, "weights")
+        found: object = load_file(path) if path.endswith(".safetensors") else load_plain(path, "weights")
     except (SafetensorError, RuntimeError, KeyError, EOFError) as error:  # each layout has its own
         raise ValueError(
-            f"weights={path!r} cannot be read, as it is damaged or holds something else; give a file of plain tensors."
+            f"weights={path!r} cannot be read, because it is damaged or not a file of tensors; give a file of plain tensors."
         ) from error
     for key in NESTED:
         found = found[key] if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) else found

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slicefine_pl.files import atomic
-from slicefine_pl.files.atomic import replacing, warn_on_error, whole_folder, write_whole
+from slicefine_pl.files.atomic import open_atomic, warn_on_error, atomic_folder, write_atomic
 
 
 def full_disk(descriptor):
@@ -27,7 +27,7 @@ def drafts(request, monkeypatch):
 @pytest.mark.usefixtures("drafts")
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
     for content in ("old", b"new", memoryview(b"newest")):
-        write_whole(tmp_path / "deep" / "file", content)
+        write_atomic(tmp_path / "deep" / "file", content)
     assert (tmp_path / "deep" / "file").read_bytes() == b"newest"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file"]
 
@@ -35,14 +35,14 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
 @pytest.mark.usefixtures("drafts")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 def test_an_error_names_the_file_and_keeps_the_old_one(tmp_path, monkeypatch, number):
-    write_whole(tmp_path / "last.ckpt", "old")
+    write_atomic(tmp_path / "last.ckpt", "old")
 
     def fail(descriptor):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match=r"last\.ckpt") as caught:
-        write_whole(tmp_path / "last.ckpt", "new")
+        write_atomic(tmp_path / "last.ckpt", "new")
     assert "Free some space" in caught.value.__notes__[0]
     assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path / "last.ckpt"))
     assert (tmp_path / "last.ckpt").read_text() == "old"
@@ -51,10 +51,10 @@ def test_an_error_names_the_file_and_keeps_the_old_one(tmp_path, monkeypatch, nu
 
 @pytest.mark.usefixtures("drafts")
 def test_an_error_within_the_block_changes_nothing(tmp_path):
-    write_whole(tmp_path / "file", "old")
+    write_atomic(tmp_path / "file", "old")
 
     def interrupted():
-        with replacing(tmp_path / "file") as file:
+        with open_atomic(tmp_path / "file") as file:
             file.write(b"half")
             raise KeyError
 
@@ -66,10 +66,10 @@ def test_an_error_within_the_block_changes_nothing(tmp_path):
 
 def test_a_killed_process_leaves_the_old_file_and_no_copy(tmp_path):
     """It is killed with SIGKILL while half of the new file is written."""
-    write_whole(tmp_path / "file", "old")
+    write_atomic(tmp_path / "file", "old")
     program = (
-        "import os, signal, sys; from slicefine_pl.files.atomic import replacing\n"
-        "with replacing(sys.argv[1]) as file:\n"
+        "import os, signal, sys; from slicefine_pl.files.atomic import open_atomic\n"
+        "with open_atomic(sys.argv[1]) as file:\n"
         "    file.write(b'x' * 1_000_000); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     scratch = tmp_path / "temporary"
@@ -86,11 +86,11 @@ def test_a_killed_process_leaves_the_old_file_and_no_copy(tmp_path):
 
 
 def test_the_mode_follows_the_umask_and_a_link_is_replaced_not_followed(tmp_path):
-    write_whole(tmp_path / "target", "kept")
+    write_atomic(tmp_path / "target", "kept")
     (tmp_path / "link").symlink_to("target")
     before = os.umask(0o027)
     try:
-        write_whole(tmp_path / "link", "new")
+        write_atomic(tmp_path / "link", "new")
     finally:
         os.umask(before)
     assert (tmp_path / "target").read_text() == "kept"
@@ -99,14 +99,14 @@ def test_the_mode_follows_the_umask_and_a_link_is_replaced_not_followed(tmp_path
 
 
 def test_the_longest_name_that_a_disk_takes(tmp_path):
-    assert write_whole(tmp_path / ("n" * 255), "x").read_text() == "x"
+    assert write_atomic(tmp_path / ("n" * 255), "x").read_text() == "x"
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     target = tmp_path / "export"
 
     def write(content):
-        with whole_folder(target) as folder:
+        with atomic_folder(target) as folder:
             (folder / "deep").mkdir(parents=True)
             (folder / "deep" / "file").write_text(content)
             if content == "half":
@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_be_put_in_place_keeps_the_old_one(tmp_path, monkey
         return rename(self, other)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="broken disk"), whole_folder(target) as folder:
+    with pytest.raises(OSError, match="broken disk"), atomic_folder(target) as folder:
         folder.mkdir()
     assert (target / "file").read_text() == "old"
 
@@ -144,6 +144,6 @@ def test_what_only_informs_warns_with_its_name_and_goes_on(tmp_path, monkeypatch
         pytest.warns(UserWarning, match=r"slices\.png was not written .*No space left.*goes on"),
         warn_on_error(picture),
     ):
-        write_whole(picture, b"pixels")
+        write_atomic(picture, b"pixels")
     with pytest.raises(TypeError), warn_on_error(picture):  # a fault of the program is no matter of the machine
         raise TypeError

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from slicefine_pl.files.safe_load import check_shares, read_plain
+from slicefine_pl.files.safe_load import check_sharded_checkpoint, load_plain
 from slicefine_pl.inputs import input_record
 from slicefine_pl.modules.weights import weights_in
 
@@ -39,7 +39,7 @@ def shares(tmp_path):
 
 
 READERS = {
-    "checkpoint": lambda path: read_plain(path, "ckpt_path"),
+    "checkpoint": lambda path: load_plain(path, "ckpt_path"),
     "input of a checkpoint": lambda path: input_record(str(path)),
     "weights": lambda path: weights_in(str(path)),
 }
@@ -55,7 +55,7 @@ def test_a_file_with_code_is_refused_without_advice_to_run_it(tmp_path, harm, re
 
 
 def test_a_distributed_checkpoint_is_let_pass(shares):
-    check_shares(shares, "ckpt_path")
+    check_sharded_checkpoint(shares, "ckpt_path")
 
 
 @pytest.mark.parametrize("file", [".metadata", "meta.pt"])
@@ -67,7 +67,7 @@ def test_a_distributed_checkpoint_with_code_is_refused(shares, harm, file):
         description.planner_data = harm
         (shares / file).write_bytes(pickle.dumps(description))
     with pytest.raises(ValueError, match=rf"{file}' contains \S+, which could run code"):
-        check_shares(shares, "ckpt_path")
+        check_sharded_checkpoint(shares, "ckpt_path")
 
 
 @pytest.mark.parametrize("name", ["os.system", "mmap.mmap", "Metadata.__init__"])
@@ -76,4 +76,4 @@ def test_a_module_that_is_allowed_opens_no_door_to_others(shares, name):
     call = f"ctorch.distributed.checkpoint.filesystem\n{name}\n."
     (shares / ".metadata").write_bytes(b"\x80\x04" + call.encode())
     with pytest.raises(ValueError, match="which could run code"):
-        check_shares(shares, "ckpt_path")
+        check_sharded_checkpoint(shares, "ckpt_path")

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from slicefine_pl.files.atomic import replacing
+from slicefine_pl.files.atomic import open_atomic
 
 State = dict[str, Any]
 UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile)
@@ -80,7 +80,7 @@ def _copied(path: str, resumed: Path, saver: ModelCheckpoint, state: State, step
     for source in (resumed / name, Path(path)):
         if _holds(source, saver.state_key, state["best_k_models"][path], step):
             if source.resolve() != target.resolve():
-                with replacing(target) as file, source.open("rb") as content:
+                with open_atomic(target) as file, source.open("rb") as content:
                     shutil.copyfileobj(content, file)
             return str(target)
     return None

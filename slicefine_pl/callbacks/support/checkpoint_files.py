@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from slicefine_pl.callbacks.support.metrics_file import keep_metrics_whole
-from slicefine_pl.files.atomic import replace_link, replacing, write_whole
+from slicefine_pl.files.atomic import open_atomic, replace_link, write_atomic
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -46,7 +46,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             return
         content = io.BytesIO()  # not the file itself: torch reports a full disk as "unexpected pos 768 vs 662"
         torch.save(checkpoint, content)
-        self._newest = write_whole(_local(path), content.getbuffer())
+        self._newest = write_atomic(_local(path), content.getbuffer())
 
     def remove_checkpoint(self, path: _PATH) -> None:
         """Remove a checkpoint; a link that leads to it, such as ``last.ckpt``, leads to the newest one from now on."""
@@ -81,7 +81,7 @@ def _link(trainer: Trainer, filepath: str, linkpath: str) -> None:
         try:
             replace_link(link, target)
         except OSError:  # a file system without links
-            with replacing(link) as file, target.open("rb") as source:
+            with open_atomic(link) as file, target.open("rb") as source:
                 shutil.copyfileobj(source, file)
     trainer.strategy.barrier()
 

@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from slicefine_pl.files.atomic import warn_on_error, write_whole
+from slicefine_pl.files.atomic import warn_on_error, write_atomic
 
 WRITING = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
 
@@ -36,7 +36,7 @@ class WholeMetricsWriter(ExperimentWriter):
             writer.writeheader()
             writer.writerows(csv.DictReader(path.read_text("utf-8").splitlines()) if path.exists() else ())
             writer.writerows(self.metrics)
-            write_whole(path, text.getvalue())
+            write_atomic(path, text.getvalue())
             self.metrics = []
 
     def log_hparams(self, params: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slicefine_pl.analysis.plots import short_names
-from slicefine_pl.files.atomic import write_whole
+from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.slicing import LineChanges
 
 BINS = 768  # of the horizontal axis; about as many as a row has pixels
@@ -37,7 +37,7 @@ def write_changes(path: Path, lines: Sequence[LineChanges]) -> None:
             (each.name, each.axis, index, f"{change[index]:.6g}", f"{before[index]:.6g}")
             for index in each.visited.nonzero().flatten().tolist()
         )
-    write_whole(path, text.getvalue())
+    write_atomic(path, text.getvalue())
 
 
 def relative_change(each: LineChanges) -> Numbers:

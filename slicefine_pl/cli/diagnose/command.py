@@ -23,7 +23,7 @@ from slicefine_pl.cli.diagnose.report_text import captions, summary
 from slicefine_pl.cli.diagnose.results import numbers_of
 from slicefine_pl.cli.diagnose.subject import BATCH, Subject, Wish, count, load, without_pretraining
 from slicefine_pl.cli.recipe.preflight import check_output
-from slicefine_pl.files.atomic import write_whole
+from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.modules import TextClassifier
 from slicefine_pl.scaling.units import percent
 
@@ -99,8 +99,8 @@ def run(arguments: argparse.Namespace) -> None:
     words, told = summary(own, other, setup), captions(own, other, setup)
     written = {"setup": setup, "words": words, "captions": told, "network": own, "without_pretraining": other}
     text = page(words, told, _pictures(found, control, settings), {"winners": _table(own)}, setup)
-    write_whole(arguments.folder / "report.json", json.dumps(written, indent=1, allow_nan=False) + "\n")
-    write_whole(arguments.folder / "report.html", text)
+    write_atomic(arguments.folder / "report.json", json.dumps(written, indent=1, allow_nan=False) + "\n")
+    write_atomic(arguments.folder / "report.html", text)
     for heading, paragraph in words.items():
         print(f"\n{heading} {paragraph}")
     print(f"\n{setup['seconds']['wall']:.0f} s. Report: {arguments.folder / 'report.html'}, numbers: report.json")

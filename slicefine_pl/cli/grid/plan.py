@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 
 from slicefine_pl.cli.recipe.settings import check_yaml
-from slicefine_pl.files.atomic import write_whole
+from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.scaling.costs import checked_positive, checked_sparsity
 from slicefine_pl.scaling.runs import NEEDED
 
@@ -157,7 +157,7 @@ def append_run(path: Path, row: Row) -> None:
     if not path.exists():
         writer.writeheader()
     writer.writerow(row)
-    write_whole(path, (path.read_text("utf-8") if path.exists() else "") + lines.getvalue())
+    write_atomic(path, (path.read_text("utf-8") if path.exists() else "") + lines.getvalue())
 
 
 def check_settings(path: Path, settings: str) -> None:
@@ -167,7 +167,7 @@ def check_settings(path: Path, settings: str) -> None:
         ValueError: The runs that are there were made with other settings.
     """
     if not path.exists():
-        write_whole(path, settings)
+        write_atomic(path, settings)
     elif (before := path.read_text("utf-8")) != settings:
         old, new = set(before.splitlines()), set(settings.splitlines())
         one, other = (

@@ -33,7 +33,7 @@ from slicefine_pl.cli.recipe.settings import (
     value_of,
 )
 from slicefine_pl.cli.recipe.text_settings import TextSettings
-from slicefine_pl.files.atomic import write_whole
+from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.inputs import input_record
 from slicefine_pl.strategy import FullyShardedStrategy
 
@@ -55,7 +55,7 @@ class SaveFitConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file whole, where Lightning leaves it to us."""
         if not self.save_to_log_dir:
-            write_whole(Path(self._folder) / self.config_filename, self.parser.dump(self.config, skip_none=False))
+            write_atomic(Path(self._folder) / self.config_filename, self.parser.dump(self.config, skip_none=False))
 
 
 class RecipeCLI(LightningCLI):

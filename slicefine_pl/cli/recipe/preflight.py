@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slicefine_pl.files.safe_load import read_plain
+from slicefine_pl.files.safe_load import load_plain
 
 
 def check_checkpoint(path: Path) -> None:
@@ -55,7 +55,7 @@ def check_writer(path: Path, module_class: Callable[..., Any]) -> None:
     Raises:
         ValueError: A module of another class wrote it.
     """
-    writer = None if path.is_dir() else read_plain(path, "ckpt_path", mmap=True).get("module")
+    writer = None if path.is_dir() else load_plain(path, "ckpt_path", mmap=True).get("module")
     if writer not in (None, module_class.__name__):
         raise ValueError(
             f"ckpt_path={str(path)!r} was written by {writer}, and this recipe trains {module_class.__name__}; give a "

@@ -15,7 +15,7 @@ from rich.console import Console
 from slicefine_pl.analysis.plots import save_figure
 from slicefine_pl.cli.scaling.advise_text import tell, verdict
 from slicefine_pl.cli.scaling.model_size import parameters_of
-from slicefine_pl.files.atomic import write_whole
+from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.scaling import costs, gains
 from slicefine_pl.scaling.advice import Dense, Question, best, comparisons, start, usable_sparsity, warnings
 from slicefine_pl.scaling.devices import DEVICES, flops_of
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     console.width = console.width if console.is_terminal else 110
     tell(known, question, answer, console)
     if arguments.json:
-        write_whole(arguments.json, json.dumps(_plain(answer), indent=1, allow_nan=False) + "\n")
+        write_atomic(arguments.json, json.dumps(_plain(answer), indent=1, allow_nan=False) + "\n")
     if arguments.plot:
         from slicefine_pl.cli.scaling.plots import advice_picture
 

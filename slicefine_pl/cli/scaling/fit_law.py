@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slicefine_pl.analysis.plots import save_figure
-from slicefine_pl.files.atomic import write_whole
+from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.scaling import FittedLaw, costs, fit_scaling_law
 from slicefine_pl.scaling.files import KnownLaw, text_of, written
 from slicefine_pl.scaling.units import quantity
@@ -119,7 +119,7 @@ def publish(fit: FittedLaw, origin: str, law: Path | None) -> None:
     console.width = console.width if console.is_terminal else 110
     tell(fit, console)
     if law:
-        write_whole(law, text_of(written(fit, _source(fit, origin))))
+        write_atomic(law, text_of(written(fit, _source(fit, origin))))
 
 
 def draw(fit: FittedLaw, runs: Runs, origin: str, plot: Path) -> None:

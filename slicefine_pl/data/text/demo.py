@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from slicefine_pl.data.cache import cache_folder, read_whole
 from slicefine_pl.data.tables import Table, normalise
-from slicefine_pl.files.atomic import write_whole
+from slicefine_pl.files.atomic import write_atomic
 
 SETS = {
     "reviews": "movieReviewSnippets",  # 10,605 sentences of film reviews
@@ -72,7 +72,7 @@ def fetch() -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         content = _download(Path(scratch))
     try:
-        write_whole(path, content)
+        write_atomic(path, content)
     except OSError as error:
         raise OSError(
             f"cache folder {str(path.parent)!r} cannot be written ({error.strerror}); "

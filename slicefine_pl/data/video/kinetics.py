@@ -27,7 +27,7 @@ from slicefine_pl.data.video import demo
 from slicefine_pl.data.video.clips import ClipDataset, FixedViews, RandomView
 from slicefine_pl.data.video.lists import SUFFIXES, list_videos, videos_below
 from slicefine_pl.data.video.preprocessing import video_input
-from slicefine_pl.files.atomic import warn_on_error, write_whole
+from slicefine_pl.files.atomic import warn_on_error, write_atomic
 from slicefine_pl.inputs import VideoInput
 
 
@@ -235,7 +235,7 @@ class KineticsDataModule(NamedClasses, ResumableDataModule):
         if mine and folder is not None and self.trainer.is_global_zero:
             path = Path(folder) / "broken_videos.txt"
             with warn_on_error(path):
-                write_whole(path, "\n".join(mine) + "\n")
+                write_atomic(path, "\n".join(mine) + "\n")
 
     def _broken(self) -> list[str]:
         return sorted({path for dataset in self._datasets.values() for path in dataset.broken})

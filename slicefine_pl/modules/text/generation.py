@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import is_available, is_initialized
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slicefine_pl.files.atomic import warn_on_error, write_whole
+from slicefine_pl.files.atomic import warn_on_error, write_atomic
 
 IGNORED = -100  # the label of a token that is not to be predicted
 OPENING = 8  # tokens of a plain text that a sample goes on from
@@ -92,7 +92,7 @@ def keep_samples(samples: Sequence[Sample], folder: Path, loggers: Sequence[Any]
     path = folder / "samples.jsonl"
     lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples]
     with warn_on_error(path):
-        write_whole(path, "".join([path.read_text("utf-8") if path.exists() else "", *lines]))
+        write_atomic(path, "".join([path.read_text("utf-8") if path.exists() else "", *lines]))
     columns = ["prompt", "generated", "expected"]
     rows = [[sample.prompt, sample.generated, sample.expected] for sample in samples]
     for logger in loggers:
