@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slicefine_pl.files import atomic
-from slicefine_pl.files.atomic import open_atomic, warn_on_error, atomic_folder, write_atomic
+from slicefine_pl.files.atomic import atomic_folder, open_atomic, warn_on_error, write_atomic
 
 
 def full_disk(descriptor):
