@@ -36,7 +36,8 @@ def weights_in(path: str) -> dict[str, Tensor]:
         found: object = load_file(path) if path.endswith(".safetensors") else load_plain(path, "weights")
     except (SafetensorError, RuntimeError, KeyError, EOFError) as error:  # each layout has its own
         raise ValueError(
-            f"weights={path!r} cannot be read, because it is damaged or not a file of tensors; give a file of plain tensors."
+            f"weights={path!r} cannot be read, because it is damaged or not a file of tensors; save model.state_dict() "
+            "with torch.save or safetensors."
         ) from error
     for key in NESTED:
         found = found[key] if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) else found

@@ -275,7 +275,7 @@ def test_reading_weights_needs_the_same_names(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"hello", b"<html>no weights</html>"])
 def test_a_file_that_holds_no_weights_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}' cannot be read, because it is damaged or not a file of tensors"):
+    with pytest.raises(ValueError, match=rf"weights='.*{name}' cannot be read"):
         read_weights(str(tmp_path / name), Tiny())
 
 
