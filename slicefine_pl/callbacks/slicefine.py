@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from slicefine_pl.callbacks.support.cleanup import settle, undo_before_next_fit
 from slicefine_pl.callbacks.support.deferred_setup import when_built
-from slicefine_pl.callbacks.support.finite import FiniteSteps
-from slicefine_pl.callbacks.support.leftovers import settle, undo_before_next_fit
+from slicefine_pl.callbacks.support.distributed import check_agreement, check_slicing_strategy
+from slicefine_pl.callbacks.support.nonfinite import FiniteSteps
 from slicefine_pl.callbacks.support.optimizer_slices import (
     OptimizerShare,
     has_gradients,
@@ -37,7 +38,6 @@ from slicefine_pl.callbacks.support.other_callbacks import (
     search_after,
 )
 from slicefine_pl.callbacks.support.parameter_table import count_slices_once, use_parameter_table
-from slicefine_pl.callbacks.support.processes import check_agreement, check_slicing_strategy
 from slicefine_pl.callbacks.support.random_state import TrainingRandomState
 from slicefine_pl.callbacks.support.resume import RepeatableTraining
 from slicefine_pl.callbacks.support.training_checks import (

@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.slicefine import slicefine_of
+from slicefine_pl.callbacks.support.cleanup import settle, undo_before_next_fit
 from slicefine_pl.callbacks.support.deferred_setup import when_built
-from slicefine_pl.callbacks.support.leftovers import settle, undo_before_next_fit
+from slicefine_pl.callbacks.support.distributed import check_agreement, check_pruning_strategy
 from slicefine_pl.callbacks.support.optimizer_slices import has_stepped, updated_by
 from slicefine_pl.callbacks.support.other_callbacks import (
     averages_of,
@@ -27,7 +28,6 @@ from slicefine_pl.callbacks.support.other_callbacks import (
     refuse_search_of_resumed,
     search_after,
 )
-from slicefine_pl.callbacks.support.processes import check_agreement, check_pruning_strategy
 from slicefine_pl.callbacks.support.pruning_plot import draw_pruning
 from slicefine_pl.callbacks.support.resume import RepeatableTraining
 from slicefine_pl.callbacks.support.slice_masks import MaskedSlices
