@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from slicefine_pl.callbacks.support.checkpoint_files import keep_files_whole
 from slicefine_pl.callbacks.support.other_callbacks import callbacks_of
-from slicefine_pl.callbacks.support.resume import RepeatableTraining
+from slicefine_pl.callbacks.support.resume import ResumableCallback
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
@@ -46,7 +46,7 @@ class PreemptionCheckpoint(Callback):
         keep_files_whole(trainer)
         callbacks = callbacks_of(trainer)
         later = callbacks[callbacks.index(self) + 1 :]
-        if names := [type(each).__name__ for each in later if isinstance(each, RepeatableTraining)]:
+        if names := [type(each).__name__ for each in later if isinstance(each, ResumableCallback)]:
             raise MisconfigurationException(f"PreemptionCheckpoint stands before {names[0]}; put it behind.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

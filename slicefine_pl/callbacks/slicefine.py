@@ -21,7 +21,7 @@ from slicefine_pl.callbacks.support.deferred_setup import when_built
 from slicefine_pl.callbacks.support.distributed import check_agreement, check_slicing_strategy
 from slicefine_pl.callbacks.support.nonfinite import FiniteSteps
 from slicefine_pl.callbacks.support.optimizer_slices import (
-    OptimizerShare,
+    OptimizerSlices,
     has_gradients,
     has_stepped,
     take_plain_steps,
@@ -39,7 +39,7 @@ from slicefine_pl.callbacks.support.other_callbacks import (
 )
 from slicefine_pl.callbacks.support.parameter_table import count_slices_once, use_parameter_table
 from slicefine_pl.callbacks.support.random_state import TrainingRandomState
-from slicefine_pl.callbacks.support.resume import RepeatableTraining
+from slicefine_pl.callbacks.support.resume import ResumableCallback
 from slicefine_pl.callbacks.support.training_checks import (
     check_owners,
     check_requires_grad,
@@ -58,7 +58,7 @@ NonFinite = Literal["raise", "skip"]
 SliceDtype = Literal["float64", "float32", "bfloat16", "float16"]
 
 
-class SliceFineCallback(RepeatableTraining):
+class SliceFineCallback(ResumableCallback):
     r"""Train one narrow slice of each chosen weight, and move it every ``interval`` optimizer steps.
 
     Works on any LightningModule whose optimizer takes ``self.parameters()``, those that require a gradient, or groups
@@ -185,7 +185,7 @@ class SliceFineCallback(RepeatableTraining):
             "backend": backend,
         }
         self._handle: SliceHandle | None = None
-        self._shares: list[OptimizerShare] = []
+        self._shares: list[OptimizerSlices] = []
         self._pl_module: LightningModule | None = None
         self._training = False
         self._trained: set[int] = set()
@@ -248,7 +248,7 @@ class SliceFineCallback(RepeatableTraining):
             hook = optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(trainer, share))
             self._hooks.append(hook)
 
-    def _share_of(self, optimizer: Optimizer, slices: list[LiveSlice]) -> OptimizerShare:
+    def _share_of(self, optimizer: Optimizer, slices: list[LiveSlice]) -> OptimizerSlices:
         if take_plain_steps(optimizer):
             rank_zero_warn(
                 f"{type(optimizer).__name__}(differentiable=True) makes plain steps here: torch records no steps on a"
@@ -261,7 +261,7 @@ class SliceFineCallback(RepeatableTraining):
             kept=self._keep_state,
         )
         check_optimizer(optimizer, slices, demands)
-        return OptimizerShare(optimizer, [live.parameter for live in slices], [live.name for live in slices])
+        return OptimizerSlices(optimizer, [live.parameter for live in slices], [live.name for live in slices])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -362,12 +362,12 @@ class SliceFineCallback(RepeatableTraining):
         self._check_reached(share)
         self._finite.check(trainer, pl_module, optimizer)
 
-    def _check_reached(self, share: OptimizerShare) -> None:
+    def _check_reached(self, share: OptimizerSlices) -> None:
         share.unreached = self.opened().without_gradient(share.unreached)
         if share.unreached and share.steps + 1 - share.first_step >= self._reached_within:
             refuse_without_gradient(self.opened(), share.unreached, self._reached_within)
 
-    def _after_step(self, trainer: Trainer, share: OptimizerShare) -> None:
+    def _after_step(self, trainer: Trainer, share: OptimizerSlices) -> None:
         """After the optimizer has changed the slices: put them into the weights, and move them if their time is up."""
         if not has_stepped(share.optimizer):
             return  # nothing to apply, or a step that was dropped

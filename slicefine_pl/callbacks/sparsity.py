@@ -29,7 +29,7 @@ from slicefine_pl.callbacks.support.other_callbacks import (
     search_after,
 )
 from slicefine_pl.callbacks.support.pruning_plot import draw_pruning
-from slicefine_pl.callbacks.support.resume import RepeatableTraining
+from slicefine_pl.callbacks.support.resume import ResumableCallback
 from slicefine_pl.callbacks.support.slice_masks import MaskedSlices
 from slicefine_pl.files.atomic import warn_on_error
 from slicefine_pl.run_length import required_run_length, run_length
@@ -40,7 +40,7 @@ from slicefine_pl.sparsity.schedules import RAMPS, check_ramp, in_steps
 ScheduleName = Literal["cubic", "linear", "one_shot", "constant", "keep"]
 
 
-class SparsityCallback(RepeatableTraining):
+class SparsityCallback(ResumableCallback):
     r"""Prune a network while it trains, on a schedule of optimizer steps, and keep every zero from then on.
 
     Works on any LightningModule.  Linear maps, convolutions, attention and token embeddings are pruned, never norms and

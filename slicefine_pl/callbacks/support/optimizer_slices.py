@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from slicefine_pl.slicing.optimizer_state import wrapped_by
 
 
-class OptimizerShare:
+class OptimizerSlices:
     """The slices that one optimizer updates.
 
     Args:

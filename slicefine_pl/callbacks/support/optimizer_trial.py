@@ -17,7 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from slicefine_pl.callbacks.support.optimizer_slices import OptimizerShare
+from slicefine_pl.callbacks.support.optimizer_slices import OptimizerSlices
 from slicefine_pl.slicing import LiveSlice
 from slicefine_pl.slicing.optimizer_state import wrapped_by
 
@@ -146,7 +146,7 @@ class _Rehearsal:
         """What the first of some matrices becomes, after a move if there is one."""
         matrices = [nn.Parameter(each.clone()) for each in starts]
         optimizer = self._make(matrices)
-        share = OptimizerShare(optimizer, matrices[:1])
+        share = OptimizerSlices(optimizer, matrices[:1])
         if moved is not None:
             self._step(optimizer, matrices)
             matrices[0].data.copy_(moved)

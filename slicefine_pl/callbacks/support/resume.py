@@ -14,7 +14,7 @@ from slicefine_pl.callbacks.support.random_state import TrainingRandomState
 from slicefine_pl.slicing.optimizer_state import has_types_of, restore_types
 
 
-class RepeatableTraining(Callback):
+class ResumableCallback(Callback):
     """Keeps the random numbers of training, and takes a checkpoint only if it was written with the same settings.
 
     A subclass saves ``random`` in its own state, beside its ``settings``, and extends these hooks.
