@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from slicefine_pl.callbacks.support.cleanup import settle, undo_before_next_fit
+from slicefine_pl.callbacks.support.cleanup import register_cleanup, settle
 from slicefine_pl.callbacks.support.deferred_setup import when_built
 from slicefine_pl.callbacks.support.distributed import check_agreement, check_slicing_strategy
 from slicefine_pl.callbacks.support.nonfinite import FiniteSteps
@@ -208,7 +208,7 @@ class SliceFineCallback(ResumableCallback):
         check_slicing_strategy(trainer)
         search_after(self, trainer)
         self._pl_module = pl_module
-        undo_before_next_fit(trainer, pl_module, self, self._release)
+        register_cleanup(trainer, pl_module, self, self._release)
         count_slices_once()
         use_parameter_table(trainer, pl_module)
         when_built(trainer, pl_module, lambda: self._open(trainer, pl_module))

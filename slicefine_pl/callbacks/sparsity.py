@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.slicefine import slicefine_of
-from slicefine_pl.callbacks.support.cleanup import settle, undo_before_next_fit
+from slicefine_pl.callbacks.support.cleanup import register_cleanup, settle
 from slicefine_pl.callbacks.support.deferred_setup import when_built
 from slicefine_pl.callbacks.support.distributed import check_agreement, check_pruning_strategy
 from slicefine_pl.callbacks.support.optimizer_slices import has_stepped, updated_by
@@ -163,7 +163,7 @@ class SparsityCallback(ResumableCallback):
         check_pruning_strategy(trainer)
         search_after(self, trainer)
         self._pl_module = pl_module
-        undo_before_next_fit(trainer, pl_module, self, self._release)
+        register_cleanup(trainer, pl_module, self, self._release)
         if self._masks is None or trainer.global_step == 0:
             when_built(trainer, pl_module, lambda: self._prepare(pl_module))
 

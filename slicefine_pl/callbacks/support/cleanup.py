@@ -22,7 +22,7 @@ from slicefine_pl.slicing.targets import some
 HOOK = "configure_callbacks"  # of the module: the first hook of every run, before any callback's
 
 
-def undo_before_next_fit(
+def register_cleanup(
     trainer: Trainer, pl_module: LightningModule, callback: Callback, undo: Callable[[], None]
 ) -> None:
     """Have ``undo`` called at the start of the module's next fit, by whichever trainer, unless it is settled before.
@@ -34,8 +34,8 @@ def undo_before_next_fit(
         undo: Changes it back, and calls :func:`settle`.
     """
     pending = pl_module.__dict__.get(HOOK)
-    if not isinstance(pending, _NextFit):
-        pending = pl_module.__dict__[HOOK] = _NextFit(pl_module)
+    if not isinstance(pending, _PendingCleanup):
+        pending = pl_module.__dict__[HOOK] = _PendingCleanup(pl_module)
     pending.trainer = weakref.ref(trainer)
     pending.undo[callback] = undo
 
@@ -43,13 +43,13 @@ def undo_before_next_fit(
 def settle(pl_module: LightningModule, callback: Callback) -> None:
     """Say that a callback has nothing to undo in the module any more."""
     pending = pl_module.__dict__.get(HOOK)
-    if isinstance(pending, _NextFit):
+    if isinstance(pending, _PendingCleanup):
         pending.undo.pop(callback, None)
         if not pending.undo:
             pending.leave()
 
 
-class _NextFit:
+class _PendingCleanup:
     """Stands before the ``configure_callbacks`` of a module while callbacks have it changed.
 
     A copy of the module (deepcopy, pickle) gets one that can undo nothing, as no callback knows the copy.
@@ -69,7 +69,7 @@ class _NextFit:
         return type(self._pl_module).configure_callbacks(self._pl_module) if self._own is None else self._own()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _NextFit, (self._pl_module,)
+        return _PendingCleanup, (self._pl_module,)
 
     def _clean_up(self, trainer: Trainer) -> None:
         left = list(self.undo)
