@@ -323,7 +323,7 @@ class SliceFineCallback(ResumableCallback):
         if self._handle is not None:
             self._handle.close()
         if self._pl_module is not None:
-            settle(self._pl_module, self)
+            unregister_cleanup(self._pl_module, self)
         self._hooks, self._handle, self._pl_module, self._training = [], None, None, False
 
     def opened(self) -> SliceHandle:

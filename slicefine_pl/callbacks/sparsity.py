@@ -313,7 +313,7 @@ class SparsityCallback(ResumableCallback):
         if self._masks is not None:
             self._masks.close()
         if self._pl_module is not None:
-            settle(self._pl_module, self)
+            unregister_cleanup(self._pl_module, self)
         self._hooks, self._pl_module = [], None
 
     def _tell_skipped(self) -> None:

@@ -31,7 +31,7 @@ def register_cleanup(
         trainer: Of this run.
         pl_module: The module that is about to be changed.
         callback: That changes it.
-        undo: Changes it back, and calls :func:`settle`.
+        undo: Changes it back, and calls :func:`unregister_cleanup`.
     """
     pending = pl_module.__dict__.get(HOOK)
     if not isinstance(pending, _PendingCleanup):
@@ -40,7 +40,7 @@ def register_cleanup(
     pending.undo[callback] = undo
 
 
-def settle(pl_module: LightningModule, callback: Callback) -> None:
+def unregister_cleanup(pl_module: LightningModule, callback: Callback) -> None:
     """Say that a callback has nothing to undo in the module any more."""
     pending = pl_module.__dict__.get(HOOK)
     if isinstance(pending, _PendingCleanup):
