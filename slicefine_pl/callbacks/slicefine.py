@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from slicefine_pl.callbacks.support.cleanup import register_cleanup, settle
-from slicefine_pl.callbacks.support.deferred_setup import when_built
+from slicefine_pl.callbacks.support.cleanup import register_cleanup
+from slicefine_pl.callbacks.support.deferred_setup import after_configure_model
 from slicefine_pl.callbacks.support.distributed import check_agreement, check_slicing_strategy
 from slicefine_pl.callbacks.support.nonfinite import FiniteSteps
 from slicefine_pl.callbacks.support.optimizer_slices import (
@@ -211,7 +211,7 @@ class SliceFineCallback(ResumableCallback):
         register_cleanup(trainer, pl_module, self, self._release)
         count_slices_once()
         use_parameter_table(trainer, pl_module)
-        when_built(trainer, pl_module, lambda: self._open(trainer, pl_module))
+        after_configure_model(trainer, pl_module, lambda: self._open(trainer, pl_module))
 
     def _open(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._handle is not None:

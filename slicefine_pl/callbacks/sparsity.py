@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.slicefine import slicefine_of
-from slicefine_pl.callbacks.support.cleanup import register_cleanup, settle
-from slicefine_pl.callbacks.support.deferred_setup import when_built
+from slicefine_pl.callbacks.support.cleanup import register_cleanup
+from slicefine_pl.callbacks.support.deferred_setup import after_configure_model
 from slicefine_pl.callbacks.support.distributed import check_agreement, check_pruning_strategy
 from slicefine_pl.callbacks.support.optimizer_slices import has_stepped, updated_by
 from slicefine_pl.callbacks.support.other_callbacks import (
@@ -165,7 +165,7 @@ class SparsityCallback(ResumableCallback):
         self._pl_module = pl_module
         register_cleanup(trainer, pl_module, self, self._release)
         if self._masks is None or trainer.global_step == 0:
-            when_built(trainer, pl_module, lambda: self._prepare(pl_module))
+            after_configure_model(trainer, pl_module, lambda: self._prepare(pl_module))
 
     def _prepare(self, pl_module: LightningModule) -> None:
         self._masks = NetworkMasks(pl_module, self._pattern, **self._pruning)

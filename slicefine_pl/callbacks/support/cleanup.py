@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from slicefine_pl.callbacks.support.deferred_setup import forget_waiting
+from slicefine_pl.callbacks.support.deferred_setup import cancel_deferred
 from slicefine_pl.callbacks.support.other_callbacks import callbacks_of
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.targets import some
@@ -94,7 +94,7 @@ class _PendingCleanup:
 
     def leave(self) -> None:
         """Give the module its own hook back."""
-        forget_waiting(self._pl_module)
+        cancel_deferred(self._pl_module)
         if self._own is None:
             self._pl_module.__dict__.pop(HOOK, None)
         else:

@@ -9,10 +9,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from slicefine_pl.slicing.distributed.fsdp import shard_model
 from slicefine_pl.slicing.targets import Patterns
 
-WAITING = "slicefine_waiting"  # an attribute of the module: what is to be done when its model exists
+DEFERRED = "slicefine_deferred"  # an attribute of the module: what is to be done when its model exists
 
 
-def when_built(trainer: Trainer, pl_module: LightningModule, action: Callable[[], None]) -> None:
+def after_configure_model(trainer: Trainer, pl_module: LightningModule, action: Callable[[], None]) -> None:
     """Run ``action`` now, or after ``configure_model`` where the module builds its model in that or in ``setup``.
 
     To be called in ``Callback.setup``, which comes before both.  The module has the types of the trainer's precision
@@ -27,10 +27,10 @@ def when_built(trainer: Trainer, pl_module: LightningModule, action: Callable[[]
     if not (is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module)):
         convert_then_act()
         return
-    if WAITING not in pl_module.__dict__:
-        pl_module.__dict__[WAITING] = []
+    if DEFERRED not in pl_module.__dict__:
+        pl_module.__dict__[DEFERRED] = []
         _run_after_configure_model(pl_module)
-    pl_module.__dict__[WAITING].append(convert_then_act)
+    pl_module.__dict__[DEFERRED].append(convert_then_act)
 
 
 def shard_sliced_model(
@@ -59,7 +59,7 @@ def shard_sliced_model(
         ...             self.net = build_a_large_network()
         ...             shard_sliced_model(self, self.device_mesh["data_parallel"], blocks=r"net\.layers\.\d+")
     """
-    _run_waiting(pl_module)
+    _run_deferred(pl_module)
     pl_module.trainer.precision_plugin.convert_module(pl_module)
     return shard_model(pl_module, mesh, blocks, offload)
 
@@ -73,19 +73,19 @@ def _run_after_configure_model(pl_module: LightningModule) -> None:
             configure_model()
         finally:
             del pl_module.__dict__["configure_model"]
-        _run_waiting(pl_module)
+        _run_deferred(pl_module)
 
     # Not a wrapper in Lightning's eyes (no functools.wraps): it then calls the hook even if the class has none.
     pl_module.__dict__["configure_model"] = configure_then_act
 
 
-def _run_waiting(pl_module: LightningModule) -> None:
-    for action in pl_module.__dict__.pop(WAITING, []):
+def _run_deferred(pl_module: LightningModule) -> None:
+    for action in pl_module.__dict__.pop(DEFERRED, []):
         action()
 
 
-def forget_waiting(pl_module: LightningModule) -> None:
+def cancel_deferred(pl_module: LightningModule) -> None:
     """Drop what still waits for the model, as the run ended before it was built."""
-    if WAITING in pl_module.__dict__:
-        del pl_module.__dict__[WAITING]
+    if DEFERRED in pl_module.__dict__:
+        del pl_module.__dict__[DEFERRED]
         pl_module.__dict__.pop("configure_model", None)

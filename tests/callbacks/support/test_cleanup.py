@@ -88,7 +88,7 @@ def assert_as_before(module: Module, plain: Module) -> None:
     """Classes, flags, hooks and attributes; but for those that Lightning itself leaves in a module."""
     ours, theirs = traces(module), traces(plain)
     assert ours[:3] == theirs[:3]
-    assert {"configure_callbacks", "configure_model", "slicefine_waiting"}.isdisjoint(vars(module))
+    assert {"configure_callbacks", "configure_model", "slicefine_deferred"}.isdisjoint(vars(module))
 
 
 SEARCHES = {
