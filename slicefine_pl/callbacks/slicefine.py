@@ -22,12 +22,12 @@ from slicefine_pl.callbacks.support.distributed import check_agreement, check_sl
 from slicefine_pl.callbacks.support.nonfinite import FiniteSteps
 from slicefine_pl.callbacks.support.optimizer_slices import (
     OptimizerSlices,
+    disable_differentiable,
     has_gradients,
     has_stepped,
-    take_plain_steps,
-    updated_by,
+    parameters_of,
 )
-from slicefine_pl.callbacks.support.optimizer_trial import Demands, check_optimizer
+from slicefine_pl.callbacks.support.optimizer_trial import OptimizerRequirements, check_optimizer
 from slicefine_pl.callbacks.support.other_callbacks import (
     callbacks_of,
     check_alone,
@@ -235,7 +235,7 @@ class SliceFineCallback(ResumableCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_search_of_resumed(trainer)
-        held = [(id(each), optimizer) for optimizer in trainer.optimizers for each in updated_by(optimizer)]
+        held = [(id(each), optimizer) for optimizer in trainer.optimizers for each in parameters_of(optimizer)]
         check_owners(self.opened(), [parameter for parameter, _ in held])
         owners = dict(held)
         whole = self.opened().trained.values()
@@ -249,12 +249,12 @@ class SliceFineCallback(ResumableCallback):
             self._hooks.append(hook)
 
     def _share_of(self, optimizer: Optimizer, slices: list[LiveSlice]) -> OptimizerSlices:
-        if take_plain_steps(optimizer):
+        if disable_differentiable(optimizer):
             rank_zero_warn(
                 f"{type(optimizer).__name__}(differentiable=True) makes plain steps here: torch records no steps on a"
                 " network's own parameters."
             )
-        demands = Demands(
+        demands = OptimizerRequirements(
             compact=self._slicing["backend"] != "mask",
             alternating=self._slicing["axis"] == "alternate",
             moving=self._interval is not None,

@@ -18,7 +18,7 @@ from slicefine_pl.callbacks.slicefine import slicefine_of
 from slicefine_pl.callbacks.support.cleanup import register_cleanup
 from slicefine_pl.callbacks.support.deferred_setup import after_configure_model
 from slicefine_pl.callbacks.support.distributed import check_agreement, check_pruning_strategy
-from slicefine_pl.callbacks.support.optimizer_slices import has_stepped, updated_by
+from slicefine_pl.callbacks.support.optimizer_slices import has_stepped, parameters_of
 from slicefine_pl.callbacks.support.other_callbacks import (
     averages_of,
     callbacks_of,
@@ -199,7 +199,7 @@ class SparsityCallback(ResumableCallback):
         """The optimizer whose steps count: the first that updates a pruned weight or a slice of one."""
         pruned = {id(each.parameter) for each in self.masks.prunable.values()}
         owned = pruned | {id(piece.live) for piece in self._slices or ()}
-        own = [each for each in optimizers if any(id(parameter) in owned for parameter in updated_by(each))]
+        own = [each for each in optimizers if any(id(parameter) in owned for parameter in parameters_of(each))]
         if not own:
             raise MisconfigurationException(
                 "No optimizer holds a weight that is to be pruned; build it in configure_optimizers from"

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from slicefine_pl.callbacks.support.optimizer_slices import updated_by
+from slicefine_pl.callbacks.support.optimizer_slices import parameters_of
 from slicefine_pl.slicing.distributed.shards import local_of
 from slicefine_pl.slicing.targets import some
 
@@ -40,7 +40,7 @@ class FiniteSteps:
             FloatingPointError: They are not finite, and such steps are not dropped.
         """
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # which drops such steps itself
-        finite = scaler is not None or all_finite(updated_by(optimizer), self._loss)
+        finite = scaler is not None or all_finite(parameters_of(optimizer), self._loss)
         # A loss is one process's own; all of them must drop the step, or none.
         if trainer.strategy.reduce_boolean_decision(finite):
             return

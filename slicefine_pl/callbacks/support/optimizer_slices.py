@@ -34,7 +34,7 @@ class OptimizerSlices:
         self.unreached = self.names
         self._parts = list(wrapped_by(optimizer))
         self._settings = [set(group) for group in optimizer.param_groups]
-        _give_momentum(optimizer)
+        _init_fused_momentum(optimizer)
         # Most optimizers make a parameter's state at its first step; Adagrad makes it in its constructor.
         self._initial: list[dict[nn.Parameter, Any]] = [
             {parameter: deepcopy(part.state[parameter]) for parameter in slices if parameter in part.state}
@@ -52,7 +52,7 @@ class OptimizerSlices:
 
     def changes_more_than(self, trained: Collection[int]) -> bool:
         """Whether the next step would change a parameter whose id is not among those that are to be trained."""
-        return any(each.grad is not None and id(each) not in trained for each in updated_by(self.optimizer))
+        return any(each.grad is not None and id(each) not in trained for each in parameters_of(self.optimizer))
 
     def forget(self, moved: Iterable[nn.Parameter]) -> None:
         """Give slices the optimizer state of the first step; keeps the groups.
@@ -76,7 +76,7 @@ class OptimizerSlices:
                     del group[counted]
 
 
-def _give_momentum(optimizer: Optimizer) -> None:
+def _init_fused_momentum(optimizer: Optimizer) -> None:
     """Have fused SGD begin with a momentum of zero, which is the same unless it is dampened.
 
     It cannot make a step where some parameters of a group have a momentum and others, which have just moved, do not.
@@ -87,7 +87,7 @@ def _give_momentum(optimizer: Optimizer) -> None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def take_plain_steps(optimizer: Optimizer) -> bool:
+def disable_differentiable(optimizer: Optimizer) -> bool:
     """Have an optimizer made with ``differentiable=True`` make steps as others do; whether it was one.
 
     torch allows no recorded step on parameters, which are leaves; so there is nothing to record in a training loop.
@@ -102,7 +102,7 @@ def take_plain_steps(optimizer: Optimizer) -> bool:
 
 def has_gradients(optimizer: Optimizer) -> bool:
     """Whether a step of the optimizer has anything to apply."""
-    return any(parameter.grad is not None for parameter in updated_by(optimizer))
+    return any(parameter.grad is not None for parameter in parameters_of(optimizer))
 
 
 def has_stepped(optimizer: Optimizer) -> bool:
@@ -114,6 +114,6 @@ def has_stepped(optimizer: Optimizer) -> bool:
     return has_gradients(optimizer) and not bool(getattr(optimizer, "found_inf", False))
 
 
-def updated_by(optimizer: Optimizer) -> list[nn.Parameter]:
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     """All parameters of an optimizer, of all its groups."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -30,7 +30,7 @@ Make = Callable[[Sequence[nn.Parameter]], Optimizer]
 
 
 @dataclass(frozen=True)
-class Demands:
+class OptimizerRequirements:
     """What the slices of a run ask of their optimizer.
 
     Attributes:
@@ -46,7 +46,7 @@ class Demands:
     kept: bool
 
 
-def check_optimizer(optimizer: Optimizer, slices: Sequence[LiveSlice], demands: Demands) -> None:
+def check_optimizer(optimizer: Optimizer, slices: Sequence[LiveSlice], demands: OptimizerRequirements) -> None:
     """Refuse an optimizer that would fail, or go wrong, on slices.
 
     Args:
@@ -76,13 +76,13 @@ def check_optimizer(optimizer: Optimizer, slices: Sequence[LiveSlice], demands: 
             make = _maker(each, group)
             if held & ours and make is not None:
                 own = [live for live in slices if id(live.parameter) in held]
-                _Rehearsal(type(each).__name__, make, own, demands).check(shared=not held <= ours)
+                _TrialRun(type(each).__name__, make, own, demands).check(shared=not held <= ours)
 
 
-class _Rehearsal:
+class _TrialRun:
     """An optimizer's constructor, tried on matrices ``(R, L)``."""
 
-    def __init__(self, name: str, make: Make, slices: Sequence[LiveSlice], demands: Demands) -> None:
+    def __init__(self, name: str, make: Make, slices: Sequence[LiveSlice], demands: OptimizerRequirements) -> None:
         self._name, self._make, self._demands = name, make, demands
         narrow = min(slices, key=lambda live: min(live.shape[:2]) / max(live.shape[:2]))  # the most padded one
         self._device = narrow.parameter.device
