@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from slicefine_pl.callbacks.support.cleanup import register_cleanup
 from slicefine_pl.callbacks.support.deferred_setup import after_configure_model
 from slicefine_pl.callbacks.support.distributed import check_agreement, check_slicing_strategy
-from slicefine_pl.callbacks.support.nonfinite import FiniteSteps
+from slicefine_pl.callbacks.support.nonfinite import NonFiniteCheck
 from slicefine_pl.callbacks.support.optimizer_slices import (
     OptimizerSlices,
     disable_differentiable,
@@ -172,7 +172,7 @@ class SliceFineCallback(ResumableCallback):
         super().__init__()
         self._interval = interval
         self._keep_state = optimizer_state == "keep"
-        self._finite = FiniteSteps(skip=nonfinite == "skip")
+        self._finite = NonFiniteCheck(skip=nonfinite == "skip")
         self._reached_within = max_steps_without_grad
         self._slicing: dict[str, Any] = {
             "rank": rank,

@@ -13,7 +13,7 @@ from slicefine_pl.slicing.distributed.shards import local_of
 from slicefine_pl.slicing.targets import some
 
 
-class FiniteSteps:
+class NonFiniteCheck:
     """Stops a run before a step whose numbers are not finite, or drops that step.
 
     Args:
