@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slicefine_pl.analysis.kernel import alignment, drift, kernel, live_slices, target_weights
 from slicefine_pl.callbacks.slicefine import slicefine_of
-from slicefine_pl.callbacks.support.other_callbacks import check_order
+from slicefine_pl.callbacks.support.other_callbacks import check_before_weight_averaging
 from slicefine_pl.slicing import LiveSlice, SliceHandle, as_dense
 from slicefine_pl.slicing.distributed.shards import is_sharded
 
@@ -100,7 +100,7 @@ class KernelDrift(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget another run."""
         if stage == "fit":
-            check_order(self, trainer)
+            check_before_weight_averaging(self, trainer)
             if not trainer.global_step:
                 self._forget()
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from slicefine_pl.callbacks.support.checkpoint_files import keep_files_whole
-from slicefine_pl.callbacks.support.other_callbacks import callbacks_of
+from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
 from slicefine_pl.callbacks.support.resume import ResumableCallback
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
@@ -44,7 +44,7 @@ class PreemptionCheckpoint(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make sure that what is saved is what the other callbacks know after the batch, not before it."""
         keep_files_whole(trainer)
-        callbacks = callbacks_of(trainer)
+        callbacks = trainer_callbacks(trainer)
         later = callbacks[callbacks.index(self) + 1 :]
         if names := [type(each).__name__ for each in later if isinstance(each, ResumableCallback)]:
             raise MisconfigurationException(f"PreemptionCheckpoint stands before {names[0]}; put it behind.")

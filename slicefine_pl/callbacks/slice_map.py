@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from slicefine_pl.analysis.plots import save_figure
 from slicefine_pl.callbacks.slicefine import SliceFineCallback, slicefine_of
-from slicefine_pl.callbacks.support.other_callbacks import check_order
+from slicefine_pl.callbacks.support.other_callbacks import check_before_weight_averaging
 from slicefine_pl.callbacks.support.slice_map_plot import draw_map, write_changes
 from slicefine_pl.files.atomic import warn_on_error
 from slicefine_pl.slicing import LearnedChange
@@ -44,7 +44,7 @@ class SliceMap(Callback):
         """Refuse a run without slices, and forget another run."""
         if stage == "fit":
             _slicefine(trainer)
-            check_order(self, trainer)
+            check_before_weight_averaging(self, trainer)
             self._saved = self._saved if trainer.global_step else {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -29,13 +29,13 @@ from slicefine_pl.callbacks.support.optimizer_slices import (
 )
 from slicefine_pl.callbacks.support.optimizer_trial import OptimizerRequirements, check_optimizer
 from slicefine_pl.callbacks.support.other_callbacks import (
-    callbacks_of,
-    check_alone,
-    check_order,
-    refuse_finetuning,
-    refuse_pruning,
-    refuse_search_of_resumed,
-    search_after,
+    check_before_weight_averaging,
+    check_no_finetuning,
+    check_no_model_pruning,
+    check_no_search_on_resume,
+    check_no_second,
+    move_searches_after,
+    trainer_callbacks,
 )
 from slicefine_pl.callbacks.support.parameter_table import count_slices_once, use_parameter_table
 from slicefine_pl.callbacks.support.random_state import TrainingRandomState
@@ -201,12 +201,12 @@ class SliceFineCallback(ResumableCallback):
         if stage != "fit":
             return
         self._release()  # an earlier fit, maybe of another module, may have been broken off
-        check_alone(self, SliceFineCallback, trainer)
-        refuse_pruning(self, trainer)
-        refuse_finetuning(self, trainer)
-        check_order(self, trainer)
+        check_no_second(self, SliceFineCallback, trainer)
+        check_no_model_pruning(self, trainer)
+        check_no_finetuning(self, trainer)
+        check_before_weight_averaging(self, trainer)
         check_slicing_strategy(trainer)
-        search_after(self, trainer)
+        move_searches_after(self, trainer)
         self._pl_module = pl_module
         register_cleanup(trainer, pl_module, self, self._release)
         count_slices_once()
@@ -234,7 +234,7 @@ class SliceFineCallback(ResumableCallback):
             self._close()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        refuse_search_of_resumed(trainer)
+        check_no_search_on_resume(trainer)
         held = [(id(each), optimizer) for optimizer in trainer.optimizers for each in parameters_of(optimizer)]
         check_owners(self.opened(), [parameter for parameter, _ in held])
         owners = dict(held)
@@ -371,7 +371,7 @@ class SliceFineCallback(ResumableCallback):
         """After the optimizer has changed the slices: put them into the weights, and move them if their time is up."""
         if not has_stepped(share.optimizer):
             return  # nothing to apply, or a step that was dropped
-        handle, searched = self.opened(), self not in callbacks_of(trainer)
+        handle, searched = self.opened(), self not in trainer_callbacks(trainer)
         if self._training or searched:
             self._check_reached(share)  # again, for optimizers that are stepped behind Lightning's back
         handle.write(share.names)
@@ -446,4 +446,4 @@ class SliceFineCallback(ResumableCallback):
 
 def slicefine_of(trainer: Trainer) -> SliceFineCallback | None:
     """The callback that slices in this run, if there is one."""
-    return next((each for each in callbacks_of(trainer) if isinstance(each, SliceFineCallback)), None)
+    return next((each for each in trainer_callbacks(trainer) if isinstance(each, SliceFineCallback)), None)

@@ -20,13 +20,13 @@ from slicefine_pl.callbacks.support.deferred_setup import after_configure_model
 from slicefine_pl.callbacks.support.distributed import check_agreement, check_pruning_strategy
 from slicefine_pl.callbacks.support.optimizer_slices import has_stepped, parameters_of
 from slicefine_pl.callbacks.support.other_callbacks import (
-    averages_of,
-    callbacks_of,
-    check_alone,
-    forget_best_checkpoints,
-    refuse_pruning,
-    refuse_search_of_resumed,
-    search_after,
+    averaged_models,
+    check_no_model_pruning,
+    check_no_search_on_resume,
+    check_no_second,
+    move_searches_after,
+    reset_best_checkpoints,
+    trainer_callbacks,
 )
 from slicefine_pl.callbacks.support.pruning_plot import draw_pruning
 from slicefine_pl.callbacks.support.resume import ResumableCallback
@@ -158,10 +158,10 @@ class SparsityCallback(ResumableCallback):
         if stage != "fit":
             return
         self._release()  # an earlier fit, maybe of another module, may have been broken off
-        check_alone(self, SparsityCallback, trainer)
-        refuse_pruning(self, trainer)
+        check_no_second(self, SparsityCallback, trainer)
+        check_no_model_pruning(self, trainer)
         check_pruning_strategy(trainer)
-        search_after(self, trainer)
+        move_searches_after(self, trainer)
         self._pl_module = pl_module
         register_cleanup(trainer, pl_module, self, self._release)
         if self._masks is None or trainer.global_step == 0:
@@ -172,7 +172,7 @@ class SparsityCallback(ResumableCallback):
         self._schedule, self._steps, self._history = None, 0, []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        refuse_search_of_resumed(trainer)
+        check_no_search_on_resume(trainer)
         self._slices = MaskedSlices(pl_module, self.masks, trainer.optimizers)
         if self._slices and (slicing := slicefine_of(trainer)):
             slicing.opened().watch(self._slices)
@@ -249,7 +249,7 @@ class SparsityCallback(ResumableCallback):
         if not has_stepped(optimizer):
             return
         self.masks.mask_trained_weights(optimizer, self._scalings)
-        if self not in callbacks_of(trainer):  # a search takes callbacks off: it sees the zeros that there are
+        if self not in trainer_callbacks(trainer):  # a search takes callbacks off: it sees the zeros that there are
             return
         self._steps += counts
         if counts and self._schedule is not None and self._schedule.due(self._steps):
@@ -261,11 +261,11 @@ class SparsityCallback(ResumableCallback):
             self._slices.write()
         self.masks.prune(share * self._target)
         self._cut_memories(trainer)
-        for average in averages_of(trainer):
+        for average in averaged_models(trainer):
             self.masks.mask_weights(average)
         check_agreement(trainer, {name: self.masks[name] for name in self.masks.prunable}, "masks")
         if share == 1:
-            forget_best_checkpoints(trainer)
+            reset_best_checkpoints(trainer)
         self._history.append((self._steps, self.masks.sparsity))
         self._unlogged = True
 

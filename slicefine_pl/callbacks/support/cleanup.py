@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from slicefine_pl.callbacks.support.deferred_setup import cancel_deferred
-from slicefine_pl.callbacks.support.other_callbacks import callbacks_of
+from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.targets import some
 
@@ -77,7 +77,7 @@ class _PendingCleanup:
             undo()
         self.leave()
         names = some(type(callback).__name__ for callback in left)
-        if left and trainer is (self.trainer and self.trainer()) and not set(left) <= set(callbacks_of(trainer)):
+        if left and trainer is (self.trainer and self.trainer()) and not set(left) <= set(trainer_callbacks(trainer)):
             raise MisconfigurationException(
                 f"This trainer has lost its callbacks, {names} among them: a search took them off and failed before it"
                 " put them back. The module is as it was before; make a new Trainer."

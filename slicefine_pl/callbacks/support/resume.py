@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from slicefine_pl.callbacks.support.checkpoint_files import keep_files_whole
-from slicefine_pl.callbacks.support.other_callbacks import start_epoch_of_others
+from slicefine_pl.callbacks.support.other_callbacks import replay_epoch_start
 from slicefine_pl.callbacks.support.random_state import TrainingRandomState
 from slicefine_pl.slicing.optimizer_state import has_types_of, restore_types
 
@@ -45,7 +45,7 @@ class ResumableCallback(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._resumed_mid_epoch:
-            start_epoch_of_others(trainer, pl_module)
+            replay_epoch_start(trainer, pl_module)
             self._resumed_mid_epoch = False
         self._restore_types(trainer)  # a search in the middle of a run takes its steps back by a checkpoint
         self.random.before_batch()

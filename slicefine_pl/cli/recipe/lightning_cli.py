@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
 from slicefine_pl.callbacks.slice_map import SliceMap
-from slicefine_pl.callbacks.support.other_callbacks import callbacks_of
+from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
 from slicefine_pl.callbacks.support.parameter_table import use_parameter_table
 from slicefine_pl.cli.recipe.best_score import follow_score
 from slicefine_pl.cli.recipe.preflight import check_checkpoint, check_output, check_writer
@@ -231,7 +231,7 @@ class RecipeCLI(LightningCLI):
 
     @property
     def _report(self) -> RunReport:
-        return next(callback for callback in callbacks_of(self.trainer) if isinstance(callback, RunReport))
+        return next(callback for callback in trainer_callbacks(self.trainer) if isinstance(callback, RunReport))
 
     def predict(
         self,

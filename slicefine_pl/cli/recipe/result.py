@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from slicefine_pl.callbacks.linear_probe import LinearProbe
-from slicefine_pl.callbacks.support.other_callbacks import callbacks_of
+from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
 from slicefine_pl.cli.recipe.report import RunReport
 
 
@@ -25,7 +25,7 @@ def print_result(
         best: Path of that checkpoint; empty if none was written.
         exported: Folder of the exported model, if there is one.
     """
-    callbacks = callbacks_of(trainer)
+    callbacks = trainer_callbacks(trainer)
     report = next(each for each in callbacks if isinstance(each, RunReport))
     total = sum(parameter.numel() for parameter in module.parameters())
     table = Table("", Column(overflow="fold"), show_header=False, title="Result")  # paths that can be copied
