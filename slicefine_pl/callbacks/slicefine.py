@@ -41,11 +41,11 @@ from slicefine_pl.callbacks.support.parameter_table import count_slices_once, us
 from slicefine_pl.callbacks.support.random_state import TrainingRandomState
 from slicefine_pl.callbacks.support.resume import ResumableCallback
 from slicefine_pl.callbacks.support.training_checks import (
-    check_owners,
+    check_loss_requires_grad,
+    check_optimizers,
     check_requires_grad,
-    check_strays,
-    explain_loss_without_gradient,
-    refuse_without_gradient,
+    check_unexpected_trainable,
+    raise_missing_gradient,
 )
 from slicefine_pl.run_length import run_length
 from slicefine_pl.slicing import AxisSchedule, Backend, LiveSlice, Order, SliceHandle, Summary, slice_model
@@ -236,11 +236,11 @@ class SliceFineCallback(ResumableCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_no_search_on_resume(trainer)
         held = [(id(each), optimizer) for optimizer in trainer.optimizers for each in parameters_of(optimizer)]
-        check_owners(self.opened(), [parameter for parameter, _ in held])
+        check_optimizers(self.opened(), [parameter for parameter, _ in held])
         owners = dict(held)
         whole = self.opened().trained.values()
         self._trained = {id(each) for each in (*whole, *(live.parameter for live in self.opened()))}
-        check_strays(self.opened(), pl_module.named_parameters())
+        check_unexpected_trainable(self.opened(), pl_module.named_parameters())
         for optimizer in trainer.optimizers:
             slices = [live for live in self.opened() if owners[id(live.parameter)] is optimizer]
             share = self._share_of(optimizer, slices)
@@ -335,7 +335,7 @@ class SliceFineCallback(ResumableCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             # Again, as some callbacks unfreeze layers when an epoch starts.
-            check_strays(self.opened(), pl_module.named_parameters())
+            check_unexpected_trainable(self.opened(), pl_module.named_parameters())
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self.opened().reconcile()
         self._batch_started = time.perf_counter()
@@ -348,7 +348,7 @@ class SliceFineCallback(ResumableCallback):
                 " that evaluate several times a step (LBFGS, SAM) need train mode, and no torch.compile."
             )
         if not loss.requires_grad:
-            explain_loss_without_gradient(self.opened(), self._reached_within)
+            check_loss_requires_grad(self.opened(), self._reached_within)
         self._finite.see(loss)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -358,14 +358,14 @@ class SliceFineCallback(ResumableCallback):
         if not has_gradients(optimizer):
             return  # training_step returned None: nothing to learn from this batch
         if share.changes_more_than(self._trained):
-            check_strays(self.opened(), pl_module.named_parameters())
+            check_unexpected_trainable(self.opened(), pl_module.named_parameters())
         self._check_reached(share)
         self._finite.check(trainer, pl_module, optimizer)
 
     def _check_reached(self, share: OptimizerSlices) -> None:
         share.unreached = self.opened().without_gradient(share.unreached)
         if share.unreached and share.steps + 1 - share.first_step >= self._reached_within:
-            refuse_without_gradient(self.opened(), share.unreached, self._reached_within)
+            raise_missing_gradient(self.opened(), share.unreached, self._reached_within)
 
     def _after_step(self, trainer: Trainer, share: OptimizerSlices) -> None:
         """After the optimizer has changed the slices: put them into the weights, and move them if their time is up."""

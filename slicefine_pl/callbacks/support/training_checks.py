@@ -10,7 +10,7 @@ from slicefine_pl.slicing import SliceHandle
 from slicefine_pl.slicing.targets import some
 
 
-def check_owners(handle: SliceHandle, owned: Collection[int]) -> None:
+def check_optimizers(handle: SliceHandle, owned: Collection[int]) -> None:
     """The optimizers must hold all that is to be trained, and of slices each its own.
 
     Args:
@@ -36,7 +36,7 @@ def check_owners(handle: SliceHandle, owned: Collection[int]) -> None:
         )
 
 
-def check_strays(handle: SliceHandle, named: Iterable[tuple[str, nn.Parameter]]) -> None:
+def check_unexpected_trainable(handle: SliceHandle, named: Iterable[tuple[str, nn.Parameter]]) -> None:
     """Nothing may be trained that the handle does not know of.
 
     Args:
@@ -72,7 +72,7 @@ def check_requires_grad(handle: SliceHandle, names: Iterable[str]) -> None:
         )
 
 
-def refuse_without_gradient(handle: SliceHandle, names: Collection[str], steps: int) -> None:
+def raise_missing_gradient(handle: SliceHandle, names: Collection[str], steps: int) -> None:
     """Say why slices received no gradient, as far as it can be seen.
 
     Args:
@@ -107,12 +107,12 @@ def refuse_without_gradient(handle: SliceHandle, names: Collection[str], steps: 
     )
 
 
-def explain_loss_without_gradient(handle: SliceHandle, steps: int) -> None:
+def check_loss_requires_grad(handle: SliceHandle, steps: int) -> None:
     """Say why a loss does not require a gradient, if the slices show it; torch says so, but not why.
 
     Args:
         handle: The open slices.
-        steps: See :func:`refuse_without_gradient`.
+        steps: See :func:`raise_missing_gradient`.
 
     Raises:
         MisconfigurationException: The slices are frozen, or their layers ran without recording gradients.
@@ -120,4 +120,4 @@ def explain_loss_without_gradient(handle: SliceHandle, steps: int) -> None:
     names = [live.name for live in handle]
     check_requires_grad(handle, names)
     if handle.unrecorded(names):
-        refuse_without_gradient(handle, names, steps)
+        raise_missing_gradient(handle, names, steps)
