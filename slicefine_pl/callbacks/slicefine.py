@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.support.cleanup import register_cleanup
 from slicefine_pl.callbacks.support.deferred_setup import after_configure_model
-from slicefine_pl.callbacks.support.distributed import check_agreement, check_slicing_strategy
+from slicefine_pl.callbacks.support.distributed import check_same_on_all_ranks, check_slicing_strategy
 from slicefine_pl.callbacks.support.nonfinite import NonFiniteCheck
 from slicefine_pl.callbacks.support.optimizer_slices import (
     OptimizerSlices,
@@ -269,7 +269,7 @@ class SliceFineCallback(ResumableCallback):
         for position, share in enumerate(self._shares):
             share.begin(self._steps_before.get(position, 0))
         self._training = True
-        self._check_agreement(trainer)
+        self._check_same_on_all_ranks(trainer)
         self._say_if_never_moved(trainer)
         self._log(trainer)
 
@@ -286,8 +286,8 @@ class SliceFineCallback(ResumableCallback):
                 f" {self._interval}. interval={shorter} would move them {'once' if moves == 1 else f'{moves} times'}."
             )
 
-    def _check_agreement(self, trainer: Trainer) -> None:
-        check_agreement(trainer, {live.name: live.indices for live in self.opened()}, "live lines")
+    def _check_same_on_all_ranks(self, trainer: Trainer) -> None:
+        check_same_on_all_ranks(trainer, {live.name: live.indices for live in self.opened()}, "live lines")
 
     def summary(self) -> Summary:
         """How every matrix of the module is trained, or why it is not, while it is: print it."""
@@ -382,7 +382,7 @@ class SliceFineCallback(ResumableCallback):
             moved = handle.move(share.names)
             if not self._keep_state:
                 share.forget(live.parameter for live in moved)
-            self._check_agreement(trainer)
+            self._check_same_on_all_ranks(trainer)
             self._moved = True
 
     def on_train_batch_end(

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from slicefine_pl.callbacks.slicefine import slicefine_of
 from slicefine_pl.callbacks.support.cleanup import register_cleanup
 from slicefine_pl.callbacks.support.deferred_setup import after_configure_model
-from slicefine_pl.callbacks.support.distributed import check_agreement, check_pruning_strategy
+from slicefine_pl.callbacks.support.distributed import check_pruning_strategy, check_same_on_all_ranks
 from slicefine_pl.callbacks.support.optimizer_slices import has_stepped, parameters_of
 from slicefine_pl.callbacks.support.other_callbacks import (
     averaged_models,
@@ -263,7 +263,7 @@ class SparsityCallback(ResumableCallback):
         self._cut_memories(trainer)
         for average in averaged_models(trainer):
             self.masks.mask_weights(average)
-        check_agreement(trainer, {name: self.masks[name] for name in self.masks.prunable}, "masks")
+        check_same_on_all_ranks(trainer, {name: self.masks[name] for name in self.masks.prunable}, "masks")
         if share == 1:
             reset_best_checkpoints(trainer)
         self._history.append((self._steps, self.masks.sparsity))

@@ -46,7 +46,7 @@ def _shards(trainer: Trainer) -> bool:
     return isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy)
 
 
-def check_agreement(trainer: Trainer, choices: Mapping[str, Tensor], what: str) -> None:
+def check_same_on_all_ranks(trainer: Trainer, choices: Mapping[str, Tensor], what: str) -> None:
     """Make sure that every process has chosen the same; all processes call it.
 
     Args:
