@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from slicefine_pl.callbacks.support.checkpoint_files import keep_files_whole
+from slicefine_pl.callbacks.support.checkpoint_files import use_atomic_files
 from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
 from slicefine_pl.callbacks.support.resume import ResumableCallback
 
@@ -43,7 +43,7 @@ class PreemptionCheckpoint(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make sure that what is saved is what the other callbacks know after the batch, not before it."""
-        keep_files_whole(trainer)
+        use_atomic_files(trainer)
         callbacks = trainer_callbacks(trainer)
         later = callbacks[callbacks.index(self) + 1 :]
         if names := [type(each).__name__ for each in later if isinstance(each, ResumableCallback)]:

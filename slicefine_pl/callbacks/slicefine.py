@@ -37,7 +37,7 @@ from slicefine_pl.callbacks.support.other_callbacks import (
     move_searches_after,
     trainer_callbacks,
 )
-from slicefine_pl.callbacks.support.parameter_table import count_slices_once, use_parameter_table
+from slicefine_pl.callbacks.support.parameter_table import patch_model_summary, use_parameter_table
 from slicefine_pl.callbacks.support.random_state import TrainingRandomState
 from slicefine_pl.callbacks.support.resume import ResumableCallback
 from slicefine_pl.callbacks.support.training_checks import (
@@ -209,7 +209,7 @@ class SliceFineCallback(ResumableCallback):
         move_searches_after(self, trainer)
         self._pl_module = pl_module
         register_cleanup(trainer, pl_module, self, self._release)
-        count_slices_once()
+        patch_model_summary()
         use_parameter_table(trainer, pl_module)
         after_configure_model(trainer, pl_module, lambda: self._open(trainer, pl_module))
 

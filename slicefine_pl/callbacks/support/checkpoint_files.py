@@ -21,11 +21,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
-from slicefine_pl.callbacks.support.metrics_file import keep_metrics_whole
+from slicefine_pl.callbacks.support.metrics_file import use_atomic_metrics
 from slicefine_pl.files.atomic import open_atomic, replace_link, write_atomic
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Replace a checkpoint only when the new one is complete and on the disk; remote paths are left to Lightning.
 
     ``SliceFineCallback``, ``SparsityCallback`` and ``PreemptionCheckpoint`` give it to a trainer that has no
@@ -58,18 +58,18 @@ class WholeCheckpointIO(TorchCheckpointIO):
         super().remove_checkpoint(path)
 
 
-def keep_files_whole(trainer: Trainer) -> None:
+def use_atomic_files(trainer: Trainer) -> None:
     """Have a trainer write its checkpoints and metrics whole, unless the user has chosen another ``CheckpointIO``."""
     holder: Any = trainer.strategy
     plugin: Any = trainer.strategy.checkpoint_io
     while isinstance(plugin, _WrappingCheckpointIO):  # such as AsyncCheckpointIO
         holder, plugin = plugin, plugin.checkpoint_io
     if type(plugin) is TorchCheckpointIO:
-        holder._checkpoint_io = WholeCheckpointIO()
+        holder._checkpoint_io = AtomicCheckpointIO()
     for saver in getattr(trainer, "checkpoint_callbacks"):  # noqa: B009  (Trainer does not declare it)
         if isinstance(saver, ModelCheckpoint):
             saver.__dict__["_link_checkpoint"] = _link
-    keep_metrics_whole(trainer)
+    use_atomic_metrics(trainer)
 
 
 def _link(trainer: Trainer, filepath: str, linkpath: str) -> None:

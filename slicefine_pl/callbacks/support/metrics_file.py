@@ -21,7 +21,7 @@ from slicefine_pl.files.atomic import warn_on_error, write_atomic
 WRITING = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
 
 
-class WholeMetricsWriter(ExperimentWriter):
+class AtomicMetricsWriter(ExperimentWriter):
     """Replace ``metrics.csv`` at each flush; what cannot be written is kept in memory for the next one."""
 
     def save(self) -> None:
@@ -45,11 +45,11 @@ class WholeMetricsWriter(ExperimentWriter):
             super().log_hparams(params)
 
 
-def keep_metrics_whole(trainer: Trainer) -> None:
+def use_atomic_metrics(trainer: Trainer) -> None:
     """Have the loggers of a trainer write that way; their files have been opened by now."""
     for logger in trainer.loggers if trainer.is_global_zero else ():
         if type(logger) is CSVLogger and _is_local_file_protocol(logger.save_dir):
-            logger.experiment.__class__ = WholeMetricsWriter
+            logger.experiment.__class__ = AtomicMetricsWriter
         else:
             logger.__dict__.update({name: partial(_log, logger, name) for name in WRITING if hasattr(logger, name)})
 

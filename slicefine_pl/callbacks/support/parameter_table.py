@@ -57,7 +57,7 @@ def use_parameter_table(trainer: Trainer, pl_module: LightningModule) -> None:
             trainer.callbacks[place] = ParameterTable(callback._max_depth)  # type: ignore[attr-defined]
 
 
-def count_slices_once() -> None:
+def patch_model_summary() -> None:
     """Have all of Lightning's summaries count open slices as the entries of weights that they are.
 
     They offer no way to say what counts, so that three of their properties are replaced, until the process ends.  For a

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from slicefine_pl.callbacks.support.checkpoint_files import keep_files_whole
+from slicefine_pl.callbacks.support.checkpoint_files import use_atomic_files
 from slicefine_pl.callbacks.support.other_callbacks import replay_epoch_start
 from slicefine_pl.callbacks.support.random_state import TrainingRandomState
 from slicefine_pl.slicing.optimizer_state import has_types_of, restore_types
@@ -36,7 +36,7 @@ class ResumableCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have what a run goes on from written in a way that a crash cannot destroy."""
-        keep_files_whole(trainer)
+        use_atomic_files(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loop = trainer.fit_loop

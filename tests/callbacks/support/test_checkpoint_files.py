@@ -16,7 +16,7 @@ from test_slicefine import SETTINGS, Module, loader, trainer
 from slicefine_pl import SliceFineCallback, SparsityCallback
 from slicefine_pl.callbacks import PreemptionCheckpoint
 from slicefine_pl.callbacks.support import checkpoint_files
-from slicefine_pl.callbacks.support.checkpoint_files import WholeCheckpointIO
+from slicefine_pl.callbacks.support.checkpoint_files import AtomicCheckpointIO
 
 
 def checkpoint(folder, **settings):
@@ -78,7 +78,7 @@ def test_a_checkpoint_io_of_the_user_stays(tmp_path, given):
     plugin = run.strategy.checkpoint_io
     base = plugin.checkpoint_io if isinstance(plugin, AsyncCheckpointIO) else plugin
     own = given is OwnIO or (given is not None and given is not AsyncCheckpointIO)
-    assert type(base) is (OwnIO if own else WholeCheckpointIO)
+    assert type(base) is (OwnIO if own else AtomicCheckpointIO)
     run.save_checkpoint(tmp_path / "last.ckpt")
     plugin.teardown()
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
