@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from slicefine_pl.callbacks.support.cleanup import register_cleanup
+from slicefine_pl.callbacks.support.cleanup import register_cleanup, unregister_cleanup
 from slicefine_pl.callbacks.support.deferred_setup import after_configure_model
 from slicefine_pl.callbacks.support.distributed import check_same_on_all_ranks, check_slicing_strategy
 from slicefine_pl.callbacks.support.nonfinite import NonFiniteCheck

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from slicefine_pl.callbacks.slicefine import slicefine_of
-from slicefine_pl.callbacks.support.cleanup import register_cleanup
+from slicefine_pl.callbacks.support.cleanup import register_cleanup, unregister_cleanup
 from slicefine_pl.callbacks.support.deferred_setup import after_configure_model
 from slicefine_pl.callbacks.support.distributed import check_pruning_strategy, check_same_on_all_ranks
 from slicefine_pl.callbacks.support.optimizer_slices import has_stepped, parameters_of
