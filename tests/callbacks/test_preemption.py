@@ -66,11 +66,11 @@ def test_half_an_accumulated_step_is_finished_first(tmp_path):
 
 def terminated(folder, strategy):
     """One of the processes receives the signal."""
-    from test_processes import _strategy
+    from test_distributed import strategy_of
 
     try:
         torch.manual_seed(0)
-        run(folder, Terminate(step=3, rank=1), strategy=_strategy(strategy), devices=2)
+        run(folder, Terminate(step=3, rank=1), strategy=strategy_of(strategy), devices=2)
     except SIGTERMException:
         return "ended"
 

@@ -24,14 +24,14 @@ def rank():
 def sliced(strategy, settings, *others):
     """Places and sums of weights after a run, in which Lightning gives every process other data."""
     module, callback = test_slicefine.Module(), SliceFineCallback(**test_slicefine.SETTINGS | settings)
-    test_slicefine.trainer(callback, *others, strategy=_strategy(strategy), devices=2).fit(
+    test_slicefine.trainer(callback, *others, strategy=strategy_of(strategy), devices=2).fit(
         module, test_slicefine.loader(16)
     )
     places = [state["index"].tolist() for state in callback.state_dict()["slices"]["slices"].values()]
     return places, [_whole(value).double().sum().item() for value in module.state_dict().values()]
 
 
-def _strategy(name):
+def strategy_of(name):
     return FullyShardedStrategy(process_group_backend="gloo") if name == "fsdp2" else name
 
 
@@ -130,7 +130,7 @@ class BuiltLate(LightningModule):
 def built_late(strategy):
     module = BuiltLate()
     callback = SliceFineCallback(**test_slicefine.SETTINGS, interval=3)
-    test_slicefine.trainer(callback, strategy=_strategy(strategy), devices=2).fit(module, test_slicefine.loader(16))
+    test_slicefine.trainer(callback, strategy=strategy_of(strategy), devices=2).fit(module, test_slicefine.loader(16))
     return getattr(module, "blocks", None), {
         name: _whole(value).tolist() for name, value in module.state_dict().items()
     }
@@ -199,7 +199,7 @@ def with_dropout(folder, stop, resume, strategy):
     module = Dropped()
     torch.nn.init.constant_(module.head.bias, 0.0)
     saver = ModelCheckpoint(folder, "last", every_n_train_steps=stop, save_top_k=-1)
-    settings = {"strategy": _strategy(strategy), "devices": 2, "max_epochs": -1, "max_steps": stop}
+    settings = {"strategy": strategy_of(strategy), "devices": 2, "max_epochs": -1, "max_steps": stop}
     callback = SliceFineCallback(**test_slicefine.SETTINGS, interval=3)
     run = test_slicefine.trainer(callback, saver, enable_checkpointing=True, **settings)
     run.fit(module, test_slicefine.loader(2), ckpt_path=resume)  # an epoch is one step
