@@ -1,4 +1,4 @@
-"""What a network saw in training: size, normalisation and crop of images; frames, times and crop of videos.
+"""What a network saw in training: size, normalization and crop of images; frames, times and crop of videos.
 
 A data module makes such an input. A module keeps it in its checkpoints, and in ``config.json`` of its exports, so that
 evaluation and prediction see what training saw. Knows neither networks nor data.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from slicefine_pl.files.safe_load import load_plain
-from slicefine_pl.pretrained import folder_settings, locate
+from slicefine_pl.pretrained import locate, read_config
 
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's filters
 RECORD = "input"  # the key in checkpoints and in config.json
@@ -95,7 +95,7 @@ def input_record(place: str) -> Mapping[str, Any] | None:
     if Path(place).is_file() and Path(place).suffix == ".ckpt":
         found = load_plain(place, "checkpoint", mmap=True).get(RECORD)
     else:
-        found = folder_settings(locate(place)).get(RECORD)
+        found = read_config(locate(place)).get(RECORD)
     return found if isinstance(found, Mapping) else None
 
 

@@ -54,7 +54,7 @@ def locate(name: str) -> str:
     return str(path)
 
 
-class Backbone(NamedTuple):
+class BackboneSource(NamedTuple):
     """Where an image network comes from.
 
     Attributes:
@@ -68,7 +68,7 @@ class Backbone(NamedTuple):
     weights: str
 
 
-def image_backbone(name: str) -> Backbone:
+def parse_backbone(name: str) -> BackboneSource:
     """Take the name of an image backbone apart.
 
     Args:
@@ -82,14 +82,16 @@ def image_backbone(name: str) -> Backbone:
     for library in ("timm", "torchvision"):
         if name.startswith(f"{library}/"):
             own, _, weights = name.removeprefix(f"{library}/").partition("@")
-            return Backbone(library, own, locate(weights) if weights.startswith(PACKAGE) else weights or "default")
+            return BackboneSource(
+                library, own, locate(weights) if weights.startswith(PACKAGE) else weights or "default"
+            )
     place = locate(name)
-    settings = folder_settings(place)
+    settings = read_config(place)
     kind = str(settings.get("library", "timm")) if "architecture" in settings else "transformers"
-    return Backbone(kind, place, "random" if starts_random(name, place) else "default")
+    return BackboneSource(kind, place, "random" if has_random_weights(name, place) else "default")
 
 
-def starts_random(name: str, place: str) -> bool:
+def has_random_weights(name: str, place: str) -> bool:
     """Whether a transformers model starts from random weights.
 
     Args:
@@ -101,7 +103,7 @@ def starts_random(name: str, place: str) -> bool:
     return name.endswith(RANDOM) or ((folder / "config.json").is_file() and next(files, None) is None)
 
 
-def folder_settings(folder: str) -> dict[str, object]:
+def read_config(folder: str) -> dict[str, object]:
     """Read ``config.json`` of a folder; empty where there is none."""
     path = Path(folder) / "config.json"
     try:

@@ -1,7 +1,7 @@
 """Which test images does the network get right?  A picture of some of them, with both labels.
 
 Knows Lightning; knows neither modules nor data of ours, but asks the data module for ``input`` to undo the
-normalisation.
+normalization.
 
 Shapes:  B batch · H, W height and width in pixels · C classes
 """
@@ -79,7 +79,7 @@ def draw(kept: list[tuple[Tensor, int, int]], names: list[str] | None, given: An
     Args:
         kept: Normalised image ``(3, H, W)``, true and predicted class of each.
         names: Of the classes; ``None`` shows their numbers.
-        given: Has the ``mean`` and ``std`` of the normalisation; ``None`` stretches each image to its range.
+        given: Has the ``mean`` and ``std`` of the normalization; ``None`` stretches each image to its range.
         folder: Where to.
 
     Returns:

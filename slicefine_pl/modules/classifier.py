@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
 
-from slicefine_pl.modules.scheduled import Decay, ScheduledModule
+from slicefine_pl.modules.fine_tuning import FineTuningModule, LRDecay
 
 Batch = Mapping[str, Tensor]
 
 
-class Classifier(ScheduledModule):
+class Classifier(FineTuningModule):
     """Train a network that maps a batch to logits, shape ``(B, C)``; with C = 1 it is a regression.
 
     **Logs.** ``train/loss``; at the end of an epoch ``val/loss`` and ``test/loss`` with accuracy, macro F1 and Matthews
@@ -30,7 +30,7 @@ class Classifier(ScheduledModule):
     processes together, whatever their number.
     **Batches.** Mappings with ``labels`` and the inputs of ``forward``. Where there is ``counted``, bool of shape
     ``(B,)``, validation, test and prediction leave out the examples where it is ``False``.
-    **Optimizer.** See :class:`ScheduledModule`.
+    **Optimizer.** See :class:`FineTuningModule`.
 
     Args:
         num_classes: Classes, or 1 for regression.
@@ -55,7 +55,7 @@ class Classifier(ScheduledModule):
         head_lr: float | None,
         weight_decay: float,
         warmup: float,
-        decay: Decay,
+        decay: LRDecay,
         label_smoothing: float = 0.0,
         metrics: Mapping[str, Metric] | None = None,
     ) -> None:
@@ -98,7 +98,7 @@ class Classifier(ScheduledModule):
 
         They are those of the examples that count.
         """
-        outputs = only_counted(batch, self._outputs(batch))
+        outputs = counted_rows(batch, self._outputs(batch))
         return outputs if self.num_classes == 1 else outputs.softmax(-1)
 
     def _outputs(self, batch: Batch) -> Tensor:
@@ -113,7 +113,7 @@ class Classifier(ScheduledModule):
         return F.cross_entropy(outputs, labels, label_smoothing=label_smoothing, reduction="none")
 
     def _count(self, batch: Batch, stage: str) -> None:
-        outputs, labels = only_counted(batch, self._outputs(batch)), only_counted(batch, batch["labels"])
+        outputs, labels = counted_rows(batch, self._outputs(batch)), counted_rows(batch, batch["labels"])
         loss, metrics = self.losses[stage], self.metrics[stage]
         assert isinstance(loss, MeanMetric)
         assert isinstance(metrics, MetricCollection)
@@ -177,12 +177,12 @@ class Classifier(ScheduledModule):
             )
 
 
-def only_counted(batch: Batch, values: Tensor) -> Tensor:
+def counted_rows(batch: Batch, values: Tensor) -> Tensor:
     """Return the rows of ``values``, shape ``(B, ...)``, whose examples count by ``batch["counted"]``."""
     return values[batch["counted"]] if "counted" in batch else values
 
 
-def agreed_classes(num_classes: int | None, names: Sequence[str] | None, least: Literal[1, 2]) -> int | None:
+def resolve_num_classes(num_classes: int | None, names: Sequence[str] | None, least: Literal[1, 2]) -> int | None:
     """Return the number of classes that two settings tell, before a network is loaded for it; ``None`` if neither does.
 
     Raises:
@@ -200,7 +200,7 @@ def agreed_classes(num_classes: int | None, names: Sequence[str] | None, least: 
     return classes
 
 
-def name_outputs(config: Any, names: Sequence[str] | None) -> None:
+def set_class_names(config: Any, names: Sequence[str] | None) -> None:
     """Write the names of the classes, where there are any, into a model's ``config`` of transformers."""
     if names is not None:
         config.id2label = dict(enumerate(names))

@@ -22,7 +22,7 @@ from slicefine_pl.analysis.reinitialize import reinitialised
 from slicefine_pl.analysis.targets import target_matrices
 from slicefine_pl.data import ImageDataModule, TextDataModule
 from slicefine_pl.modules import ImageClassifier, TextClassifier
-from slicefine_pl.pretrained import folder_settings, image_backbone
+from slicefine_pl.pretrained import parse_backbone, read_config
 from slicefine_pl.slicing.heads import last_linear
 from slicefine_pl.slicing.targets import Patterns
 
@@ -106,8 +106,8 @@ def kind_of(model: str, kind: Kind | None) -> Kind:
     """
     if kind is not None:
         return kind
-    backbone = image_backbone(model)
-    files = folder_settings(backbone.name)
+    backbone = parse_backbone(model)
+    files = read_config(backbone.name)
     if model.startswith("pytorchvideo/") or "num_frames" in files or files.get("library") in ("pytorchvideo", "i3d"):
         raise ValueError(f"--model {model} takes videos; diagnose looks at networks for texts and images.")
     visual = backbone.library != "transformers" or "image_size" in files or "num_channels" in files
@@ -132,7 +132,7 @@ def load(wish: Wish, targets: Patterns | None, rank: int) -> Subject:
         data.prepare_data()
         data.setup("fit")
         module = _module(wish, data)
-        module.report_random_start()
+        module.warn_random_weights()
     except ImportError as error:
         raise ValueError(str(error)) from error
     target_matrices(module, targets, rank)  # refuses, before a head is fitted, what there is no place for
@@ -199,7 +199,7 @@ def _module(wish: Wish, data: TextDataModule | ImageDataModule) -> TextClassifie
 
 
 def _settle(module: nn.Module, batches: list[Batch]) -> None:
-    """Give batch normalisations the statistics of these examples: those of the pretrained weights fit no others."""
+    """Give batch normalizations the statistics of these examples: those of the pretrained weights fit no others."""
     norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
     momenta = [layer.momentum for layer in norms]
     with undisturbed(module):

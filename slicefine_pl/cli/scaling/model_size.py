@@ -6,7 +6,7 @@ Models are built on the meta device from their settings alone: no weight is read
 import torch
 from torch import nn
 
-from slicefine_pl.pretrained import folder_settings, image_backbone, split_gguf
+from slicefine_pl.pretrained import parse_backbone, read_config, split_gguf
 from slicefine_pl.sparsity.targets import POSITIONS
 
 
@@ -47,11 +47,11 @@ def without_embeddings(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _network(model: str) -> nn.Module:
-    backbone = image_backbone(model)
+    backbone = parse_backbone(model)
     if backbone.library == "timm":
         import timm
 
-        name = folder_settings(backbone.name).get("architecture", backbone.name)
+        name = read_config(backbone.name).get("architecture", backbone.name)
         return timm.create_model(str(name), pretrained=False, num_classes=0)
     if backbone.library == "torchvision":
         from torchvision.models import get_model

@@ -20,7 +20,7 @@ from slicefine_pl.data.labels import NamedClasses
 from slicefine_pl.data.shares import check_split
 from slicefine_pl.data.trained import settled_input
 from slicefine_pl.inputs import ImageInput
-from slicefine_pl.pretrained import image_backbone
+from slicefine_pl.pretrained import parse_backbone
 
 DEMO = "digits"
 PHOTOS, CAREFUL = Augmentation(0.35, True), Augmentation(0.7, False)  # of one's own folder, and of any other set
@@ -140,7 +140,7 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
 
     def _backbone_input(self) -> ImageInput:
         if None not in self._given.values():
-            transformers = image_backbone(self.processor).library == "transformers"
+            transformers = parse_backbone(self.processor).library == "transformers"
             return ImageInput(**self._given, rounding="down" if transformers else "even")
         known = image_input(self.processor)
         digits = self.source == DEMO and self.predict_images is None

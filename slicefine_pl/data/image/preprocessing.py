@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from slicefine_pl.inputs import ImageInput, trained_input
-from slicefine_pl.pretrained import folder_settings, image_backbone
+from slicefine_pl.pretrained import parse_backbone, read_config
 
 # Pillow's numbers, which transformers writes down
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -23,7 +23,7 @@ def image_input(backbone: str) -> ImageInput:
     """
     if (trained := trained_input(backbone, ImageInput)) is not None:
         return trained
-    kind, name, _ = image_backbone(backbone)
+    kind, name, _ = parse_backbone(backbone)
     try:
         return {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}[kind](name)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -34,7 +34,7 @@ def image_input(backbone: str) -> ImageInput:
 
 
 def _timm(name: str) -> ImageInput:
-    settings: Any = folder_settings(name).get("pretrained_cfg")
+    settings: Any = read_config(name).get("pretrained_cfg")
     if settings is None:
         import timm
 
@@ -55,7 +55,7 @@ def _timm(name: str) -> ImageInput:
 def _torchvision(name: str) -> ImageInput:
     from torchvision.models import get_model_weights
 
-    folder = folder_settings(name)
+    folder = read_config(name)
     weights: Any = get_model_weights(str(folder.get("architecture", name)))
     preset = weights.DEFAULT.transforms()
     [size], [resized] = preset.crop_size, preset.resize_size
@@ -77,12 +77,12 @@ def _transformers(name: str) -> ImageInput:
         crop = size / short
     elif hasattr(processor, "crop_pct"):
         squash, crop = (True, 1.0) if short >= WARPED else (False, processor.crop_pct)
-    mean, std = _normalisation(processor, int(size))
+    mean, std = _normalization(processor, int(size))
     resampling = RESAMPLING.get(int(2 if processor.resample is None else processor.resample), "bilinear")
     return ImageInput(int(size), mean, std, crop, resampling, "squash" if squash else "center", rounding="down")
 
 
-def _normalisation(processor: Any, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalization(processor: Any, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation, from what becomes of black, white and red: some processors normalise otherwise.
 
     Several rescale to other ranges, EfficientNet's divides twice, and MobileViT's swaps red and blue.

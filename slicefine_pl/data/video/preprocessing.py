@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slicefine_pl.inputs import VideoInput, trained_input
-from slicefine_pl.pretrained import folder_settings, locate
+from slicefine_pl.pretrained import locate, read_config
 
 RATE = 30.0  # frames a second of Kinetics
 VIEWS = (4, 3)  # clips of each test video, and squares of each clip
@@ -46,7 +46,7 @@ def _published(backbone: str) -> tuple[int, float, int]:
     place = Path(locate(backbone))
     if any((place / file).is_file() for file in I3D_FILES):
         return I3D
-    settings = folder_settings(str(place))
+    settings = read_config(str(place))
     return _built(settings["settings"]) if settings.get("library") == "pytorchvideo" else _transformers(str(place))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from slicefine_pl.inputs import ImageInput, trained_input
 from slicefine_pl.modules.weights import read_weights
-from slicefine_pl.pretrained import folder_settings, image_backbone
+from slicefine_pl.pretrained import parse_backbone, read_config
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LoadedBackbone:
         library: ``"timm"``, ``"torchvision"``, ``"transformers"``, or ``"own"`` for a module that was given.
         architecture: Its name in that library; empty where the model itself knows.
         head: The layers after the backbone.
-        fresh: Whether the head is new, that is random.
+        new_head: Whether the head is new, that is random.
         label_names: Of the classes, where the files tell them.
         seen: What it was trained with, where it is an export that says so.
     """
@@ -33,7 +33,7 @@ class LoadedBackbone:
     library: str
     architecture: str
     head: Sequence[nn.Module]
-    fresh: bool
+    new_head: bool
     label_names: list[str] | None = None
     seen: ImageInput | None = None
 
@@ -42,7 +42,7 @@ def load_backbone(backbone: str | nn.Module, num_classes: int | None) -> LoadedB
     """Build the network and put a head for ``num_classes`` on it, unless it has one.
 
     Args:
-        backbone: A name as ``image_backbone`` takes it apart, an exported folder, or a module.
+        backbone: A name as ``parse_backbone`` takes it apart, an exported folder, or a module.
         num_classes: Classes; ``None`` keeps the head as it is.
 
     Raises:
@@ -51,7 +51,7 @@ def load_backbone(backbone: str | nn.Module, num_classes: int | None) -> LoadedB
     """
     if isinstance(backbone, nn.Module):
         return _given(backbone, num_classes)
-    kind, name, weights = image_backbone(backbone)
+    kind, name, weights = parse_backbone(backbone)
     load = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}
     try:
         if kind not in load:
@@ -71,7 +71,7 @@ def load_backbone(backbone: str | nn.Module, num_classes: int | None) -> LoadedB
 def _timm(name: str, weights: str, num_classes: int | None) -> LoadedBackbone:
     import timm
 
-    settings = folder_settings(name)
+    settings = read_config(name)
     model: Any = timm.create_model(f"local-dir:{name}" if settings else name, pretrained=weights == "default")
     if weights not in ("default", "random"):
         read_weights(weights, model)
@@ -87,7 +87,7 @@ def _timm(name: str, weights: str, num_classes: int | None) -> LoadedBackbone:
 def _torchvision(name: str, weights: str, num_classes: int | None) -> LoadedBackbone:
     from torchvision.models import get_model
 
-    settings: Any = folder_settings(name)
+    settings: Any = read_config(name)
     if settings:
         architecture = settings["architecture"]
         model = get_model(architecture, weights=None, num_classes=settings["num_classes"])
@@ -114,11 +114,11 @@ def _transformers(name: str, weights: str, num_classes: int | None) -> LoadedBac
         model, report = AutoModelForImageClassification.from_pretrained(
             name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    fresh = weights == "random" or bool(report["missing_keys"] or report["mismatched_keys"])
+    new_head = weights == "random" or bool(report["missing_keys"] or report["mismatched_keys"])
     children = dict(model.named_children())
     head = [child for key, child in children.items() if key != model.base_model_prefix and _has_parameters(child)]
-    names = None if fresh else list((model.config.id2label or {}).values())
-    return LoadedBackbone(model.train(), "transformers", "", head, fresh, names)
+    names = None if new_head else list((model.config.id2label or {}).values())
+    return LoadedBackbone(model.train(), "transformers", "", head, new_head, names)
 
 
 def _given(model: nn.Module, num_classes: int | None) -> LoadedBackbone:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from slicefine_pl.inputs import ImageInput
-from slicefine_pl.modules.classifier import Batch, agreed_classes, name_outputs
+from slicefine_pl.modules.classifier import Batch, resolve_num_classes, set_class_names
 from slicefine_pl.modules.image.backbones import load_backbone
 from slicefine_pl.modules.image.exports import (
     image_processor,
@@ -23,11 +23,11 @@ from slicefine_pl.modules.image.exports import (
     transformers_lines,
     write_reader,
 )
-from slicefine_pl.modules.visual import VisualClassifier
+from slicefine_pl.modules.vision_classifier import VisionClassifier
 from slicefine_pl.pretrained import locate
 
 
-class ImageClassifier(VisualClassifier):
+class ImageClassifier(VisionClassifier):
     """Fine-tune an image network with a new head.
 
     **Head.** A backbone without a fitting head gets a new one, random until trained; predicting with it is refused.
@@ -71,13 +71,13 @@ class ImageClassifier(VisualClassifier):
         decay: Literal["linear", "cosine", "constant"] = "cosine",
     ) -> None:
         names = None if label_names is None else list(label_names)
-        classes = agreed_classes(num_classes, names, least=2)
+        classes = resolve_num_classes(num_classes, names, least=2)
         loaded = load_backbone(backbone, classes)
         super().__init__(
             backbone=backbone,
             model=loaded.model,
             head=loaded.head,
-            fresh=loaded.fresh,
+            new_head=loaded.new_head,
             label_names=names if names is not None else loaded.label_names,
             num_classes=classes if classes is not None else _outputs(loaded.head),
             label_smoothing=label_smoothing,
@@ -92,7 +92,7 @@ class ImageClassifier(VisualClassifier):
         self.library = loaded.library
         self._architecture = loaded.architecture
         if loaded.library == "transformers":
-            name_outputs(self.model.config, self.label_names)
+            set_class_names(self.model.config, self.label_names)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the logits, shape ``(B, C)``, of ``batch["images"]``, shape ``(B, 3, H, W)``."""

@@ -1,6 +1,6 @@
 """What training saw, in the words of each image library, and the lines of Python that predict without this package.
 
-Answers: how do timm, transformers and torchvision say size, crop and normalisation?  Exports carry a copy of the file
+Answers: how do timm, transformers and torchvision say size, crop and normalization?  Exports carry a copy of the file
 with which the data module reads images, so that the lines see the same colours.  Knows no module, and imports nothing
 of the data.
 """

@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from slicefine_pl.modules.classifier import Batch, only_counted
-from slicefine_pl.modules.folders import quiet
-from slicefine_pl.modules.scheduled import Decay, ScheduledModule
-from slicefine_pl.modules.text.apart import keeps_apart
+from slicefine_pl.modules.classifier import Batch, counted_rows
+from slicefine_pl.modules.export_folder import silence_transformers
+from slicefine_pl.modules.fine_tuning import FineTuningModule, LRDecay
 from slicefine_pl.modules.text.generation import IGNORED, complete, decode_sample, keep_samples, split_examples
+from slicefine_pl.modules.text.packing_support import supports_packing
 from slicefine_pl.modules.text.trained_input import RECORD, RemembersTextInput
-from slicefine_pl.pretrained import locate, split_gguf, starts_random
+from slicefine_pl.pretrained import has_random_weights, locate, split_gguf
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
-class CausalLanguageModel(RemembersTextInput, ScheduledModule):
+class CausalLanguageModel(RemembersTextInput, FineTuningModule):
     """Train a model to write the labelled tokens of its batches, each from the tokens before it.
 
     **Batches.** ``input_ids`` and ``labels`` (-100 where nothing is to be learned), shape ``(B, T)``, with
@@ -42,7 +42,7 @@ class CausalLanguageModel(RemembersTextInput, ScheduledModule):
     **Samples.** Validation lets the model complete a few of its prompts, before training and after each epoch:
     ``samples.jsonl`` in the log folder, and the loggers that take text.
     **Input.** ``text_input`` says whether training used the chat template. Checkpoints and exports keep it.
-    **Optimizer.** See :class:`ScheduledModule`; nothing in the model is new, so there is one rate.
+    **Optimizer.** See :class:`FineTuningModule`; nothing in the model is new, so there is one rate.
     **Limits.** Batches that are accumulated count equally, however many tokens they label.
 
     Args:
@@ -68,7 +68,7 @@ class CausalLanguageModel(RemembersTextInput, ScheduledModule):
         lr: float = 1e-4,
         weight_decay: float = 0.0,
         warmup: float = 0.06,
-        decay: Decay = "linear",
+        decay: LRDecay = "linear",
         gradient_checkpointing: bool = False,
         samples: int = 4,
         max_new_tokens: int = 32,
@@ -79,7 +79,7 @@ class CausalLanguageModel(RemembersTextInput, ScheduledModule):
         self.save_hyperparameters()
         self.model = _load(backbone, dtype)
         self.backbone = backbone
-        self.starts_random = starts_random(backbone, locate(backbone))
+        self.has_random_weights = has_random_weights(backbone, locate(backbone))
         self.text_input = getattr(self.model.config, RECORD, None)
         self.samples = samples
         self.max_new_tokens = max_new_tokens
@@ -93,7 +93,7 @@ class CausalLanguageModel(RemembersTextInput, ScheduledModule):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's own tokenizer."""
         folder, gguf = split_gguf(locate(self.backbone))
-        with quiet():
+        with silence_transformers():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
         return tokenizer
 
@@ -133,7 +133,7 @@ class CausalLanguageModel(RemembersTextInput, ScheduledModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss over the labelled tokens of this batch on all processes."""
         if "position_ids" in batch and not self._apart:
-            self._apart = keeps_apart(self.model)
+            self._apart = supports_packing(self.model)
             if not self._apart:
                 raise ValueError(
                     f"{type(self.model).__name__} lets examples that share a row see each other; set packing=false."
@@ -209,7 +209,7 @@ class CausalLanguageModel(RemembersTextInput, ScheduledModule):
                 f"{self._context} tokens; shorten the prompt, or lower max_new_tokens."
             )
         written = self._complete(prompts)
-        rows = only_counted(batch, torch.arange(len(written), device=batch["input_ids"].device)).tolist()
+        rows = counted_rows(batch, torch.arange(len(written), device=batch["input_ids"].device)).tolist()
         return [str(self.tokenizer.decode(written[row], skip_special_tokens=True)) for row in rows]
 
     @property
@@ -247,13 +247,13 @@ def _load(backbone: str, dtype: str) -> PreTrainedModel:
     settings: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     model: PreTrainedModel
     try:
-        with quiet():
+        with silence_transformers():
             if gguf is not None:
                 from transformers import GgufConfig
 
                 rank_zero_info(f"backbone={backbone!r} is quantised: its weights are de-quantised to {dtype}.")
                 settings |= {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
-            if gguf is None and starts_random(backbone, folder):
+            if gguf is None and has_random_weights(backbone, folder):
                 config = AutoConfig.from_pretrained(folder)
                 model = AutoModelForCausalLM.from_config(config, **settings)  # type: ignore[no-untyped-call]
             else:

@@ -12,11 +12,11 @@ from typing import Literal
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from slicefine_pl.modules.classifier import Batch, Classifier, agreed_classes, name_outputs
-from slicefine_pl.modules.folders import quiet
+from slicefine_pl.modules.classifier import Batch, Classifier, resolve_num_classes, set_class_names
+from slicefine_pl.modules.export_folder import silence_transformers
 from slicefine_pl.modules.text.mean_pooling import MeanPooledClassifier, MeanPoolingConfig
 from slicefine_pl.modules.text.trained_input import RECORD, RemembersTextInput
-from slicefine_pl.pretrained import locate, starts_random
+from slicefine_pl.pretrained import has_random_weights, locate
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -61,7 +61,7 @@ class TextClassifier(RemembersTextInput, Classifier):
         gradient_checkpointing: bool = False,
     ) -> None:
         names = None if label_names is None else list(label_names)
-        model, fresh = _load(backbone, agreed_classes(num_classes, names, least=1), pooling)
+        model, new_head = _load(backbone, resolve_num_classes(num_classes, names, least=1), pooling)
         super().__init__(
             num_classes=int(model.config.num_labels or 2),
             lr=lr,
@@ -73,10 +73,10 @@ class TextClassifier(RemembersTextInput, Classifier):
         self.save_hyperparameters()
         self.model = model
         self.backbone = backbone
-        self.starts_random = starts_random(backbone, locate(backbone))
+        self.has_random_weights = has_random_weights(backbone, locate(backbone))
         self.text_input = getattr(model.config, RECORD, None)
-        self.untrained_head = fresh
-        name_outputs(model.config, names)
+        self.untrained_head = new_head
+        set_class_names(model.config, names)
         model.config.problem_type = "regression" if self.num_classes == 1 else "single_label_classification"
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
@@ -130,7 +130,7 @@ def _load(backbone: str, num_classes: int | None, pooling: str) -> tuple[PreTrai
     if pooling not in ("default", "mean"):
         raise ValueError(f"pooling={pooling!r} is unknown; choose 'default' or 'mean'.")
     try:
-        with quiet():
+        with silence_transformers():
             config = AutoConfig.from_pretrained(folder)
             if pooling == "mean" and not isinstance(config, MeanPoolingConfig):
                 return MeanPooledClassifier.from_encoder(folder, num_labels=num_classes or 2).train(), True
@@ -138,7 +138,7 @@ def _load(backbone: str, num_classes: int | None, pooling: str) -> tuple[PreTrai
                 config.num_labels = num_classes
             if getattr(config, "pad_token_id", None) is None:  # decoders find the end of a text by its padding
                 config.pad_token_id = getattr(config, "eos_token_id", None)
-            if starts_random(backbone, folder):
+            if has_random_weights(backbone, folder):
                 return AutoModelForSequenceClassification.from_config(config), True  # type: ignore[no-untyped-call]
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True

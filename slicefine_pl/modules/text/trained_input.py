@@ -16,14 +16,14 @@ class RemembersTextInput(LightningModule):
 
     text_input: dict[str, Any] | None = None
 
-    def take_over(self, data: object) -> None:
+    def record_input(self, data: object) -> None:
         """Take over what ``data`` are about to show in training, if they say so; ``None`` before their ``setup``."""
         self.text_input = getattr(data, RECORD, self.text_input)
 
     def on_train_start(self) -> None:
         """Take over what training sees."""
         super().on_train_start()
-        self.take_over(getattr(self.trainer, "datamodule", None))
+        self.record_input(getattr(self.trainer, "datamodule", None))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what training saw."""

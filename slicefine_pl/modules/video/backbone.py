@@ -1,4 +1,4 @@
-"""A video network with all that is needed to feed, train and export it; and the published normalisations.
+"""A video network with all that is needed to feed, train and export it; and the published normalizations.
 
 Shapes:  N clips · T frames · S edge of a frame, in pixels · C classes
 """
@@ -22,19 +22,19 @@ class Backbone:
     Attributes:
         model: Gives logits, shape ``(N, C)``, or an object that holds them as ``logits``.
         head: Its last linear layer.
-        arrange: Brings clips of shape ``(N, 3, T, S, S)`` into the form that the model takes.
-        normalisation: Mean and standard deviation per colour, of values in [0, 1].
+        format_input: Brings clips of shape ``(N, 3, T, S, S)`` into the form that the model takes.
+        normalization: Mean and standard deviation per colour, of values in [0, 1].
         config: What an export needs to build it again; ``None`` for models of transformers, which know themselves.
-        fresh: Whether the head is new, and random.
+        new_head: Whether the head is new, and random.
         pretrained: Whether the rest is not.
         label_names: Of the classes, where the weights come with names.
     """
 
     model: nn.Module
     head: nn.Linear
-    arrange: Callable[[Tensor], Any]
-    normalisation: Numbers
+    format_input: Callable[[Tensor], Any]
+    normalization: Numbers
     config: dict[str, Any] | None
-    fresh: bool
+    new_head: bool
     pretrained: bool
     label_names: list[str] | None = None

@@ -1,6 +1,6 @@
 """Video networks of pytorchvideo and transformers, and I3D, behind one face.
 
-Answers: which network does a name mean, where are its weights, its head and its normalisation, and how does it want
+Answers: which network does a name mean, where are its weights, its head and its normalization, and how does it want
 its clips?
 
 Shapes:  N clips · T frames · S edge of a frame, in pixels · C classes
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from slicefine_pl.modules.video.backbone import FACEBOOK, SYMMETRIC, Backbone
 from slicefine_pl.modules.weights import weights_in
-from slicefine_pl.pretrained import folder_settings, locate
+from slicefine_pl.pretrained import locate, read_config
 
 ALPHA = 4  # SlowFast's fast pathway sees this many times the frames of its slow one
 MVIT = {
@@ -70,7 +70,7 @@ def load_backbone(
         raise ValueError(f"weights={weights!r} go with a pytorchvideo network; backbone={name!r} brings its own.")
     if place.is_dir() and any((place / file).is_file() for file in ("i3d.py", "i3d-kinetics-400.ckpt")):
         return _i3d(place, num_classes)
-    settings = folder_settings(str(place))
+    settings = read_config(str(place))
     if settings.get("library") == "pytorchvideo":
         config = {**settings, "settings": _with_classes(dict(_mapping(settings["settings"])), num_classes)}
         file = place / "model.safetensors"
@@ -117,16 +117,16 @@ def _from_pytorchvideo(config: dict[str, Any], weights: Path | None) -> Backbone
     module, function = config["builder"].split(".")
     model = getattr(import_module(f"pytorchvideo.models.{module}"), function)(**config["settings"])
     head = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
-    fresh = weights is None or _fill(model, head, weights_in(str(weights)), str(weights))
+    new_head = weights is None or _fill(model, head, weights_in(str(weights)), str(weights))
     return Backbone(
         model=model,
         head=head,
-        arrange=pathways if module == "slowfast" else _as_they_are,
-        normalisation=FACEBOOK,
+        format_input=pathways if module == "slowfast" else _as_they_are,
+        normalization=FACEBOOK,
         config=config,
-        fresh=fresh,
+        new_head=new_head,
         pretrained=weights is not None,
-        label_names=config.get("label_names") if not fresh else None,
+        label_names=config.get("label_names") if not new_head else None,
     )
 
 
@@ -140,17 +140,17 @@ def _i3d(folder: Path, num_classes: int | None) -> Backbone:
     model = I3D(classes)
     head = model.head.proj
     assert isinstance(head, nn.Linear)
-    fresh = _fill(model, head, found, str(folder))
+    new_head = _fill(model, head, found, str(folder))
     names = config.get("label_names")
     return Backbone(
         model=model,
         head=head,
-        arrange=_as_they_are,
-        normalisation=SYMMETRIC,
+        format_input=_as_they_are,
+        normalization=SYMMETRIC,
         config={**config, "settings": {"num_classes": classes}},
-        fresh=fresh,
+        new_head=new_head,
         pretrained=True,
-        label_names=names if isinstance(names, list) and not fresh else None,
+        label_names=names if isinstance(names, list) and not new_head else None,
     )
 
 
@@ -158,18 +158,18 @@ def _fill(model: nn.Module, head: nn.Linear, found: dict[str, Tensor], source: s
     names = {id(value): name for name, value in model.named_parameters()}
     own = {names[id(value)] for value in head.parameters()}
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    fresh = any(name in found and found[name].shape != shapes[name] for name in own)
-    if fresh:
+    new_head = any(name in found and found[name].shape != shapes[name] for name in own)
+    if new_head:
         found = {name: value for name, value in found.items() if name not in own}
-    expected = set(shapes) - (own if fresh else set())
+    expected = set(shapes) - (own if new_head else set())
     wrong = sorted(expected ^ set(found)) or sorted(name for name in expected if found[name].shape != shapes[name])
     if wrong:
         raise ValueError(
             f"{source!r} holds the weights of another network: {len(wrong)} names or shapes differ, such as "
             f"{wrong[0]!r}; give the backbone, num_frames and crop_size it was trained with."
         )
-    model.load_state_dict(found, strict=not fresh)
-    return fresh
+    model.load_state_dict(found, strict=not new_head)
+    return new_head
 
 
 def _as_they_are(clips: Tensor) -> Tensor:

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slicefine_pl.inputs import VideoInput, trained_input
-from slicefine_pl.modules.classifier import Batch, agreed_classes, name_outputs
+from slicefine_pl.modules.classifier import Batch, resolve_num_classes, set_class_names
 from slicefine_pl.modules.video.backbones import load_backbone
 from slicefine_pl.modules.video.exports import video_lines, write_reader
-from slicefine_pl.modules.visual import VisualClassifier
+from slicefine_pl.modules.vision_classifier import VisionClassifier
 
 
-class VideoClassifier(VisualClassifier):
+class VideoClassifier(VisionClassifier):
     """Fine-tune a video network with a new head.
 
     **Head.** A backbone without a fitting head gets a new one, random until trained; predicting with it is refused.
@@ -73,7 +73,7 @@ class VideoClassifier(VisualClassifier):
         decay: Literal["linear", "cosine", "constant"] = "cosine",
     ) -> None:
         names = None if label_names is None else list(label_names)
-        classes = agreed_classes(num_classes, names, least=2)
+        classes = resolve_num_classes(num_classes, names, least=2)
         seen = trained_input(backbone, VideoInput)
         frames = num_frames or (16 if seen is None else seen.num_frames)
         edge = crop_size or (224 if seen is None else seen.crop_size)
@@ -82,7 +82,7 @@ class VideoClassifier(VisualClassifier):
             backbone=backbone,
             model=loaded.model,
             head=(loaded.head,),
-            fresh=loaded.fresh,
+            new_head=loaded.new_head,
             label_names=names if names is not None else loaded.label_names,
             num_classes=loaded.head.out_features,
             label_smoothing=label_smoothing,
@@ -94,10 +94,10 @@ class VideoClassifier(VisualClassifier):
             seen=seen,
         )
         self.save_hyperparameters()
-        self.starts_random = not loaded.pretrained
+        self.has_random_weights = not loaded.pretrained
         self.crop_size = edge
         self._loaded = loaded
-        mean, std = (torch.tensor(numbers).view(3, 1, 1, 1) for numbers in loaded.normalisation)
+        mean, std = (torch.tensor(numbers).view(3, 1, 1, 1) for numbers in loaded.normalization)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
         self.train()
@@ -111,8 +111,8 @@ class VideoClassifier(VisualClassifier):
             )
         views = video.shape[1] if video.ndim == 6 else 1
         clips = (video.reshape(-1, *video.shape[-4:]).float() / 255 - self.mean) / self.std
-        arranged = self._loaded.arrange(clips)
-        output = self.model(**arranged) if isinstance(arranged, dict) else self.model(arranged)
+        inputs = self._loaded.format_input(clips)
+        output = self.model(**inputs) if isinstance(inputs, dict) else self.model(inputs)
         logits: Tensor = getattr(output, "logits", output)
         if views == 1:
             return logits
@@ -141,13 +141,13 @@ class VideoClassifier(VisualClassifier):
         from slicefine_pl.modules.video.transformers import write_processor
 
         model: Any = self.model
-        name_outputs(model.config, self.label_names)
+        set_class_names(model.config, self.label_names)
         model.config.update(self.input_record)
         model.save_pretrained(folder)
-        write_processor(folder, self._loaded.normalisation, self.crop_size)
+        write_processor(folder, self._loaded.normalization, self.crop_size)
 
     def _write_plain(self, folder: Path) -> None:
-        config, (mean, std) = self._loaded.config or {}, self._loaded.normalisation
+        config, (mean, std) = self._loaded.config or {}, self._loaded.normalization
         self.write_plain(folder, {**config, "mean": mean, "std": std})
         if config["library"] == "i3d":
             shutil.copyfile(Path(__file__).with_name("i3d.py"), folder / "i3d.py")

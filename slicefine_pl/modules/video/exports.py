@@ -34,7 +34,7 @@ def video_lines(folder: str, loaded: Backbone, seen: VideoInput | None, names: S
         seen: What training saw; where that is not known, the lines only load the network.
         names: Of the classes; ``None`` prints their numbers.
     """
-    mean, std = (list(numbers) for numbers in loaded.normalisation)
+    mean, std = (list(numbers) for numbers in loaded.normalization)
     imports, load, call = _network(folder, loaded.config)
     read = f'config = json.loads(pathlib.Path("{folder}/config.json").read_text())'
     lines = [f"import {imports}", f'sys.path.insert(0, "{folder}")', read, load]

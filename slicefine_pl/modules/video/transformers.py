@@ -15,7 +15,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from slicefine_pl.modules.video.backbone import FACEBOOK, IMAGENET, SYMMETRIC, Backbone, Numbers
-from slicefine_pl.pretrained import starts_random
+from slicefine_pl.pretrained import has_random_weights
 
 NORMALISATION = {"timesformer": FACEBOOK, "vivit": SYMMETRIC}  # of the published weights; all others ImageNet's
 
@@ -40,7 +40,7 @@ def from_transformers(name: str, place: str, num_classes: int | None, *, num_fra
         _check_size(name, config, num_frames, crop_size)
         if num_classes is not None and num_classes != config.num_labels:
             config.num_labels = num_classes
-        blank = starts_random(name, place)
+        blank = has_random_weights(name, place)
         if blank:
             model, report = AutoModelForVideoClassification.from_config(config), {}  # type: ignore[no-untyped-call]
         else:
@@ -54,21 +54,21 @@ def from_transformers(name: str, place: str, num_classes: int | None, *, num_fra
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-    fresh = blank or bool(report["missing_keys"] or report["mismatched_keys"])
+    new_head = blank or bool(report["missing_keys"] or report["mismatched_keys"])
     head = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
-    names = None if fresh else [str(label) for label in config.id2label.values()]
-    return Backbone(model, head, _frames_first, _normalisation(place, config), None, fresh, not blank, names)
+    names = None if new_head else [str(label) for label in config.id2label.values()]
+    return Backbone(model, head, _frames_first, _normalization(place, config), None, new_head, not blank, names)
 
 
-def write_processor(folder: Path, normalisation: Numbers, crop_size: int) -> None:
+def write_processor(folder: Path, normalization: Numbers, crop_size: int) -> None:
     """Write the settings of the image processor that shows the middle of each frame: VideoMAE's, which others use too.
 
     Args:
         folder: Of the model.
-        normalisation: Mean and standard deviation per colour.
+        normalization: Mean and standard deviation per colour.
         crop_size: Edge of a frame (S).
     """
-    mean, std = normalisation
+    mean, std = normalization
     settings = {
         "image_processor_type": "VideoMAEImageProcessor",
         "do_resize": True,
@@ -94,7 +94,7 @@ def _check_size(name: str, config: Any, num_frames: int, crop_size: int) -> None
         )
 
 
-def _normalisation(place: str, config: Any) -> Numbers:
+def _normalization(place: str, config: Any) -> Numbers:
     file = cached_file(place, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     settings = {} if file is None else json.loads(Path(file).read_text("utf-8"))
     if "image_mean" in settings and "image_std" in settings:

@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from slicefine_pl.cli.recipe.report import RunReport, _told
 from slicefine_pl.data.batching import BatchPlan, PlannedLoader
-from slicefine_pl.modules.classifier import only_counted
+from slicefine_pl.modules.classifier import counted_rows
 
 MANY = 7
 
@@ -36,7 +36,7 @@ class Doubled(LightningModule):
         self.layer = torch.nn.Linear(1, 1)  # a network without parameters is refused by DDP
 
     def predict_step(self, batch, batch_idx):
-        return only_counted(batch, 2 * batch["x"])
+        return counted_rows(batch, 2 * batch["x"])
 
 
 def printed(count):

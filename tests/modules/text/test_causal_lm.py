@@ -23,8 +23,8 @@ from slicefine_pl.callbacks import SliceFineCallback
 from slicefine_pl.data.text.completions import IGNORED, Examples, PadExamples
 from slicefine_pl.data.text.packing import PackedExamples, PadRows
 from slicefine_pl.modules import CausalLanguageModel
-from slicefine_pl.modules.text.apart import keeps_apart
 from slicefine_pl.modules.text.generation import Sample, complete, keep_samples
+from slicefine_pl.modules.text.packing_support import supports_packing
 from slicefine_pl.pretrained import locate, split_gguf
 
 LENGTHS, STARTS = [5, 9, 4, 12, 7, 3], [2, 3, 1, 9, 1, 2]
@@ -105,19 +105,19 @@ def test_who_keeps_packed_examples_apart_is_found_out_by_trying(tiny_llama):
     small = {"vocab_size": 26, "hidden_size": 16}
     llama = CausalLanguageModel(str(tiny_llama)).model
     llama.model.norm.eval()
-    assert keeps_apart(llama)
+    assert supports_packing(llama)
     assert llama.training
     assert not llama.model.norm.training  # modes are as before
-    assert keeps_apart(
+    assert supports_packing(
         GPT2LMHeadModel(GPT2Config(vocab_size=26, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5))
     )
-    assert not keeps_apart(MambaForCausalLM(MambaConfig(**small, num_hidden_layers=2, initializer_range=0.5)))
+    assert not supports_packing(MambaForCausalLM(MambaConfig(**small, num_hidden_layers=2, initializer_range=0.5)))
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_training_on_packed_rows_of_a_model_that_mixes_them_is_refused(tiny_llama, examples, tmp_path, monkeypatch):
     module = CausalLanguageModel(str(tiny_llama))
-    monkeypatch.setattr("slicefine_pl.modules.text.causal_lm.keeps_apart", lambda model: False)
+    monkeypatch.setattr("slicefine_pl.modules.text.causal_lm.supports_packing", lambda model: False)
     with pytest.raises(ValueError, match="LlamaForCausalLM lets examples that share a row see each other; set packing"):
         trainer(tmp_path, max_steps=1).fit(module, DataLoader([packed(examples)], batch_size=None))
 
@@ -312,8 +312,8 @@ def test_a_folder_without_weights_starts_at_random(tiny_llama, tmp_path):
     config = json.loads((tiny_llama / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
     module = CausalLanguageModel(str(tmp_path), dtype="bfloat16")
-    assert module.starts_random
-    assert not CausalLanguageModel(str(tiny_llama)).starts_random
+    assert module.has_random_weights
+    assert not CausalLanguageModel(str(tiny_llama)).has_random_weights
     assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
 
 

@@ -36,7 +36,7 @@ def videos(views=1, frames=4, edge=32, count=2):
 
 def build(name, frames, edge, **settings):
     module = VideoClassifier(f"pytorchvideo/{name}", num_frames=frames, crop_size=edge, **settings)
-    assert module.starts_random
+    assert module.has_random_weights
     return module
 
 

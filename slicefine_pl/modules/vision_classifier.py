@@ -17,10 +17,10 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from slicefine_pl.inputs import RECORD, ImageInput, VideoInput, read_input
 from slicefine_pl.modules.classifier import Classifier
-from slicefine_pl.modules.scheduled import Decay
+from slicefine_pl.modules.fine_tuning import LRDecay
 
 
-class VisualClassifier(Classifier):
+class VisionClassifier(Classifier):
     """Train a network with a head for at least two named classes.
 
     **Logs.** Accuracy, with more than five classes also top-5 accuracy, and the mean of the classes' accuracies.
@@ -31,7 +31,7 @@ class VisualClassifier(Classifier):
         backbone: What the network was loaded from.
         model: The network with its head.
         head: Its last layers, which learn with ``head_lr``.
-        fresh: Whether the head is new, that is random.
+        new_head: Whether the head is new, that is random.
         label_names: Name of each class, in order of the label, where they are known.
         num_classes: Classes, at least 2.
         label_smoothing: As in :class:`Classifier`.
@@ -51,7 +51,7 @@ class VisualClassifier(Classifier):
         backbone: str | nn.Module,
         model: nn.Module,
         head: Iterable[nn.Module],
-        fresh: bool,
+        new_head: bool,
         label_names: Sequence[str] | None,
         num_classes: int,
         label_smoothing: float,
@@ -59,7 +59,7 @@ class VisualClassifier(Classifier):
         head_lr: float | None,
         weight_decay: float,
         warmup: float,
-        decay: Decay,
+        decay: LRDecay,
         seen: ImageInput | VideoInput | None,
     ) -> None:
         super().__init__(
@@ -75,7 +75,7 @@ class VisualClassifier(Classifier):
         self.backbone = backbone if isinstance(backbone, str) else type(backbone).__name__
         self.model = model
         self.label_names = None if label_names is None else list(label_names)
-        self.untrained_head = fresh
+        self.untrained_head = new_head
         self.input = seen
         self._head = {id(parameter) for layer in head for parameter in layer.parameters()}
 
@@ -83,7 +83,7 @@ class VisualClassifier(Classifier):
         """Yield the parameters of the last layers."""
         yield from (parameter for parameter in self.model.parameters() if id(parameter) in self._head)
 
-    def take_over(self, data: object) -> bool:
+    def record_input(self, data: object) -> bool:
         """Take over what ``data`` are about to show in training, if they say so."""
         seen = getattr(data, "input", None)
         if known := isinstance(seen, self.input_kind):
@@ -93,7 +93,7 @@ class VisualClassifier(Classifier):
     def on_train_start(self) -> None:
         """Take over from the data what training sees."""
         super().on_train_start()
-        known = self.take_over(self.trainer.datamodule)  # type: ignore[attr-defined]
+        known = self.record_input(self.trainer.datamodule)  # type: ignore[attr-defined]
         if not known and self.input is None:
             kind = self.input_kind.__name__
             rank_zero_warn(

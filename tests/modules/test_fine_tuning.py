@@ -10,10 +10,10 @@ from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from slicefine_pl.modules.scheduled import ScheduledModule
+from slicefine_pl.modules.fine_tuning import FineTuningModule
 
 
-class Module(ScheduledModule):
+class Module(FineTuningModule):
     """Notes the factor on the peak rate at every step."""
 
     def __init__(self, lr=0.01, head_lr=None, warmup=0.0, decay="linear", sizes=(16,)):
@@ -44,7 +44,7 @@ class Blank(Module):
 
     def __init__(self):
         super().__init__()
-        self.backbone, self.starts_random = "blank", True
+        self.backbone, self.has_random_weights = "blank", True
 
     def predict_step(self, batch, batch_idx):
         return batch

@@ -10,7 +10,7 @@ from transformers.utils import logging
 from slicefine_pl.files.atomic import atomic_folder
 
 
-def write_folder(path: str | Path, save: Callable[[Path], None]) -> Path:
+def write_export(path: str | Path, save: Callable[[Path], None]) -> Path:
     """Write a model's folder, or nothing at all.
 
     Args:
@@ -28,7 +28,7 @@ def write_folder(path: str | Path, save: Callable[[Path], None]) -> Path:
     if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise FileExistsError(f"export path {str(target)!r} holds other files; give a new or an empty folder.")
     try:
-        with atomic_folder(target) as new, quiet():
+        with atomic_folder(target) as new, silence_transformers():
             save(new)
     except (OSError, RuntimeError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise OSError(
@@ -38,7 +38,7 @@ def write_folder(path: str | Path, save: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """Keep transformers from reporting what the modules say themselves, and from drawing bars."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ TOKENS = 4  # of each of the two examples
 
 
 @torch.no_grad()
-def keeps_apart(model: PreTrainedModel) -> bool:
+def supports_packing(model: PreTrainedModel) -> bool:
     """Whether position ids that start anew hide what comes before them.
 
     Two rows hold two examples each, and differ in the first only: the logits of the second must not differ.

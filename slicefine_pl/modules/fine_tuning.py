@@ -18,13 +18,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from slicefine_pl.modules.folders import write_folder
+from slicefine_pl.modules.export_folder import write_export
 from slicefine_pl.run_length import required_run_length
 
-Decay = Literal["linear", "cosine", "constant"]
+LRDecay = Literal["linear", "cosine", "constant"]
 
 
-class ScheduledModule(LightningModule):
+class FineTuningModule(LightningModule):
     """Train with AdamW and a rate that rises over the first ``warmup`` of all steps and then falls to zero.
 
     **Optimizer.** Over the parameters that require a gradient; the rate changes with every optimizer step.
@@ -33,7 +33,7 @@ class ScheduledModule(LightningModule):
     or another ``lr``, than planned (after a search for them, or with reloaded data), the schedule is planned again.
     **Resumption.** Takes the step from the checkpoint, and rates, weight decay and total steps from this run: with the
     same settings it goes on as if never stopped, with more epochs or another ``lr`` it follows the new schedule.
-    **Random weights.** A subclass whose backbone brings no weights sets ``starts_random``.  The first use of them is
+    **Random weights.** A subclass whose backbone brings no weights sets ``has_random_weights``.  The first use of them is
     reported in a warning, unless a checkpoint has replaced them before.
 
     Args:
@@ -45,17 +45,17 @@ class ScheduledModule(LightningModule):
     """
 
     backbone: Any
-    starts_random = False
+    has_random_weights = False
 
-    def __init__(self, *, lr: float, head_lr: float | None, weight_decay: float, warmup: float, decay: Decay) -> None:
+    def __init__(self, *, lr: float, head_lr: float | None, weight_decay: float, warmup: float, decay: LRDecay) -> None:
         super().__init__()
         for name, value in {"lr": lr, "head_lr": head_lr, "weight_decay": weight_decay}.items():
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value} is no rate; choose a finite number of at least 0.")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup={warmup} is no share of the steps; choose 0 <= warmup < 1.")
-        if decay not in get_args(Decay):
-            raise ValueError(f"decay={decay!r} is unknown; choose one of {get_args(Decay)}.")
+        if decay not in get_args(LRDecay):
+            raise ValueError(f"decay={decay!r} is unknown; choose one of {get_args(LRDecay)}.")
         self.lr = lr
         self.head_lr = head_lr
         self.weight_decay = weight_decay
@@ -79,7 +79,7 @@ class ScheduledModule(LightningModule):
             FileExistsError: ``path`` holds something else.
             OSError: It cannot be written, as the disk is full or the place is read-only.
         """
-        return write_folder(path, self.write_files)
+        return write_export(path, self.write_files)
 
     @abstractmethod
     def write_files(self, folder: Path) -> None:
@@ -107,34 +107,34 @@ class ScheduledModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Count the weights as trained."""
-        self.starts_random = False
+        self.has_random_weights = False
 
     def on_train_start(self) -> None:
         """Warn of random weights; plan the schedule again if a search has changed what it was planned for."""
-        self.report_random_start()
+        self.warn_random_weights()
         self._plan_again()
 
     def on_validation_start(self) -> None:
         """Warn of random weights, except within a fit, which does so itself."""
         if self.trainer.state.fn == TrainerFn.VALIDATING:
-            self.report_random_start()
+            self.warn_random_weights()
 
     def on_test_start(self) -> None:
         """Warn of random weights."""
-        self.report_random_start()
+        self.warn_random_weights()
 
     def on_predict_start(self) -> None:
         """Warn of random weights."""
-        self.report_random_start()
+        self.warn_random_weights()
 
-    def report_random_start(self) -> None:
+    def warn_random_weights(self) -> None:
         """Warn once that the weights are random numbers, if they are."""
-        if self.starts_random:
+        if self.has_random_weights:
             rank_zero_warn(
                 f"backbone={self.backbone!r} brings no weights, so they are random numbers; give trained weights,"
                 " unless this is what you want."
             )
-            self.starts_random = False
+            self.has_random_weights = False
 
     def on_train_epoch_start(self) -> None:
         """Plan the schedule again if the epoch has other data than it was planned for."""
