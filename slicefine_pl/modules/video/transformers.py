@@ -17,7 +17,7 @@ from transformers.utils.hub import cached_file
 from slicefine_pl.modules.video.backbone import FACEBOOK, IMAGENET, SYMMETRIC, Backbone, Numbers
 from slicefine_pl.pretrained import has_random_weights
 
-NORMALISATION = {"timesformer": FACEBOOK, "vivit": SYMMETRIC}  # of the published weights; all others ImageNet's
+NORMALIZATION = {"timesformer": FACEBOOK, "vivit": SYMMETRIC}  # of the published weights; all others ImageNet's
 
 
 def from_transformers(name: str, place: str, num_classes: int | None, *, num_frames: int, crop_size: int) -> Backbone:
@@ -99,7 +99,7 @@ def _normalization(place: str, config: Any) -> Numbers:
     settings = {} if file is None else json.loads(Path(file).read_text("utf-8"))
     if "image_mean" in settings and "image_std" in settings:
         return tuple(settings["image_mean"]), tuple(settings["image_std"])
-    return NORMALISATION.get(config.model_type, IMAGENET)
+    return NORMALIZATION.get(config.model_type, IMAGENET)
 
 
 def _frames_first(clips: Tensor) -> dict[str, Tensor]:
