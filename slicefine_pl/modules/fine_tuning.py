@@ -33,8 +33,8 @@ class FineTuningModule(LightningModule):
     or another ``lr``, than planned (after a search for them, or with reloaded data), the schedule is planned again.
     **Resumption.** Takes the step from the checkpoint, and rates, weight decay and total steps from this run: with the
     same settings it goes on as if never stopped, with more epochs or another ``lr`` it follows the new schedule.
-    **Random weights.** A subclass whose backbone brings no weights sets ``has_random_weights``.  The first use of them is
-    reported in a warning, unless a checkpoint has replaced them before.
+    **Random weights.** A subclass whose backbone brings no weights sets ``has_random_weights``. The first use of them
+    raises a warning, unless a checkpoint has replaced them before.
 
     Args:
         lr: Peak learning rate.

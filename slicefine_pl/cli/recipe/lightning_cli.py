@@ -186,9 +186,7 @@ class RecipeCLI(LightningCLI):
         if settings.score_before and settings.ckpt_path is None and not settings.trainer.fast_dev_run:
             # To test a network shards it, and slices are opened before that: so a copy is tested there.
             tested = copy.deepcopy(self.model) if self._shards else self.model
-            if hasattr(
-                tested, "record_input"
-            ):  # an export is tested on what this fit shows, not on what its own showed
+            if hasattr(tested, "record_input"):  # test an export with the input of this fit, not of its own
                 tested.record_input(self.datamodule)
             [scores] = self._evaluate(tested, self.datamodule, verbose=False)
             self._report.before = dict(scores)
