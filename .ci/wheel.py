@@ -13,6 +13,7 @@ Checks:
 
 import argparse
 import re
+import shutil
 import subprocess
 import tempfile
 import textwrap
@@ -40,14 +41,15 @@ for name in ("slicefine_pl.callbacks.slicefine", "slicefine_pl.callbacks.sparsit
 def main() -> None:
     """Build, install, try."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--output", type=Path, help="folder for the wheel and the source distribution")
+    parser.add_argument("--output", type=Path, help="folder for both distributions, once all checks pass")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        output = given.output.resolve() if given.output else Path(scratch) / "dist"
-        wheel = build(output)
+        wheel = build(Path(scratch) / "dist")
         check_contents(wheel)
         python = install(wheel, Path(scratch) / "venv")
         try_wheel(python, Path(scratch))
+        if given.output:
+            shutil.copytree(wheel.parent, given.output, dirs_exist_ok=True)
 
 
 def build(output: Path) -> Path:
