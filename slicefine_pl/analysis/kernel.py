@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from slicefine_pl.analysis.preserve_state import undisturbed
+from slicefine_pl.analysis.preserve_state import preserve_state
 from slicefine_pl.analysis.spectra import effective_rank
 from slicefine_pl.analysis.targets import target_matrices, weights_of
 from slicefine_pl.slicing import LiveSlice
@@ -40,7 +40,7 @@ def target_weights(net: nn.Module, targets: Patterns | None = None, rank: int = 
     return weights_of(target_matrices(net, targets, rank))
 
 
-def live_slices(slices: Iterable[LiveSlice]) -> list[nn.Parameter]:
+def slice_parameters(slices: Iterable[LiveSlice]) -> list[nn.Parameter]:
     """The live lines of open slices: give the handle of :func:`slicefine_pl.slicing.slice_model`."""
     return [piece.parameter for piece in slices]
 
@@ -58,7 +58,7 @@ def kernel(
     parameter's part of them in float64.
     **Time.** With N·C ≤ ``max_rows``, one backward pass for each of the N·C outputs, else about N·C/``max_rows`` times
     as many.  A backward pass runs through its batch only, so that batches of one sample each cost least.
-    **Traces.** None: see :func:`slicefine_pl.analysis.preserve_state.undisturbed`; ``.grad`` is not read or written.
+    **Traces.** None: see :func:`slicefine_pl.analysis.preserve_state.preserve_state`; ``.grad`` is not read or written.
     The network is in eval mode meanwhile, so that the kernel of a sample does not depend on the others.
 
     Args:
@@ -66,7 +66,7 @@ def kernel(
         outputs: Takes a batch and returns the outputs, shape ``(n, C)`` or ``(n,)``, before any softmax; for a
             LightningModule usually the module itself.  It must give the same values each time, and must call ``net``.
         batches: The fixed batch, in one or more parts.
-        parameters: What J is the derivative to, such as :func:`target_weights` or :func:`live_slices`.
+        parameters: What J is the derivative to, such as :func:`target_weights` or :func:`slice_parameters`.
         max_rows: Rows of J at a time, at least 2.
 
     Returns:
@@ -76,7 +76,7 @@ def kernel(
         ValueError: There is nothing to compute, or the outputs have another shape or reach none of the parameters.
     """
     chosen = _checked(parameters, batches, max_rows)
-    with undisturbed(net, chosen):
+    with preserve_state(net, chosen):
         places = list(_places(outputs, batches))
         rows = max_rows if len(places) <= max_rows else max_rows // 2  # in the second case two blocks of rows meet
         blocks = [slice(first, first + rows) for first in range(0, len(places), rows)]

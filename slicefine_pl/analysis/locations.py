@@ -19,7 +19,7 @@ from slicefine_pl.slicing.schedule import Axis, slice_indices, visiting_order
 
 
 @dataclass(frozen=True)
-class Place:
+class SliceLocation:
     """Lines of a matrix.
 
     Attributes:
@@ -46,7 +46,7 @@ class Place:
         return lines_along(self.matrix.block.of(stored), self.line)
 
 
-def candidate_slices(matrices: Sequence[Candidate], rank: int, count: int, seed: int) -> list[Place]:
+def candidate_slices(matrices: Sequence[Candidate], rank: int, count: int, seed: int) -> list[SliceLocation]:
     """Draw candidates by chance: matrix, kind of line, and place; no matrix again before all had one.
 
     Args:
@@ -71,5 +71,5 @@ def candidate_slices(matrices: Sequence[Candidate], rank: int, count: int, seed:
         line: Axis = generator.choice(get_args(Axis))
         size = matrix.shape[0 if line == "row" else 1]
         lines = slice_indices(0, rank, visiting_order(size, "random", f"{seed}/{number}"))
-        places.append(Place(matrix, line, tuple(sorted(lines))))
+        places.append(SliceLocation(matrix, line, tuple(sorted(lines))))
     return places

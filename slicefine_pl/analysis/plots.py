@@ -15,7 +15,7 @@ from torch import Tensor
 
 from slicefine_pl.analysis.kernel import spectrum
 from slicefine_pl.analysis.spectra import Balance
-from slicefine_pl.analysis.task_energy import explained, task_directions
+from slicefine_pl.analysis.task_energy import explained_variance, task_directions
 from slicefine_pl.analysis.winners import Winners
 from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.slicing.schedule import Axis
@@ -38,7 +38,7 @@ def save_figure(figure: Any, path: str | Path, dpi: int | None = None) -> Path:
     return write_atomic(path, buffer.getbuffer())
 
 
-def png(figure: Any) -> bytes:
+def png_bytes(figure: Any) -> bytes:
     """A figure as the bytes of a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -48,7 +48,7 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def spectra_picture(balances: Mapping[str, Mapping[Axis, Mapping[str, Balance]]]) -> Any:
+def plot_spectra(balances: Mapping[str, Mapping[Axis, Mapping[str, Balance]]]) -> Any:
     """Both spreads of every matrix, control by control, and the decay of one matrix's groups.
 
     Args:
@@ -93,7 +93,7 @@ def _decay(axes: Any, balances: Mapping[str, Mapping[Axis, Mapping[str, Balance]
     axes.legend(fontsize=8)
 
 
-def energy_picture(
+def plot_task_energy(
     layers: Sequence[tuple[str, Tensor]], others: Sequence[tuple[str, Tensor]], rank: int, share: float
 ) -> Any:
     """Explained variance of every layer's inputs, and how many directions hold the share τ.
@@ -107,9 +107,9 @@ def energy_picture(
     from matplotlib import colormaps
 
     figure, (left, right) = _figure((1, 2), (14, 5.6), widths=(1, 1.35))
-    curves = [explained(energies).numpy() for _, energies in layers]
+    curves = [explained_variance(energies).numpy() for _, energies in layers]
     for _, energies in others:
-        curve = explained(energies).numpy()
+        curve = explained_variance(energies).numpy()
         left.plot(np.arange(1, len(curve) + 1), curve, color="0.8", lw=1)
     for number, curve in enumerate(curves):
         depth = colormaps["viridis"](number / max(1, len(curves) - 1) * 0.9)
@@ -137,7 +137,7 @@ def energy_picture(
     return figure
 
 
-def kernel_picture(kernels: Mapping[str, Tensor]) -> Any:
+def plot_kernels(kernels: Mapping[str, Tensor]) -> Any:
     """Each kernel over its trace, and its eigenvalues.
 
     Args:
@@ -163,7 +163,7 @@ def kernel_picture(kernels: Mapping[str, Tensor]) -> Any:
     return figure
 
 
-def winners_picture(found: Winners, control: Winners | None) -> Any:
+def plot_winners(found: Winners, control: Winners | None) -> Any:
     """Measured against predicted decrease on both sets of examples, energy of the slices, and their full steps.
 
     Args:

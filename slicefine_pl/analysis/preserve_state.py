@@ -9,11 +9,12 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from slicefine_pl.eval_mode import eval_mode
 from slicefine_pl.slicing.slice import Slice
 
 
 @contextmanager
-def undisturbed(net: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+def preserve_state(net: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
     """Put ``net`` in eval mode, record gradients for ``parameters`` alone, and put everything back afterwards.
 
     Put back are the mode of every module, ``requires_grad`` of every parameter, torch's random generators (of the CPU
@@ -25,12 +26,10 @@ def undisturbed(net: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
         net: The network; its slices may be open.
         parameters: What gradients are wanted for; none are recorded without.
     """
-    modes = {module: module.training for module in net.modules()}
     wanted = list(parameters)
     required = {parameter: parameter.requires_grad for parameter in [*net.parameters(), *wanted]}
     noted = {piece: (piece.score, piece.read) for piece in net.modules() if isinstance(piece, Slice)}
     devices = {parameter.device for parameter in required if parameter.device.type == "cuda"}
-    net.eval()
     for piece in noted:
         piece.score = None
     for parameter in required:
@@ -38,12 +37,15 @@ def undisturbed(net: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
     for parameter in wanted:
         parameter.requires_grad_(True)
     try:
-        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.set_grad_enabled(bool(wanted)):
+        with (
+            eval_mode(net),
+            torch.random.fork_rng(devices),
+            torch.inference_mode(False),
+            torch.set_grad_enabled(bool(wanted)),
+        ):
             yield
     finally:
         for parameter, flag in required.items():
             parameter.requires_grad_(flag)
         for piece, (score, read) in noted.items():
             piece.score, piece.read = score, read
-        for module, mode in modes.items():
-            module.training = mode

@@ -9,7 +9,7 @@ from torch import nn
 N = TypeVar("N", bound=nn.Module)
 
 
-def reinitialised(net: N, seed: int) -> N:
+def reinitialize(net: N, seed: int) -> N:
     """A copy of a network whose parameters are all random again.
 
     Every layer is initialised as torch does by default, which is not always the way its library would; parameters of

@@ -101,7 +101,7 @@ def _grouped(lines: Tensor, groups: int) -> Tensor:
     return lines[: groups * size].view(groups, size, -1)
 
 
-def as_it_is(lines: Tensor, groups: int, generator: torch.Generator) -> Tensor:
+def unchanged(lines: Tensor, groups: int, generator: torch.Generator) -> Tensor:
     """The matrix itself."""
     return lines
 
@@ -116,7 +116,7 @@ def gaussian(lines: Tensor, groups: int, generator: torch.Generator) -> Tensor:
     return torch.randn(lines.shape, generator=generator, dtype=lines.dtype) * lines.std() + lines.mean()
 
 
-def reinitialised(lines: Tensor, groups: int, generator: torch.Generator) -> Tensor:
+def default_init(lines: Tensor, groups: int, generator: torch.Generator) -> Tensor:
     """As torch initialises a layer: uniform numbers; their width, 1/sqrt(inputs), is one that both spreads ignore."""
     return torch.rand(lines.shape, generator=generator, dtype=lines.dtype) * 2 - 1
 
@@ -142,11 +142,11 @@ def collapsed(lines: Tensor, groups: int, generator: torch.Generator) -> Tensor:
 
 
 CONTROLS: dict[str, Control] = {
-    "pretrained": as_it_is,
+    "pretrained": unchanged,
     "random groups": random_groups,
     "50 % pruned": half_pruned,
     "Gaussian": gaussian,
-    "re-initialised": reinitialised,
+    "re-initialised": default_init,
     "sorted by norm": sorted_by_norm,
     "collapsed": collapsed,
 }

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from slicefine_pl.analysis.preserve_state import undisturbed
+from slicefine_pl.analysis.preserve_state import preserve_state
 
 B = TypeVar("B")
 
@@ -93,7 +93,7 @@ class TaskEnergy:
     skipped: dict[str, str]
 
 
-def explained(energies: Tensor) -> Tensor:
+def explained_variance(energies: Tensor) -> Tensor:
     """CEV(1), CEV(2) ... of squared singular values from large to small, shape ``(d,)``.
 
     Raises:
@@ -114,7 +114,7 @@ def task_directions(energies: Tensor, share: float) -> int:
     """
     if not 0 < share <= 1:
         raise ValueError(f"share={share} is no share of the variance; choose 0 < share <= 1.")
-    curve = explained(energies)
+    curve = explained_variance(energies)
     rounding = len(curve) * torch.finfo(curve.dtype).eps  # else share=1 would count directions of rounding
     return int((curve < share - rounding).sum()) + 1
 
@@ -159,7 +159,7 @@ def task_energy(
         if isinstance(layer, nn.Linear | _ConvNd) or type(layer).__name__ == "Conv1D"  # transformers' linear map
     ]
     try:
-        with undisturbed(net):
+        with preserve_state(net):
             for batch in batches:
                 listener.mask, listener.examples = mask(batch), examples(batch)
                 forward(batch)

@@ -22,8 +22,8 @@ from typing import TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from slicefine_pl.analysis.locations import Place
-from slicefine_pl.analysis.preserve_state import undisturbed
+from slicefine_pl.analysis.locations import SliceLocation
+from slicefine_pl.analysis.preserve_state import preserve_state
 from slicefine_pl.analysis.targets import weights_of
 from slicefine_pl.slicing.layers.registry import Candidate
 from slicefine_pl.slicing.schedule import Axis
@@ -36,7 +36,7 @@ ROUNDINGS = 3  # tries that tell how large a decrease has to be to mean anything
 
 
 @dataclass(frozen=True)
-class Step:
+class GradientStep:
     """What one gradient step did.
 
     Attributes:
@@ -88,16 +88,16 @@ class Winners:
     lr: float
     loss: float
     held_out_loss: float
-    slices: list[Step]
-    full: list[Step]
-    layers: list[Step]
-    together: Step
-    everything: Step
+    slices: list[GradientStep]
+    full: list[GradientStep]
+    layers: list[GradientStep]
+    together: GradientStep
+    everything: GradientStep
     shares: dict[str, tuple[float, float]]
     resolution: float
 
 
-def winning(steps: Sequence[Step], *, held_out: bool = False) -> float:
+def winning(steps: Sequence[GradientStep], *, held_out: bool = False) -> float:
     """Share of steps that lower the loss, on the examples of their gradient or on the held-out ones, in [0, 1]."""
     return sum((step.held_out if held_out else step.decrease) > 0 for step in steps) / len(steps)
 
@@ -108,14 +108,15 @@ def winners(
     batches: Sequence[B],
     held_out: Sequence[B],
     matrices: Sequence[Candidate],
-    places: Sequence[Place],
+    places: Sequence[SliceLocation],
     lr: float | None = None,
     layers: bool = True,
 ) -> Winners:
     """Take one step at each place alone, measure, and take it back.
 
-    Afterwards all weights are bit-equal to what they were; see :func:`slicefine_pl.analysis.preserve_state.undisturbed`
-    for the rest.  Costs two forward passes over all examples for each candidate, and one for each matrix that has one.
+    Afterwards all weights are bit-equal to what they were.  For the rest of the network's state, see
+    :func:`slicefine_pl.analysis.preserve_state.preserve_state`.  Costs two forward passes over all examples for each
+    candidate, and one for each matrix that has one.
 
     Args:
         net: The network, its slices closed.
@@ -133,9 +134,9 @@ def winners(
     """
     if not places:
         raise ValueError("No candidate slices are given; draw some with candidate_slices().")
-    wholes = [Place(matrix, "row", tuple(range(matrix.shape[0]))) for matrix in matrices]
+    wholes = [SliceLocation(matrix, "row", tuple(range(matrix.shape[0]))) for matrix in matrices]
     weights = weights_of(matrices)
-    with undisturbed(net, weights):
+    with preserve_state(net, weights):
         trial = _Trial(losses, batches, held_out, wholes, weights, lr)
         with torch.no_grad():
             everything = trial.step("all layers", "dense", wholes)
@@ -170,7 +171,7 @@ class _Trial:
         losses: Callable[[B], Tensor],
         batches: Sequence[B],
         held_out: Sequence[B],
-        wholes: Sequence[Place],
+        wholes: Sequence[SliceLocation],
         weights: Sequence[nn.Parameter],
         lr: float | None,
     ) -> None:
@@ -186,8 +187,8 @@ class _Trial:
             )
         self.lr = DENSE_DECREASE * float(self.before.mean()) / self._energy if lr is None else lr
 
-    def step(self, name: str, line: str, places: Sequence[Place], lr: float | None = None) -> Step:
-        """Step at these places at once, measure, take it back."""
+    def step(self, name: str, line: str, places: Sequence[SliceLocation], lr: float | None = None) -> GradientStep:
+        """GradientStep at these places at once, measure, take it back."""
         rate = self.lr if lr is None else lr
         energy, parameters = self.shares(places)
         with _put_back(places):
@@ -195,7 +196,7 @@ class _Trial:
                 place.step(self._gradients[id(place.matrix.parameter)], rate)
             after, held_after = _values(self._losses, self._batches), _values(self._losses, self._held_out)
         fall = self.held_before - held_after
-        return Step(
+        return GradientStep(
             name=name,
             line=line,
             lines=places[0].lines if line in get_args(Axis) else (),
@@ -209,7 +210,7 @@ class _Trial:
             parameters=parameters,
         )
 
-    def resolution(self, places: Sequence[Place]) -> float:
+    def resolution(self, places: Sequence[SliceLocation]) -> float:
         """The largest change of a mean loss by rounding, of a few tries."""
         generator = torch.Generator().manual_seed(0)
         moves = [0.0]
@@ -223,12 +224,12 @@ class _Trial:
                     moves.append(abs(float((_values(self._losses, batches) - before).mean())))
         return max(moves)
 
-    def shares(self, places: Sequence[Place]) -> tuple[float, float]:
+    def shares(self, places: Sequence[SliceLocation]) -> tuple[float, float]:
         """Of the dense gradient's energy, and of the parameters."""
         entries = sum(place.pick(place.matrix.parameter).numel() for place in places)
         return self._product(places, self._gradients) / self._energy, entries / self._entries
 
-    def _product(self, places: Sequence[Place], others: Mapping[int, Tensor]) -> float:
+    def _product(self, places: Sequence[SliceLocation], others: Mapping[int, Tensor]) -> float:
         """Inner product of the gradient with another one, at these places."""
         total = 0.0
         for place in places:
@@ -257,7 +258,7 @@ def _values(losses: Callable[[B], Tensor], batches: Sequence[B]) -> Tensor:
 
 
 @contextmanager
-def _put_back(places: Sequence[Place]) -> Iterator[None]:
+def _put_back(places: Sequence[SliceLocation]) -> Iterator[None]:
     """Copy the parameters back afterwards, bit for bit: to add what was subtracted would round."""
     kept = [(parameter, parameter.detach().clone()) for parameter in weights_of(place.matrix for place in places)]
     try:

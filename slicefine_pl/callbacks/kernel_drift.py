@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from slicefine_pl.analysis.kernel import alignment, drift, kernel, live_slices, target_weights
+from slicefine_pl.analysis.kernel import alignment, drift, kernel, slice_parameters, target_weights
 from slicefine_pl.callbacks.slicefine import slicefine_of
 from slicefine_pl.callbacks.support.other_callbacks import check_before_weight_averaging
 from slicefine_pl.slicing import LiveSlice, SliceHandle, as_dense
@@ -141,7 +141,7 @@ class KernelDrift(Callback):
             if self._since:
                 rank_zero_info(f"KernelDrift: the kernel is compared with that at step {self._since}.")
         if self._handle is not None and self._arrived is None:
-            self._arrived = self._compute(live_slices(self._handle))
+            self._arrived = self._compute(slice_parameters(self._handle))
 
     def leave(self, slices: Sequence[LiveSlice]) -> None:
         """Measure before slices move; a :class:`slicefine_pl.slicing.MoveWatcher`."""
@@ -195,7 +195,7 @@ class KernelDrift(Callback):
     def _of_slices(self, before: Tensor) -> dict[str, float]:
         assert self._compute is not None
         assert self._handle is not None
-        return _compared("live", self._compute(live_slices(self._handle)), before)
+        return _compared("live", self._compute(slice_parameters(self._handle)), before)
 
     def _log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         for logger in trainer.loggers:

@@ -6,8 +6,7 @@ Shapes:  N examples · P places or views of each · D inputs of the head · C cl
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -21,6 +20,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from slicefine_pl.analysis import regression
+from slicefine_pl.analysis.layer_inputs import record_inputs
+from slicefine_pl.eval_mode import eval_mode
 from slicefine_pl.slicing.heads import last_linear
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the L2 penalty on standardised inputs; validation chooses
@@ -62,7 +63,7 @@ class LinearProbe(Callback):
         if is_overridden("test_dataloader", data) and getattr(data, "has_test", True):
             data.setup("test")
             makers["test"] = data.test_dataloader
-        with _untouched(pl_module):
+        with eval_mode(pl_module), isolate_rng():
             loaders = {
                 name: _finite(make(), getattr(trainer, f"limit_{name}_batches")) for name, make in makers.items()
             }
@@ -92,24 +93,19 @@ class LinearProbe(Callback):
 
     def _collect(self, trainer: Trainer, module: LightningModule, loader: Any) -> tuple[Tensor, Tensor]:
         """Inputs of the head, shape ``(N, D)``, float32, and labels, shape ``(N,)``, of one loader."""
-        seen: list[Tensor] = []
         inputs: list[Tensor] = []
         labels: list[Tensor] = []
-        layer = self._layer(module)
-        hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().float().cpu()))
-        try:
-            with torch.no_grad():
-                for index, batch in enumerate(loader):
-                    moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-                    trainer.strategy.predict_step(moved, index)  # which brings weights that are shared out
-                    given = batch if isinstance(batch, Mapping) else {"labels": batch[1]}
-                    targets = given["labels"].cpu()
-                    counted = given.get("counted", torch.ones(len(targets), dtype=torch.bool)).cpu()
-                    labels.append(targets[counted])
-                    inputs.append(_per_example(torch.cat(seen), len(targets))[counted])
-                    seen.clear()
-        finally:
-            hook.remove()
+        with torch.no_grad(), record_inputs(self._layer(module)) as recorded:
+            for index, batch in enumerate(loader):
+                moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+                trainer.strategy.predict_step(moved, index)  # gathers sharded weights
+                given = batch if isinstance(batch, Mapping) else {"labels": batch[1]}
+                targets = given["labels"].cpu()
+                counted = given.get("counted", torch.ones(len(targets), dtype=torch.bool)).cpu()
+                labels.append(targets[counted])
+                features = torch.cat(recorded).float().cpu()
+                inputs.append(_per_example(features, len(targets))[counted])
+                recorded.clear()
         return torch.cat(inputs), torch.cat(labels)
 
     def _layer(self, module: LightningModule) -> nn.Module:
@@ -169,16 +165,3 @@ def _finite(loader: Any, limit: float) -> Any:
     if sized_len(loader) is not None:
         return loader
     return islice(loader, limit) if isinstance(limit, int) else None
-
-
-@contextmanager
-def _untouched(module: LightningModule) -> Iterator[None]:
-    """Eval mode inside; afterwards every module's mode and the random generators are as before."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with isolate_rng():
-            yield
-    finally:
-        for part, training in modes.items():
-            part.training = training

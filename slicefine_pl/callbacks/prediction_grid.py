@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from slicefine_pl.analysis.plots import png
+from slicefine_pl.analysis.plots import png_bytes
 from slicefine_pl.files.atomic import warn_on_error, write_atomic
 
 COLUMNS = 8
@@ -102,7 +102,7 @@ def draw(kept: list[tuple[Tensor, int, int]], names: list[str] | None, given: An
     right = sum(truth == guess for _, truth, guess in kept)
     told_wrong = "" if right == len(kept) else "; the framed ones are wrong"
     figure.suptitle(f"Predictions on test images: {right} of these {len(kept)} are right{told_wrong}", fontsize=12)
-    return write_atomic(folder / "predictions.png", png(figure))
+    return write_atomic(folder / "predictions.png", png_bytes(figure))
 
 
 def _visible(image: Tensor, given: Any) -> Any:

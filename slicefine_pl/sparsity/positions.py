@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from slicefine_pl.eval_mode import eval_mode
 from slicefine_pl.sparsity.targets import Prunable
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -30,19 +31,18 @@ def call(net: nn.Module, example: Example) -> Any:
 
 @contextmanager
 def evaluating(*nets: nn.Module) -> Iterator[None]:
-    """Networks in eval mode, without gradients; every module's own mode comes back afterwards."""
-    modes = [(module, module.training) for net in nets for module in net.modules()]
+    """Put networks in eval mode without gradients, and have torch's attention call its layers.
+
+    The fast path of ``nn.TransformerEncoderLayer`` reads the weights of its layers without calling them, so that hooks
+    on the layers would not run.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it reads the weights of an encoder's layers past their modules
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
-            for net in nets:
-                net.eval()
+        with torch.no_grad(), eval_mode(*nets):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in modes:
-            module.training = training
 
 
 def count_positions(net: nn.Module, matrices: Sequence[Prunable], example: Example) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from slicefine_pl.analysis.kernel import alignment, drift, kernel, live_slices, spectrum, target_weights
+from slicefine_pl.analysis.kernel import alignment, drift, kernel, slice_parameters, spectrum, target_weights
 from slicefine_pl.slicing import slice_model
 
 N, I, C = 5, 7, 3
@@ -100,7 +100,7 @@ def test_kernel_of_open_slices_is_the_dense_kernel_of_their_entries(net, images,
     handle = slice_model(net, rank=2, axis=axis, targets=list(names), also_train=[r"norm\.bias"], backend=backend)
     for _ in range(moves):
         handle.move()
-    found = kernel(net, net, images.split(2), live_slices(handle))
+    found = kernel(net, net, images.split(2), slice_parameters(handle))
     restricted = [
         dense[names[piece.name]].index_select(1 if piece.axis == "row" else 2, piece.indices) for piece in handle
     ]
@@ -111,7 +111,7 @@ def test_kernel_of_open_slices_is_the_dense_kernel_of_their_entries(net, images,
 def test_slices_of_full_width_have_the_dense_kernel_of_attention_too(net, images):
     dense = gram(jacobian(net, images, ["attention.in_proj_weight", "attention.out_proj.weight"]).values())
     handle = slice_model(net, rank=4, targets="attention", also_train="head")
-    torch.testing.assert_close(kernel(net, net, [images], live_slices(handle)), dense)
+    torch.testing.assert_close(kernel(net, net, [images], slice_parameters(handle)), dense)
 
 
 def test_target_weights_are_those_that_slices_would_lie_in(net):
@@ -140,7 +140,7 @@ def test_nothing_is_left_behind(net, images):
     modes = [module.training for module in net.modules()]
     generator = torch.get_rng_state()
     with torch.no_grad():
-        kernel(net, lambda x: nn.functional.dropout(net(x), 0.0), [images], live_slices(handle))
+        kernel(net, lambda x: nn.functional.dropout(net(x), 0.0), [images], slice_parameters(handle))
     assert torch.equal(torch.get_rng_state(), generator)
     assert torch.equal(piece.score, score)
     assert torch.equal(piece.live.grad, gradient)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from slicefine_pl.analysis.locations import Place, candidate_slices
+from slicefine_pl.analysis.locations import SliceLocation, candidate_slices
 from slicefine_pl.analysis.targets import target_matrices
 
 R = 2
@@ -41,7 +41,7 @@ def test_a_step_touches_these_lines_of_the_stored_weight_and_nothing_else(net):
     gradient = torch.randn_like(stored)
     expected = stored.detach().clone()
     expected[8:, [1, 3]] -= 0.5 * gradient[8:, [1, 3]]
-    place = Place(value, "column", (1, 3))
+    place = SliceLocation(value, "column", (1, 3))
     torch.testing.assert_close(place.pick(gradient), gradient[8:, [1, 3]].T)
     place.step(gradient, 0.5)
     torch.testing.assert_close(stored.detach(), expected)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from slicefine_pl.analysis.plots import energy_picture, kernel_picture, png, spectra_picture, winners_picture
+from slicefine_pl.analysis.plots import plot_kernels, plot_spectra, plot_task_energy, plot_winners, png_bytes
 from slicefine_pl.analysis.spectra import CONTROLS, balance
 from slicefine_pl.analysis.task_energy import task_directions
-from slicefine_pl.analysis.winners import Step, Winners
+from slicefine_pl.analysis.winners import GradientStep, Winners
 
 
 def points(axes):
@@ -35,7 +35,7 @@ def balances():
 
 
 def test_spectra_show_both_spreads_of_every_matrix_and_control(balances):
-    figure = spectra_picture(balances)
+    figure = plot_spectra(balances)
     means, decay, curves = figure.axes
     for by_line in balances.values():
         for own in by_line.values():
@@ -43,19 +43,19 @@ def test_spectra_show_both_spreads_of_every_matrix_and_control(balances):
             assert {f"{each.spread_of_decay:.6g}" for each in own.values()} <= drawn_x(decay)
     assert [label.get_text() for label in means.get_yticklabels()] == list(CONTROLS)
     assert len(curves.lines) == 2 * 4  # groups of the matrix, and of a random one
-    assert png(figure).startswith(b"\x89PNG")
+    assert png_bytes(figure).startswith(b"\x89PNG")
 
 
 def test_spectra_without_rows_are_drawn_from_columns(balances):
     """A network may have too few rows everywhere."""
     only = {control: {"column": by_line["column"]} for control, by_line in balances.items()}
-    assert png(spectra_picture(only)).startswith(b"\x89PNG")
+    assert png_bytes(plot_spectra(only)).startswith(b"\x89PNG")
 
 
 def test_energy_shows_the_curve_and_the_count_of_every_layer():
     layers = [(f"net.{i}.dense", torch.rand(20, dtype=torch.float64).sort(descending=True).values) for i in range(3)]
     others = [(name, energies.square()) for name, energies in layers]
-    figure = energy_picture(layers, others, rank=4, share=0.9)
+    figure = plot_task_energy(layers, others, rank=4, share=0.9)
     left, right = figure.axes
     for place, (_, energies) in enumerate(layers):
         curve = (energies.cumsum(0) / energies.sum()).numpy()
@@ -63,25 +63,25 @@ def test_energy_shows_the_curve_and_the_count_of_every_layer():
         assert (f"{place:.6g}", f"{task_directions(energies, 0.9):.6g}") in points(right)
         assert (f"{place:.6g}", f"{task_directions(others[place][1], 0.9):.6g}") in points(right)
     assert [label.get_text() for label in right.get_xticklabels()] == ["0.dense", "1.dense", "2.dense"]
-    assert png(figure).startswith(b"\x89PNG")
+    assert png_bytes(figure).startswith(b"\x89PNG")
 
 
 def test_kernels_are_drawn_over_their_mean_diagonal_with_their_spectra():
     rows = torch.randn(4, 9, dtype=torch.float64)
     kernels = {"all": rows @ rows.T, "slices": 3 * torch.eye(4, dtype=torch.float64)}
-    figure = kernel_picture(kernels)
+    figure = plot_kernels(kernels)
     values = np.asarray(figure.axes[0].images[0].get_array())
     np.testing.assert_allclose(values, (kernels["all"] / kernels["all"].diagonal().mean()).numpy())
     eigenvalues = np.linalg.eigvalsh(kernels["all"].numpy())[::-1]
     spectra = next(axes for axes in figure.axes if axes.get_title().startswith("Spectra"))
     np.testing.assert_allclose(spectra.lines[0].get_ydata(), eigenvalues / eigenvalues.sum())
     np.testing.assert_allclose(spectra.lines[1].get_ydata(), [0.25] * 4)
-    assert png(figure).startswith(b"\x89PNG")
+    assert png_bytes(figure).startswith(b"\x89PNG")
 
 
 @pytest.fixture
 def steps():
-    made = Step(
+    made = GradientStep(
         name="a.0",
         line="row",
         lines=(1, 2),
@@ -101,7 +101,7 @@ def steps():
 
 
 def test_winners_show_every_step_where_it_belongs(steps):
-    figure = winners_picture(steps, dataclasses.replace(steps, full=[]))
+    figure = plot_winners(steps, dataclasses.replace(steps, full=[]))
     own, held_out, energy, full = figure.axes
     assert {("0.001", "0.0009"), ("0.002", "0.0017"), ("0.1", "0.06")} <= points(own)
     assert {("0.001", "-0.0002"), ("0.1", "0.05")} <= points(held_out)
@@ -109,5 +109,5 @@ def test_winners_show_every_step_where_it_belongs(steps):
     assert {"-3", "-4"} <= drawn_x(full)
     assert own.get_ylim()[1] > 0.1
     assert held_out.get_ylim()[0] < -2e-4
-    assert png(figure).startswith(b"\x89PNG")
-    assert png(winners_picture(steps, None)).startswith(b"\x89PNG")
+    assert png_bytes(figure).startswith(b"\x89PNG")
+    assert png_bytes(plot_winners(steps, None)).startswith(b"\x89PNG")

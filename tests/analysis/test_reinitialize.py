@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from slicefine_pl.analysis.reinitialize import reinitialised
+from slicefine_pl.analysis.reinitialize import reinitialize
 
 
 class Net(nn.Module):
@@ -22,7 +22,7 @@ def test_every_weight_is_drawn_anew_and_the_original_stays():
         net.linear.weight.fill_(9)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     generator = torch.get_rng_state()
-    made = reinitialised(net, seed=1)
+    made = reinitialize(net, seed=1)
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(not torch.equal(value, before[name]) for name, value in made.state_dict().items() if name != "norm.bias")
@@ -33,6 +33,6 @@ def test_every_weight_is_drawn_anew_and_the_original_stays():
 
 def test_a_seed_makes_one_network():
     net = Net()
-    one, same, other = (reinitialised(net, seed).state_dict() for seed in (1, 1, 2))
+    one, same, other = (reinitialize(net, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["linear.weight"], other["linear.weight"])

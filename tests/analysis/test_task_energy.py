@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from slicefine_pl.analysis.task_energy import Moments, explained, participation_ratio, task_directions, task_energy
+from slicefine_pl.analysis.task_energy import (
+    Moments,
+    explained_variance,
+    participation_ratio,
+    task_directions,
+    task_energy,
+)
 
 N, T, D = 23, 6, 5
 
@@ -37,7 +43,7 @@ def test_directions_are_counted_as_numpy_counts_them():
     energies = taken_in(rows, 4).energies()
     values = singular_values(rows) ** 2
     curve = np.cumsum(values) / values.sum()
-    np.testing.assert_allclose(explained(energies), curve)
+    np.testing.assert_allclose(explained_variance(energies), curve)
     for share in (0.1, 0.5, 0.9, 0.99, 1.0):
         assert task_directions(energies, share) == int(np.argmax(curve >= share - 1e-12)) + 1
     assert participation_ratio(energies) == pytest.approx(values.sum() ** 2 / (values**2).sum())
@@ -66,7 +72,7 @@ def test_a_share_that_is_none_is_refused(share):
 
 def test_samples_without_variance_and_broken_ones_are_refused():
     with pytest.raises(ValueError, match="all equal"):
-        explained(taken_in(torch.ones(4, D), 2).energies())
+        explained_variance(taken_in(torch.ones(4, D), 2).energies())
     with pytest.raises(ValueError, match="infinite values or NaN"):
         Moments(1).add(torch.tensor([[float("nan")]]))
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from slicefine_pl.analysis.locations import Place, candidate_slices
+from slicefine_pl.analysis.locations import SliceLocation, candidate_slices
 from slicefine_pl.analysis.targets import target_matrices
 from slicefine_pl.analysis.winners import winners, winning
 
@@ -132,7 +132,7 @@ def test_a_step_that_is_too_large_loses(net, data):
 
 def test_the_error_of_the_held_out_decrease_is_that_of_a_mean(net, data):
     matrices = target_matrices(net, "out", R)
-    place = Place(matrices[0], "column", (0, 3))
+    place = SliceLocation(matrices[0], "column", (0, 3))
     step = winners(net, losses_of(net), data[:2], data[2:], matrices, [place], lr=0.5).slices[0]
     stepped, _, _ = by_hand(net, data[:2], "out", "column", (0, 3), 0.5)
     with torch.no_grad():

@@ -189,15 +189,15 @@ def _pictures(found: Findings, control: Findings | None, settings: Settings) -> 
     assert found.winners is not None
     made = {}
     if found.balances:
-        made["spectra"] = plots.png(plots.spectra_picture(found.balances))
+        made["spectra"] = plots.png_bytes(plots.plot_spectra(found.balances))
     samples = "tokens" if any("tokens" in each.energies for each in found.directions) else "examples"
     own, others = (_curves(each.directions if each else [], samples) for each in (found, control))
-    made["energy"] = plots.png(plots.energy_picture(own, others, settings.rank, SHARE))
+    made["energy"] = plots.png_bytes(plots.plot_task_energy(own, others, settings.rank, SHARE))
     kernels = {"all target weights": found.kernels.dense, f"slices of rank {settings.rank}": found.kernels.slices}
     if control is not None and control.kernels is not None:
         kernels["all, no pretraining"] = control.kernels.dense
-    made["kernel"] = plots.png(plots.kernel_picture(kernels))
-    made["winners"] = plots.png(plots.winners_picture(found.winners, control.winners if control else None))
+    made["kernel"] = plots.png_bytes(plots.plot_kernels(kernels))
+    made["winners"] = plots.png_bytes(plots.plot_winners(found.winners, control.winners if control else None))
     return made
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from slicefine_pl.analysis.kernel import alignment, kernel, live_slices, spectrum, target_weights
+from slicefine_pl.analysis.kernel import alignment, kernel, slice_parameters, spectrum, target_weights
 from slicefine_pl.analysis.locations import candidate_slices
 from slicefine_pl.analysis.spectra import CONTROLS, Balance, balance, lines_matrix
 from slicefine_pl.analysis.targets import target_matrices
@@ -212,7 +212,7 @@ def _kernels(subject: Subject, settings: Settings) -> Kernels:
             net, settings.rank, "alternate", targets=settings.targets, also_train=[], seed=settings.seed
         )
     try:
-        slices, counts = kernel(net, net, alone, live_slices(handle), KERNEL_ROWS), handle.counts()
+        slices, counts = kernel(net, net, alone, slice_parameters(handle), KERNEL_ROWS), handle.counts()
     finally:
         handle.close()
     return Kernels(dense, slices, counts.live / counts.target)

@@ -10,8 +10,8 @@ from typing import Any
 
 from slicefine_pl.analysis.kernel import spectrum
 from slicefine_pl.analysis.spectra import MUST_FAIL
-from slicefine_pl.analysis.task_energy import explained, participation_ratio, task_directions
-from slicefine_pl.analysis.winners import Step, Winners, winning
+from slicefine_pl.analysis.task_energy import explained_variance, participation_ratio, task_directions
+from slicefine_pl.analysis.winners import GradientStep, Winners, winning
 from slicefine_pl.cli.diagnose.measurements import Directions, Findings, Kernels
 
 TAUS = (0.5, 0.8, 0.9, 0.95, 0.99)
@@ -53,7 +53,7 @@ def _spectra(found: Findings) -> dict[str, Any]:
 def _directions(layer: Directions, rank: int) -> dict[str, Any]:
     told: dict[str, Any] = {"names": layer.names, "inputs": layer.width, "samples": layer.counts}
     for samples, energies in layer.energies.items():
-        curve = explained(energies)
+        curve = explained_variance(energies)
         told[samples] = {
             "k_task": {f"{tau:g}": task_directions(energies, tau) for tau in TAUS},
             "cev": {str(k): float(curve[k - 1]) for k in CURVE if k <= len(curve)},
@@ -72,7 +72,7 @@ def _summary(layers: list[Directions], samples: str, rank: int) -> dict[str, Any
     for tau in TAUS:
         counts = sorted(task_directions(each, tau) for each in energies)
         k_task[f"{tau:g}"] = {"least": counts[0], "median": statistics.median(counts), "most": counts[-1]}
-    covered = [float(explained(each)[min(rank, len(each)) - 1]) for each in energies]
+    covered = [float(explained_variance(each)[min(rank, len(each)) - 1]) for each in energies]
     return {"layers": len(energies), "k_task": k_task, "cev_at_rank": statistics.median(covered)}
 
 
@@ -107,7 +107,7 @@ def _winners(found: Winners) -> dict[str, Any]:
     }
 
 
-def _winning(steps: list[Step], resolution: float) -> dict[str, float | int | None]:
+def _winning(steps: list[GradientStep], resolution: float) -> dict[str, float | int | None]:
     """What steps do to the loss, among those that promise more than rounding; held out, beyond two standard errors."""
     clear = [step for step in steps if step.predicted > 2 * resolution]
     if not clear:

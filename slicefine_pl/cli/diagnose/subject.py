@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slicefine_pl.analysis import regression
-from slicefine_pl.analysis.preserve_state import undisturbed
-from slicefine_pl.analysis.reinitialize import reinitialised
+from slicefine_pl.analysis.layer_inputs import record_inputs
+from slicefine_pl.analysis.preserve_state import preserve_state
+from slicefine_pl.analysis.reinitialize import reinitialize
 from slicefine_pl.analysis.targets import target_matrices
 from slicefine_pl.data import ImageDataModule, TextDataModule
 from slicefine_pl.modules import ImageClassifier, TextClassifier
@@ -157,7 +158,7 @@ def load(wish: Wish, targets: Patterns | None, rank: int) -> Subject:
 
 def without_pretraining(subject: Subject, seed: int) -> Subject:
     """The same network with random weights, and a head fitted to what these make of the same examples."""
-    module = reinitialised(subject.module, seed)
+    module = reinitialize(subject.module, seed)
     _settle(module, subject.train)
     module.untrained_head = True
     return _with_head(module, subject.train, subject.head_examples, subject.held_out, subject.given)
@@ -202,7 +203,7 @@ def _settle(module: nn.Module, batches: list[Batch]) -> None:
     """Give batch normalizations the statistics of these examples: those of the pretrained weights fit no others."""
     norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
     momenta = [layer.momentum for layer in norms]
-    with undisturbed(module):
+    with preserve_state(module):
         for layer in norms:
             layer.reset_running_stats()
             layer.momentum = None  # the mean over all batches
@@ -260,15 +261,10 @@ def _fit_head(module: TextClassifier | ImageClassifier, batches: list[Batch]) ->
     layer = last_linear(module)
     if layer is None:
         raise ValueError("This network has no linear head that could be fitted; give one that is trained already.")
-    inputs: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().double()))
-    try:
-        with undisturbed(module):
-            for batch in batches:
-                module(batch)
-    finally:
-        hook.remove()
-    features, labels = torch.cat(inputs), torch.cat([batch["labels"] for batch in batches])
+    with preserve_state(module), record_inputs(layer) as inputs:
+        for batch in batches:
+            module(batch)
+    features, labels = torch.cat(inputs).double(), torch.cat([batch["labels"] for batch in batches])
     if features.ndim != 2:
         raise ValueError(f"The head of {type(module.model).__name__} takes {features.ndim - 1} dimensions, not one.")
     intercept = layer.bias is not None
@@ -293,7 +289,7 @@ def _losses(outputs: Tensor, labels: Tensor) -> Tensor:
 def _score(module: TextClassifier | ImageClassifier, batches: list[Batch]) -> float:
     """Accuracy, or Pearson correlation, on at most ``HELD_OUT`` examples."""
     some = batches[: -(-HELD_OUT // BATCH)]
-    with undisturbed(module):
+    with preserve_state(module):
         outputs = torch.cat([module(batch) for batch in some])
     labels = torch.cat([batch["labels"] for batch in some])
     if module.num_classes == 1:

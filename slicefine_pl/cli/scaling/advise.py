@@ -80,10 +80,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_atomic(arguments.json, json.dumps(_plain(answer), indent=1, allow_nan=False) + "\n")
     if arguments.plot:
-        from slicefine_pl.cli.scaling.plots import advice_picture
+        from slicefine_pl.cli.scaling.plots import plot_advice
 
         sparsities = {found["cost"]: found["sparsity"] for found in answer["best"]}
-        picture = advice_picture(known, question.per_item, question.nonzero_params, question.flops, sparsities)
+        picture = plot_advice(known, question.per_item, question.nonzero_params, question.flops, sparsities)
         save_figure(picture, arguments.plot, dpi=150)
 
 

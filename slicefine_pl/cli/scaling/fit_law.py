@@ -131,10 +131,10 @@ def draw(fit: FittedLaw, runs: Runs, origin: str, plot: Path) -> None:
         origin: Where the runs come from, in words.
         plot: File of the picture.
     """
-    from slicefine_pl.cli.scaling.plots import fit_picture
+    from slicefine_pl.cli.scaling.plots import plot_fit
 
     known = KnownLaw(fit.law, fit.ranges, fit.replicates, fit.statement, _source(fit, origin))
-    save_figure(fit_picture(known, runs), plot, dpi=150)
+    save_figure(plot_fit(known, runs), plot, dpi=150)
 
 
 def _source(fit: FittedLaw, origin: str) -> str:

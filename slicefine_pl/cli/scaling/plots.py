@@ -23,7 +23,7 @@ CONTOURS = (0.0, 0.5, 0.75, 0.875)
 Runs = Mapping[str, NDArray[np.float64]]
 
 
-def fit_picture(known: KnownLaw, runs: Runs) -> Figure:
+def plot_fit(known: KnownLaw, runs: Runs) -> Figure:
     """Three panels: the law through the longest runs, the residuals of all runs, the contours."""
     figure = Figure(figsize=(15, 4.8), layout="constrained")
     axes = figure.subplots(1, 3)
@@ -34,7 +34,7 @@ def fit_picture(known: KnownLaw, runs: Runs) -> Figure:
     return figure
 
 
-def advice_picture(
+def plot_advice(
     known: KnownLaw, tokens_per_item: float, nonzero_params: float, flops: float, sparsities: Mapping[str, float]
 ) -> Figure:
     """The contours, and where the user's budget lies among them.
