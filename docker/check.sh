@@ -27,7 +27,7 @@ main() {
     echo "# changed" >> "$WORK/context/slicefine_pl/__init__.py"
     timed "build after a change of code" build "$@"
     CONTAINER="$("${BUILDAH[@]}" from --pull-never slicefine)"
-    timed "doctor" inside sh -c 'id && python -m slicefine_pl.cli.doctor'
+    timed "doctor" inside sh -c 'id && slicefine doctor'
     for recipe in text image kinetics causal_lm sparse; do
         timed "smoke run, $recipe" smoke "$recipe" 1 python
     done

@@ -24,7 +24,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "inputs": ({"pretrained", "files"}, {"torch"}),
     "slicing": ({"text_table"}, {"torch"}),
     "sparsity": ({"text_table", "eval_mode"}, {"torch"}),
-    "scaling": (set(), {"numpy", "scipy"}),
+    "scaling": ({"optional"}, {"numpy", "scipy"}),
     "analysis": ({"slicing", "files", "eval_mode"}, MATHS | {"matplotlib"}),
     "strategy": ({"slicing", "files"}, {"torch", "lightning"}),
     "callbacks": (
@@ -126,7 +126,9 @@ HEAVY = ("lightning", "torchmetrics", "torchvision", "transformers", "pandas", "
         ("slicefine_pl", (*HEAVY, "torch", "numpy")),
         ("slicefine_pl.slicing", HEAVY),
         ("slicefine_pl.sparsity", HEAVY),
-        ("slicefine_pl.scaling", ("lightning", "torch", "pandas", "matplotlib")),
+        ("slicefine_pl.scaling", (*HEAVY, "torch")),
+        ("slicefine_pl.cli.main", (*HEAVY, "torch", "numpy")),
+        ("slicefine_pl.cli.scaling.advise", (*HEAVY, "torch")),
     ],
 )
 def test_imports_stay_light(name, unwanted):

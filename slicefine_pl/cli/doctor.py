@@ -1,6 +1,6 @@
 """Can this machine train, and with what?
 
-    python -m slicefine_pl.cli.doctor [--json] [--runs FOLDER]
+    slicefine doctor [--json] [--runs FOLDER]
 
 Answers one question before a run: versions, devices, processes that talk to each other, video decoding and places to
 write.  What can be tried is tried on something tiny.  Exit code 0 if training works, else 1 and a sentence on stderr.
@@ -21,15 +21,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, distributed, nn
 
 from slicefine_pl import __version__
+from slicefine_pl.text_table import text_table
 
 # Name on the registry, and of the module where that differs.  Needed by every run ...
 REQUIRED = {
@@ -323,18 +323,18 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def as_table(findings: Sequence[Finding]) -> Table:
-    """The findings for a reader."""
-    colours = {Verdict.FINE: "", Verdict.ABSENT: "dim", Verdict.WARNING: "yellow", Verdict.BROKEN: "bold red"}
-    table = Table("", "looked at", "found", title=f"slicefine-pl {__version__}")
-    for before, finding in zip([None, *findings], findings, strict=False):
-        new = before is None or before.topic != finding.topic
-        if new and before is not None:
-            table.add_section()
-        mark = f"{finding.verdict}: " if finding.verdict in (Verdict.WARNING, Verdict.BROKEN) else ""
-        told = f"{mark}{finding.told}" + (f"\nfix: {finding.remedy}" if finding.remedy else "")
-        table.add_row(finding.topic if new else "", finding.name, told, style=colours[finding.verdict])
-    return table
+def as_table(findings: Sequence[Finding]) -> str:
+    """Format the findings as a table in plain text."""
+    sections = []
+    for topic, group in groupby(findings, key=lambda finding: finding.topic):
+        rows: list[list[str]] = []
+        for finding in group:
+            mark = f"{finding.verdict}: " if finding.verdict in (Verdict.WARNING, Verdict.BROKEN) else ""
+            rows.append(["" if rows else topic, finding.name, mark + finding.told])
+            if finding.remedy:
+                rows.append(["", "", f"fix: {finding.remedy}"])
+        sections.append(rows)
+    return text_table(("", "checked", "found"), sections, title=f"slicefine-pl {__version__}")
 
 
 def as_json(findings: Sequence[Finding]) -> str:
@@ -351,24 +351,22 @@ def broken(findings: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.verdict is Verdict.BROKEN]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the findings; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m slicefine_pl.cli.doctor", description="Can this machine train?")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``slicefine doctor``."""
+    parser.description = (
+        "Check packages, devices, communication between processes, video decoding and output folders.\n"
+        "The exit code is 0 if training works, else 1."
+    )
+    parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder that runs are written to")
-    parsed = parser.parse_args(arguments)
-    findings = examine(parsed.runs)
-    if parsed.json:
-        print(as_json(findings))
-    else:
-        console = Console(markup=False)  # an extra stands in brackets
-        console.width = console.width if console.is_terminal else 110
-        console.print(as_table(findings))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the findings; returns the exit code."""
+    findings = examine(arguments.runs)
+    print(as_json(findings) if arguments.json else as_table(findings))
     if reasons := [f"{finding.name}: {finding.told}" for finding in broken(findings)]:
         print(f"Training will not work here. {'; '.join(reasons)}.", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

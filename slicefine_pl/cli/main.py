@@ -1,44 +1,53 @@
-"""The command ``slicefine``: advice before a sparse run, the law of a set of runs, a look at a model before slicing.
+"""The command ``slicefine`` and its subcommands.
 
-Answers one question: which subcommand?  Whatever the user got wrong is one sentence on stderr and exit code 2.
+Only the module of the chosen subcommand is imported, so ``slicefine --help`` imports neither torch nor Lightning.
+An error that the user can correct is one sentence on stderr; the exit code is then 2.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from importlib import import_module
 
-from slicefine_pl.cli.diagnose import command as diagnose
-from slicefine_pl.cli.errors import USER_ERRORS, WEIGHT_ERRORS, in_words
-from slicefine_pl.cli.scaling import advise, fit_law
+from slicefine_pl.cli.errors import USER_ERRORS, message_of
+from slicefine_pl.cli.parser import OneSentenceParser
+from slicefine_pl.optional import optional_imports
+
+# Each module has add_arguments(parser), which sets the default run=; run(arguments) returns the exit code.
+COMMANDS = {
+    "advise": ("slicefine_pl.cli.scaling.advise", "how sparse to train, before you train"),
+    "fit-law": ("slicefine_pl.cli.scaling.fit_law", "fit the scaling law L(S, N, D) to your runs"),
+    "diagnose": ("slicefine_pl.cli.diagnose.command", "look at your model and data before training slices"),
+    "doctor": ("slicefine_pl.cli.doctor", "check what this machine can train with"),
+}
 
 
-class OneSentenceParser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence; the usage is for ``--help``."""
+def make_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """Make the parser of the command line.
 
-    def error(self, message: str) -> NoReturn:
-        """Print the sentence and leave with 2."""
-        self.exit(2, f"{self.prog}: {message.strip()}\n")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands."""
-    whole = OneSentenceParser(
+    Args:
+        chosen: Subcommand whose arguments are added; its module is imported.
+    """
+    parser = OneSentenceParser(
         prog="slicefine",
         description="Sparse models: advice before the run, a law from your runs. Slices: a look at your model.",
     )
-    commands = whole.add_subparsers(dest="command", required=True, parser_class=OneSentenceParser)
-    for command in (advise, fit_law, diagnose):
-        command.add_parser(commands)
-    return whole
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name == chosen:
+            import_module(module).add_arguments(command)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
-    parsed = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    chosen = next((name for name in given if name in COMMANDS), None)
     try:
-        parsed.run(parsed)
-    except (*USER_ERRORS, *WEIGHT_ERRORS) as error:
-        print(f"slicefine {parsed.command}: {' '.join(in_words(error).split())}", file=sys.stderr)
+        with optional_imports():
+            parsed = make_parser(chosen).parse_args(given)
+            return int(parsed.run(parsed))
+    except USER_ERRORS as error:
+        print(f"slicefine {chosen}: {' '.join(message_of(error).split())}", file=sys.stderr)
         return 2
-    return 0

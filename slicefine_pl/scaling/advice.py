@@ -13,7 +13,7 @@ import numpy as np
 
 from slicefine_pl.scaling import costs
 from slicefine_pl.scaling.files import KnownLaw
-from slicefine_pl.scaling.fitting import INTERVAL
+from slicefine_pl.scaling.law import INTERVAL
 from slicefine_pl.scaling.units import percent, plain, readable
 
 LARGEST_STUDIED = 85e6  # non-zero parameters of the largest sparse models that a published law was fitted to

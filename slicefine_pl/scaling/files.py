@@ -8,12 +8,13 @@ the runs that were published with them.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slicefine_pl.scaling.fitting import FittedLaw
-from slicefine_pl.scaling.law import ScalingLaw
-from slicefine_pl.scaling.objective import NAMES
+from slicefine_pl.scaling.law import NAMES, ScalingLaw
 from slicefine_pl.scaling.runs import Ranges
+
+if TYPE_CHECKING:
+    from slicefine_pl.scaling.fitting import FittedLaw  # imports scipy
 
 PUBLISHED = {"vit": "vit_jft4b.json", "t5": "t5_c4.json"}
 
@@ -37,7 +38,7 @@ class KnownLaw:
     source: str
 
 
-def written(fit: FittedLaw, source: str) -> dict[str, Any]:
+def written(fit: "FittedLaw", source: str) -> dict[str, Any]:
     """A fit as JSON: ``law``, ``ranges``, ``replicates`` and ``statement`` are read again, the rest is for people."""
     told = asdict(fit)
     replicates = [[float(f"{value:.7g}") for value in law.coefficients.values()] for law in fit.replicates]

@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from slicefine_pl.scaling.costs import Array, checked_positive
-from slicefine_pl.scaling.law import ScalingLaw
-from slicefine_pl.scaling.objective import BOUNDS, NAMES, Objective, Residual, random_start
+from slicefine_pl.scaling.law import INTERVAL, NAMES, ScalingLaw
+from slicefine_pl.scaling.objective import BOUNDS, Objective, Residual, random_start
 from slicefine_pl.scaling.runs import Ranges, Runs, checked_runs
 
 DELTAS: dict[Residual, float] = {"log": 1e-3, "plain": 1e-2}
-INTERVAL = (0.05, 0.95)
 OPEN_RATIO = 2.0  # an interval whose ends are further apart than this leaves its coefficient open
 OPEN_LOSS = 0.05  # ... unless the term is small: an interval narrower than this share of the loss matters to nobody
 LEAST_NOISE = 1e-3  # of ln(loss), from run to run: runs that seem exact are not believed to be better than that

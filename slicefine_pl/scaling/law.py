@@ -12,7 +12,7 @@ Source:  Frantar, Riquelme, Houlsby, Alistarh, Evci, arXiv:2309.08520 (ICLR 2024
          in the code that goes with it.  The numeric optimum, limits of data and contours for any cost are ours.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +21,8 @@ from numpy.typing import ArrayLike
 from slicefine_pl.scaling.costs import Array, Cost, checked_positive, checked_sparsity, ideal
 
 DENSEST_END = 1 - 1e-9  # a model needs a weight or two
+NAMES = ("a_S", "b_S", "c_S", "b_N", "a_D", "b_D", "c")  # of the coefficients; the order of vectors of them
+INTERVAL = (0.05, 0.95)  # quantiles of a bootstrap: the ends of its 90 % interval
 HALVINGS = 80  # of an interval of sparsities: to the last bit of float64
 
 
@@ -60,7 +62,7 @@ class ScalingLaw:
     @property
     def coefficients(self) -> dict[str, float]:
         """The seven numbers by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "data_unit"}
+        return {name: getattr(self, name) for name in NAMES}
 
     def capacity(self, sparsity: ArrayLike) -> Array:
         """The factor of N^(−b_N): a_S·(1 − S)^b_S + c_S."""

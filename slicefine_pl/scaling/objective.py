@@ -27,7 +27,6 @@ from slicefine_pl.scaling.runs import Runs
 
 Residual = Literal["log", "plain"]
 
-NAMES = ("a_S", "b_S", "c_S", "b_N", "a_D", "b_D", "c")  # the order of θ
 STARTS = np.log([[0.01, 1], [0.1, 3], [0.01, 3], [0.03, 2], [0.01, 1], [0.03, 3], [0.1, 1.5]])
 BOUNDS = np.log(
     [[1e-4, 10], [1e-2, 20], [1e-4, 10], [1e-3, 10], [1e-4, 10], [0.03, 10], [1e-3, 10]]

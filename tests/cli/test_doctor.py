@@ -13,6 +13,7 @@ from torch import distributed
 
 from slicefine_pl.cli import doctor
 from slicefine_pl.cli.doctor import Driver, Finding, Verdict
+from slicefine_pl.cli.main import main
 
 TOO_OLD = "The NVIDIA driver on your system is too old (found version 12040).\nPlease update your GPU driver."
 
@@ -231,11 +232,11 @@ def test_only_what_is_broken_fails(verdict, monkeypatch, capsys):
     findings = [Finding("places", "folder runs", "told", verdict, "do that"), Finding("video", "decoding", "seen")]
     monkeypatch.setattr(doctor, "examine", lambda runs: findings)
     broken = verdict is Verdict.BROKEN
-    assert doctor.main([]) == int(broken)
+    assert main(["doctor"]) == int(broken)
     shown = capsys.readouterr()
     assert all(cell in shown.out for cell in ("places", "folder runs", "do that", "decoding"))
     assert shown.err == ("Training will not work here. folder runs: told.\n" if broken else "")
-    assert doctor.main(["--json"]) == int(broken)
+    assert main(["doctor", "--json"]) == int(broken)
     told = json.loads(capsys.readouterr().out)
     assert told["works"] is not broken
     assert told["places"]["folder runs"] == {"found": "told", "verdict": str(verdict), "remedy": "do that"}
@@ -243,13 +244,13 @@ def test_only_what_is_broken_fails(verdict, monkeypatch, capsys):
 
 def test_brackets_of_an_extra_are_shown_not_taken_for_a_style(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "examine", lambda runs: [Finding("a", "b", "c", Verdict.ABSENT, "slicefine-pl[video]")])
-    doctor.main([])
+    main(["doctor"])
     assert "slicefine-pl[video]" in capsys.readouterr().out
 
 
 def test_this_machine_can_train(tmp_path, capsys):
     """All that is looked at, in one go, where the tests themselves run."""
-    assert doctor.main(["--json", "--runs", str(tmp_path / "runs")]) == 0
+    assert main(["doctor", "--json", "--runs", str(tmp_path / "runs")]) == 0
     told = json.loads(capsys.readouterr().out)
     assert set(told) == {"works", "versions", "devices", "processes", "video", "places"}
     assert told["versions"]["numpy"]["found"] == __import__("numpy").__version__

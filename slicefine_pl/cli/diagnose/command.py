@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from slicefine_pl.cli.diagnose.measurements import Directions, Findings, Settings, measure
 from slicefine_pl.cli.diagnose.report_html import page
 from slicefine_pl.cli.diagnose.report_text import captions, summary
 from slicefine_pl.cli.diagnose.results import numbers_of
 from slicefine_pl.cli.diagnose.subject import BATCH, Subject, Wish, count, load, without_pretraining
+from slicefine_pl.cli.recipe.errors import WEIGHT_ERRORS, describe
 from slicefine_pl.cli.recipe.preflight import check_output
 from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.modules import TextClassifier
@@ -39,16 +41,13 @@ EXAMPLE = f"""examples:
 The defaults are --model {MINILM} --data reviews; images without --data are digits."""
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``diagnose`` to the command's parsers."""
-    parser = commands.add_parser(
-        "diagnose",
-        help="look at your model and data before training slices",
-        description="Spectral balance, task energy, tangent kernel and slice gradients of a backbone on your data, "
-        "beside controls, as a report with pictures (report.html) and numbers (report.json).",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``slicefine diagnose``."""
+    parser.description = (
+        "Spectral balance, task energy, tangent kernel and slice gradients of a backbone on your data, with controls,\n"
+        "as a report with pictures (report.html) and numbers (report.json)."
     )
+    parser.epilog = EXAMPLE
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("--model", default=MINILM, help="hub name, folder, package:..., timm/<name>, torchvision/<name>")
@@ -77,8 +76,20 @@ def add_parser(commands: Any) -> None:
     add("--overwrite", action="store_true", help="replace a report that is there")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Load, measure, tell, write."""
+def run(arguments: argparse.Namespace) -> int:
+    """Write the report; returns the exit code.
+
+    Raises:
+        ValueError: Settings, weights or data with which nothing can be measured.
+    """
+    try:
+        _run(arguments)
+    except (MisconfigurationException, *WEIGHT_ERRORS) as error:
+        raise ValueError(describe(error)) from error
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
     began, cpu = time.perf_counter(), time.process_time()
     _check(arguments)
     settings = Settings(

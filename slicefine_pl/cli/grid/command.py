@@ -18,7 +18,7 @@ import numpy as np
 
 from slicefine_pl.cli.grid.plan import Grid, Point, Row, append_run, check_settings, read_grid, read_runs, seconds_left
 from slicefine_pl.cli.grid.point import GridPoint, flags_of
-from slicefine_pl.cli.main import OneSentenceParser
+from slicefine_pl.cli.parser import OneSentenceParser
 from slicefine_pl.cli.recipe.report import RunReport
 from slicefine_pl.cli.scaling.fit_law import draw, publish
 from slicefine_pl.cli.scaling.model_size import parameters_of

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from slicefine_pl.callbacks.preemption import PreemptionCheckpoint
 from slicefine_pl.callbacks.support.best_checkpoint import CopyBestCheckpoint
-from slicefine_pl.cli.errors import EARLY_ERRORS, USER_ERRORS, sentence
+from slicefine_pl.cli.recipe.errors import SETUP_ERRORS, sentence
 from slicefine_pl.cli.recipe.help import RecipeParser
 from slicefine_pl.cli.recipe.interruption import ResumeHint
 from slicefine_pl.cli.recipe.lightning_cli import RecipeCLI, SaveFitConfig
@@ -85,7 +85,7 @@ def _run(
             auto_configure_optimizers=False,
             seed_everything_default=0,
         )
-    except (*USER_ERRORS, *EARLY_ERRORS) as error:
+    except SETUP_ERRORS as error:
         if (told := sentence(error, report)) is None:
             raise
         print(f"error: {told}", file=sys.stderr)

@@ -10,11 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from slicefine_pl.analysis.plots import save_figure
-from slicefine_pl.cli.scaling.advise_text import tell, verdict
-from slicefine_pl.cli.scaling.model_size import parameters_of
+from slicefine_pl.cli.scaling.advise_text import advice_text, verdict
 from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.scaling import costs, gains
 from slicefine_pl.scaling.advice import Dense, Question, best, comparisons, start, usable_sparsity, warnings
@@ -29,15 +25,12 @@ EXAMPLE = """example:
   slicefine advise --law t5 --parameters 62M --data 10B --hours 72 --device a100 --devices 8 --plot advice.png"""
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``advise`` to the command's parsers."""
-    parser = commands.add_parser(
-        "advise",
-        help="how sparse to train, before you train",
-        description="The best sparsity for a size, data, a budget and hardware, with what it costs and what it buys.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``slicefine advise``."""
+    parser.description = (
+        "The best sparsity for a size, data, a budget and hardware, with what it costs and what it buys."
     )
+    parser.epilog = EXAMPLE
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("--law", required=True, help="'vit' (images), 't5' (tokens), or a JSON file of slicefine fit-law")
@@ -69,22 +62,22 @@ def add_parser(commands: Any) -> None:
     add("--plot", type=Path, help="write a picture of the contours of equal best sparsity here")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Ask the law, tell the answer."""
+def run(arguments: argparse.Namespace) -> int:
+    """Print the advice; returns the exit code."""
     known = read_law(arguments.law)
     question = asked(arguments, known)
     answer = answered(known, question)
-    console = Console()
-    console.width = console.width if console.is_terminal else 110
-    tell(known, question, answer, console)
+    print(advice_text(known, question, answer))
     if arguments.json:
         write_atomic(arguments.json, json.dumps(_plain(answer), indent=1, allow_nan=False) + "\n")
     if arguments.plot:
+        from slicefine_pl.analysis.plots import save_figure
         from slicefine_pl.cli.scaling.plots import plot_advice
 
         sparsities = {found["cost"]: found["sparsity"] for found in answer["best"]}
         picture = plot_advice(known, question.per_item, question.nonzero_params, question.flops, sparsities)
         save_figure(picture, arguments.plot, dpi=150)
+    return 0
 
 
 def asked(arguments: argparse.Namespace, known: KnownLaw) -> Question:
@@ -95,7 +88,7 @@ def asked(arguments: argparse.Namespace, known: KnownLaw) -> Question:
     """
     images = known.law.data_unit == "images"
     per_item = arguments.tokens_per_image if images else 1.0
-    size = arguments.parameters or parameters_of(arguments.model)
+    size = arguments.parameters or _parameters_of(arguments.model)
     device = DEVICES.get(arguments.device)
     if arguments.hours and not arguments.device:
         raise ValueError(f"hours={arguments.hours:g} need a device; add --device, one of {', '.join(DEVICES)}.")
@@ -136,8 +129,14 @@ def _dense(arguments: argparse.Namespace) -> Dense | None:
     try:
         parameters = quantity(arguments.dense_at_hand)
     except argparse.ArgumentTypeError:
-        parameters = parameters_of(arguments.dense_at_hand)
+        parameters = _parameters_of(arguments.dense_at_hand)
     return Dense(parameters, arguments.dense_data, arguments.sunk_cost)
+
+
+def _parameters_of(model: str) -> float:
+    from slicefine_pl.cli.scaling.model_size import parameters_of  # imports torch
+
+    return parameters_of(model)
 
 
 def answered(known: KnownLaw, question: Question) -> dict[str, Any]:

@@ -4,17 +4,17 @@ Answers one question: how is it told?  Ideal and real cost always stand side by 
 timed.
 """
 
+import textwrap
 from functools import partial
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from slicefine_pl.scaling import costs
 from slicefine_pl.scaling.advice import FAR, TWO_FOUR, Best, Question, Row, Start, strayed
 from slicefine_pl.scaling.files import KnownLaw
 from slicefine_pl.scaling.units import percent, plain, readable
+from slicefine_pl.text_table import text_table
 
+WIDTH = 110  # columns of paragraphs
 LIMITS = {"": "the law", "data": "your data", "fit": "the fit"}
 NOTES = {"data": "your data: all of them are used", "fit": "the fit: no sparser run was fitted"}
 LETTERS = (
@@ -76,47 +76,51 @@ def _beyond(real: Best) -> str:
     return f"{percent(real.sparsity)} would be better, but 2:4 makes use of 50 % and no more. "
 
 
-def tell(known: KnownLaw, question: Question, answer: dict[str, Any], console: Console) -> None:
-    """Print the whole answer."""
+def advice_text(known: KnownLaw, question: Question, answer: dict[str, Any]) -> str:
+    """The whole answer, ready to be printed."""
     unit = known.law.data_unit
     at_hand = f"{readable(question.data)} {unit} at hand" if question.data < float("inf") else f"{unit} without limit"
-    say = partial(console.print, highlight=False)
-    say(
+    wrapped = partial(textwrap.fill, width=WIDTH)
+    lines = [
         f"{readable(question.nonzero_params)} non-zero parameters, {readable(question.flops)} FLOPs, {at_hand}, "
-        f"{'with' if question.two_four else 'without'} 2:4 products.\nLaw: {known.source}.\n{LETTERS}\n"
-    )
-    console.print(_best_table(answer, unit))
-    say(_data_line(question, unit) + _budget_line(known, answer["budget_in_dense_optima"]) + "\n")
-    console.print(_comparison_table(answer, unit))
-    say(_gain_line(answer) + "\n")
-    say(_start_line(question, answer["start"], unit) + "\n")
-    say(f"[bold]Advice.[/bold] {answer['verdict']}")
-    for line in answer["warnings"]:
-        say(f"[bold]Mind.[/bold] {line}")
+        f"{'with' if question.two_four else 'without'} 2:4 products.",
+        f"Law: {known.source}.",
+        wrapped(LETTERS),
+        "",
+        _best_table(answer, unit),
+        wrapped(_data_line(question, unit) + _budget_line(known, answer["budget_in_dense_optima"])),
+        "",
+        _comparison_table(answer, unit),
+        wrapped(_gain_line(answer)),
+        "",
+        wrapped(_start_line(question, answer["start"], unit)),
+        "",
+        wrapped(f"Advice. {answer['verdict']}"),
+        *(wrapped(f"Mind. {line}") for line in answer["warnings"]),
+    ]
+    return "\n".join(lines)
 
 
-def _best_table(answer: dict[str, Any], unit: str) -> Table:
-    table = Table(title="Best sparsity for this budget", title_justify="left")
-    table.add_column("cost")
-    table.add_column("best", justify="right")
-    table.add_column("set by")
-    for heading in ("90 % interval", "loss within 0.5 %", unit, "loss, 90 % interval", "dense"):
-        table.add_column(heading, justify="right")
+def _best_table(answer: dict[str, Any], unit: str) -> str:
+    headings = ("cost", "set by", "best", "90 % interval", "loss within 0.5 %", unit, "loss, 90 % interval", "dense")
+    rows = []
     for found in answer["best"]:
         drawn = found["loss_interval"]
-        table.add_row(
-            found["cost"],
-            percent(found["sparsity"]),
-            LIMITS[found["held_by"]],
-            _span(found["interval"]) if drawn else "no bootstrap",
-            _span(found["near_best"]),
-            readable(found["data"]),
-            f"{found['loss']:#.4g}" + (f", {drawn[0]:#.4g} … {drawn[1]:#.4g}" if drawn else ""),
-            f"{found['dense_loss']:#.4g}",
+        rows.append(
+            (
+                found["cost"],
+                LIMITS[found["held_by"]],
+                percent(found["sparsity"]),
+                _span(found["interval"]) if drawn else "no bootstrap",
+                _span(found["near_best"]),
+                readable(found["data"]),
+                f"{found['loss']:#.4g}" + (f", {drawn[0]:#.4g} … {drawn[1]:#.4g}" if drawn else ""),
+                f"{found['dense_loss']:#.4g}",
+            )
         )
     limits = {found["held_by"] for found in answer["best"]}
-    table.caption = "; ".join(words for kind, words in NOTES.items() if kind in limits) or None
-    return table
+    caption = "; ".join(words for kind, words in NOTES.items() if kind in limits)
+    return text_table(headings, [rows], numbers_from=2, title="Best sparsity for this budget", caption=caption)
 
 
 def _data_line(question: Question, unit: str) -> str:
@@ -135,23 +139,22 @@ def _budget_line(known: KnownLaw, multiple: float) -> str:
     )
 
 
-def _comparison_table(answer: dict[str, Any], unit: str) -> Table:
-    table = Table(
-        title=f"{percent(answer['compared_sparsity'])} sparse, as your hardware pays for it, against dense models",
-        title_justify="left",
-    )
-    table.add_column("what is equal", no_wrap=True)
-    for heading in ("non-zero parameters", unit, "expected loss", "sparse is"):
-        table.add_column(heading, justify="right")
+def _comparison_table(answer: dict[str, Any], unit: str) -> str:
     own = answer["comparisons"][0]["loss"]
+    rows = []
     for row in answer["comparisons"]:
         data = readable(row["data"]) + ("" if row["enough_data"] else " *")
         gap = row["loss"] - own
         word = "-" if abs(gap) < 5e-6 else f"{abs(gap):.2g} {'better' if gap > 0 else 'worse'}"
-        table.add_row(row["against"], readable(row["parameters"]), data, f"{row['loss']:#.4g}", word)
-    if not all(row["enough_data"] for row in answer["comparisons"]):
-        table.caption = "* more data than you have: repeated data are worth less"
-    return table
+        rows.append((row["against"], readable(row["parameters"]), data, f"{row['loss']:#.4g}", word))
+    enough = all(row["enough_data"] for row in answer["comparisons"])
+    return text_table(
+        ("what is equal", "non-zero parameters", unit, "expected loss", "sparse is"),
+        [rows],
+        numbers_from=1,
+        title=f"{percent(answer['compared_sparsity'])} sparse, as your hardware pays for it, against dense models",
+        caption="" if enough else "* more data than you have: repeated data are worth less",
+    )
 
 
 def _gain_line(answer: dict[str, Any]) -> str:

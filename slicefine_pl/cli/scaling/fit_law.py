@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
-from slicefine_pl.analysis.plots import save_figure
 from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.scaling import FittedLaw, costs, fit_scaling_law
 from slicefine_pl.scaling.files import KnownLaw, text_of, written
 from slicefine_pl.scaling.units import quantity
+from slicefine_pl.text_table import text_table
 
 SAYS = {
     "a_S": "size term at density 1: falls with density",
@@ -47,15 +45,9 @@ EXAMPLE = """example:
       --data-column steps --data-factor 65536 --loss-column val-loss --json t5.json"""
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``fit-law`` to the command's parsers."""
-    parser = commands.add_parser(
-        "fit-law",
-        help="fit the scaling law L(S, N, D) to your runs",
-        description=DESCRIPTION,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``slicefine fit-law``."""
+    parser.description, parser.epilog = DESCRIPTION, EXAMPLE
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("runs", type=Path, help="CSV file with a header and one line per run")
@@ -89,8 +81,8 @@ def add_parser(commands: Any) -> None:
     add("--plot", type=Path, help="write a picture here: the fit, its residuals, contours of equal best sparsity")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Read, fit, tell."""
+def run(arguments: argparse.Namespace) -> int:
+    """Fit the law, print and write it; returns the exit code."""
     runs = read_runs(arguments)
     fit = fit_scaling_law(
         **runs,
@@ -105,6 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
     publish(fit, origin, arguments.json)
     if arguments.plot:
         draw(fit, runs, origin, arguments.plot)
+    return 0
 
 
 def publish(fit: FittedLaw, origin: str, law: Path | None) -> None:
@@ -115,9 +108,7 @@ def publish(fit: FittedLaw, origin: str, law: Path | None) -> None:
         origin: Where the runs come from, in words.
         law: JSON file for ``slicefine advise --law``.
     """
-    console = Console()
-    console.width = console.width if console.is_terminal else 110
-    tell(fit, console)
+    print(fit_text(fit))
     if law:
         write_atomic(law, text_of(written(fit, _source(fit, origin))))
 
@@ -131,6 +122,7 @@ def draw(fit: FittedLaw, runs: Runs, origin: str, plot: Path) -> None:
         origin: Where the runs come from, in words.
         plot: File of the picture.
     """
+    from slicefine_pl.analysis.plots import save_figure
     from slicefine_pl.cli.scaling.plots import plot_fit
 
     known = KnownLaw(fit.law, fit.ranges, fit.replicates, fit.statement, _source(fit, origin))
@@ -179,26 +171,25 @@ def read_runs(arguments: argparse.Namespace) -> Runs:
     return runs
 
 
-def tell(fit: FittedLaw, console: Console) -> None:
-    """Print coefficients, checks and the statement on what stays open."""
-    table = Table(title=f"L(S, N, D) of {fit.runs} runs", title_justify="left")
-    for heading in ("coefficient", "value", "90 % of the bootstrap", "determined", "what it says"):
-        table.add_column(heading, justify="left" if heading in ("coefficient", "what it says") else "right")
+def fit_text(fit: FittedLaw) -> str:
+    """Coefficients, checks, and which coefficients the runs leave open."""
+    rows = []
     for name, value in fit.law.coefficients.items():
         low, high = fit.intervals.get(name, (float("nan"), float("nan")))
         inside = f"{low:.4g} … {high:.4g}" if fit.intervals else "none drawn"
-        table.add_row(name, f"{value:.5g}", inside, "no" if name in fit.undetermined else "yes", SAYS[name])
-    console.print(table)
-    console.print(
+        rows.append((name, SAYS[name], f"{value:.5g}", inside, "no" if name in fit.undetermined else "yes"))
+    headings = ("coefficient", "what it says", "value", "90 % of the bootstrap", "determined")
+    table = text_table(headings, [rows], numbers_from=2, title=f"L(S, N, D) of {fit.runs} runs")
+    lines = [
         f"Objective {fit.objective:.4e}: mean Huber loss of the {fit.residual} residual, delta {fit.delta:g}. "
         f"{fit.agreeing} of {fit.starts} starts agree. Mean error on these runs {100 * fit.mean_error:.2f} %."
-    )
+    ]
     for held in fit.hold_outs:
         if held.mean_error is None or held.bias is None:
-            console.print(f"Left out the {held.runs} {held.left_out}: no error, {held.reason}")
+            lines.append(f"Left out the {held.runs} {held.left_out}: no error, {held.reason}")
         else:
-            console.print(
+            lines.append(
                 f"Left out the {held.runs} {held.left_out}: error {100 * held.mean_error:.2f} %, "
                 f"bias {100 * held.bias:+.2f} % (negative: promised too much)."
             )
-    console.print(fit.statement)
+    return "\n".join([table, "", *lines, fit.statement])
