@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-WORDS = "a the film movie plot acting was is not very good bad great awful dull but i liked hated it".split()  # noqa: SIM905
+from helpers.words import WORDS
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -4,9 +4,9 @@ import errno
 import os
 from pathlib import Path
 
-import processes
 import pytest
 import torch
+from helpers import processes
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn

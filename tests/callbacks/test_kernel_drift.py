@@ -4,15 +4,14 @@ import copy
 import csv
 from collections import namedtuple
 
-import processes
 import pytest
-import test_resume
 import torch
+from helpers import processes, resumable
+from helpers.sliced_run import SETTINGS, Module, assert_equal, loader, trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from test_slicefine import SETTINGS, Module, assert_equal, loader, trainer
 from torch import nn
 
 from slicefine_pl import FullyShardedStrategy, SliceFineCallback
@@ -152,11 +151,11 @@ def test_a_run_is_the_same_with_and_without_bit_for_bit(case, tmp_path):
     for name, others in (("without", []), ("with", [Inputs(samples=2, every=2)])):
         torch.manual_seed(3)
         end = ModelCheckpoint(tmp_path / name, "end", every_n_train_steps=15)
-        callbacks = [SliceFineCallback(**test_resume.SETTINGS, **SAME[case]), end, *others]
-        train = torch.utils.data.DataLoader(test_resume.Examples(), batch_size=4, shuffle=True)
-        trainer(*callbacks, max_epochs=3, enable_checkpointing=True).fit(test_resume.Module(), train)
+        callbacks = [SliceFineCallback(**resumable.SETTINGS, **SAME[case]), end, *others]
+        train = torch.utils.data.DataLoader(resumable.Examples(), batch_size=4, shuffle=True)
+        trainer(*callbacks, max_epochs=3, enable_checkpointing=True).fit(resumable.Module(), train)
         ends.append(tmp_path / name / "end.ckpt")
-    test_resume.assert_same_checkpoint(*ends)
+    resumable.assert_same_checkpoint(*ends)
 
 
 def test_a_resumed_run_measures_what_an_uninterrupted_one_does(tmp_path):
@@ -165,10 +164,10 @@ def test_a_resumed_run_measures_what_an_uninterrupted_one_does(tmp_path):
 
     def run(name, seed, resume=None):
         torch.manual_seed(seed)
-        callbacks = [SliceFineCallback(**test_resume.SETTINGS), Inputs(samples=3, every=2), every(name)]
+        callbacks = [SliceFineCallback(**resumable.SETTINGS), Inputs(samples=3, every=2), every(name)]
         settings = {"logger": CSVLogger(tmp_path / f"{name} log"), "enable_checkpointing": True, "max_epochs": 3}
         run = trainer(*callbacks, **settings)
-        run.fit(test_resume.Module(), test_resume.ResumableLoader(), ckpt_path=resume)
+        run.fit(resumable.Module(), resumable.resumable_loader(), ckpt_path=resume)
         return logged(tmp_path / f"{name} log")
 
     whole = run("whole", 1)
@@ -179,7 +178,7 @@ def test_a_resumed_run_measures_what_an_uninterrupted_one_does(tmp_path):
             assert rest[name] == [each for each in values if each[0] > stop]
         ours, theirs = (torch.load(tmp_path / name / "step=15.ckpt", weights_only=True)["callbacks"]["Inputs"]
                         for name in ("whole", f"rest {stop}"))  # fmt: skip
-        test_resume.assert_same(ours, theirs)
+        resumable.assert_same(ours, theirs)
 
 
 def test_modules_with_other_outputs_are_told_what_to_do():

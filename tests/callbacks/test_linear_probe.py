@@ -5,9 +5,9 @@ import random
 from itertools import cycle
 
 import numpy as np
-import processes
 import pytest
 import torch
+from helpers import processes
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn

@@ -3,14 +3,14 @@
 import os
 import signal
 
-import processes
 import pytest
 import torch
+from helpers import processes
+from helpers.sliced_run import SETTINGS, Module, loader, strategy_of, trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from test_slicefine import SETTINGS, Module, loader, trainer
 
 from slicefine_pl import SliceFineCallback
 from slicefine_pl.callbacks import PreemptionCheckpoint
@@ -66,8 +66,6 @@ def test_half_an_accumulated_step_is_finished_first(tmp_path):
 
 def terminated(folder, strategy):
     """One of the processes receives the signal."""
-    from test_distributed import strategy_of
-
     try:
         torch.manual_seed(0)
         run(folder, Terminate(step=3, rank=1), strategy=strategy_of(strategy), devices=2)

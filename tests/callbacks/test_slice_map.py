@@ -7,17 +7,15 @@ import struct
 from io import BytesIO
 
 import numpy as np
-import processes
 import pytest
-import test_resume
-import test_slicefine
 import torch
+from helpers import processes, resumable, sliced_run
+from helpers.sliced_run import SETTINGS, Module, loader, trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
-from test_slicefine import SETTINGS, Module, loader, trainer
 
 from slicefine_pl import FullyShardedStrategy, SliceFineCallback
 from slicefine_pl.callbacks import SliceMap
@@ -66,7 +64,7 @@ def test_a_run_is_the_same_with_and_without(tmp_path):
     watched.load_state_dict(plain.state_dict())
     trainer(SliceFineCallback(**SETTINGS, interval=3)).fit(plain, loader(8))
     trainer(SliceFineCallback(**SETTINGS, interval=3), SliceMap(), default_root_dir=tmp_path).fit(watched, loader(8))
-    test_slicefine.assert_equal(watched, plain)
+    sliced_run.assert_equal(watched, plain)
 
 
 def test_it_needs_a_slicefine_callback():
@@ -112,7 +110,7 @@ CASES = {
 }
 
 
-class Half(test_resume.Module):
+class Half(resumable.Module):
     def __init__(self):
         super().__init__()
         self.to(torch.bfloat16)
@@ -121,23 +119,23 @@ class Half(test_resume.Module):
         return super().training_step((batch[0].bfloat16(), batch[1]), batch_idx)
 
 
-def resumable(folder, case, resume=None, with_picture=True):
+def fifteen_steps(folder, case, resume=None, with_picture=True):
     """Fifteen steps with dropout, AdamW and a checkpoint after each; as tests/callbacks/support/test_resume.py."""
-    module = Half() if case == "bf16" else test_resume.Module()
+    module = Half() if case == "bf16" else resumable.Module()
     every = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
-    callbacks = [SliceFineCallback(**test_resume.SETTINGS, **CASES[case]), every, *[SliceMap()] * with_picture]
+    callbacks = [SliceFineCallback(**resumable.SETTINGS, **CASES[case]), every, *[SliceMap()] * with_picture]
     trainer(*callbacks, max_epochs=3, enable_checkpointing=True, default_root_dir=folder).fit(
-        module, test_resume.ResumableLoader(), ckpt_path=resume
+        module, resumable.resumable_loader(), ckpt_path=resume
     )
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_picture_of_a_resumed_run_is_that_of_an_uninterrupted_one(case, tmp_path):
     seed_everything(1)
-    resumable(tmp_path / "whole", case)
+    fifteen_steps(tmp_path / "whole", case)
     for stop in (4, 6, 15):  # between moves, right after one, and when all was done
         seed_everything(99)
-        resumable(tmp_path / f"{stop}", case, tmp_path / "whole" / f"step={stop}.ckpt")
+        fifteen_steps(tmp_path / f"{stop}", case, tmp_path / "whole" / f"step={stop}.ckpt")
         if stop < 15:
             for name in FILES:
                 assert (tmp_path / f"{stop}" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
@@ -149,10 +147,10 @@ def test_a_checkpoint_written_without_it_lets_the_picture_begin_there(tmp_path, 
 
     draw = slice_map.draw_map
     monkeypatch.setattr(slice_map, "draw_map", lambda lines, title: (told.append(title), draw(lines, title))[1])
-    resumable(tmp_path / "before", "column", with_picture=False)
+    fifteen_steps(tmp_path / "before", "column", with_picture=False)
     before = torch.load(tmp_path / "before" / "step=7.ckpt")["state_dict"]
-    resumable(tmp_path / "after", "column", tmp_path / "before" / "step=7.ckpt")
-    resumable(tmp_path / "again", "column", tmp_path / "after" / "step=9.ckpt")
+    fifteen_steps(tmp_path / "after", "column", tmp_path / "before" / "step=7.ckpt")
+    fifteen_steps(tmp_path / "again", "column", tmp_path / "after" / "step=9.ckpt")
     after = torch.load(tmp_path / "after" / "step=15.ckpt")["state_dict"]
     assert set(numbers(tmp_path / "after")) >= set(columns_that_changed(before, after))
     assert all("steps 7 to 15" in title for title in told)

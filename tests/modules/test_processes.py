@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-import processes
 import pytest
 import torch
+from helpers import processes
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, DistributedSampler, default_collate
 

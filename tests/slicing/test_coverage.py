@@ -5,19 +5,16 @@ The table in docs/coverage.md is made here: ``SLICEFINE_WRITE_DOCS=1 pytest test
 
 import copy
 import os
-import sys
 import warnings
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.architectures import ARCHITECTURES
 from torch import nn
 
 from slicefine_pl.slicing import SliceHandle, slice_model
-
-sys.path.insert(0, str(Path(__file__).parent))
-from architectures import ARCHITECTURES  # (pytest collects no packages here, so neighbours are found by path)
 
 pytestmark = pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated")  # pytorchvideo's X3D
 DOCS = Path(__file__).parents[2] / "docs" / "coverage.md"

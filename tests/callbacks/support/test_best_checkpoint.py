@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.sliced_run import SETTINGS, Module, loader, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_slicefine import SETTINGS, Module, loader, trainer
 
 from slicefine_pl import SliceFineCallback
 from slicefine_pl.callbacks.support.best_checkpoint import CopyBestCheckpoint

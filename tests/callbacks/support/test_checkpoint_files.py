@@ -7,11 +7,11 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from helpers.sliced_run import SETTINGS, Module, loader, trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins import AsyncCheckpointIO, TorchCheckpointIO
-from test_slicefine import SETTINGS, Module, loader, trainer
 
 from slicefine_pl import SliceFineCallback, SparsityCallback
 from slicefine_pl.callbacks import PreemptionCheckpoint

@@ -3,11 +3,10 @@
 import os
 import time
 
-import processes
 import pytest
-import test_slicefine
-import test_sparsity
 import torch
+from helpers import processes, pruned_run, sliced_run
+from helpers.sliced_run import strategy_of
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
@@ -23,16 +22,10 @@ def rank():
 
 def sliced(strategy, settings, *others):
     """Places and sums of weights after a run, in which Lightning gives every process other data."""
-    module, callback = test_slicefine.Module(), SliceFineCallback(**test_slicefine.SETTINGS | settings)
-    test_slicefine.trainer(callback, *others, strategy=strategy_of(strategy), devices=2).fit(
-        module, test_slicefine.loader(16)
-    )
+    module, callback = sliced_run.Module(), SliceFineCallback(**sliced_run.SETTINGS | settings)
+    sliced_run.trainer(callback, *others, strategy=strategy_of(strategy), devices=2).fit(module, sliced_run.loader(16))
     places = [state["index"].tolist() for state in callback.state_dict()["slices"]["slices"].values()]
     return places, [_whole(value).double().sum().item() for value in module.state_dict().values()]
-
-
-def strategy_of(name):
-    return FullyShardedStrategy(process_group_backend="gloo") if name == "fsdp2" else name
 
 
 def _whole(value):
@@ -40,9 +33,9 @@ def _whole(value):
 
 
 def pruned(criterion):
-    module, callback = test_sparsity.Module(), SparsityCallback(0.6, criterion=criterion, **test_sparsity.SETTINGS)
-    test_sparsity.trainer(callback, strategy="ddp", devices=2).fit(module, test_sparsity.loader(16))
-    masks = [callback.masks[name].tolist() for name in test_sparsity.WEIGHTS]
+    module, callback = pruned_run.Module(), SparsityCallback(0.6, criterion=criterion, **pruned_run.SETTINGS)
+    pruned_run.trainer(callback, strategy="ddp", devices=2).fit(module, pruned_run.loader(16))
+    masks = [callback.masks[name].tolist() for name in pruned_run.WEIGHTS]
     return masks, [value.double().sum().item() for value in module.state_dict().values()]
 
 
@@ -87,11 +80,9 @@ def seeded_apart(what):
         if what == "slices":
             sliced("ddp", {"interval": 3, "seed": rank()})
         else:
-            settings = {**test_sparsity.SETTINGS, "seed": rank()}
-            run = test_sparsity.trainer(
-                SparsityCallback(0.6, criterion="random", **settings), strategy="ddp", devices=2
-            )
-            run.fit(test_sparsity.Module(), test_sparsity.loader(16))
+            settings = {**pruned_run.SETTINGS, "seed": rank()}
+            run = pruned_run.trainer(SparsityCallback(0.6, criterion="random", **settings), strategy="ddp", devices=2)
+            run.fit(pruned_run.Module(), pruned_run.loader(16))
     except RuntimeError as error:
         return str(error)
 
@@ -129,8 +120,8 @@ class BuiltLate(LightningModule):
 
 def built_late(strategy):
     module = BuiltLate()
-    callback = SliceFineCallback(**test_slicefine.SETTINGS, interval=3)
-    test_slicefine.trainer(callback, strategy=strategy_of(strategy), devices=2).fit(module, test_slicefine.loader(16))
+    callback = SliceFineCallback(**sliced_run.SETTINGS, interval=3)
+    sliced_run.trainer(callback, strategy=strategy_of(strategy), devices=2).fit(module, sliced_run.loader(16))
     return getattr(module, "blocks", None), {
         name: _whole(value).tolist() for name, value in module.state_dict().items()
     }
@@ -173,20 +164,20 @@ def test_an_error_in_one_process_ends_the_other(strategy):
 @pytest.mark.parametrize("strategy", [ModelParallelStrategy, FSDPStrategy])
 @pytest.mark.parametrize("callback", [SliceFineCallback, SparsityCallback])
 def test_other_ways_of_sharding_are_refused(strategy, callback):
-    trainer = test_slicefine.trainer(callback())
+    trainer = sliced_run.trainer(callback())
     trainer._accelerator_connector.strategy = strategy()
     with pytest.raises(MisconfigurationException, match=rf"{callback.__name__} does not work with {strategy.__name__}"):
-        trainer.callbacks[0].setup(trainer, test_slicefine.Module(), "fit")
+        trainer.callbacks[0].setup(trainer, sliced_run.Module(), "fit")
 
 
 def test_pruning_a_sharded_network_is_refused():
-    trainer = test_slicefine.trainer(SparsityCallback())
+    trainer = sliced_run.trainer(SparsityCallback())
     trainer._accelerator_connector.strategy = FullyShardedStrategy()
     with pytest.raises(MisconfigurationException, match="FullyShardedStrategy: masks need whole weights"):
-        trainer.callbacks[0].setup(trainer, test_slicefine.Module(), "fit")
+        trainer.callbacks[0].setup(trainer, sliced_run.Module(), "fit")
 
 
-class Dropped(test_slicefine.Module):
+class Dropped(sliced_run.Module):
     """Draws random numbers in every step, other ones on every process."""
 
     def __init__(self):
@@ -200,9 +191,9 @@ def with_dropout(folder, stop, resume, strategy):
     torch.nn.init.constant_(module.head.bias, 0.0)
     saver = ModelCheckpoint(folder, "last", every_n_train_steps=stop, save_top_k=-1)
     settings = {"strategy": strategy_of(strategy), "devices": 2, "max_epochs": -1, "max_steps": stop}
-    callback = SliceFineCallback(**test_slicefine.SETTINGS, interval=3)
-    run = test_slicefine.trainer(callback, saver, enable_checkpointing=True, **settings)
-    run.fit(module, test_slicefine.loader(2), ckpt_path=resume)  # an epoch is one step
+    callback = SliceFineCallback(**sliced_run.SETTINGS, interval=3)
+    run = sliced_run.trainer(callback, saver, enable_checkpointing=True, **settings)
+    run.fit(module, sliced_run.loader(2), ckpt_path=resume)  # an epoch is one step
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
@@ -218,13 +209,11 @@ def test_every_process_goes_on_with_its_own_random_numbers(strategy, tmp_path):
 def wanda(folder, stop, resume):
     saver = ModelCheckpoint(folder, "last", every_n_train_steps=stop, save_top_k=-1)
     settings = {"strategy": "ddp", "devices": 2, "max_epochs": -1, "max_steps": stop, "enable_checkpointing": True}
-    callback = SparsityCallback(
-        0.6, criterion="wanda", **test_sparsity.SETTINGS | {"start": 1, "end": 8, "interval": 3}
-    )
+    callback = SparsityCallback(0.6, criterion="wanda", **pruned_run.SETTINGS | {"start": 1, "end": 8, "interval": 3})
     torch.manual_seed(0)
-    module = test_sparsity.Module()
-    test_sparsity.trainer(callback, saver, **settings).fit(module, test_sparsity.loader(2), ckpt_path=resume)
-    return [callback.masks[name].tolist() for name in test_sparsity.WEIGHTS]
+    module = pruned_run.Module()
+    pruned_run.trainer(callback, saver, **settings).fit(module, pruned_run.loader(2), ckpt_path=resume)
+    return [callback.masks[name].tolist() for name in pruned_run.WEIGHTS]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -243,16 +232,14 @@ def shortened(folder, stop):
                 trainer.save_checkpoint(folder / "last.ckpt")
 
     settings = {"strategy": "ddp", "devices": 2, "max_epochs": -1, "max_steps": 9}
-    callback = SparsityCallback(
-        0.6, criterion="wanda", **test_sparsity.SETTINGS | {"start": 1, "end": 8, "interval": 3}
-    )
+    callback = SparsityCallback(0.6, criterion="wanda", **pruned_run.SETTINGS | {"start": 1, "end": 8, "interval": 3})
     torch.manual_seed(0)
-    test_sparsity.trainer(callback, Stop(), **settings).fit(test_sparsity.Module(), test_sparsity.loader(2))
+    pruned_run.trainer(callback, Stop(), **settings).fit(pruned_run.Module(), pruned_run.loader(2))
 
 
 def saved_without_slices(folder):
-    run = test_slicefine.trainer(SliceFineCallback(**test_slicefine.SETTINGS), strategy="ddp", devices=2)
-    run.validate(test_slicefine.Module(), test_slicefine.loader(2), verbose=False)
+    run = sliced_run.trainer(SliceFineCallback(**sliced_run.SETTINGS), strategy="ddp", devices=2)
+    run.validate(sliced_run.Module(), sliced_run.loader(2), verbose=False)
     run.save_checkpoint(folder / "plain.ckpt")
 
 
@@ -263,7 +250,7 @@ def test_a_checkpoint_of_closed_slices_can_be_saved(tmp_path):
 
 
 def test_averages_of_a_sharded_network_are_refused():
-    trainer = test_slicefine.trainer(SliceFineCallback(), EMAWeightAveraging())
+    trainer = sliced_run.trainer(SliceFineCallback(), EMAWeightAveraging())
     trainer._accelerator_connector.strategy = FullyShardedStrategy()
     with pytest.raises(MisconfigurationException, match="EMAWeightAveraging cannot average weights that are sharded"):
-        trainer.callbacks[0].setup(trainer, test_slicefine.Module(), "fit")
+        trainer.callbacks[0].setup(trainer, sliced_run.Module(), "fit")

@@ -1,6 +1,5 @@
 """Stop, resume, and be the run that never stopped: bit for bit, at any step."""
 
-import copy
 import os
 import signal
 import subprocess
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.resumable import Examples, Module, assert_same_checkpoint, resumable_loader, run
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     GradientAccumulationScheduler,
@@ -19,104 +19,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
-
-from slicefine_pl import SliceFineCallback
-
-SETTINGS = {"rank": 2, "targets": "trunk", "also_train": "head", "interval": 3}
-BATCHES = 5
-
-
-class Examples(Dataset):
-    """Numbers that depend on their index alone."""
-
-    def __len__(self):
-        return 4 * BATCHES
-
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        return torch.randn(6, generator=generator), torch.randint(3, (), generator=generator)
-
-
-class ResumableLoader(DataLoader):
-    """In order, and able to go on in the middle of an epoch; what a user of exact resumption has to bring."""
-
-    def __init__(self):
-        super().__init__(Examples(), batch_size=4)
-        self.start = self.done = 0
-
-    def __iter__(self):
-        self.done, self.start = self.start, 0
-        for index, batch in enumerate(super().__iter__()):
-            if index >= self.done:
-                self.done = index + 1
-                yield batch
-
-    def state_dict(self):
-        return {"start": self.done % BATCHES}
-
-    def load_state_dict(self, state):
-        self.start = state["start"]
-
-
-class Module(LightningModule):
-    def __init__(self, optimizer="adamw"):
-        super().__init__()
-        self.trunk = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.3), nn.Tanh(), nn.Linear(8, 5), nn.Dropout(0.3))
-        self.head = nn.Linear(5, 3)
-        self.optimizer = optimizer
-
-    def training_step(self, batch, batch_idx):
-        return nn.functional.cross_entropy(self.head(self.trunk(batch[0])), batch[1])
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val/loss", self.training_step(batch, batch_idx))
-
-    def configure_optimizers(self):
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-        optimizer = torch.optim.AdamW(self.parameters(), lr=0.05, weight_decay=0.1)
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LinearLR(optimizer), "interval": "step"}]
-
-
-def run(folder: Path, module: Module, ckpt_path=None, train=None, checkpoint=None, others=(), **settings):
-    """Three epochs, a checkpoint after every step unless told otherwise."""
-    callback = SliceFineCallback(**(SETTINGS | settings))
-    every = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
-    trainer = Trainer(
-        callbacks=[callback, *copy.deepcopy(others), checkpoint or every],
-        max_epochs=3,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, train or ResumableLoader(), DataLoader(Examples(), batch_size=4), ckpt_path=ckpt_path)
-    return callback
-
-
-def assert_same_checkpoint(ours: Path, theirs: Path) -> None:
-    """Everything that decides the future of a run is equal, bit for bit."""
-    ours, theirs = torch.load(ours), torch.load(theirs)
-    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
-        assert_same(ours[part], theirs[part])
-    assert_same(ours["callbacks"]["SliceFineCallback"], theirs["callbacks"]["SliceFineCallback"])
-
-
-def assert_same(a: object, b: object) -> None:
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for left, right in zip(a, b, strict=True):
-            assert_same(left, right)
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
+from torch.utils.data import DataLoader
 
 
 @pytest.fixture(scope="module")
@@ -242,13 +145,13 @@ def test_resuming_another_network_names_what_differs(uninterrupted, tmp_path):
 def test_a_checkpoint_without_slices_is_refused_and_one_with_slices_needs_the_callback(uninterrupted, tmp_path):
     quiet = {"max_epochs": 4, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     plain = Trainer(**quiet, default_root_dir=tmp_path)
-    plain.fit(Module(), ResumableLoader())
+    plain.fit(Module(), resumable_loader())
     plain.save_checkpoint(tmp_path / "plain.ckpt")
     with pytest.raises(MisconfigurationException, match="written without SliceFineCallback"):
         run(tmp_path, Module(), tmp_path / "plain.ckpt")
     with pytest.raises(ValueError, match="parameter group"):  # torch's own: the saved optimizer knows slices
         Trainer(**quiet, default_root_dir=tmp_path).fit(
-            Module(), ResumableLoader(), ckpt_path=uninterrupted("sweep") / "step=4.ckpt"
+            Module(), resumable_loader(), ckpt_path=uninterrupted("sweep") / "step=4.ckpt"
         )
 
 
@@ -263,7 +166,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_resume as t
+from helpers import resumable as t
 from lightning.pytorch import seed_everything
 seed_everything(1)
 
@@ -279,7 +182,7 @@ t.run(Path({folder!r}), Slow())
 def test_a_killed_run_resumes_from_what_lies_on_disk(uninterrupted, tmp_path):
     """kill -9 in the middle: every checkpoint on disk is whole, and the last one leads to the same end."""
     folder = tmp_path / "killed"
-    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder))
+    script = KILLED.format(tests=str(Path(__file__).parents[2]), folder=str(folder))
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (folder / "step=6.ckpt").exists():

@@ -4,11 +4,11 @@ import random
 
 import pytest
 import torch
+from helpers.resumable import ResumableLoader, assert_same
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_resume import assert_same
 from torch import nn, optim
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from slicefine_pl import SliceFineCallback, SparsityCallback
 
@@ -107,25 +107,6 @@ class Examples(Dataset):
         generator = torch.Generator().manual_seed(index)
         x = torch.randn(8, generator=generator, dtype=torch.float64).to(self.dtype)
         return x, torch.randint(3, (), generator=generator)
-
-
-class ResumableLoader(DataLoader):
-    """In order, and able to go on in the middle of an epoch."""
-
-    start = done = 0
-
-    def __iter__(self):
-        self.done, self.start = self.start, 0
-        for index, batch in enumerate(super().__iter__()):
-            if index >= self.done:
-                self.done = index + 1
-                yield batch
-
-    def state_dict(self):
-        return {"start": self.done % BATCHES}
-
-    def load_state_dict(self, state):
-        self.start = state["start"]
 
 
 def drawn(number):

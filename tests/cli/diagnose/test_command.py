@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import WORDS
+from helpers.words import WORDS
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel
 

@@ -4,8 +4,8 @@ import contextlib
 import io
 import os
 
-import processes
 import torch
+from helpers import processes
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import default_collate
 

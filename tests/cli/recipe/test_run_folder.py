@@ -3,9 +3,9 @@
 import threading
 from pathlib import Path
 
-import processes
 import pytest
 import torch
+from helpers import processes
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 

@@ -1,21 +1,17 @@
 """Clips and crops: a function of seed, epoch and index; broken videos replaced alike everywhere."""
 
 import random
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import films
 from pytorchvideo.data.clip_sampling import ConstantClipsPerVideoSampler
 from torch.utils.data import DataLoader
 
 from slicefine_pl.data.batching import EpochPlan, ResumableLoader
 from slicefine_pl.data.video.clips import ClipDataset, FixedViews, RandomView
 from slicefine_pl.data.video.decoding import Video
-
-sys.path.insert(0, str(Path(__file__).parent))
-import films
 
 VIEW = RandomView(num_frames=4, clip_seconds=0.8, crop_size=16, flip=True)
 

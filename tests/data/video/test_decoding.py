@@ -1,18 +1,15 @@
 """Video.frames against files whose every frame tells its number, and against decoding all of a file."""
 
 import pickle
-import sys
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from helpers import films
 
 from slicefine_pl.data.video import track
 from slicefine_pl.data.video.decoding import Box, UnreadableVideo, Video
-
-sys.path.insert(0, str(Path(__file__).parent))
-import films
 
 
 def left(width, height):

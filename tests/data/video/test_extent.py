@@ -1,15 +1,10 @@
 """Damaged files are refused where a clip would show something wrong; whole ones are not."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from helpers import films
 
 from slicefine_pl.data.video.decoding import Box, UnreadableVideo, Video
-
-sys.path.insert(0, str(Path(__file__).parent))
-import films
 
 FRAMES, CLIP = 60, 5
 B = {"bf": "2"}

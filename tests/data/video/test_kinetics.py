@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import films
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from slicefine_pl.data import KineticsDataModule
 from slicefine_pl.data.video.decoding import UnreadableVideo
-
-sys.path.insert(0, str(Path(__file__).parent))
-import films
 
 SETTINGS = {"num_frames": 4, "clip_seconds": 0.8, "crop_size": 16, "batch_size": 2, "test_clips": 2, "test_crops": 3}
 
@@ -84,7 +82,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{here!r}, {tests!r}]
 import test_kinetics as t
 
 
@@ -113,7 +111,11 @@ def test_two_processes_with_broken_videos_finish_with_equal_batches_and_one_list
     bad[0].write_bytes(b"no video")
     bad[1].write_bytes((root / "train" / "jump" / "0.mp4").read_bytes()[:200])
     script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path), root=str(root)))
+    script.write_text(
+        SCRIPT.format(
+            here=str(Path(__file__).parent), tests=str(Path(__file__).parents[2]), folder=str(tmp_path), root=str(root)
+        )
+    )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "rank0").read_text() == (tmp_path / "rank1").read_text() == str([20, *[2] * 20])

@@ -1,17 +1,13 @@
 """The frame on show at any time, in containers of all kinds, against decoding all of the file."""
 
 import struct
-import sys
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from helpers import films
 
 from slicefine_pl.data.video.decoding import Box, Video
-
-sys.path.insert(0, str(Path(__file__).parent))
-import films
 
 FRAMES = 48
 B = {"bf": "2", "b_strategy": "0"}

@@ -1,8 +1,8 @@
 """Two real processes (gloo) with unequal numbers of tokens: gradient and loss are those of one process with all."""
 
-import processes
 import pytest
 import torch
+from helpers import processes
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 

@@ -5,12 +5,12 @@ import subprocess
 import sys
 from fractions import Fraction
 from importlib.util import find_spec
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from helpers import films
 from transformers import AutoImageProcessor, AutoModelForVideoClassification, VideoMAEConfig
 
 from slicefine_pl.data import KineticsDataModule
@@ -18,9 +18,6 @@ from slicefine_pl.data.video.read_clips import read_clips
 from slicefine_pl.inputs import VideoInput
 from slicefine_pl.modules import VideoClassifier
 from slicefine_pl.modules.video.exports import write_reader
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "data" / "video"))
-import films
 
 SEEN = VideoInput(num_frames=8, clip_seconds=1.1, crop_size=32, test_clips=2, test_crops=3)
 NAMES = ["left", "right", "up"]

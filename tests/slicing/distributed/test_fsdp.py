@@ -3,9 +3,9 @@
 import re
 
 import numpy
-import processes
 import pytest
 import torch
+from helpers import processes
 from torch import nn
 from torch.distributed.tensor import DTensor, Partial
 from torch.utils.checkpoint import checkpoint

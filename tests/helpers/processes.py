@@ -62,7 +62,7 @@ def _child(pipe: Any, file: str, name: str, args: tuple[Any, ...], rank: int, pr
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
     place |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({key: str(value) for key, value in place.items()})
-    sys.path[:0] = [str(Path(file).parent), str(Path(__file__).parent)]
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         spec = importlib.util.spec_from_file_location(Path(file).stem, file)

@@ -1,0 +1,1 @@
+"""Pieces that several test files use: small runs, networks, videos, and processes."""
