@@ -121,7 +121,7 @@ class SparsityCallback(ResumableCallback):
         if type(start) is type(end) and start > end:
             raise ValueError(f"start={start} comes after end={end}; choose start <= end.")
         self._pattern = parse_pattern(pattern)
-        self._target = _target(sparsity, pattern, self._pattern.final())
+        self._target = _target(sparsity, pattern, self._pattern.final_sparsity())
         self._ramp: Callable[[float], float] | None = RAMPS.get(schedule) if isinstance(schedule, str) else schedule
         self._start: float | int = 0 if schedule == "constant" else start
         self._end: float | int = self._start if schedule in ("constant", "one_shot") else end
@@ -176,7 +176,7 @@ class SparsityCallback(ResumableCallback):
         self._slices = MaskedSlices(pl_module, self.masks, trainer.optimizers)
         if self._slices and (slicing := slicefine_of(trainer)):
             slicing.opened().watch(self._slices)
-        self.masks.watch()
+        self.masks.collect_inputs()
         if self._slices and self._pruning["criterion"] == "gradient" and self._ramp is not None:
             raise MisconfigurationException(
                 "criterion='gradient' needs the gradient of every weight, and SliceFineCallback computes those of"
@@ -240,7 +240,7 @@ class SparsityCallback(ResumableCallback):
         return schedule
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self.masks.see_gradients()
+        self.masks.collect_gradients()
         self.masks.mask_gradients()
         if self._slices:
             self._slices.mask_gradients()
@@ -285,8 +285,8 @@ class SparsityCallback(ResumableCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._release()
-        in_full = self._steps > 0 if self._schedule is None else self._steps >= self._schedule.end
-        self.masks.verify(in_full=in_full)  # without a schedule and a step, training did not even start
+        complete = self._steps > 0 if self._schedule is None else self._steps >= self._schedule.end
+        self.masks.verify(complete=complete)  # without a schedule and a step, training did not even start
         if self._schedule is not None and self._steps < self._schedule.end:
             rank_zero_warn(
                 f"The run ended after {self._steps} steps, before end={self._schedule.end}: sparsity is "

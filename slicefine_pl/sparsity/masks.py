@@ -1,7 +1,7 @@
-"""Masks of a network: made from scores, put on weights, gradients and optimizer states, kept as bits.
+"""Masks of a network: compute them from scores, and apply them to weights, gradients and optimizer states.
 
     masks = NetworkMasks(net, parse_pattern("2:4"), "magnitude")
-    masks.prune(0.5)  # the weights are zero from here on; prune() again, with more, to go on
+    masks.prune(0.5)  # half of the weights are zero from here on; call it again to prune more
     masks.mask_optimizer_state(optimizer)
     ...
     loss.backward()
@@ -9,7 +9,7 @@
     optimizer.step()
     masks.mask_trained_weights()
 
-Knows neither steps nor schedules.
+When to prune is up to the caller; see ``schedules``.
 """
 
 import hashlib
@@ -21,25 +21,26 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from slicefine_pl.sparsity.mask_selection import select_by_layer, select_globally
 from slicefine_pl.sparsity.mask_tensors import apply_mask, pack_mask, unpack_mask
-from slicefine_pl.sparsity.patterns import Blocks, NofM, Pattern, keep_best, kept_units
+from slicefine_pl.sparsity.patterns import Blocks, NofM, Pattern
 from slicefine_pl.sparsity.scores import Score
 from slicefine_pl.sparsity.targets import Criterion, Patterns, Prunable, find_targets, some
 
 Scope = Literal["layer", "global"]
 
-# Optimizers that leave a zero without a gradient and without a memory where it is, whatever the other entries do.
+# Optimizers that keep a weight at zero if its gradient and its optimizer state are zero, whatever the other weights do.
 ELEMENTWISE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """How sparse one weight is.
+    """Sparsity of one pruned parameter.
 
     Attributes:
-        name: Of the parameter.
-        weights: Entries of the parameter.
-        kept: Entries that the mask lets live.
+        name: Parameter name.
+        weights: Number of its entries.
+        kept: Number of entries that the mask keeps.
     """
 
     name: str
@@ -48,26 +49,28 @@ class LayerSparsity:
 
     @property
     def sparsity(self) -> float:
-        """Share of the entries that are pruned."""
+        """Fraction of pruned entries, in [0, 1)."""
         return 1 - self.kept / self.weights
 
 
 class NetworkMasks:
-    """The masks of all pruned weights of a network; none of them prunes anything at first.
+    """Masks of all pruned weights of a network.
+
+    A new mask keeps every weight; :meth:`prune` computes masks of a given sparsity.  A pruned weight stays pruned.
 
     Args:
-        net: The network; changed by :meth:`prune` alone.
+        net: The network.
         pattern: How pruned weights lie.
-        criterion: Which weights go first.
-        scope: Whether every matrix becomes equally sparse, or all together are ranked in one list.
-        targets: See :func:`find_targets`.
-        seed: Of the criterion ``"random"``.
+        criterion: Scores by which weights are pruned; see ``scores``.
+        scope: ``"layer"`` gives every matrix the same sparsity; ``"global"`` ranks all weights together.
+        targets: Which weights to prune; see :func:`slicefine_pl.sparsity.targets.find_targets`.
+        seed: Seed of the criterion ``"random"``.
 
     Attributes:
-        skipped: Weights that stay dense, by name, and the reason.
+        skipped: Reason why a weight stays dense, by parameter name.
 
     Raises:
-        ValueError: The targets do not fit, or the scope does not go with the pattern.
+        ValueError: The targets cannot be pruned, or ``scope="global"`` is combined with a pattern of groups or blocks.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class NetworkMasks:
     ) -> None:
         if scope == "global" and isinstance(pattern, NofM | Blocks):
             raise ValueError(
-                f"scope='global' ranks single weights, and pattern='{pattern}' has none; use scope='layer'."
+                f"scope='global' ranks single weights and cannot keep pattern='{pattern}'; use scope='layer'."
             )
         found = find_targets(net, pattern, criterion, targets)
         self.pattern = pattern
@@ -89,7 +92,7 @@ class NetworkMasks:
         self.skipped = found.skipped
         self._chosen = {each.name: each for each in found.chosen}
         self._masks = {name: torch.ones_like(each.parameter, dtype=torch.bool) for name, each in self._chosen.items()}
-        self._seen: dict[str, tuple[Tensor, int]] = {}  # gradients as they were cut last, and their version
+        self._masked: dict[str, tuple[Tensor, int]] = {}  # masked gradients and their versions
         self._scores = {name: Score(each, criterion, _seed(seed, name)) for name, each in self._chosen.items()}
 
     def __iter__(self) -> Iterator[LayerSparsity]:
@@ -99,7 +102,7 @@ class NetworkMasks:
         return len(self._chosen)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The mask of a parameter, bool, of its shape; true where it lives."""
+        """Return the mask of a parameter: bool of its shape, true where a weight is kept."""
         return self._masks[name]
 
     def __contains__(self, name: str) -> bool:
@@ -107,43 +110,47 @@ class NetworkMasks:
 
     @property
     def prunable(self) -> Mapping[str, Prunable]:
-        """What is pruned, by name."""
+        """The pruned weights by parameter name."""
         return self._chosen
 
     @property
     def sparsity(self) -> float:
-        """Share of the entries of all pruned weights that are zero by mask."""
+        """Fraction of pruned entries over all masks, in [0, 1)."""
         counts = list(self)
         return 1 - sum(each.kept for each in counts) / sum(each.weights for each in counts)
 
     @torch.no_grad()
     def prune(self, target: float) -> None:
-        """Make the masks anew, at least as sparse as before, and put them on the weights.
+        """Compute new masks, which contain all pruned entries of the old ones, and apply them to the weights.
 
         Args:
-            target: Sparsity, in [0, 1); embeddings become ``1 - sqrt(1 - target)`` sparse.
+            target: Sparsity in [0, 1).  Embeddings get ``1 - sqrt(1 - target)``.
 
         Raises:
-            ValueError: A weight, or a score, is not a number; or a score has seen nothing.  No mask is changed then.
+            ValueError: A score is not finite, or a criterion has not collected what it needs.  The masks are then
+                unchanged.
         """
         scores = {name: self._score(name) for name in self._chosen}
-        self._masks = self._globally(scores, target) if self.scope == "global" else self._by_layer(scores, target)
+        if self.scope == "global":
+            self._masks = select_globally(self._chosen, scores, target)
+        else:
+            self._masks = select_by_layer(self._chosen, scores, target, self.pattern)
         for score in self._scores.values():
-            score.forget()
+            score.reset()
         self.mask_weights()
 
     @torch.no_grad()
     def keep_zeros(self) -> None:
-        """Take the zeros that the weights have now as masks.
+        """Set the masks from the zeros that the weights have now.
 
         Raises:
-            ValueError: The zeros of some weight are not in the pattern, or there are none, or nothing else.
+            ValueError: No weight is zero, all weights of a matrix are zero, or the zeros are not in the pattern.
         """
         empty = [name for name, each in self._chosen.items() if not each.parameter.count_nonzero()]
         if empty:
             raise ValueError(
-                f"{some(empty)} holds nothing but zeros, and would never train; choose targets that leave it out, or"
-                " give it values."
+                f"{some(empty)} contains only zeros and would never train; choose targets without it, or give it"
+                " other values."
             )
         self._masks = {name: each.parameter != 0 for name, each in self._chosen.items()}
         if self.sparsity == 0:
@@ -152,76 +159,84 @@ class NetworkMasks:
             )
         self.verify()
 
-    def verify(self, *, in_full: bool = True) -> None:
-        """See that every weight is zero where its mask says so.
+    def verify(self, *, complete: bool = True) -> None:
+        """Check that every pruned entry is zero.
 
         Args:
-            in_full: Whether the masks must be in the pattern, too: not before they reach their target.
+            complete: Whether every mask must also have the complete pattern, as it does at its final sparsity.
 
         Raises:
-            ValueError: One is not; it is named.
+            ValueError: A pruned entry is not zero, or a mask is not in the pattern; the message names the parameter.
         """
         for name, each in self._chosen.items():
             mask = each.matrix(self._masks[name])
-            if in_full and not self.pattern.holds(mask):
+            if complete and not self.pattern.matches(mask):
                 raise ValueError(f"{name} is not in the pattern '{self.pattern}'; prune it to that pattern first.")
             pruned = each.parameter.detach()[~self._masks[name]]
             if not pruned.isfinite().all():
                 raise ValueError(
-                    f"{name} has weights that are not finite where they are pruned: the run diverged; lower the"
-                    " learning rate, or train in a finer precision."
+                    f"{name} has pruned weights that are not finite: the run diverged; lower the learning rate, or"
+                    " train in a higher precision."
                 )
             if pruned.count_nonzero():
                 raise ValueError(
-                    f"{name} has weights that are not zero where they are pruned; something wrote into it."
+                    f"{name} has pruned weights that are not zero: other code changed it; apply the masks after that."
                 )
 
-    def see_gradients(self) -> None:
-        """Show the scores the gradients at hand."""
+    def collect_gradients(self) -> None:
+        """Let the scores collect the current gradients; call it before each optimizer step."""
         for score in self._scores.values():
-            score.see_gradient()
+            score.collect_gradient()
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Set the gradient of every pruned entry to zero, so that clippers and optimizers count the living alone."""
+        """Set the gradients of pruned entries to zero, so that clipping and the optimizer see kept entries only."""
         for name, each in self._chosen.items():
             if (gradient := each.parameter.grad) is not None:
                 apply_mask(gradient, self._masks[name])
-                self._seen[name] = gradient, gradient._version
+                self._masked[name] = gradient, gradient._version
 
     @torch.no_grad()
     def mask_trained_weights(self, optimizer: Optimizer | None = None, scalings: int = 0) -> None:
-        """Set every pruned entry of the weights that require a gradient to zero: after each optimizer step.
+        """Set pruned entries of trained weights to zero; call it after each optimizer step.
+
+        SGD, Adam and AdamW keep a zero where gradient and optimizer state are zero.  Their weights are skipped if
+        :meth:`mask_gradients` masked the gradient and nothing changed it since.
 
         Args:
-            optimizer: Whose step it was.  Plain SGD, Adam and AdamW keep zeros by themselves where the gradient is as
-                :meth:`mask_gradients` left it, so there is nothing to do; their memory of pruned entries must be clear.
-                What is written through ``gradient.data`` is not seen, and must not touch pruned entries.
-            scalings: How often every gradient was multiplied by a number in place between cut and step, as by a clipper
-                of norms; where it was changed more often or less, the weight is cut.
+            optimizer: Optimizer that made the step; ``None`` masks every weight.  Its state must be masked; see
+                :meth:`mask_optimizer_state`.
+            scalings: How often all gradients were multiplied in place by a number between :meth:`mask_gradients` and
+                the step, as clipping by norm does once.  Any other number of changes counts as a change of the
+                gradient.  Writes through ``gradient.data`` are not detected and must not touch pruned entries.
         """
         for name, each in self._chosen.items():
-            if each.parameter.requires_grad and not self._left_alone(name, each, optimizer, scalings):
+            if each.parameter.requires_grad and not self._kept_zeros(name, each, optimizer, scalings):
                 apply_mask(each.parameter.data, self._masks[name])
-        self._seen = {}
+        self._masked = {}
 
-    def _left_alone(self, name: str, each: Prunable, optimizer: Optimizer | None, scalings: int) -> bool:
-        gradient, version = self._seen.get(name, (None, -1))
+    def _kept_zeros(self, name: str, each: Prunable, optimizer: Optimizer | None, scalings: int) -> bool:
+        gradient, version = self._masked.get(name, (None, -1))
         untouched = gradient is not None and gradient is each.parameter.grad and gradient._version == version + scalings
         return type(optimizer) in ELEMENTWISE and untouched
 
     @torch.no_grad()
     def mask_weights(self, net: nn.Module | None = None) -> None:
-        """Set every pruned entry to zero: in the network, or in a copy of it."""
+        """Set all pruned entries to zero.
+
+        Args:
+            net: A copy of the network, such as a weight average; ``None`` masks the network itself.
+        """
         for name, each in self._chosen.items():
             parameter = each.parameter if net is None else net.get_parameter(name)
             apply_mask(parameter.data, self._masks[name])
 
     @torch.no_grad()
     def mask_optimizer_state(self, optimizer: Optimizer) -> None:
-        """Clear what an optimizer remembers of pruned entries: every state that has the shape of its parameter.
+        """Set the optimizer state of pruned entries to zero.
 
-        L-BFGS keeps one history for all its parameters, so it loses all of it.
+        Masks every state tensor that has the shape of its parameter.  L-BFGS has one history for all parameters; it is
+        cleared.
         """
         if isinstance(optimizer, torch.optim.LBFGS):
             optimizer.state.clear()
@@ -231,36 +246,36 @@ class NetworkMasks:
                 if isinstance(value, Tensor) and value.shape == self._masks[name].shape:
                     apply_mask(value, self._masks[name])
 
-    def watch(self) -> None:
-        """Have the scores see what the network is fed from now on; only ``"wanda"`` needs it."""
+    def collect_inputs(self) -> None:
+        """Let the scores collect inputs of the layers from now on; has an effect for ``"wanda"`` only."""
         for score in self._scores.values():
-            score.watch()
+            score.collect_inputs()
 
     def close(self) -> None:
-        """Take all hooks off the network; the masks stay."""
+        """Remove all hooks from the network; the masks stay."""
         for score in self._scores.values():
             score.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks as bits, and what the scores have seen, as plain numbers, strings and tensors."""
+        """Return masks, packed to bits, and the statistics of the scores."""
         return {
             "masks": {name: {"shape": list(mask.shape), "bits": pack_mask(mask)} for name, mask in self._masks.items()},
             "scores": {name: score.state_dict() for name, score in self._scores.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take saved masks; the weights must have been restored before.
+        """Restore masks and statistics, and apply the masks.  Restore the weights first.
 
         Raises:
-            ValueError: They are those of another network; nothing is changed then.
+            ValueError: Names or shapes differ from those of this network; nothing is changed then.
         """
         saved = {name: tuple(entry["shape"]) for name, entry in state["masks"].items()}
         present = {name: tuple(mask.shape) for name, mask in self._masks.items()}
         if saved != present:
             wrong = sorted(name for name in saved.keys() | present.keys() if saved.get(name) != present.get(name))
             raise ValueError(
-                f"the saved masks are those of another network or of other targets: {some(wrong)} differ in name or"
-                " shape; resume with the settings of the run that was saved."
+                f"the saved masks belong to another network or to other targets: {some(wrong)} differ in name or"
+                " shape; resume with the settings of the saved run."
             )
         self._masks = {
             name: unpack_mask(entry["bits"], saved[name]).to(self._masks[name].device)
@@ -271,7 +286,7 @@ class NetworkMasks:
         self.mask_weights()
 
     def _score(self, name: str) -> Tensor:
-        """Scores of one matrix; below all others where it is pruned already, so that no entry comes back."""
+        """Return the scores of one matrix; pruned entries get the lowest score, so that they stay pruned."""
         each = self._chosen[name]
         scores = self._scores[name].weights()
         if not scores.isfinite().all():
@@ -280,26 +295,7 @@ class NetworkMasks:
             )
         return scores.masked_fill(~each.matrix(self._masks[name]), -1.0)
 
-    def _by_layer(self, scores: Mapping[str, Tensor], target: float) -> dict[str, Tensor]:
-        masks = {}
-        for name, each in self._chosen.items():
-            units = self.pattern.units(scores[name])
-            kept = keep_best(units, kept_units(len(units), each.sparsity(target)))
-            masks[name] = each.matrix(self.pattern.spread(kept, tuple(scores[name].shape))).contiguous()
-        return masks
-
-    def _globally(self, scores: Mapping[str, Tensor], target: float) -> dict[str, Tensor]:
-        """One list for all matrices; the best entry of each is safe."""
-        flat = {name: values.flatten() for name, values in scores.items()}
-        every = torch.cat([values.index_fill(0, values.argmax().view(1), torch.inf) for values in flat.values()])
-        wanted = sum(kept_units(len(flat[name]), each.sparsity(target)) for name, each in self._chosen.items())
-        parts = torch.split(keep_best(every, wanted), [len(values) for values in flat.values()])
-        return {
-            name: each.matrix(kept.view(scores[name].shape)).contiguous()
-            for (name, each), kept in zip(self._chosen.items(), parts, strict=True)
-        }
-
 
 def _seed(seed: int, name: str) -> int:
-    """A number for each weight, the same in every process."""
+    """Derive a seed for one parameter, equal in all processes."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")

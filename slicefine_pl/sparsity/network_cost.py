@@ -1,13 +1,15 @@
-"""What does a network cost, as it is pruned, and what would its zeros save?
+"""Report what a network costs, dense and with its zeros left out: FLOPs, bytes and the pattern of every matrix.
 
-    print(cost_report(net, example))  # a table; .summary() is one line, .to_json() everything
+    report = cost_report(net, example)
+    print(report)  # a table; report.summary() is one line, report.to_json() contains every number
 
-A plain checkpoint of a pruned network is as large and as fast as before: the report says what a format, or hardware,
-that uses the zeros would make of it.  It counts; it measures no time.  Formulas: ``layer_cost``.
+A plain checkpoint of a pruned network is as large and as fast as before.  The report says what a storage format, or
+hardware that skips zeros, could save.  It counts and does not measure time.  The formulas are in ``layer_cost``.
 
-Counted are linear maps, transformers' Conv1D, convolutions, attention's matrices and embeddings (looked up: no FLOPs).
-Products without a weight, such as the scores of attention, are none of theirs; biases, norms and every other parameter
-are counted in bytes alone.  Of tied weights the bytes count once, the FLOPs at every use.  Buffers are not counted.
+Counted are weights of linear layers, transformers' ``Conv1D``, convolutions, attention and embeddings.  An embedding
+is looked up and has no FLOPs.  Biases, norms and all other parameters count as bytes only.  Products of activations,
+such as attention scores, are not counted, and neither are buffers.  A tied weight counts its bytes once and its FLOPs
+at every use.
 
 Source:  ours.
 """
@@ -28,7 +30,7 @@ from slicefine_pl.sparsity.targets import prunable
 from slicefine_pl.text_table import text_table
 
 FORMATS = {"two_four": "2:4", "bitmask": "a bitmask", "csr": "CSR"}
-MOST = 30  # lines of the table
+MAX_ROWS = 30
 HEADINGS = (
     "matrix",
     "shape",
@@ -47,11 +49,11 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class CostReport:
-    """The layers, and their sums.
+    """Costs of all layers, and their sums.
 
     Attributes:
-        layers: One for each matrix, and one for all other parameters.
-        per: What the FLOPs are of: a forward pass of ``"the example"``, or ``"k tokens"`` in every layer.
+        layers: One cost per weight matrix, and one for all other parameters together.
+        per: Input of the counted forward pass: ``"the example"``, or ``"k tokens"`` in every layer.
     """
 
     layers: tuple[LayerCost, ...]
@@ -59,12 +61,12 @@ class CostReport:
 
     @property
     def forward(self) -> Flops:
-        """FLOPs of a forward pass: inference."""
+        """FLOPs of a forward pass."""
         return reduce(add, (each.forward for each in self.layers), Flops())
 
     @property
     def training(self) -> Flops:
-        """FLOPs of a training step, as if every layer were trained."""
+        """FLOPs of a training step in which every layer is trained."""
         return self.forward.training()
 
     @property
@@ -74,75 +76,80 @@ class CostReport:
 
     @property
     def parameters(self) -> int:
-        """How many parameters there are; tied ones count once."""
+        """Number of parameters; tied ones count once."""
         return sum(each.parameters for each in self.layers if each.tied_to is None)
 
     @property
     def nonzero(self) -> int:
-        """How many of them are not zero."""
+        """Number of non-zero parameters; tied ones count once."""
         return sum(each.nonzero for each in self.layers if each.tied_to is None)
 
     @property
     def pruned(self) -> tuple[LayerCost, ...]:
-        """Entries with a pattern of zeros; tied ones once."""
+        """Layers with a pattern of zeros; tied ones appear once."""
         return tuple(each for each in self.layers if each.pruned and each.tied_to is None)
 
     @property
     def unseen(self) -> tuple[str, ...]:
-        """Matrices that the example was not seen to use, or whose weight is read past their layer: they lack FLOPs."""
+        """Names of matrices without counted FLOPs.
+
+        The example did not call their layer, or the network reads their weight without calling it.
+        """
         return tuple(
             each.name for each in self.layers if each.kind not in ("embedding", "other") and not each.forward.dense
         )
 
     def summary(self) -> str:
-        """One line: what is pruned, what it could save, and that a plain checkpoint saves nothing of it."""
+        """Return one line: what is pruned and what it could save."""
         stored = self.stored
-        left_out = f" FLOPs do not count {_matrices(len(self.unseen))} that the example was not seen to use."
-        left_out = left_out if self.unseen else ""
+        unseen = (
+            f" FLOPs do not count {_matrices(len(self.unseen))} that the example did not use." if self.unseen else ""
+        )
         if not self.pruned:
-            return f"nothing is pruned: {_mb(stored.dense)} of parameters, all of them multiplied.{left_out}"
+            return f"nothing is pruned: {_mb(stored.dense)} of parameters, all multiplied.{unseen}"
         zeros = sum(each.parameters - each.nonzero for each in self.pruned)
         weights = sum(each.parameters for each in self.pruned)
         patterns = " and ".join(sorted({each.pattern for each in self.pruned}))
-        sizes = {told: getattr(stored, name) for name, told in FORMATS.items()}
-        best = min(sizes, key=lambda told: sizes[told])
+        sizes = {text: getattr(stored, name) for name, text in FORMATS.items()}
+        best = min(sizes, key=lambda text: sizes[text])
         smaller = f"{_mb(sizes[best])} as {best}" if sizes[best] < stored.dense else "smaller in no format"
         return (
             f"pruned {100 * zeros / weights:.1f} % ({patterns}; {zeros:,} of {weights:,} weights in"
             f" {_matrices(len(self.pruned))} are zero): stored {_mb(stored.dense)} dense, {smaller};"
-            f" FLOPs {_spent(self.forward)}. A plain checkpoint is as large and as fast as before.{left_out}"
+            f" FLOPs {_relative_flops(self.forward)}. A plain checkpoint is as large and as fast as before.{unseen}"
         )
 
     def to_json(self) -> str:
-        """Everything, as JSON: a list ``layers``, and sums."""
+        """Return every number as JSON: the list ``layers``, and ``total``."""
         layers = [{**asdict(each), "training": asdict(each.forward.training())} for each in self.layers]
         sums = {"parameters": self.parameters, "nonzero": self.nonzero, "forward": asdict(self.forward)}
         sums |= {"training": asdict(self.training), "stored": asdict(self.stored)}
         return json.dumps({"flops_per": self.per, "layers": layers, "total": sums, "unseen": self.unseen}, indent=1)
 
     def __str__(self) -> str:
-        """The table; of more than 30 matrices, equal ones of several blocks share a line."""
+        """Return a table.  With more than 30 matrices, equal ones of different blocks share a row."""
         return table(self)
 
 
 def cost_report(net: nn.Module, example: Example | None = None, tokens: int = 1) -> CostReport:
-    """Count what a network costs as it is.
+    """Count FLOPs and bytes of a network with its current zeros.
 
     Args:
-        net: The network, with its zeros; unchanged.  Slices should be closed.
-        example: One batch for its forward pass: a tensor, a tuple of arguments, or a mapping of named ones.
-        tokens: Tokens, or places, that every layer sees, where there is no example; right for layers that all see the
-            same number, as in a transformer, and not for convolutions of several sizes.
+        net: The network; unchanged.  Its slices must be closed.
+        example: One batch for the forward pass: a tensor, a sequence of positional arguments, or a mapping of keyword
+            arguments.
+        tokens: Positions of every layer if there is no example.  Correct for transformers, whose layers all see the
+            same number of tokens; not for convolutions of several sizes.
 
     Raises:
-        ValueError: The tokens are none, or the network has no parameters that hold numbers yet.
+        ValueError: ``tokens`` is not a positive integer, or the network has no parameters with values yet.
     """
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-        raise ValueError(f"tokens={tokens!r} is no number of tokens or places; choose at least 1, or an example.")
+        raise ValueError(f"tokens={tokens!r} is not a number of tokens; choose at least 1, or give an example.")
     _check_filled(net)
     matrices = list(prunable(net))
     parts = {each.name: 3 if each.key == "in_proj_weight" else 1 for each in matrices}
-    seen = (
+    positions = (
         {each.name: (0 if each.embedding else tokens,) * parts[each.name] for each in matrices}
         if example is None
         else count_positions(net, matrices, example)
@@ -151,7 +158,7 @@ def cost_report(net: nn.Module, example: Example | None = None, tokens: int = 1)
     layers = []
     for each in matrices:
         owner = first.setdefault(id(each.parameter), each.name)
-        layers.append(matrix_cost(each, seen[each.name], None if owner == each.name else owner))
+        layers.append(matrix_cost(each, positions[each.name], None if owner == each.name else owner))
     others = [parameter for parameter in net.parameters() if id(parameter) not in first]
     if others:
         layers.append(remaining_cost(others))
@@ -164,22 +171,23 @@ def _check_filled(net: nn.Module) -> None:
         for name, parameter in net.named_parameters(remove_duplicate=False)
         if isinstance(parameter, nn.UninitializedParameter) or parameter.is_meta
     ]
-    if empty or next(net.parameters(), None) is None:
-        told = f"{empty[0]} holds no numbers yet; load the weights, or run one batch," if empty else "it has none;"
-        raise ValueError(f"a cost report counts the parameters of a network, and {told} then ask again.")
+    if empty:
+        raise ValueError(f"{empty[0]} has no values yet; load the weights, or run one batch, before cost_report.")
+    if next(net.parameters(), None) is None:
+        raise ValueError("the network has no parameters to count; give cost_report a network with parameters.")
 
 
 def table(report: CostReport) -> str:
-    """The report as a table."""
+    """Format a report as a table."""
     rows = []
     lines = _lines(report.layers)
-    for name, layers in sorted(lines, key=lambda line: -_weights(line[1]))[:MOST]:
+    for name, layers in sorted(lines, key=lambda line: -_weights(line[1]))[:MAX_ROWS]:
         each = layers[0]
         tied = f" (tied to {each.tied_to})" if each.tied_to else ""
         size = " x ".join(map(str, each.shape)) + (f" ({len(layers)} times)" if len(layers) > 1 else "")
         rows.append([name + tied, size, *_numbers(layers)])
-    if len(lines) > MOST:
-        rows.append([f"... and {len(lines) - MOST} smaller ones"])
+    if len(lines) > MAX_ROWS:
+        rows.append([f"... and {len(lines) - MAX_ROWS} smaller ones"])
     counted = [each for each in report.layers if each.tied_to is None]
     flops, stored = report.forward, report.stored
     total = ["total", "", f"{report.parameters:,}", *_zero(counted), "", *_sums(flops, stored)]
@@ -194,10 +202,10 @@ def table(report: CostReport) -> str:
 
 
 def _lines(layers: tuple[LayerCost, ...]) -> list[tuple[str, list[LayerCost]]]:
-    """Name and layers of each line: one entry, or, if there are many, equal ones of several blocks together."""
+    """Return name and layers of each table row: one layer, or equal layers of several blocks if there are many."""
     alike: dict[tuple[object, ...], list[LayerCost]] = defaultdict(list)
     for each in layers:
-        block = re.sub(r"\d+", "*", each.name) if len(layers) > MOST else each.name
+        block = re.sub(r"\d+", "*", each.name) if len(layers) > MAX_ROWS else each.name
         alike[block, each.shape, each.pattern, each.dtype].append(each)
     return [(group[0].name if len(group) == 1 else str(key[0]), group) for key, group in alike.items()]
 
@@ -235,7 +243,7 @@ def _matrices(count: int) -> str:
     return f"{count} {'matrix' if count == 1 else 'matrices'}"
 
 
-def _spent(flops: Flops) -> str:
+def _relative_flops(flops: Flops) -> str:
     if not flops.dense:
         return "none"
     real, ideal = (f"{100 * part / flops.dense:.0f} %" for part in (flops.two_four, flops.ideal))

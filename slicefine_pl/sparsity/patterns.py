@@ -1,8 +1,10 @@
-"""Which weights of a matrix stay, given a score for each: single weights, n of m, blocks, rows, columns.
+"""Patterns of pruned weights: unstructured, n:m, blocks, rows and columns.
 
-Pure tensors; knows neither layers nor steps.  Counts are exact: ties go by index, so that all processes agree.
+A pattern turns a score per weight into a mask.  It groups the weights of a matrix into units that are kept or pruned
+together, and keeps the units of highest score.  Counts are exact: of equal scores the first one is kept, so that all
+processes compute the same mask.
 
-Shapes:  O outputs · I inputs · a matrix is (O, I) or (O, I, ...), where n:m groups lie along the inputs
+Shapes:  O outputs · I inputs · U units · a matrix has the shape (O, I, ...); n:m groups lie along the inputs
 Source:  Frantar et al., arXiv:2309.08520, Section 3.2 and its code, for gradual n:m.
 """
 
@@ -20,28 +22,43 @@ KNOWN = "'unstructured', 'row', 'column', 'block(r,c)' or 'n:m', such as '2:4'"
 class Pattern(ABC):
     """How pruned weights lie in a matrix.
 
-    A matrix is seen as *units* that stay or go together, each with a score.
+    A *unit* is a group of weights that are kept or pruned together: one weight, a block, a row or a column.
     """
 
     @abstractmethod
     def obstacle(self, shape: tuple[int, ...]) -> str | None:
-        """Why a matrix of this shape cannot have the pattern; ``None`` if it can."""
+        """Return why a matrix of this shape cannot have the pattern; ``None`` if it can."""
 
     @abstractmethod
     def units(self, scores: Tensor) -> Tensor:
-        """Score of every unit, in the order of the units, shape ``(U,)``; from scores of weights, all at least 0."""
+        """Return the score of every unit.
+
+        Args:
+            scores: Scores of the weights, not negative, shape ``(O, I, ...)``.
+
+        Returns:
+            Shape ``(U,)``.
+        """
 
     @abstractmethod
-    def spread(self, kept: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The mask, bool of ``shape``, in which the units of ``kept``, shape ``(U,)``, stay."""
+    def expand(self, kept: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return the mask that keeps some units.
 
-    def final(self) -> float | None:
-        """The only sparsity that the pattern can end with; ``None`` if it takes any."""
+        Args:
+            kept: Whether each unit is kept, bool of shape ``(U,)``.
+            shape: Shape of the matrix, ``(O, I, ...)``.
+
+        Returns:
+            Bool of ``shape``, true where a weight is kept.
+        """
+
+    def final_sparsity(self) -> float | None:
+        """Return the sparsity that a complete pattern has; ``None`` if it can have any."""
         return None
 
-    def holds(self, mask: Tensor) -> bool:
-        """Whether a mask, bool of shape ``(O, I, ...)``, has the pattern in full."""
-        return torch.equal(self.spread(self.units(mask.float()) > 0, tuple(mask.shape)), mask)
+    def matches(self, mask: Tensor) -> bool:
+        """Whether a mask, bool of shape ``(O, I, ...)``, has the complete pattern."""
+        return torch.equal(self.expand(self.units(mask.float()) > 0, tuple(mask.shape)), mask)
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,7 @@ class Unstructured(Pattern):
     def units(self, scores: Tensor) -> Tensor:
         return scores.flatten()
 
-    def spread(self, kept: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def expand(self, kept: Tensor, shape: tuple[int, ...]) -> Tensor:
         return kept.view(shape)
 
     def __str__(self) -> str:
@@ -63,34 +80,35 @@ class Unstructured(Pattern):
 
 @dataclass(frozen=True)
 class NofM(Pattern):
-    """At most ``n`` of each ``m`` weights that follow each other along the inputs: ``"2:4"`` and its like.
+    """Keep at most ``n`` of every ``m`` consecutive weights along the inputs, as in ``"2:4"``.
 
-    On the way to its sparsity, weights that the final pattern keeps come last: so it ends exactly in the pattern.
+    The ``n`` best weights of every group get the highest score.  So sparsity can rise gradually, weight by weight, and
+    ends exactly in the pattern.
     """
 
     n: int
     m: int
 
     def obstacle(self, shape: tuple[int, ...]) -> str | None:
-        return None if shape[1] % self.m == 0 else f"its {shape[1]} inputs do not divide by {self.m}"
+        return None if shape[1] % self.m == 0 else f"its {shape[1]} inputs are not divisible by {self.m}"
 
     def units(self, scores: Tensor) -> Tensor:
         return scores.masked_fill(self.best(scores), torch.inf).flatten()
 
-    def spread(self, kept: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def expand(self, kept: Tensor, shape: tuple[int, ...]) -> Tensor:
         return kept.view(shape)
 
-    def final(self) -> float:
+    def final_sparsity(self) -> float:
         return 1 - self.n / self.m
 
     def best(self, scores: Tensor) -> Tensor:
-        """The n weights of highest score in each group, as a mask of the shape of ``scores``."""
+        """Return a mask, of the shape of ``scores``, that keeps the n weights of highest score in each group."""
         groups = scores.movedim(1, -1).unfold(-1, self.m, self.m)
         order = groups.argsort(dim=-1, descending=True, stable=True)
         kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., : self.n], True)
         return kept.flatten(-2).movedim(-1, 1)
 
-    def holds(self, mask: Tensor) -> bool:
+    def matches(self, mask: Tensor) -> bool:
         groups = mask.movedim(1, -1).unfold(-1, self.m, self.m)
         return bool((groups.sum(-1) <= self.n).all())
 
@@ -100,9 +118,10 @@ class NofM(Pattern):
 
 @dataclass(frozen=True)
 class Blocks(Pattern):
-    """Blocks of ``rows`` x ``columns`` weights; of a convolution, channels with all places of the kernel.
+    """Keep or prune blocks of ``rows`` x ``columns`` weights.
 
-    A size of ``None`` spans the matrix: ``Blocks(1, None)`` are rows, ``Blocks(None, 1)`` columns.
+    In a convolution, rows are output channels and columns are input channels, each with the whole kernel.  A size of
+    ``None`` spans the matrix: ``Blocks(1, None)`` are rows, ``Blocks(None, 1)`` are columns.
     """
 
     rows: int | None
@@ -111,15 +130,15 @@ class Blocks(Pattern):
     def obstacle(self, shape: tuple[int, ...]) -> str | None:
         for size, edge, name in ((shape[0], self.rows, "outputs"), (shape[1], self.columns, "inputs")):
             if edge is not None and size % edge:
-                return f"its {size} {name} do not divide by {edge}"
+                return f"its {size} {name} are not divisible by {edge}"
         return None
 
     def units(self, scores: Tensor) -> Tensor:
         rows, columns = self._edges(tuple(scores.shape))
-        tiles = scores.flatten(2).sum(-1) if scores.ndim > 2 else scores
-        return tiles.unfold(0, rows, rows).unfold(1, columns, columns).sum((2, 3)).flatten()
+        blocks = scores.flatten(2).sum(-1) if scores.ndim > 2 else scores
+        return blocks.unfold(0, rows, rows).unfold(1, columns, columns).sum((2, 3)).flatten()
 
-    def spread(self, kept: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def expand(self, kept: Tensor, shape: tuple[int, ...]) -> Tensor:
         rows, columns = self._edges(shape)
         mask = kept.view(shape[0] // rows, -1).repeat_interleave(rows, 0).repeat_interleave(columns, 1)
         return mask.view(*mask.shape, *[1] * (len(shape) - 2)).expand(shape).contiguous()
@@ -133,10 +152,10 @@ class Blocks(Pattern):
 
 
 def parse_pattern(text: str) -> Pattern:
-    """The pattern of a name such as ``"unstructured"``, ``"2:4"``, ``"block(16,16)"``, ``"row"`` or ``"column"``.
+    """Parse a pattern such as ``"unstructured"``, ``"2:4"``, ``"block(16,16)"``, ``"row"`` or ``"column"``.
 
     Raises:
-        ValueError: The name is unknown, or its numbers are impossible.
+        ValueError: The name is unknown, or its numbers are out of range.
     """
     named = {"unstructured": Unstructured(), "row": Blocks(1, None), "column": Blocks(None, 1)}
     if text in named:
@@ -155,31 +174,32 @@ def parse_pattern(text: str) -> Pattern:
 
 
 def keep_best(scores: Tensor, count: int) -> Tensor:
-    """The ``count`` units of highest score, as a mask; of equal ones the first.
+    """Select the ``count`` units of highest score; of equal scores the first.
 
     Args:
         scores: Shape ``(U,)``.
-        count: Units that stay, in [0, U].
+        count: Units to keep, in [0, U].
+
+    Returns:
+        Bool of shape ``(U,)``, true for kept units.
 
     Raises:
-        ValueError: A score is not a number.
+        ValueError: A score is NaN.
     """
     if scores.isnan().any():
-        raise ValueError(
-            f"{int(scores.isnan().sum())} of {len(scores)} scores are not a number; lower the learning rate."
-        )
+        raise ValueError(f"{int(scores.isnan().sum())} of {len(scores)} scores are NaN; lower the learning rate.")
     if count == len(scores):
         return torch.ones_like(scores, dtype=torch.bool)
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    least = scores.kthvalue(len(scores) - count + 1).values  # the smallest score that stays
-    stay = scores >= least
-    if stay.sum() == count:
-        return stay
-    above, level = scores > least, scores == least
-    return above | (level & (level.cumsum(0) <= count - above.sum()))
+    threshold = scores.kthvalue(len(scores) - count + 1).values  # the smallest score that is kept
+    kept = scores >= threshold
+    if kept.sum() == count:
+        return kept
+    above, equal = scores > threshold, scores == threshold
+    return above | (equal & (equal.cumsum(0) <= count - above.sum()))
 
 
 def kept_units(units: int, sparsity: float) -> int:
-    """How many of ``units`` stay at a sparsity: the nearest whole number, and at least one."""
+    """Return how many of ``units`` are kept at a sparsity in [0, 1): the nearest integer, but at least 1."""
     return max(1, units - math.floor(units * sparsity + 0.5))

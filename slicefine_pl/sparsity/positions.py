@@ -1,10 +1,14 @@
-"""How often is each weight used in one forward pass?
+"""Count how often each weight matrix is applied in one forward pass.
 
-Runs an example through the network and counts, for every matrix, the positions at which all of its weights are
-multiplied once: tokens of a linear map, places of a convolution's output (padding included, as dense code multiplies it
-too), of its input where it is transposed.
+A *position* is one application of a matrix to one input vector, in which every weight is multiplied once:
 
-Source:  ours; held to torch's FlopCounterMode in tests/sparsity/test_network_cost.py.
+- a token, for a linear layer;
+- an output position of a convolution, with padding, because dense code multiplies padding too;
+- an input position of a transposed convolution.
+
+The counts come from forward hooks while an example runs through the network.
+
+Source:  ours; checked against torch's FlopCounterMode in tests/sparsity/test_network_cost.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +27,7 @@ ParameterKey = tuple[int, str]  # id of a module, name of its parameter
 
 
 def call(net: nn.Module, example: Example) -> Any:
-    """The output of a network for a tensor, a tuple or list of arguments, or a mapping of named ones."""
+    """Run a network on a tensor, a sequence of positional arguments, or a mapping of keyword arguments."""
     if isinstance(example, Tensor):
         return net(example)
     return net(**example) if isinstance(example, Mapping) else net(*example)
@@ -46,40 +50,40 @@ def evaluating(*nets: nn.Module) -> Iterator[None]:
 
 
 def count_positions(net: nn.Module, matrices: Sequence[Prunable], example: Example) -> dict[str, tuple[int, ...]]:
-    """Count the positions that each matrix sees.
+    """Count the positions of each matrix in a forward pass in eval mode.
 
     Args:
         net: The network; unchanged afterwards.
-        matrices: Those to count; embeddings are looked up, not multiplied, and stay 0.
+        matrices: Matrices to count.  Embeddings are looked up, not multiplied, and count 0.
         example: One batch, as :func:`call` takes it.
 
     Returns:
-        By parameter name, the positions of each equal part of the outputs: one part, but for the query, key and value
-        of attention, whose matrices are stored as one.  0 where no call was seen.
+        Tuple of counts by parameter name.  It has one count, except for ``in_proj_weight`` of attention, which stacks
+        query, key and value: three counts.  A count is 0 if no call was observed.
     """
-    seen: dict[ParameterKey, list[int]] = {}
+    counts: dict[ParameterKey, list[int]] = {}
 
-    def see(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        for key, positions in _positions(module, given, named, output).items():
-            before = seen.get(key, [0] * len(positions))
-            seen[key] = [old + new for old, new in zip(before, positions, strict=True)]
+    def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        for key, positions in _positions(module, args, kwargs, output).items():
+            before = counts.get(key, [0] * len(positions))
+            counts[key] = [old + new for old, new in zip(before, positions, strict=True)]
 
-    watched = {id(each.module): each.module for each in matrices if not each.embedding}
-    hooks = [module.register_forward_hook(see, with_kwargs=True) for module in watched.values()]
+    modules = {id(each.module): each.module for each in matrices if not each.embedding}
+    hooks = [module.register_forward_hook(observe, with_kwargs=True) for module in modules.values()]
     try:
         with evaluating(net):
             call(net, example)
     finally:
         for hook in hooks:
             hook.remove()
-    return {each.name: tuple(seen.get((id(each.module), each.key), [0])) for each in matrices}
+    return {each.name: tuple(counts.get((id(each.module), each.key), [0])) for each in matrices}
 
 
 def _positions(
-    module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> dict[ParameterKey, tuple[int, ...]]:
     if isinstance(module, nn.MultiheadAttention):
-        arguments = dict(zip(("query", "key", "value"), given, strict=False)) | named
+        arguments = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
         query, key, value = (_tokens(arguments[name]) for name in ("query", "key", "value"))
         own = id(module)
         return {
@@ -87,12 +91,12 @@ def _positions(
             (own, "q_proj_weight"): (query,),
             (own, "k_proj_weight"): (key,),
             (own, "v_proj_weight"): (value,),
-            (id(module.out_proj), "weight"): (query,),  # read past its module
+            (id(module.out_proj), "weight"): (query,),  # torch reads it without calling out_proj
         }
     if isinstance(module, _ConvNd):
-        first: Tensor = next(iter([*given, *named.values()]))
-        places = first.numel() // module.in_channels if module.transposed else output.numel() // module.out_channels
-        return {(id(module), "weight"): (places,)}
+        first: Tensor = next(iter([*args, *kwargs.values()]))
+        in_positions, out_positions = first.numel() // module.in_channels, output.numel() // module.out_channels
+        return {(id(module), "weight"): (in_positions if module.transposed else out_positions,)}
     return {(id(module), "weight"): (_tokens(output),)}
 
 

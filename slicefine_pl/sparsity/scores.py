@@ -1,10 +1,13 @@
-"""How much each weight matters: the score by which masks keep it.
+"""Importance scores of weights; masks prune the weights of lowest score.
 
-Answers: given a weight, its inputs and its gradient, which entries go first?  Knows neither patterns nor steps.
+| criterion | score of a weight w | source |
+|---|---|---|
+| magnitude | abs(w) | Han et al., arXiv:1506.02626 |
+| wanda | abs(w) times the L2 norm of its input | Sun et al., arXiv:2306.11695 |
+| gradient | abs(sum over steps of w times its gradient) | Molchanov et al., arXiv:1906.10771 |
+| random | uniform in [0, 1) | |
 
-Shapes:  O outputs · I inputs · T tokens or places
-Source:  magnitude: Han et al., arXiv:1506.02626; wanda: Sun et al., arXiv:2306.11695, |w| times the norm of its input;
-         gradient: Molchanov et al., arXiv:1906.10771, |w times its gradient|.
+Shapes:  O outputs · I inputs
 """
 
 from typing import Any
@@ -19,16 +22,17 @@ from slicefine_pl.sparsity.targets import Criterion, Prunable
 
 
 class Score:
-    """Importance of every weight of one matrix.
+    """Importance score of every weight of one matrix, with the statistics that its criterion needs.
 
     Args:
         each: The matrix.
-        criterion: Which importance.
-        seed: Of random scores.
+        criterion: How weights are scored.
+        seed: Seed of random scores.
 
     Attributes:
-        inputs: Sum of squares of each input since the last masks, shape ``(I,)``, float32; for ``"wanda"``.
-        products: Sum of weight times gradient since the last masks, of the parameter's shape; for ``"gradient"``.
+        inputs: Sum of squares of each input since the last masks, float32 of shape ``(I,)``; used by ``"wanda"``.
+        products: Sum of weight times gradient since the last masks, float32 of the parameter's shape; used by
+            ``"gradient"``.
     """
 
     def __init__(self, each: Prunable, criterion: Criterion, seed: int) -> None:
@@ -39,16 +43,16 @@ class Score:
         self.products: Tensor | None = None
         self._hook: RemovableHandle | None = None
 
-    def watch(self) -> None:
-        """See the inputs of every forward pass in train mode from now on; for ``"wanda"`` alone."""
+    def collect_inputs(self) -> None:
+        """Collect the inputs of every forward pass in train mode from now on; has an effect for ``"wanda"`` only."""
         if self.criterion == "wanda" and not self.each.embedding and self._hook is None:
-            self._hook = self.each.module.register_forward_pre_hook(self._see_inputs)
+            self._hook = self.each.module.register_forward_pre_hook(self._collect_inputs)
 
     def weights(self) -> Tensor:
-        """Scores of all weights, at least 0, shape ``(O, I, ...)``, float32.
+        """Return the scores of all weights: not negative, float32 of shape ``(O, I, ...)``.
 
         Raises:
-            ValueError: The criterion has seen no input, or no gradient, since the last masks.
+            ValueError: The criterion needs inputs or gradients, and none were collected since the last masks.
         """
         weight = self.each.matrix(self.each.parameter.detach())
         if self.criterion == "random":
@@ -56,54 +60,58 @@ class Score:
             return torch.rand(weight.shape, generator=generator).to(weight.device)
         if self.criterion == "gradient":
             if self.products is None:
-                raise ValueError(f"criterion='gradient' has seen no gradient of {self.each.name}; choose 'magnitude'.")
+                raise ValueError(
+                    f"criterion='gradient' needs a gradient of {self.each.name}, which has none; choose 'magnitude'."
+                )
             return self.each.matrix(self.products).abs()
-        if self.criterion == "magnitude" or self.each.embedding:  # whose inputs are one-hot
+        if self.criterion == "magnitude" or self.each.embedding:  # inputs of an embedding are one-hot
             return weight.float().abs()
         if self.inputs is None:
-            raise ValueError(f"criterion='wanda' has seen no input of {self.each.name}; choose 'magnitude'.")
+            raise ValueError(
+                f"criterion='wanda' needs inputs of {self.each.name}, and none were seen; choose 'magnitude'."
+            )
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self.inputs)  # every process has seen other data, and all must make the same masks
+            dist.all_reduce(self.inputs)  # processes see different data and must compute the same masks
         return weight.float().abs() * self.inputs.sqrt().view(-1, *[1] * (weight.ndim - 2))
 
-    def see_gradient(self) -> None:
-        """Add the gradient at hand, before an optimizer step; for ``"gradient"`` alone."""
+    def collect_gradient(self) -> None:
+        """Add the current gradient; call it before each optimizer step.  Has an effect for ``"gradient"`` only."""
         parameter = self.each.parameter
         if self.criterion != "gradient" or parameter.grad is None:
             return
-        if parameter.grad.isfinite().all():  # else a loss scaler skips the step
+        if parameter.grad.isfinite().all():  # else the loss scaler skips this step
             product = (parameter.detach() * parameter.grad).float()
             self.products = product if self.products is None else self.products.add_(product)
 
-    def forget(self) -> None:
-        """Start anew, after masks were made."""
+    def reset(self) -> None:
+        """Discard the collected statistics, after new masks were computed."""
         self.inputs = self.products = None
 
     def close(self) -> None:
-        """Take the hook off the module."""
+        """Remove the hook from the module."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen since the last masks."""
+        """Return the statistics collected since the last masks."""
         return {"inputs": self.inputs, "products": self.products}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what a saved score had seen."""
+        """Restore saved statistics."""
         device = self.each.parameter.device
         self.inputs, self.products = (
             None if state[name] is None else state[name].to(device) for name in ("inputs", "products")
         )
 
     @torch.no_grad()
-    def _see_inputs(self, module: nn.Module, given: tuple[Any, ...]) -> None:
+    def _collect_inputs(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not module.training:
             return
-        squares = given[0].detach().float().square()
+        squares = args[0].detach().float().square()
         if isinstance(module, _ConvNd):
             squares = squares.sum([0, *range(2, squares.ndim)])
-            if not module.transposed:  # a column of the weight is a channel of every group
+            if not module.transposed:  # a weight column serves one channel of every group
                 squares = squares.view(module.groups, -1).sum(0)
         else:
             squares = squares.flatten(0, -2).sum(0)

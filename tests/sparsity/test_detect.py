@@ -10,7 +10,7 @@ from slicefine_pl.sparsity.patterns import keep_best, kept_units, parse_pattern
 def made(text: str, sparsity: float, shape: tuple[int, ...]) -> torch.Tensor:
     pattern = parse_pattern(text)
     units = pattern.units(torch.rand(shape))
-    return pattern.spread(keep_best(units, kept_units(len(units), sparsity)), shape)
+    return pattern.expand(keep_best(units, kept_units(len(units), sparsity)), shape)
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (48, 64, 3, 3)])

@@ -24,7 +24,7 @@ class Net(nn.Module):
         self.hugging = Conv1D(96, 64)  # stored as (inputs 64, outputs 96)
         self.attention = nn.MultiheadAttention(96, 2, batch_first=True)
         self.convolution = nn.Conv1d(96, 64, 3, padding=1, groups=2)
-        self.stem = nn.Conv2d(3, 160, 3)  # 3 inputs do not divide by 4
+        self.stem = nn.Conv2d(3, 160, 3)  # 3 inputs are not divisible by 4
         self.head = nn.Linear(64, 10)  # 640 weights: too small
         self.decoder = nn.Linear(128, 50)
         self.decoder.weight = self.words.weight
@@ -55,7 +55,7 @@ def test_what_is_pruned_and_why_the_rest_is_not():
         "words.weight": "tied to another layer",
         "decoder.weight": "tied to another layer",
         "position_embeddings.weight": "an embedding, which is looked up row by row",
-        "stem.weight": "its 3 inputs do not divide by 4",
+        "stem.weight": "its 3 inputs are not divisible by 4",
         "head.weight": "fewer than 4096 weights",
     }
     assert NetworkMasks(untied(), parse_pattern("unstructured")).skipped == {
@@ -113,7 +113,7 @@ def test_global_scope_ranks_all_weights_in_one_list_and_spares_the_best_of_each(
     kept = [int((layer.weight != 0).sum()) for layer in net]
     assert kept == [3199, 1]
     assert before[1].abs().argmax() == net[1].weight.abs().argmax()
-    with pytest.raises(ValueError, match=r"scope='global' ranks single weights, and pattern='2:4' has none"):
+    with pytest.raises(ValueError, match=r"scope='global' .* pattern='2:4'"):
         NetworkMasks(net, parse_pattern("2:4"), scope="global")
 
 
@@ -133,7 +133,7 @@ def test_what_is_pruned_stays_pruned_while_weights_change():
     masks.verify()
     with torch.no_grad():
         net[0].weight.fill_(1.0)
-    with pytest.raises(ValueError, match=r"0\.weight has weights that are not zero where they are pruned"):
+    with pytest.raises(ValueError, match=r"0\.weight has pruned weights that are not zero"):
         masks.verify()
 
 
@@ -142,14 +142,14 @@ def test_weights_that_diverged_are_not_taken_for_somebody_s_writing():
     masks = NetworkMasks(net, parse_pattern("unstructured"), targets="weight")
     masks.prune(0.5)
     net.weight.data.fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"weight has weights that are not finite .* diverged"):
+    with pytest.raises(ValueError, match=r"weight has pruned weights that are not finite: .* diverged"):
         masks.verify()
 
 
 def test_wanda_is_magnitude_times_the_norm_of_the_input():
     net = untied().double()
     masks = NetworkMasks(net, parse_pattern("unstructured"), "wanda", targets=["^linear", "hugging", "convolution"])
-    masks.watch()
+    masks.collect_inputs()
     seen = {}
     for name in ("linear", "hugging", "convolution"):
         hook = lambda module, given, name=name: seen.setdefault(name, []).append(given[0].detach())
@@ -175,23 +175,23 @@ def test_wanda_is_magnitude_times_the_norm_of_the_input():
     assert (
         "in torch's attention" in NetworkMasks(Net(), parse_pattern("2:4"), "wanda").skipped["attention.in_proj_weight"]
     )
-    with pytest.raises(ValueError, match=r"criterion='wanda' has seen no input of linear\.weight"):
+    with pytest.raises(ValueError, match=r"criterion='wanda' needs inputs of linear\.weight"):
         NetworkMasks(net, parse_pattern("2:4"), "wanda", targets="linear").prune(0.5)
 
 
 def test_gradient_is_the_first_order_change_of_the_loss():
     net = nn.Sequential(nn.Linear(80, 80))
     masks = NetworkMasks(net, parse_pattern("unstructured"), "gradient")
-    with pytest.raises(ValueError, match="criterion='gradient' has seen no gradient"):
+    with pytest.raises(ValueError, match="criterion='gradient' needs a gradient"):
         masks.prune(0.5)
     total = torch.zeros(80, 80)
     for _ in range(2):
         net.zero_grad()
         net(torch.randn(5, 80)).square().sum().backward()
-        masks.see_gradients()
+        masks.collect_gradients()
         total += net[0].weight.detach() * net[0].weight.grad
     net[0].weight.grad[0, 0] = float("inf")  # an overflow, whose step a loss scaler skips
-    masks.see_gradients()
+    masks.collect_gradients()
     masks.prune(0.5)
     mask = net[0].weight != 0
     assert total[~mask].abs().max() <= total[mask].abs().min()
@@ -238,7 +238,7 @@ def test_zeros_of_a_pruned_network_are_kept_and_examined():
     masks.keep_zeros()
     assert masks.sparsity == 0.5
     nn.init.zeros_(net[0].weight)
-    with pytest.raises(ValueError, match=r"0\.weight holds nothing but zeros, and would never train"):
+    with pytest.raises(ValueError, match=r"0\.weight contains only zeros"):
         masks.keep_zeros()
 
 
@@ -255,7 +255,7 @@ def test_masks_of_another_network_are_refused_and_change_nothing():
     net, other = nn.Sequential(nn.Linear(80, 80)), nn.Sequential(nn.Linear(80, 84))
     masks, saved = (NetworkMasks(each, parse_pattern("2:4")) for each in (net, other))
     saved.prune(0.5)
-    with pytest.raises(ValueError, match=r"masks are those of another network or of other targets: 0\.weight differ"):
+    with pytest.raises(ValueError, match=r"masks belong to another network or to other targets: 0\.weight differ"):
         masks.load_state_dict(saved.state_dict())
     assert masks.sparsity == 0
     again = NetworkMasks(other, parse_pattern("2:4"))
@@ -268,7 +268,7 @@ def test_masks_of_another_network_are_refused_and_change_nothing():
     [
         ("nothing", "targets='nothing' matches no weight that can be pruned; this network has words.weight"),
         ("[", r"targets='\[' is not a regular expression"),
-        (["linear", "stem"], r"matches stem\.weight \(its 3 inputs do not divide by 4\); narrow the pattern"),
+        (["linear", "stem"], r"matches stem\.weight \(its 3 inputs are not divisible by 4\); narrow the pattern"),
     ],
 )
 def test_targets_that_do_not_fit(targets, told):

@@ -211,15 +211,12 @@ def test_weights_that_are_read_past_their_layer_are_named():
             return nn.functional.linear(self.used(x), self.read.weight)
 
     assert cost_report(Reads(), torch.randn(2, 8)).unseen == ("read.weight",)
-    assert (
-        "do not count 1 matrix that the example was not seen to use"
-        in cost_report(Reads(), torch.randn(2, 8)).summary()
-    )
+    assert "do not count 1 matrix that the example did not use" in cost_report(Reads(), torch.randn(2, 8)).summary()
 
 
 def test_the_line():
     net = nn.Sequential(nn.Linear(256, 256, bias=False), nn.Linear(256, 256, bias=False)).half()
-    assert cost_report(net).summary() == "nothing is pruned: 0.3 MB of parameters, all of them multiplied."
+    assert cost_report(net).summary() == "nothing is pruned: 0.3 MB of parameters, all multiplied."
     NetworkMasks(net, parse_pattern("2:4")).prune(0.5)
     assert cost_report(net).summary() == (
         "pruned 50.0 % (2:4; 65,536 of 131,072 weights in 2 matrices are zero): stored 0.3 MB dense, 0.1 MB as 2:4;"
@@ -255,11 +252,11 @@ def test_many_unequal_matrices_are_cut():
 @pytest.mark.parametrize(
     ("net", "settings", "told"),
     [
-        (nn.Linear(4, 4), {"tokens": 0}, r"tokens=0 is no number of tokens"),
-        (nn.Linear(4, 4), {"tokens": 1.5}, r"tokens=1.5"),
-        (nn.Linear(4, 4, device="meta"), {}, r"weight holds no numbers yet"),
-        (nn.LazyLinear(4), {}, r"weight holds no numbers yet"),
-        (nn.ReLU(), {}, r"it has none"),
+        (nn.Linear(4, 4), {"tokens": 0}, "tokens=0"),
+        (nn.Linear(4, 4), {"tokens": 1.5}, r"tokens=1\.5"),
+        (nn.Linear(4, 4, device="meta"), {}, "weight has no values yet"),
+        (nn.LazyLinear(4), {}, "weight has no values yet"),
+        (nn.ReLU(), {}, "has no parameters to count"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Lazy modules")

@@ -29,10 +29,10 @@ def test_n_of_m_keeps_the_best_of_each_group_of_inputs(shape, n, m):
     pattern = parse_pattern(f"{n}:{m}")
     scores = torch.randint(5, shape).float()  # with many ties
     units = pattern.units(scores)
-    mask = pattern.spread(keep_best(units, kept_units(len(units), pattern.final())), shape)
+    mask = pattern.expand(keep_best(units, kept_units(len(units), pattern.final_sparsity())), shape)
     assert torch.equal(mask, loop_n_of_m(scores, n, m))
-    assert pattern.holds(mask)
-    assert not pattern.holds(torch.ones(shape, dtype=torch.bool))
+    assert pattern.matches(mask)
+    assert not pattern.matches(torch.ones(shape, dtype=torch.bool))
 
 
 def test_on_the_way_to_2_4_the_weights_of_the_end_go_last():
@@ -41,7 +41,7 @@ def test_on_the_way_to_2_4_the_weights_of_the_end_go_last():
     final = loop_n_of_m(scores, 2, 4)
     rest = scores[~final].sort().values
     for kept in (128, 100, 65, 64):
-        mask = pattern.spread(keep_best(pattern.units(scores), kept), (8, 16))
+        mask = pattern.expand(keep_best(pattern.units(scores), kept), (8, 16))
         assert mask.sum() == kept
         assert mask[final].all()
         torch.testing.assert_close(scores[mask & ~final].sort().values, rest[128 - kept :])
@@ -64,12 +64,12 @@ def test_tiles_stay_or_go_as_a_whole_by_the_sum_of_their_scores(name, rows, colu
     expected = torch.zeros(shape, dtype=torch.bool)
     for top, left in sorted(tiles, key=tiles.get, reverse=True)[:kept]:
         expected[top : top + rows, left : left + columns] = True
-    mask = pattern.spread(keep_best(pattern.units(scores), kept), shape)
+    mask = pattern.expand(keep_best(pattern.units(scores), kept), shape)
     assert torch.equal(mask, expected)
-    assert pattern.holds(mask)
+    assert pattern.matches(mask)
     flipped = mask.clone()
     flipped.view(-1)[0] ^= True
-    assert not pattern.holds(flipped) or rows * columns * int(np.prod(shape[2:])) == 1
+    assert not pattern.matches(flipped) or rows * columns * int(np.prod(shape[2:])) == 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 10])
@@ -86,7 +86,7 @@ def test_counts_are_the_nearest_and_never_none(units, sparsity, kept):
 
 
 def test_scores_that_are_no_numbers():
-    with pytest.raises(ValueError, match="1 of 3 scores are not a number"):
+    with pytest.raises(ValueError, match="1 of 3 scores are NaN"):
         keep_best(torch.tensor([1.0, float("nan"), 2.0]), 2)
 
 
@@ -98,5 +98,5 @@ def test_patterns_that_are_none(name):
 
 @pytest.mark.parametrize("name", ["2:4", "block(2,4)"])
 def test_sizes_that_do_not_divide(name):
-    assert "inputs do not divide by 4" in parse_pattern(name).obstacle((8, 6))
+    assert "inputs are not divisible by 4" in parse_pattern(name).obstacle((8, 6))
     assert parse_pattern(name).obstacle((8, 12)) is None

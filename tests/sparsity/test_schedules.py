@@ -40,7 +40,7 @@ def test_mean_density_of_a_run_tends_to_the_closed_form(steps):
 @pytest.mark.parametrize(
     ("ramp", "told"),
     [
-        (lambda p: 1.2 * p, r"gives 1\.008; it must map"),
+        (lambda p: 1.2 * p, r"returns 1\.008; it must map"),
         (lambda p: p / 2, "ends at 0.5 of the target"),
         (lambda p: 1 - p if p < 0.5 else p, "falls from 1 to 0.99"),
         (lambda p: float("nan"), "nan"),
@@ -64,5 +64,5 @@ def test_points_in_training():
     assert in_steps("end", 1, 1001) == 1
     assert in_steps("end", 1.0, 1001) == 1001
     for point in (-1, 1.5, -0.1, True, float("nan")):
-        with pytest.raises(ValueError, match=f"end={point} is no point in training"):
+        with pytest.raises(ValueError, match=f"end={point} is not a point in training"):
             in_steps("end", point, 10)
