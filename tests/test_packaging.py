@@ -1,6 +1,7 @@
 """What is said of the package in several files, compared; .ci/wheel.py builds it and tries the result."""
 
 import ast
+import importlib
 import re
 import tomllib
 from importlib.resources import files
@@ -20,6 +21,19 @@ SECTIONS = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
 
 def test_the_package_has_its_types():
     assert (files("slicefine_pl") / "py.typed").is_file()
+
+
+PUBLIC = [
+    "slicefine_pl",
+    *(f"slicefine_pl.{path.parent.name}" for path in sorted(ROOT.glob("slicefine_pl/*/__init__.py"))),
+]
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_every_public_name_exists(package):
+    """Most names are imported on first use, so that neither the linter nor an import notices a stale one."""
+    module = importlib.import_module(package)
+    assert all(hasattr(module, name) for name in getattr(module, "__all__", []))
 
 
 def test_every_file_gives_the_same_version():

@@ -15,7 +15,6 @@ __all__ = [
     "Backend",
     "LearnedChange",
     "LeftFrozen",
-    "Line",
     "LineChanges",
     "LiveSlice",
     "MoveWatcher",
