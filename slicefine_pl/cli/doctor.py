@@ -31,23 +31,21 @@ from torch import Tensor, distributed, nn
 from slicefine_pl import __version__
 from slicefine_pl.text_table import text_table
 
-# Name on the registry, and of the module where that differs.  Needed by every run ...
-REQUIRED = {
-    "torch": "torch",
-    "lightning": "lightning",
-    "torchmetrics": "torchmetrics",
-    "transformers": "transformers",
-    "jsonargparse": "jsonargparse",
-    "scipy": "scipy",
-    "numpy": "numpy",
-    "pandas": "pandas",
-    "pyarrow": "pyarrow",
-    "pyyaml": "yaml",
-    "rich": "rich",
-    "matplotlib": "matplotlib",
+REQUIRED = ("torch", "lightning", "torchmetrics")  # each package has the same name on the registry and in Python
+OPTIONAL = {  # the first extra that installs it
+    "transformers": "text",
+    "pyarrow": "text",
+    "datasets": "glue",
+    "torchvision": "image",
+    "timm": "image",
+    "pytorchvideo": "video",
+    "av": "video",
+    "scipy": "scaling",
+    "matplotlib": "plots",
+    "jinja2": "plots",
+    "jsonargparse": "recipes",
+    "rich": "recipes",
 }
-# ... and by some: the extra that brings it.
-OPTIONAL = {"torchvision": "image", "timm": "image", "pytorchvideo": "video", "av": "video", "datasets": "glue"}
 # What a package that does not fit may raise; torch says by assertion that it has no CUDA.
 FOREIGN_ERRORS = (ImportError, OSError, RuntimeError, AttributeError, ValueError, AssertionError)
 
@@ -104,22 +102,21 @@ def versions() -> list[Finding]:
         Finding("versions", "python", f"{platform.python_version()} on {platform.platform()}"),
         Finding("versions", "slicefine-pl", __version__),
     ]
-    found += [package(name, module) for name, module in REQUIRED.items()]
-    return found + [package(name, name, extra) for name, extra in OPTIONAL.items()]
+    found += [package(name) for name in REQUIRED]
+    return found + [package(name, extra) for name, extra in OPTIONAL.items()]
 
 
-def package(name: str, module: str, extra: str = "") -> Finding:
+def package(name: str, extra: str = "") -> Finding:
     """Version of one package.
 
     Args:
-        name: On the registry.
-        module: What is imported.
+        name: On the registry and in Python.
         extra: Extra of slicefine-pl that brings it; empty where every run needs it.
     """
     remedy = f'pip install "slicefine-pl[{extra}]"' if extra else f"pip install {name}"
     try:
         version = metadata.version(name)
-        importlib.import_module(module)
+        importlib.import_module(name)
     except metadata.PackageNotFoundError:
         return Finding("versions", name, "not installed", Verdict.ABSENT if extra else Verdict.BROKEN, remedy)
     except FOREIGN_ERRORS as error:

@@ -38,12 +38,12 @@ def test_packages_are_those_of_pyproject():
 
     assert set(doctor.REQUIRED) == names(project["dependencies"])
     extras = {extra: names(required) for extra, required in project["optional-dependencies"].items()}
-    assert set(doctor.OPTIONAL) == set().union(*extras.values())
+    assert set(doctor.OPTIONAL) == set().union(*extras.values()) - {"slicefine-pl"}
     assert all(name in extras[extra] for name, extra in doctor.OPTIONAL.items())
 
 
 def test_an_absent_package_breaks_a_run_only_where_every_run_needs_it():
-    needed, optional = doctor.package("no-such-thing", "no_such"), doctor.package("no-such-thing", "no_such", "video")
+    needed, optional = doctor.package("no-such-thing"), doctor.package("no-such-thing", "video")
     assert (needed.verdict, optional.verdict) == (Verdict.BROKEN, Verdict.ABSENT)
     assert "slicefine-pl[video]" in optional.remedy
 
@@ -51,12 +51,12 @@ def test_an_absent_package_breaks_a_run_only_where_every_run_needs_it():
 def test_a_package_that_is_installed_has_to_be_importable(foreign_package):
     """torchvision beside a torch of another build is installed, and raises this as it is imported."""
     foreign_package.write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    found = doctor.package("gaudy", "gaudy")
+    found = doctor.package("gaudy")
     assert found.verdict is Verdict.BROKEN
     assert found.told == "1.2 cannot be imported: operator torchvision::nms does not exist"
-    assert doctor.package("gaudy", "gaudy", "image").verdict is Verdict.WARNING
+    assert doctor.package("gaudy", "image").verdict is Verdict.WARNING
     foreign_package.write_text("fine = 1")
-    assert doctor.package("gaudy", "gaudy") == Finding("versions", "gaudy", "1.2")
+    assert doctor.package("gaudy") == Finding("versions", "gaudy", "1.2")
 
 
 def test_a_training_step_is_right_here():
@@ -253,4 +253,4 @@ def test_this_machine_can_train(tmp_path, capsys):
     assert main(["doctor", "--json", "--runs", str(tmp_path / "runs")]) == 0
     told = json.loads(capsys.readouterr().out)
     assert set(told) == {"works", "versions", "devices", "processes", "video", "places"}
-    assert told["versions"]["numpy"]["found"] == __import__("numpy").__version__
+    assert told["versions"]["torchmetrics"]["found"] == __import__("torchmetrics").__version__

