@@ -8,6 +8,10 @@ import pytest
 import torch
 from helpers.words import WORDS
 
+# One thread a test process, and a process of its own: tensors are tiny, and several workers share the cores.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked ``needs_cuda`` skip without a GPU, and fail there if REQUIRE_CUDA=1."""

@@ -123,6 +123,7 @@ CASES = {
 }
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("name", "count"), [("ddp", 2), ("fsdp", 2), ("fsdp", 3)])
 def test_several_processes_learn_and_save_what_one_does(name, count, case, tmp_path):
@@ -132,6 +133,7 @@ def test_several_processes_learn_and_save_what_one_does(name, count, case, tmp_p
     compare(saved(tmp_path / "one"), saved(tmp_path / "many"))
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_processes_that_see_other_data_agree_on_what_is_important(name, tmp_path):
     one, two = processes.run(fit, 2, tmp_path / name, name, 2, {"order": "importance"}, STEPS)
@@ -142,6 +144,7 @@ def test_processes_that_see_other_data_agree_on_what_is_important(name, tmp_path
     assert other == [one, two]
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     "stop", [4, 6]
 )  # between moves, and right after one, when the optimizer knows nothing of slices
@@ -174,6 +177,7 @@ def start(folder, side, *args):
 SHARED = {"importance": {"order": "importance"}, "bf16 beside float32": {"slice_dtype": "float32"}}
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("case", SHARED)
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_a_run_goes_on_exactly_with_as_many_processes(name, case, tmp_path):
@@ -192,6 +196,7 @@ def fit_shared(folder, name, case, steps, resume=None):
     return fit(folder, name, 2, SHARED[case], steps, resume, epoch=1, **precision)
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("settings", [{"offload": True}, {"blocks": r"trunk\.\d\.0"}], ids=str)
 def test_the_strategy_s_own_settings_change_nothing(settings, tmp_path):
     fit(tmp_path / "one", "auto", 1, {}, STEPS)
@@ -217,6 +222,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("case", OTHERS)
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_other_settings_of_the_trainer_change_nothing(name, case, tmp_path):
@@ -251,6 +257,7 @@ def overwritten(folder):
             fit(folder, "fsdp", 2, {}, 4, save_distributed=True)
 
 
+@pytest.mark.distributed
 def test_a_folder_of_shares_is_replaced_only_by_a_whole_one(tmp_path):
     processes.run(overwritten, 2, tmp_path)
     assert torch.load(tmp_path / "last.ckpt" / "meta.pt", weights_only=True)["global_step"] == 2

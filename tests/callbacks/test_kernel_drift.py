@@ -234,6 +234,7 @@ def on_two(measured):
     return {name: value.tolist() for name, value in module.state_dict().items()}, [each.drift for each in others]
 
 
+@pytest.mark.distributed
 def test_the_first_of_several_processes_measures_and_all_learn_the_same():
     [(plain, _), _] = processes.run(on_two, 2, False)
     (first, [drift]), (second, [none]) = processes.run(on_two, 2, True)
@@ -250,6 +251,7 @@ def sharded():
         return str(error)
 
 
+@pytest.mark.distributed
 def test_a_network_that_is_shared_out_is_refused():
     assert all("KernelDrift needs whole weights" in told for told in processes.run(sharded, 2))
 

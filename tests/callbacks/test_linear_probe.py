@@ -234,6 +234,7 @@ def probed(strategy):
     return probe.scores
 
 
+@pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
 def test_one_process_of_a_strategy_for_many_is_probed_as_well(strategy):

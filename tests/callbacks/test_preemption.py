@@ -73,6 +73,7 @@ def terminated(folder, strategy):
         return "ended"
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_signal_to_one_process_ends_all_with_one_checkpoint(strategy, tmp_path):
     assert processes.run(terminated, 2, tmp_path, strategy, timeout=60) == ["ended", "ended"]

@@ -204,6 +204,7 @@ def on_two(folder, strategy, resume=None):
     run.save_checkpoint(folder / "end.ckpt")
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_several_processes_write_what_their_checkpoint_says(strategy, tmp_path):
     before = Module().state_dict()  # from the seed with which every process starts
@@ -233,6 +234,7 @@ def dying(folder):
         return type(error).__name__
 
 
+@pytest.mark.distributed
 def test_of_several_processes_none_waits_for_one_that_died(tmp_path):
     assert processes.run(dying, 2, tmp_path, timeout=60)[1] == "OSError"
     assert not list(tmp_path.iterdir())

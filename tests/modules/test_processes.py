@@ -114,6 +114,7 @@ def fit(modality, folder, name, count, prune):
     return {name: value.numpy() for name, value in weights.items()}, chosen
 
 
+@pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("modality", MODALITIES)
 @pytest.mark.parametrize(("name", "count", "prune"), [("ddp", 2, False), ("ddp", 2, True), ("fsdp", 2, False)])
@@ -129,6 +130,7 @@ def test_two_processes_equal_one_with_twice_the_batch(modality, name, count, pru
             )  # of steps of 0.01
 
 
+@pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("modality", "count", "many"),

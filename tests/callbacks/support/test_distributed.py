@@ -39,12 +39,14 @@ def pruned(criterion):
     return masks, [value.double().sum().item() for value in module.state_dict().values()]
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_processes_that_see_other_data_agree_on_what_is_important(strategy):
     one, two = processes.run(sliced, 2, strategy, {"interval": 3, "order": "importance"})
     assert one == two
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("criterion", ["magnitude", "wanda", "gradient", "random"])
 def test_processes_that_see_other_data_make_the_same_masks(criterion):
     one, two = processes.run(pruned, 2, criterion)
@@ -66,6 +68,7 @@ def spoiled(strategy, nonfinite):
         return str(error)
 
 
+@pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_loss_that_is_not_finite_on_one_process_counts_on_all(strategy):
@@ -87,6 +90,7 @@ def seeded_apart(what):
         return str(error)
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(("what", "named"), [("slices", "live lines in trunk.0"), ("masks", "masks in trunk.0.weight")])
 def test_processes_that_choose_otherwise_are_named_with_the_layer(what, named):
     for told in processes.run(seeded_apart, 2, what):
@@ -127,6 +131,7 @@ def built_late(strategy):
     }
 
 
+@pytest.mark.distributed
 def test_a_module_may_shard_itself_after_its_slices_were_opened():
     [(_, expected), _] = processes.run(built_late, 2, "ddp")
     for blocks, weights in processes.run(built_late, 2, "fsdp2"):
@@ -152,6 +157,7 @@ def failing(strategy):
         return str(error), time.perf_counter() - began
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_an_error_in_one_process_ends_the_other(strategy):
     """Nobody may wait for it: neither at closing the slices, nor for its part of the state."""
@@ -196,6 +202,7 @@ def with_dropout(folder, stop, resume, strategy):
     run.fit(module, sliced_run.loader(2), ckpt_path=resume)  # an epoch is one step
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_every_process_goes_on_with_its_own_random_numbers(strategy, tmp_path):
     processes.run(with_dropout, 2, tmp_path / "whole", 7, None, strategy)
@@ -216,6 +223,7 @@ def wanda(folder, stop, resume):
     return [callback.masks[name].tolist() for name in pruned_run.WEIGHTS]
 
 
+@pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore")
 def test_what_processes_have_seen_of_inputs_is_added_up_once(tmp_path):
     whole = processes.run(wanda, 2, tmp_path / "whole", 9, None)
@@ -243,6 +251,7 @@ def saved_without_slices(folder):
     run.save_checkpoint(folder / "plain.ckpt")
 
 
+@pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore")
 def test_a_checkpoint_of_closed_slices_can_be_saved(tmp_path):
     processes.run(saved_without_slices, 2, tmp_path)

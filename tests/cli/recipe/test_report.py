@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 
+import pytest
 import torch
 from helpers import processes
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -53,6 +54,7 @@ def test_names_of_classes_that_would_break_the_line_are_quoted():
     assert _told([0.25, 0.75], ["a b", "a\tb\nc"]) == '"a\\tb\\nc" 0.7500  a b 0.2500'
 
 
+@pytest.mark.distributed
 def test_each_example_is_printed_once_in_order_whatever_the_number_of_processes():
     first, *others = processes.run(printed, 3, 3)
     assert first == [[f"{2 * number:.4f}", str(number)] for number in range(MANY)]

@@ -80,6 +80,7 @@ def claimed(folder):
     return str(place.path)
 
 
+@pytest.mark.distributed
 def test_several_processes_share_one_folder(tmp_path):
     (tmp_path / "t" / "version_0").mkdir(parents=True)
     assert processes.run(claimed, 2, tmp_path) == [str(tmp_path / "t" / "version_1")] * 2

@@ -34,6 +34,7 @@ def spied(folder, model):
     return module.gradients, scores
 
 
+@pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore")
 def test_every_token_counts_the_same_on_whichever_process(tiny_llama, tmp_path):
     module = CausalLanguageModel(str(tiny_llama))

@@ -96,6 +96,7 @@ def whole(net):
     return values
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("axis", ["column", "row", "alternate"])
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_shared_network_learns_what_a_whole_one_learns(axis, count):
@@ -107,6 +108,7 @@ def peeking():
     return train("column", True, peek=True)
 
 
+@pytest.mark.distributed
 def test_a_look_at_the_network_before_the_step_changes_nothing():
     check(train("column", sharded=False), processes.run(peeking, 2))
 
@@ -118,6 +120,7 @@ def replicated():
     return train("row", True, mesh=mesh, seed=3 + torch.distributed.get_rank())
 
 
+@pytest.mark.distributed
 def test_replicas_of_shards_start_and_stay_alike():
     check(train("row", sharded=False), processes.run(replicated, 2))
 
@@ -130,6 +133,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("how", OTHERS)
 def test_nor_does_it_matter_how_it_is_shared(how):
     check(train("column", sharded=False), processes.run(train_otherwise, 2, how))
@@ -167,6 +171,7 @@ def counted():
     return sharded_bytes(net, shard_model(net))
 
 
+@pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore")
 def test_what_a_process_keeps_is_counted():
     one, two = processes.run(counted, 2)
@@ -214,6 +219,7 @@ def wrong_use(what):
         return str(error)
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("what", "told"),
     [
