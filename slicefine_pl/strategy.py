@@ -30,7 +30,7 @@ from slicefine_pl.files.atomic import replace_folder
 from slicefine_pl.files.safe_load import check_sharded_checkpoint, load_plain
 from slicefine_pl.slicing.distributed.fsdp import shard_model, sharded_bytes
 from slicefine_pl.slicing.distributed.saved_activations import count_activations
-from slicefine_pl.slicing.distributed.shards import is_sharded, local_of, share_of
+from slicefine_pl.slicing.distributed.shards import is_sharded, local_slice_of, to_local
 from slicefine_pl.slicing.optimizer_state import has_types_of, restore_types
 from slicefine_pl.slicing.targets import Patterns
 
@@ -264,7 +264,7 @@ def _shared_out(value: Any, like: Tensor) -> Any:
             f"The optimizer keeps a tensor of shape {tuple(value.shape)} for a parameter of shape {tuple(like.shape)}"
             " (Adafactor does), which cannot be shared out as the parameter is; go on with strategy='ddp'."
         )
-    share = share_of(value, like).to(local_of(like).device)
+    share = local_slice_of(value, like).to(to_local(like).device)
     return DTensor.from_local(share, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
 
 

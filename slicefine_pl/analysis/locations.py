@@ -43,7 +43,7 @@ class SliceLocation:
         self._view(stored).index_add_(0, index, self.pick(gradient), alpha=-lr)
 
     def _view(self, stored: Tensor) -> Tensor:
-        return lines_along(self.matrix.block.of(stored), self.line)
+        return lines_along(self.matrix.layout.view(stored), self.line)
 
 
 def candidate_slices(matrices: Sequence[Candidate], rank: int, count: int, seed: int) -> list[SliceLocation]:

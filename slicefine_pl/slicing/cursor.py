@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slicefine_pl.slicing.distributed.shards import Block, Part, local_of, share_of, wholes
+from slicefine_pl.slicing.distributed.shards import LocalShard, MatrixLayout, full_tensors, local_slice_of, to_local
 from slicefine_pl.slicing.layers.base import SlicedLayer, add_slice
 from slicefine_pl.slicing.schedule import (
     Axis,
@@ -74,8 +74,8 @@ class SliceTrack:
         visited: For each kind of line, which lines have been live, shape ``(size,)``, bool.
     """
 
-    def __init__(self, name: str, layer: SlicedLayer, block: Block, settings: SliceSettings) -> None:
-        matrix = block.of(layer.slicefine_stored(block.parameter))
+    def __init__(self, name: str, layer: SlicedLayer, layout: MatrixLayout, settings: SliceSettings) -> None:
+        matrix = layout.view(layer.slicefine_stored(layout.parameter))
         sizes: dict[Axis, int] = {"row": matrix.shape[0], "column": matrix.shape[1]}
         road = name.replace("_orig_mod.", "")  # a compiled module visits the same slices as the plain one
         self._settings = settings
@@ -87,18 +87,18 @@ class SliceTrack:
         self.visited = {axis: torch.zeros(sizes[axis], dtype=torch.bool) for axis in settings.axes}
         length = max(matrix.numel() // sizes[axis] for axis in settings.axes)
         self.layer = layer
-        self.piece = add_slice(layer, block, settings.rank, length, settings.slice_dtype)
-        self.piece.place(*self._scheduled(), self.part())
+        self.piece = add_slice(layer, layout, settings.rank, length, settings.slice_dtype)
+        self.piece.place(*self._scheduled(), self.shard())
         self._written = self._stored_version()
         self._arrived()
 
-    def part(self) -> Part:
+    def shard(self) -> LocalShard:
         """What this process holds of the block."""
-        return self.layer.slicefine_part(self.piece)
+        return self.layer.slicefine_shard(self.piece)
 
     def write(self, live: Tensor) -> None:
         """Copy the live values, all of them given in ``(R, L)``, to their place in the stored parameter."""
-        self.piece.write(self.part(), live)
+        self.piece.write(self.shard(), live)
         self._written = self._stored_version()
 
     def reconcile(self) -> None:
@@ -108,13 +108,13 @@ class SliceTrack:
         many places.
         """
         if self._written == self._stored_version():
-            self.piece.write(self.part(), self.piece.live.data)
+            self.piece.write(self.shard(), self.piece.live.data)
         else:
-            self.piece.reload(self.part())
+            self.piece.reload(self.shard())
 
     def _stored_version(self) -> int:
         """How many changes of the stored parameter torch has counted; those by a slice are not among them."""
-        stored = self.layer.slicefine_stored(self.piece.block.parameter)
+        stored = self.layer.slicefine_stored(self.piece.layout.parameter)
         return 0 if stored.is_inference() else stored._version
 
     def move(self) -> None:
@@ -125,7 +125,7 @@ class SliceTrack:
             if dist.is_available() and dist.is_initialized():
                 dist.all_reduce(self.piece.score)  # every process has seen other data, and all must go the same way
             indices = sorted(self.piece.score.topk(self._settings.rank).indices.tolist())
-        self.piece.place(axis, indices, self.part())
+        self.piece.place(axis, indices, self.shard())
         self._arrived()
 
     def _scheduled(self) -> tuple[Axis, list[int]]:
@@ -151,23 +151,23 @@ class SliceTrack:
         The live values themselves stand in the parameter, unless the slice is kept in another type than that.
         """
         piece = self.piece
-        other = piece.live.dtype != self.layer.slicefine_stored(piece.block.parameter).dtype
+        other = piece.live.dtype != self.layer.slicefine_stored(piece.layout.parameter).dtype
         return {
             "moves": self.moves,
             "axis": piece.axis,
             "index": piece.index.cpu().clone(),
             "visited": {axis: lines.clone() for axis, lines in self.visited.items()},
             "score": None if piece.score is None else piece.score.cpu().clone(),
-            "live": wholes([piece.live])[0].cpu().clone() if other else None,
+            "live": full_tensors([piece.live])[0].cpu().clone() if other else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where a saved slice stood; the parameter must have been restored before."""
         self.moves = state["moves"]
         self.visited = {axis: lines.clone() for axis, lines in state["visited"].items()}
-        self.piece.place(state["axis"], state["index"].tolist(), self.part())
+        self.piece.place(state["axis"], state["index"].tolist(), self.shard())
         self._arrived()
         if self.piece.score is not None:
             self.piece.score.copy_(state["score"])
         if state["live"] is not None:
-            local_of(self.piece.live).copy_(share_of(state["live"], self.piece.live))
+            to_local(self.piece.live).copy_(local_slice_of(state["live"], self.piece.live))

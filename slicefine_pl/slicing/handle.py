@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from slicefine_pl.slicing.cursor import SliceSettings, SliceTrack, slice_type
-from slicefine_pl.slicing.distributed.shards import reshard, wholes
+from slicefine_pl.slicing.distributed.shards import full_tensors, reshard
 from slicefine_pl.slicing.layers.base import SlicedLayer, Unrecorded, close_layer, open_layer
 from slicefine_pl.slicing.layers.registry import Backend, Candidate
 from slicefine_pl.slicing.schedule import AxisSchedule, Order, check_choice
@@ -58,7 +58,7 @@ class SliceHandle:
         try:
             self._layers = _open(found.chosen)
             self._roads = {
-                each.name: SliceTrack(each.name, self._layers[id(each.module)], each.block, settings)
+                each.name: SliceTrack(each.name, self._layers[id(each.module)], each.layout, settings)
                 for each in found.chosen
             }
         except BaseException:  # leave the network as it was
@@ -86,7 +86,7 @@ class SliceHandle:
 
     def _live(self, name: str) -> LiveSlice:
         track = self._tracks[name]
-        piece, stored = track.piece, track.layer.slicefine_stored(track.piece.block.parameter)
+        piece, stored = track.piece, track.layer.slicefine_stored(track.piece.layout.parameter)
         return LiveSlice(name, piece.axis, piece.index, piece.live, piece.shape, stored)
 
     def move(self, names: Iterable[str] | None = None) -> list[LiveSlice]:
@@ -119,7 +119,7 @@ class SliceHandle:
         """Copy live values to their places in the stored weights: of the named slices, or of all."""
         tracks = list(self._tracks.values()) if names is None else [self._tracks[name] for name in names]
         reshard(self._net)
-        for track, live in zip(tracks, wholes([track.piece.live for track in tracks]), strict=True):
+        for track, live in zip(tracks, full_tensors([track.piece.live for track in tracks]), strict=True):
             track.write(live)
 
     def trust_weights(self) -> None:
@@ -289,7 +289,7 @@ def _open(chosen: Iterable[Candidate]) -> dict[int, SlicedLayer]:
     chosen = list(chosen)
     modules = {id(candidate.module): candidate for candidate in chosen}
     return {
-        key: open_layer(first.module, first.kind, [each.block for each in chosen if each.module is first.module])
+        key: open_layer(first.module, first.kind, [each.layout for each in chosen if each.module is first.module])
         for key, first in modules.items()
     }
 

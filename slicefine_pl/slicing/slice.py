@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.distributed.shards import Block, Part, lines_along, local_of, share_of
+from slicefine_pl.slicing.distributed.shards import LocalShard, MatrixLayout, lines_along, local_slice_of, to_local
 from slicefine_pl.slicing.schedule import Axis
 
 
@@ -27,14 +27,14 @@ class Slice(nn.Module):
     columns alternate it is the longer of the two, and the tail of a shorter line is padding.
 
     Attributes:
-        block: Where the lines belong.
+        layout: Where the lines belong.
         shape: Of the block, ``(O, I, ...)``.
         live: The trainable lines, shape ``(R, L)``.
         index: Which lines of the axis are live, shape ``(R,)``, int64.
         line: Whether ``index`` counts columns or rows.
         score: Importance of every line that could be live next, shape ``(size,)``, float32; ``None`` unless asked for.
         score_line: Whether ``score`` ranks columns or rows.
-        read: Whether a gradient has come past the layer, from somebody who read its parameter.
+        read_directly: Whether a gradient has come past the layer, from somebody who read its parameter.
         agreed: Version of ``live`` when it last held what the stored parameter holds at its place.
         keep: Where the block may differ from zero, bool of the block's shape; ``None`` if everywhere.  A pruned network
             that is trained by slices keeps its zeros by it.
@@ -42,52 +42,52 @@ class Slice(nn.Module):
 
     live: nn.Parameter
 
-    def __init__(self, block: Block, rank: int, length: int, like: Tensor, dtype: torch.dtype | None) -> None:
+    def __init__(self, layout: MatrixLayout, rank: int, length: int, like: Tensor, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.block = block
-        self.shape = tuple(block.of(like).shape)
+        self.layout = layout
+        self.shape = tuple(layout.view(like).shape)
         self.live = nn.Parameter(like.new_zeros(rank, length, dtype=dtype))
         # Plain attributes, no buffers: DDP would send buffers around at every forward pass.
         self.index = torch.zeros(rank, dtype=torch.int64, device=like.device)
         self.axis: Axis = "column"
         self.score: Tensor | None = None
         self.score_axis: Axis = "column"
-        self.read = False
+        self.read_directly = False
         self.agreed = -1
         self.keep: Tensor | None = None
         self._own_dtype = dtype is not None
 
     @torch.no_grad()
-    def write(self, part: Part, live: Tensor) -> None:
+    def write(self, shard: LocalShard, live: Tensor) -> None:
         """Copy the live values to their place: R lines, no allocation of the matrix's size.
 
         Args:
-            part: What this process holds of the block.
+            shard: What this process holds of the block.
             live: All live values, shape ``(R, L)``; ``self.live`` may be this process's share of them.
         """
         if self.keep is not None:
             live = live.masked_fill(self.pruned(), 0)
             self.live.copy_(live)
-        part.put(live[:, : self.length].reshape(-1, *self.line_shape), self.axis, self.index)
+        shard.scatter(live[:, : self.length].reshape(-1, *self.line_shape), self.axis, self.index)
         self._agree()
 
     @torch.no_grad()
-    def gather(self, part: Part) -> None:
+    def read(self, shard: LocalShard) -> None:
         """Copy the stored values at ``index`` into ``live``."""
-        lines = as_live(part.take(self.axis, self.index, self.shape), self.live)
-        local_of(self.live).copy_(share_of(lines, self.live))
+        lines = as_live(shard.gather(self.axis, self.index, self.shape), self.live)
+        to_local(self.live).copy_(local_slice_of(lines, self.live))
         self._agree()
 
     @torch.no_grad()
-    def reload(self, part: Part) -> None:
+    def reload(self, shard: LocalShard) -> None:
         """Gather after the stored values were loaded; a ``live`` that is rounded to these very values stays as it is.
 
         Only a ``live`` of a finer type has digits to lose: weight averaging loads a second time, after it was restored.
         """
-        own = local_of(self.live).clone()
-        self.gather(part)
-        loaded = local_of(self.live)
-        loaded.copy_(torch.where(own.to(part.values.dtype).to(own.dtype) == loaded, own, loaded))
+        own = to_local(self.live).clone()
+        self.read(shard)
+        loaded = to_local(self.live)
+        loaded.copy_(torch.where(own.to(shard.values.dtype).to(own.dtype) == loaded, own, loaded))
 
     @property
     def agrees(self) -> bool:
@@ -98,11 +98,11 @@ class Slice(nn.Module):
         if not (torch.compiler.is_compiling() or self.live.is_inference()):  # inference tensors count no changes
             self.agreed = self.live._version
 
-    def place(self, axis: Axis, indices: Sequence[int], part: Part) -> None:
+    def place(self, axis: Axis, indices: Sequence[int], shard: LocalShard) -> None:
         """Leave the live lines where they stand, with what they learned, and make other lines live."""
         self.axis = axis
         self.index.copy_(torch.tensor(indices))
-        self.gather(part)
+        self.read(shard)
 
     @property
     def line_shape(self) -> tuple[int, ...]:
@@ -133,7 +133,7 @@ class Slice(nn.Module):
         self.score = torch.zeros(self.shape[1 if axis == "column" else 0], device=self.index.device)
 
     def extra_repr(self) -> str:
-        return f"{self.live.shape[0]} {self.axis}s of {self.block.parameter} {self.block.part}".rstrip()
+        return f"{self.live.shape[0]} {self.axis}s of {self.layout.parameter} {self.layout.part}".rstrip()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         live = self.live.data

@@ -101,7 +101,7 @@ def _sliced(name: str, track: SliceTrack) -> Row:
     piece, layer = track.piece, track.layer
     told = f"{len(piece.index)} {piece.axis}s"
     kind = layer.slicefine_kind
-    masked = issubclass(kind, MaskedLayer) or piece.block not in kind.slicefine_blocks(layer)
-    if not masked and piece.read:
+    masked = issubclass(kind, MaskedLayer) or piece.layout not in kind.slicefine_layouts(layer)
+    if not masked and piece.read_directly:
         masked, told = True, f"{told}; its weight is read past the call"
     return Row(name, layer.slicefine_dense_class.__name__, piece.shape, "mask" if masked else "compact", told)

@@ -219,7 +219,7 @@ def _left_frozen(
     familiar |= {id(each) for module in net.modules() if isinstance(module, FAMILIAR) for each in module.parameters()}
     trained = {id(parameter) for parameter in found.trained.values()}
     left = {
-        (id(each.parameter), each.block): each
+        (id(each.parameter), each.layout): each
         for each in reversed(list(present.values()))
         if each.name in found.skipped and id(each.parameter) not in trained
     }

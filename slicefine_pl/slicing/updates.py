@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slicefine_pl.slicing.distributed.shards import wholes
+from slicefine_pl.slicing.distributed.shards import full_tensors
 from slicefine_pl.slicing.handle import SliceHandle
 from slicefine_pl.slicing.schedule import Axis
 from slicefine_pl.slicing.view import LiveSlice
@@ -120,5 +120,5 @@ class LearnedChange:
 
 def _stored(slices: Sequence[LiveSlice]) -> list[Tensor]:
     """The values of slices as they stand in the weights, in the CPU's memory, each ``(R, L)``."""
-    values = wholes([live.parameter for live in slices])
+    values = full_tensors([live.parameter for live in slices])
     return [value.to("cpu", live.stored.dtype, copy=True) for live, value in zip(slices, values, strict=True)]

@@ -25,7 +25,7 @@ class MaskedSlices:
         self._masks = masks
         self._optimizers = optimizers
         layers = ((path, module) for path, module in net.named_modules() if isinstance(module, SlicedLayer))
-        found = ((".".join(filter(None, [path, piece.block.parameter])), layer, piece)
+        found = ((".".join(filter(None, [path, piece.layout.parameter])), layer, piece)
                  for path, layer in layers for piece in layer.slicefine_slices())  # fmt: skip
         self._found: list[tuple[str, SlicedLayer, Slice]] = [each for each in found if each[0] in masks]
 
@@ -38,12 +38,12 @@ class MaskedSlices:
     def write(self) -> None:
         """Bring the pruned weights in step with their slices, before they are scored."""
         for _, layer, piece in self._found:
-            piece.write(layer.slicefine_part(piece), piece.live)
+            piece.write(layer.slicefine_shard(piece), piece.live)
 
     def follow(self) -> None:
         """Give the slices the masks as they are now; a slice keeps to them wherever it moves."""
         for name, _, piece in self._found:
-            piece.keep = piece.block.of(self._masks[name])
+            piece.keep = piece.layout.view(self._masks[name])
 
     def respect(self) -> None:
         """Have the slices keep to the masks as they are now, in their values and in what optimizers remember."""

@@ -168,7 +168,7 @@ def _spectra(matrices: list[Candidate], settings: Settings, found: Findings) -> 
     generator = torch.Generator().manual_seed(settings.seed)
     for matrix in (matrices[place] for place in places):
         for line in LINES:
-            lines = lines_matrix(matrix.block.of(matrix.parameter), line)
+            lines = lines_matrix(matrix.layout.view(matrix.parameter), line)
             try:
                 made = {
                     name: balance(control(lines, settings.groups, generator), settings.groups)

@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-from slicefine_pl.slicing.distributed.shards import is_sharded, local_of, sharers
+from slicefine_pl.slicing.distributed.shards import is_sharded, num_shards, to_local
 from slicefine_pl.slicing.name_patterns import nearest
 from slicefine_pl.slicing.slice import Slice
 from slicefine_pl.slicing.targets import Patterns
@@ -193,13 +193,13 @@ def sharded_bytes(net: nn.Module, blocks: Sequence[str]) -> ShardedBytes:
         blocks: What that returned.
     """
     parameters = list(net.parameters())
-    local = {id(p): local_of(p).numel() * p.element_size() for p in parameters}
+    local = {id(p): to_local(p).numel() * p.element_size() for p in parameters}
     trained = sum(local[id(p)] for p in parameters if p.requires_grad)
     groups = [sum(p.numel() * p.element_size() for p in net.get_submodule(name).parameters()) for name in blocks]
     whole = sum(p.numel() * p.element_size() for p in parameters)
     sharded = [p for p in parameters if is_sharded(p)]
     return ShardedBytes(
-        processes=sharers(sharded[0]) if sharded else 1,
+        processes=num_shards(sharded[0]) if sharded else 1,
         whole=whole,
         frozen=sum(local.values()) - trained,
         trained=trained,

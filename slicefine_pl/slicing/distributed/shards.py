@@ -23,14 +23,14 @@ from slicefine_pl.slicing.schedule import Axis
 
 
 @dataclass(frozen=True)
-class Block:
+class MatrixLayout:
     """The matrix, within a parameter of a module, in which a slice lies.
 
     Attributes:
         parameter: Name of the parameter in its module.
         part: Name of the block where a parameter holds several, such as ``"q"`` of a fused ``in_proj_weight``.
-        first: First row of the block along the parameter's first dimension.
-        rows: Rows of the block; ``None`` takes all.
+        first_row: First row of the block along the parameter's first dimension.
+        num_rows: Rows of the block; ``None`` takes all.
         transposed: Whether the parameter, or each matrix of a stack, is stored as ``(I, O)``.
         stack: How many leading dimensions count matrices, such as the experts of a mixture ``(E, O, I)``; in the block
             they come last, ``(O, I, E)``, so that a line is the same line of every matrix.
@@ -38,27 +38,28 @@ class Block:
 
     parameter: str = "weight"
     part: str = ""
-    first: int = 0
-    rows: int | None = None
+    first_row: int = 0
+    num_rows: int | None = None
     transposed: bool = False
     stack: int = 0
 
-    def of(self, stored: Tensor) -> Tensor:
+    def view(self, stored: Tensor) -> Tensor:
         """The block as a view of the stored parameter, which is whole here, shape ``(O, I, ...)``."""
-        return self._arranged(stored if self.rows is None else stored.narrow(0, self.first, self.rows))
+        return self._arranged(stored if self.num_rows is None else stored.narrow(0, self.first_row, self.num_rows))
 
-    def part_of(self, stored: Tensor) -> "Part":
+    def local_shard(self, stored: Tensor) -> "LocalShard":
         """What this process holds of the block, as a view outside autograd."""
         if not isinstance(stored, DTensor):
-            return Part(self.of(stored.data))
-        cut = _Cut.of(stored)
-        values, first = local_of(stored), cut.first
-        if self.rows is not None and cut.dim == 0:
-            start, stop = max(first, self.first), min(first + len(values), self.first + self.rows)
-            values, first = values.narrow(0, min(start - first, len(values)), max(stop - start, 0)), start - self.first
-        elif self.rows is not None:
-            values = values.narrow(0, self.first, self.rows)
-        return Part(self._arranged(values), self._order(values.ndim).index(cut.dim), first, cut)
+            return LocalShard(self.view(stored.data))
+        sharding = _Sharding.of(stored)
+        values, offset = to_local(stored), sharding.offset
+        if self.num_rows is not None and sharding.dim == 0:
+            start, stop = max(offset, self.first_row), min(offset + len(values), self.first_row + self.num_rows)
+            values = values.narrow(0, min(start - offset, len(values)), max(stop - start, 0))
+            offset = start - self.first_row
+        elif self.num_rows is not None:
+            values = values.narrow(0, self.first_row, self.num_rows)
+        return LocalShard(self._arranged(values), self._order(values.ndim).index(sharding.dim), offset, sharding)
 
     def _arranged(self, values: Tensor) -> Tensor:
         return values.permute(self._order(values.ndim)) if self.stack or self.transposed else values
@@ -70,34 +71,34 @@ class Block:
         return [*matrix, *kernel, *range(self.stack)]
 
 
-class Part(NamedTuple):
+class LocalShard(NamedTuple):
     """What a process holds of a block ``(O, I, ...)``.
 
     Attributes:
         values: A view, of the block's shape but for ``dim``.
         dim: The dimension of the block that is cut between processes.
-        first: Where along it ``values`` begin.
-        cut: How the parameter is cut; ``None`` if this process holds all of it.
+        offset: Where along it ``values`` begin.
+        sharding: How the parameter is cut; ``None`` if this process holds all of it.
     """
 
     values: Tensor
     dim: int = 0
-    first: int = 0
-    cut: "_Cut | None" = None
+    offset: int = 0
+    sharding: "_Sharding | None" = None
 
-    def put(self, lines: Tensor, axis: Axis, index: Tensor) -> None:
+    def scatter(self, lines: Tensor, axis: Axis, index: Tensor) -> None:
         """Store whole lines, shape ``(R, ...)``, at the places ``index``, shape ``(R,)``."""
         own, index = lines_along(self.values, axis), index.to(self.values.device)
         lines, dim = lines.to(own), _dim_along(self.dim, axis)
-        if self.cut is None:
+        if self.sharding is None:
             own.index_copy_(0, index, lines)
         elif own.numel() and dim == 0:
             here = self._holds(index, len(own))
-            own.index_copy_(0, index[here] - self.first, lines[here])
+            own.index_copy_(0, index[here] - self.offset, lines[here])
         elif own.numel():
-            own.index_copy_(0, index, lines.narrow(dim, self.first, own.shape[dim]))
+            own.index_copy_(0, index, lines.narrow(dim, self.offset, own.shape[dim]))
 
-    def take(self, axis: Axis, index: Tensor, shape: Sequence[int]) -> Tensor:
+    def gather(self, axis: Axis, index: Tensor, shape: Sequence[int]) -> Tensor:
         """The whole lines at ``index``, shape ``(R, ...)``.
 
         Args:
@@ -106,52 +107,54 @@ class Part(NamedTuple):
             shape: Of the block, ``(O, I, ...)``.
         """
         own, index = lines_along(self.values, axis), index.to(self.values.device)
-        if self.cut is None:
+        if self.sharding is None:
             return own.index_select(0, index)
         outputs, inputs, *kernel = shape
         lines = own.new_zeros(len(index), outputs if axis == "column" else inputs, *kernel)
         dim = _dim_along(self.dim, axis)
         if own.numel() and dim == 0:
             here = self._holds(index, len(own))
-            lines[here] = own.index_select(0, index[here] - self.first)
+            lines[here] = own.index_select(0, index[here] - self.offset)
         elif own.numel():
-            lines.narrow(dim, self.first, own.shape[dim]).copy_(own.index_select(0, index))
-        lines = lines.to(self.cut.device)
-        dist.all_reduce(lines, group=self.cut.group)  # each number comes from one process, and zeros from the others
+            lines.narrow(dim, self.offset, own.shape[dim]).copy_(own.index_select(0, index))
+        lines = lines.to(self.sharding.device)
+        dist.all_reduce(
+            lines, group=self.sharding.group
+        )  # each number comes from one process, and zeros from the others
         return lines
 
     def _holds(self, index: Tensor, lines: int) -> Tensor:
-        return (index >= self.first) & (index < self.first + lines)
+        return (index >= self.offset) & (index < self.offset + lines)
 
 
-class _Cut(NamedTuple):
-    """How a DTensor is cut.
+class _Sharding(NamedTuple):
+    """How a DTensor is sharding.
 
     Attributes:
         dim: Along which dimension.
-        first: Where this process's share begins.
+        offset: Where this process's share begins.
         group: The processes that hold it together.
         device: On which their exchanges run; the shares themselves may be kept on the CPU.
     """
 
     dim: int
-    first: int
+    offset: int
     group: dist.ProcessGroup
     device: str
 
     @classmethod
-    def of(cls, stored: DTensor) -> "_Cut":
+    def of(cls, stored: DTensor) -> "_Sharding":
         mesh, placements = stored.device_mesh, stored.placements
-        cuts = [(mesh_dim, place.dim) for mesh_dim, place in enumerate(placements) if type(place) is Shard]
-        if len(cuts) != 1 or sum(place.is_replicate() for place in placements) != len(placements) - 1:
+        shardings = [(mesh_dim, place.dim) for mesh_dim, place in enumerate(placements) if type(place) is Shard]
+        if len(shardings) != 1 or sum(place.is_replicate() for place in placements) != len(placements) - 1:
             raise ValueError(
                 f"A sliced weight of shape {tuple(stored.shape)} is placed as {placements}; slices know weights that"
                 " are cut along one dimension (FSDP2, also with replicas), not tensor parallelism."
             )
-        [(mesh_dim, dim)] = cuts
+        [(mesh_dim, dim)] = shardings
         size, share = stored.shape[dim], -(-stored.shape[dim] // mesh.size(mesh_dim))
-        first = min(share * mesh.get_local_rank(mesh_dim), size)
-        return cls(dim, first, mesh.get_group(mesh_dim), mesh.device_type)
+        offset = min(share * mesh.get_local_rank(mesh_dim), size)
+        return cls(dim, offset, mesh.get_group(mesh_dim), mesh.device_type)
 
 
 def is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
@@ -167,42 +170,50 @@ def reshard(net: nn.Module) -> None:
                 module.reshard()
 
 
-def sharers(tensor: DTensor) -> int:
+def num_shards(tensor: DTensor) -> int:
     """How many processes share a tensor out among them, not counting replicas."""
-    return dist.get_world_size(_Cut.of(tensor).group)
+    return dist.get_world_size(_Sharding.of(tensor).group)
 
 
-def local_of(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """This process's share of a tensor, outside autograd; the tensor itself where it is whole."""
     return tensor.to_local().data if isinstance(tensor, DTensor) else tensor.data
 
 
-def share_of(whole: Tensor, like: Tensor) -> Tensor:
+def local_slice_of(whole: Tensor, like: Tensor) -> Tensor:
     """The share of a whole tensor that this process would hold, were it cut as ``like`` is."""
     if not isinstance(like, DTensor):
         return whole
-    cut = _Cut.of(like)
-    return whole.narrow(cut.dim, cut.first, local_of(like).shape[cut.dim]) if local_of(like).numel() else local_of(like)
+    sharding = _Sharding.of(like)
+    return (
+        whole.narrow(sharding.dim, sharding.offset, to_local(like).shape[sharding.dim])
+        if to_local(like).numel()
+        else to_local(like)
+    )
 
 
-def wholes(tensors: Sequence[Tensor]) -> list[Tensor]:
+def full_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors ``(R, L)`` as whole ones; those that are sharded, alike and along R, come by one exchange."""
     sharded = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
     if not sharded:
         return [tensor.data for tensor in tensors]
-    found = iter(_exchanged(sharded))
+    found = iter(_all_gather(sharded))
     return [next(found) if is_sharded(tensor) else tensor.data for tensor in tensors]
 
 
-def _exchanged(sharded: Sequence[DTensor]) -> list[Tensor]:
-    cuts = [_Cut.of(tensor) for tensor in sharded]
-    if len({(cut.dim, cut.group, tensor.dtype) for cut, tensor in zip(cuts, sharded, strict=True)}) > 1 or cuts[0].dim:
-        return [cast("DTensor", tensor.to(cuts[0].device)).full_tensor().data for tensor in sharded]
-    group = cuts[0].group
+def _all_gather(sharded: Sequence[DTensor]) -> list[Tensor]:
+    shardings = [_Sharding.of(tensor) for tensor in sharded]
+    if (
+        len({(sharding.dim, sharding.group, tensor.dtype) for sharding, tensor in zip(shardings, sharded, strict=True)})
+        > 1
+        or shardings[0].dim
+    ):
+        return [cast("DTensor", tensor.to(shardings[0].device)).full_tensor().data for tensor in sharded]
+    group = shardings[0].group
     size = dist.get_world_size(group)
     rows = [-(-tensor.shape[0] // size) for tensor in sharded]  # of each process but the last ones
-    padded = [F.pad(local_of(t), (0, 0, 0, count - len(local_of(t)))) for t, count in zip(sharded, rows, strict=True)]
-    own = torch.cat([values.flatten() for values in padded]).to(cuts[0].device)
+    padded = [F.pad(to_local(t), (0, 0, 0, count - len(to_local(t)))) for t, count in zip(sharded, rows, strict=True)]
+    own = torch.cat([values.flatten() for values in padded]).to(shardings[0].device)
     gathered = own.new_empty(size * len(own))
     dist.all_gather_into_tensor(gathered, own, group=group)
     parts = torch.split(gathered.view(size, -1), [values.numel() for values in padded], dim=1)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.distributed.shards import Block
+from slicefine_pl.slicing.distributed.shards import MatrixLayout
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.layers.linear import sliced_linear
 
@@ -38,12 +38,12 @@ class SlicedMultiheadAttention(SlicedLayer):
     _qkv_same_embed_dim: bool
 
     @classmethod
-    def slicefine_blocks(cls, dense: nn.Module) -> list[Block]:
+    def slicefine_layouts(cls, dense: nn.Module) -> list[MatrixLayout]:
         attention = cast("nn.MultiheadAttention", dense)
         if not attention._qkv_same_embed_dim:
-            return [Block(f"{letter}_proj_weight") for letter in LETTERS]
+            return [MatrixLayout(f"{letter}_proj_weight") for letter in LETTERS]
         width = attention.embed_dim
-        return [Block("in_proj_weight", letter, place * width, width) for place, letter in enumerate(LETTERS)]
+        return [MatrixLayout("in_proj_weight", letter, place * width, width) for place, letter in enumerate(LETTERS)]
 
     def forward(
         self,
@@ -86,11 +86,11 @@ class SlicedMultiheadAttention(SlicedLayer):
     def _project(self, letter: str, x: Tensor) -> Tensor:
         """Query, key or value, shape ``(..., E)``."""
         place = LETTERS.index(letter)
-        block = self.slicefine_blocks(self)[place]
-        weight = block.of(self.slicefine_stored(block.parameter))
+        layout = self.slicefine_layouts(self)[place]
+        weight = layout.view(self.slicefine_stored(layout.parameter))
         width = self.embed_dim
         bias = None if self.in_proj_bias is None else self.in_proj_bias.narrow(0, place * width, width)
-        piece = self.slicefine_slice(block.parameter, block.part)
+        piece = self.slicefine_slice(layout.parameter, layout.part)
         return F.linear(x, weight, bias) if piece is None else sliced_linear(x, weight, bias, piece)
 
     def _extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

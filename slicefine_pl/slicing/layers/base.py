@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import CheckpointFunction
 
-from slicefine_pl.slicing.distributed.shards import Block, Part, is_sharded, wholes
+from slicefine_pl.slicing.distributed.shards import LocalShard, MatrixLayout, full_tensors, is_sharded
 from slicefine_pl.slicing.slice import Slice, line_norms, live_gradient
 
 Unrecorded = Literal["checkpoint", "no_grad"]
@@ -47,7 +47,7 @@ class SlicedLayer(nn.Module):
     slicefine_parameters: frozenset[str]
 
     @classmethod
-    def slicefine_blocks(cls, dense: nn.Module) -> list[Block]:
+    def slicefine_layouts(cls, dense: nn.Module) -> list[MatrixLayout]:
         """The matrices of a dense layer whose slices this kind computes without the full gradient."""
         return []
 
@@ -59,11 +59,11 @@ class SlicedLayer(nn.Module):
         """The slice of a block; ``None`` if this block is not sliced."""
         return cast("Slice | None", self._modules.get(_child_name(parameter, part)))
 
-    def slicefine_part(self, piece: Slice) -> Part:
+    def slicefine_shard(self, piece: Slice) -> LocalShard:
         """What this process holds of a slice's block, as a view outside autograd."""
         # Outside, because a write must not count as a change of a tensor that an earlier forward pass saved for
         # backward: it only repeats what the optimizer has already decided.
-        return piece.block.part_of(self.slicefine_stored(piece.block.parameter))
+        return piece.layout.local_shard(self.slicefine_stored(piece.layout.parameter))
 
     def slicefine_stored(self, parameter: str) -> nn.Parameter:
         """The frozen parameter itself."""
@@ -71,8 +71,8 @@ class SlicedLayer(nn.Module):
 
     def slicefine_write(self) -> None:
         """Copy the live values to their places in the stored parameters."""
-        for piece, [live] in ((piece, wholes([piece.live])) for piece in self.slicefine_slices()):
-            piece.write(self.slicefine_part(piece), live)
+        for piece, [live] in ((piece, full_tensors([piece.live])) for piece in self.slicefine_slices()):
+            piece.write(self.slicefine_shard(piece), live)
 
     def slicefine_is_sharded(self) -> bool:
         """Whether FSDP2 has this layer in its care: its parameters are then other tensors from time to time."""
@@ -123,8 +123,8 @@ class SlicedLayer(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)
         for piece in self.slicefine_slices():
-            if prefix + piece.block.parameter in state_dict:
-                piece.reload(self.slicefine_part(piece))
+            if prefix + piece.layout.parameter in state_dict:
+                piece.reload(self.slicefine_shard(piece))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return (
@@ -149,9 +149,9 @@ class _Read(torch.autograd.Function):
         piece: Slice = ctx.piece
         (live,) = ctx.saved_tensors
         dense = gradient.to_dense() if gradient.is_sparse else gradient
-        block = piece.block.of(dense)
+        block = piece.layout.view(dense)
         if not torch.compiler.is_compiling():
-            piece.read = True
+            piece.read_directly = True
         if piece.score is not None:
             piece.score += line_norms(block, piece.score_axis)
         return (gradient if ctx.needs_input_grad[0] else None), live_gradient(piece.lines(block), live), None
@@ -168,7 +168,7 @@ def _reader(parameter: str) -> property:
         if not torch.is_grad_enabled():
             return values
         for piece in self.slicefine_slices():
-            if piece.block.parameter == parameter:
+            if piece.layout.parameter == parameter:
                 values = _Read.apply(values, piece.live, piece)
         return values
 
@@ -203,18 +203,18 @@ def _blank(kind: type[SlicedLayer], dense_class: type[nn.Module], parameters: fr
     return sliced_class.__new__(sliced_class)
 
 
-def open_layer(module: nn.Module, kind: type[SlicedLayer], blocks: Sequence[Block]) -> SlicedLayer:
+def open_layer(module: nn.Module, kind: type[SlicedLayer], layouts: Sequence[MatrixLayout]) -> SlicedLayer:
     """Turn a dense layer, in place, into a sliced one whose slices are still to be added.
 
     Args:
         module: The dense layer; the parameters of the blocks are frozen.
         kind: How this layer computes, such as ``SlicedLinear``.
-        blocks: What will be sliced.
+        layouts: What will be sliced.
 
     Returns:
         The same object, now a ``SlicedLayer``.
     """
-    parameters = frozenset(block.parameter for block in blocks)
+    parameters = frozenset(layout.parameter for layout in layouts)
     for parameter in parameters:
         module.get_parameter(parameter).requires_grad_(False)
     module.__class__ = _sliced_class(kind, type(module), parameters)
@@ -223,18 +223,18 @@ def open_layer(module: nn.Module, kind: type[SlicedLayer], blocks: Sequence[Bloc
     return module
 
 
-def add_slice(layer: SlicedLayer, block: Block, rank: int, length: int, dtype: torch.dtype | None) -> Slice:
+def add_slice(layer: SlicedLayer, layout: MatrixLayout, rank: int, length: int, dtype: torch.dtype | None) -> Slice:
     """Give an opened layer the slice of one of its blocks; it still has to be placed.
 
     Args:
         layer: The layer.
-        block: Where the slice lies.
+        layout: Where the slice lies.
         rank: Number of live lines (R).
         length: Numbers per line of ``live`` (L).
         dtype: Of the live lines; ``None`` takes the parameter's.
     """
-    piece = Slice(block, rank, length, layer.slicefine_stored(block.parameter), dtype)
-    layer.add_module(_child_name(block.parameter, block.part), piece)
+    piece = Slice(layout, rank, length, layer.slicefine_stored(layout.parameter), dtype)
+    layer.add_module(_child_name(layout.parameter, layout.part), piece)
     return piece
 
 

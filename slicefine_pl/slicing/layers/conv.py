@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.distributed.shards import Block, lines_along
+from slicefine_pl.slicing.distributed.shards import MatrixLayout, lines_along
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.schedule import Axis
 from slicefine_pl.slicing.slice import Slice, line_norms, live_gradient, refuse_second_derivatives
@@ -165,8 +165,8 @@ class SlicedConv(SlicedLayer):
     _reversed_padding_repeated_twice: list[int]
 
     @classmethod
-    def slicefine_blocks(cls, dense: nn.Module) -> list[Block]:
-        return [Block()]
+    def slicefine_layouts(cls, dense: nn.Module) -> list[MatrixLayout]:
+        return [MatrixLayout()]
 
     def forward(self, x: Tensor) -> Tensor:
         self.slicefine_before_forward()

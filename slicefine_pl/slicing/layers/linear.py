@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.distributed.shards import Block
+from slicefine_pl.slicing.distributed.shards import MatrixLayout
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.schedule import Axis
 from slicefine_pl.slicing.slice import Slice, countable, live_gradient, refuse_second_derivatives
@@ -113,19 +113,19 @@ class SlicedLinear(SlicedLayer):
     bias: nn.Parameter | None
 
     @classmethod
-    def slicefine_blocks(cls, dense: nn.Module) -> list[Block]:
-        return [Block()]
+    def slicefine_layouts(cls, dense: nn.Module) -> list[MatrixLayout]:
+        return [MatrixLayout()]
 
     def forward(self, x: Tensor) -> Tensor:
         self.slicefine_before_forward()
         piece = self.slicefine_slice("weight")
         assert piece is not None
-        return sliced_linear(x, piece.block.of(self.slicefine_stored("weight")), self.bias, piece)
+        return sliced_linear(x, piece.layout.view(self.slicefine_stored("weight")), self.bias, piece)
 
 
 class SlicedConv1D(SlicedLinear):
     """A linear map with its weight stored as ``(I, O)``, as in transformers' ``Conv1D`` (GPT-2)."""
 
     @classmethod
-    def slicefine_blocks(cls, dense: nn.Module) -> list[Block]:
-        return [Block(transposed=True)]
+    def slicefine_layouts(cls, dense: nn.Module) -> list[MatrixLayout]:
+        return [MatrixLayout(transposed=True)]

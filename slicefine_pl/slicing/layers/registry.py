@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from slicefine_pl.slicing.distributed.shards import Block
+from slicefine_pl.slicing.distributed.shards import MatrixLayout
 from slicefine_pl.slicing.layers.attention import SlicedMultiheadAttention
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.layers.conv import SlicedConv
@@ -37,27 +37,27 @@ class Candidate:
         name: Of the module; followed by the parameter, and the block, where that is not simply ``weight``.
         module: The owner of the parameter.
         kind: The compact kind of sliced layer, or a ``MaskedLayer``.
-        block: Where in the module's parameters the matrix lies.
+        layout: Where in the module's parameters the matrix lies.
         layer: Whether the module maps inputs to outputs by this matrix, rather than being an embedding or the like.
     """
 
     name: str
     module: nn.Module
     kind: type[SlicedLayer]
-    block: Block
+    layout: MatrixLayout
     layer: bool
 
     @property
     def parameter(self) -> nn.Parameter:
         """The parameter that holds the matrix."""
-        parameter = self.module._parameters[self.block.parameter]
+        parameter = self.module._parameters[self.layout.parameter]
         assert parameter is not None  # candidates() has looked
         return parameter
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape ``(O, I, ...)``."""
-        return tuple(self.block.of(self.parameter).shape)
+        return tuple(self.layout.view(self.parameter).shape)
 
 
 def candidates(net: nn.Module, backend: Backend) -> Iterator[Candidate]:
@@ -67,17 +67,17 @@ def candidates(net: nn.Module, backend: Backend) -> Iterator[Candidate]:
         if isinstance(module, torch.jit.ScriptModule):
             continue  # compiled: its class cannot be changed
         kind = compact_kind(module)
-        blocks = [] if kind is None else kind.slicefine_blocks(module)
-        served = {block.parameter for block in blocks}
+        layouts = [] if kind is None else kind.slicefine_layouts(module)
+        served = {layout.parameter for layout in layouts}
         others = [
-            _masked_block(owners.get(id(module), module), key, parameter)
+            _masked_layout(owners.get(id(module), module), key, parameter)
             for key, parameter in module._parameters.items()
             if parameter is not None and key not in served and parameter.ndim > 1
         ]
         chosen = masked_kind(module) if backend == "mask" or kind is None else kind
-        for block in [*blocks, *others]:
-            layer = block in blocks or (block.parameter == "weight" and isinstance(module, LAYERS))
-            yield Candidate(_told(name, block), module, chosen, block, layer)
+        for layout in [*layouts, *others]:
+            layer = layout in layouts or (layout.parameter == "weight" and isinstance(module, LAYERS))
+            yield Candidate(_told(name, layout), module, chosen, layout, layer)
 
 
 def compact_kind(module: nn.Module) -> type[SlicedLayer] | None:
@@ -119,7 +119,7 @@ def _parametrized(net: nn.Module) -> dict[int, nn.Module]:
     }
 
 
-def _masked_block(layer: nn.Module, key: str, parameter: nn.Parameter) -> Block:
+def _masked_layout(layer: nn.Module, key: str, parameter: nn.Parameter) -> MatrixLayout:
     """The matrix, or the stack of matrices, that a parameter without a compact kind holds.
 
     A convolution's kernel and the weight of ``nn.Bilinear`` are ``(O, I, ...)``, and so is what has four dimensions or
@@ -127,12 +127,12 @@ def _masked_block(layer: nn.Module, key: str, parameter: nn.Parameter) -> Block:
     1, such as the batch dimension of position embeddings, are a stack of one.
     """
     if isinstance(layer, KERNELS):
-        return Block(key)
+        return MatrixLayout(key)
     stack = 0
     while parameter.ndim - stack > 2 and parameter.shape[stack] == 1:
         stack += 1
     stack += parameter.ndim - stack == 3
-    return Block(key, transposed=stack > 0 and _stores_inputs_first(layer), stack=stack)
+    return MatrixLayout(key, transposed=stack > 0 and _stores_inputs_first(layer), stack=stack)
 
 
 def _stores_inputs_first(layer: nn.Module) -> bool:
@@ -140,6 +140,6 @@ def _stores_inputs_first(layer: nn.Module) -> bool:
     return getattr(layer, "is_transposed", False) is True or type(layer).__name__ == "Llama4TextExperts"
 
 
-def _told(module: str, block: Block) -> str:
-    parts = [module, "" if block.parameter == "weight" else block.parameter, block.part]
-    return ".".join(filter(None, parts)) or block.parameter  # the network itself may own the weight
+def _told(module: str, layout: MatrixLayout) -> str:
+    parts = [module, "" if layout.parameter == "weight" else layout.parameter, layout.part]
+    return ".".join(filter(None, parts)) or layout.parameter  # the network itself may own the weight

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
-from slicefine_pl.slicing.distributed.shards import Block, Part
+from slicefine_pl.slicing.distributed.shards import LocalShard, MatrixLayout
 from slicefine_pl.slicing.layers.base import SlicedLayer, add_slice, close_layer, open_layer
 from slicefine_pl.slicing.layers.linear import SCORE_TOKENS, sliced_linear
 from slicefine_pl.slicing.layers.registry import compact_kind
@@ -36,10 +36,10 @@ def grad_of(layer: nn.Module) -> torch.Tensor:
 
 def open_in_place(layer: nn.Module, axis: str, length: int, dtype: torch.dtype | None = None) -> SlicedLayer:
     kind = compact_kind(layer)
-    (block,) = kind.slicefine_blocks(layer)
+    (block,) = kind.slicefine_layouts(layer)
     opened = open_layer(layer, kind, [block])
     piece = add_slice(opened, block, R, length, dtype)
-    piece.place(axis, COLUMNS if axis == "column" else ROWS, opened.slicefine_part(piece))
+    piece.place(axis, COLUMNS if axis == "column" else ROWS, opened.slicefine_shard(piece))
     return opened
 
 
@@ -89,14 +89,14 @@ def test_gradcheck_against_a_joined_weight(axis):
     x = torch.randn(3, I, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(O, dtype=torch.float64, requires_grad=True)
     live = torch.randn(R, O if axis == "column" else I, dtype=torch.float64, requires_grad=True)
-    piece = Slice(Block(), *live.shape, frozen, None)
-    piece.place(axis, COLUMNS if axis == "column" else ROWS, Part(frozen))
+    piece = Slice(MatrixLayout(), *live.shape, frozen, None)
+    piece.place(axis, COLUMNS if axis == "column" else ROWS, LocalShard(frozen))
     del piece._parameters["live"]  # gradcheck hands in its own
 
     def joined(x, bias, live):
         weight = frozen.clone()
         piece.live = live
-        piece.write(Part(weight), live)
+        piece.write(LocalShard(weight), live)
         return sliced_linear(x, weight, bias, piece)
 
     assert torch.autograd.gradcheck(joined, (x, bias, live))
