@@ -46,7 +46,7 @@ def enter(task: str, line: str, batch: dict[str, Tensor]) -> Contestant:
     elif "every" in (method := Method.parse(line)).settings:
         layers = named(method, module.model)
         handle = slice_model(module.model, rank=method.rank, axis=method.kind, targets=layers)  # type: ignore[arg-type]
-        handle.trust_weights()  # the contestant writes after each step, as the callback does
+        handle.write_manually()  # the contestant writes after each step, as the callback does
     else:
         prepare(method, module, 0)
     own = Task(module.train(), batch, loss, head="")

@@ -92,7 +92,7 @@ def with_slices(axis: AxisSchedule) -> Callable[[Task, int], SliceHandle]:
             targets=[f"^{re.escape(name)}$" for name in names],
             also_train=None if task.new_head is None else f"^{re.escape(task.new_head)}",
         )
-        handle.trust_weights()
+        handle.write_manually()
         return handle
 
     return prepare

@@ -220,7 +220,7 @@ class SliceFineCallback(ResumableCallback):
         frozen = self._handle.frozen
         if self._slicing["targets"] is None and frozen.matrices and not frozen.surprising:  # else it was a warning
             rank_zero_info(f"SliceFine: {frozen}")
-        self._handle.trust_weights()  # _after_step writes, so that the weights are right for everybody else too
+        self._handle.write_manually()  # _after_step writes, so that the weights are right for everybody else too
         self._shares, self._seconds = [], 0.0
         self._finite.begin()
         if trainer.global_step > 0 and self._closed_state:  # the same trainer goes on with another fit
@@ -337,13 +337,13 @@ class SliceFineCallback(ResumableCallback):
             # Again, as some callbacks unfreeze layers when an epoch starts.
             check_unexpected_trainable(self.opened(), pl_module.named_parameters())
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self.opened().reconcile()
+        self.opened().resync()
         self._batch_started = time.perf_counter()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if stale := self.opened().stale():
+        if unsynced := self.opened().unsynced():
             raise MisconfigurationException(
-                f"The slices of {some(stale)} changed after the last optimizer step, and the forward pass did not see"
+                f"The slices of {some(unsynced)} changed after the last optimizer step, and the forward pass did not see"
                 " it: a compiled network, and layers in eval mode, compute with the weights of that step. Optimizers"
                 " that evaluate several times a step (LBFGS, SAM) need train mode, and no torch.compile."
             )

@@ -101,7 +101,7 @@ class SliceTrack:
         self.piece.write(self.shard(), live)
         self._written = self._stored_version()
 
-    def reconcile(self) -> None:
+    def resync(self) -> None:
         """Agree with the stored parameter again, after somebody has changed the slice or both.
 
         Where both were changed, the parameter is right: an average of live lines says nothing, as they have stood at

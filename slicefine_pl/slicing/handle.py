@@ -122,31 +122,31 @@ class SliceHandle:
         for track, live in zip(tracks, full_tensors([track.piece.live for track in tracks]), strict=True):
             track.write(live)
 
-    def trust_weights(self) -> None:
+    def write_manually(self) -> None:
         """Promise to call :meth:`write` after each optimizer step.
 
         Then the stored weights are right between steps, and whoever reads or averages them there may do so; without the
         promise each forward pass, ``state_dict`` and ``eval`` writes by itself.  A forward pass then writes only what
         changed since, as far as torch counts changes (it counts neither those of ``parameter.data`` nor a fused
         optimizer's), and a compiled one nothing: there, what changes slices between forward passes of one step (LBFGS,
-        SAM) has to write as well, see :meth:`stale`.
+        SAM) has to write as well, see :meth:`unsynced`.
         """
         for layer in self._layers.values():
-            layer.slicefine_trusts_weight = True
+            layer.slicefine_writes_manually = True
 
-    def stale(self) -> list[str]:
+    def unsynced(self) -> list[str]:
         """Names of the slices that were changed after they were last written to their weights.
 
         What torch does not count (changes of ``parameter.data``, steps of fused optimizers) and changes of slices that
         FSDP2 has sharded are not seen.
         """
-        changed = [(name, track) for name, track in self._tracks.items() if not track.piece.agrees]
+        changed = [(name, track) for name, track in self._tracks.items() if not track.piece.in_sync]
         return [name for name, track in changed if not track.layer.slicefine_is_sharded()]
 
-    def reconcile(self) -> None:
+    def resync(self) -> None:
         """Bring slices and weights in step, where somebody has exchanged parameters, as weight averages do."""
-        for name in self.stale():
-            self._tracks[name].reconcile()
+        for name in self.unsynced():
+            self._tracks[name].resync()
 
     @property
     def moves(self) -> int:

@@ -35,7 +35,7 @@ class Slice(nn.Module):
         score: Importance of every line that could be live next, shape ``(size,)``, float32; ``None`` unless asked for.
         score_line: Whether ``score`` ranks columns or rows.
         read_directly: Whether a gradient has come past the layer, from somebody who read its parameter.
-        agreed: Version of ``live`` when it last held what the stored parameter holds at its place.
+        synced_version: Version of ``live`` when it last held what the stored parameter holds at its place.
         keep: Where the block may differ from zero, bool of the block's shape; ``None`` if everywhere.  A pruned network
             that is trained by slices keeps its zeros by it.
     """
@@ -53,7 +53,7 @@ class Slice(nn.Module):
         self.score: Tensor | None = None
         self.score_axis: Axis = "column"
         self.read_directly = False
-        self.agreed = -1
+        self.synced_version = -1
         self.keep: Tensor | None = None
         self._own_dtype = dtype is not None
 
@@ -69,14 +69,14 @@ class Slice(nn.Module):
             live = live.masked_fill(self.pruned(), 0)
             self.live.copy_(live)
         shard.scatter(live[:, : self.length].reshape(-1, *self.line_shape), self.axis, self.index)
-        self._agree()
+        self._mark_synced()
 
     @torch.no_grad()
     def read(self, shard: LocalShard) -> None:
         """Copy the stored values at ``index`` into ``live``."""
         lines = as_live(shard.gather(self.axis, self.index, self.shape), self.live)
         to_local(self.live).copy_(local_slice_of(lines, self.live))
-        self._agree()
+        self._mark_synced()
 
     @torch.no_grad()
     def reload(self, shard: LocalShard) -> None:
@@ -90,13 +90,13 @@ class Slice(nn.Module):
         loaded.copy_(torch.where(own.to(shard.values.dtype).to(own.dtype) == loaded, own, loaded))
 
     @property
-    def agrees(self) -> bool:
+    def in_sync(self) -> bool:
         """Whether ``live`` holds what the stored parameter holds at its place, as far as torch counts changes."""
-        return not self.live.is_inference() and self.agreed == self.live._version
+        return not self.live.is_inference() and self.synced_version == self.live._version
 
-    def _agree(self) -> None:
+    def _mark_synced(self) -> None:
         if not (torch.compiler.is_compiling() or self.live.is_inference()):  # inference tensors count no changes
-            self.agreed = self.live._version
+            self.synced_version = self.live._version
 
     def place(self, axis: Axis, indices: Sequence[int], shard: LocalShard) -> None:
         """Leave the live lines where they stand, with what they learned, and make other lines live."""
@@ -151,7 +151,7 @@ class Slice(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.agreed = -1  # the live lines of a copy count their changes from nothing
+        self.synced_version = -1  # the live lines of a copy count their changes from nothing
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """Save nothing: the values stand in the parameter of the layer."""

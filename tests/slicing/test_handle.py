@@ -285,7 +285,7 @@ def test_an_average_of_the_weights_is_exact_when_the_caller_writes_after_each_st
     """torch's AveragedModel beside moving slices: trust the weights, write, and close the copy without a handle."""
     net = network()
     handle = slice_model(net, rank=2, also_train="^4", targets="^2$")
-    handle.trust_weights()
+    handle.write_manually()
     optimizer = torch.optim.SGD(trainable(net), lr=0.1)
     average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
     expected = None
@@ -374,7 +374,7 @@ def test_a_copy_averages_the_stored_weights_as_the_readme_says():
     """AveragedModel over moving slices, against an average kept by hand."""
     net = network()
     handle = slice_model(net, rank=2, also_train="^4")
-    handle.trust_weights()
+    handle.write_manually()
     average, stored = torch.optim.swa_utils.AveragedModel(net), []
     optimizer = torch.optim.SGD(trainable(net), lr=0.3)
     for step in range(6):
@@ -394,7 +394,7 @@ def test_a_compiled_step_keeps_no_copy_of_a_trusted_weight(axis):
     torch.compiler.reset()
     net = nn.Sequential(nn.Linear(7, 40), nn.ReLU(), nn.Linear(40, 50))
     handle = slice_model(net, rank=2, axis=axis, targets=".", also_train="2.bias")
-    handle.trust_weights()
+    handle.write_manually()
     x = torch.randn(3, 7)
     with count_activations() as kept:
         loss = torch.compile(net, backend="aot_eager", fullgraph=True)(x).square().sum()
@@ -406,19 +406,19 @@ def test_a_compiled_step_keeps_no_copy_of_a_trusted_weight(axis):
 def test_stale_slices_are_those_that_changed_after_they_were_written():
     net = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
     handle = slice_model(net, rank=2, targets=".", also_train="1.bias")
-    assert handle.stale() == []
+    assert handle.unsynced() == []
     first, second = handle
     with torch.no_grad():
         first.parameter.add_(1)
-    assert handle.stale() == [first.name]
+    assert handle.unsynced() == [first.name]
     handle.write()
-    assert handle.stale() == []
+    assert handle.unsynced() == []
     with torch.no_grad():
         second.parameter.add_(1)
     net(torch.randn(2, 7))  # writes
-    assert handle.stale() == []
+    assert handle.unsynced() == []
     handle.move()
-    assert handle.stale() == []
+    assert handle.unsynced() == []
 
 
 def test_padding_of_lines_that_alternate_is_not_counted():
@@ -437,7 +437,7 @@ def test_a_slice_that_changes_between_forward_and_backward_is_an_error(compiled,
     torch.compiler.reset()
     net = nn.Sequential(nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
     handle = slice_model(net, rank=2, targets=["^0$", "^2$"], also_train="^4", backend=backend)
-    handle.trust_weights()
+    handle.write_manually()
     run = torch.compile(net, backend="aot_eager", fullgraph=True) if compiled else net
     loss = run(torch.randn(4, 7)).square().sum()
     with torch.no_grad():

@@ -3,7 +3,7 @@
 Answers: in which groups do weights travel, and what does a process have to keep?  Slices are opened before.
 
     handle = slice_model(net, rank=8)
-    handle.trust_weights()
+    handle.write_manually()
     shard_model(net)
     optimizer = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), lr=3e-3)
     ...

@@ -31,7 +31,7 @@ class SlicedLayer(nn.Module):
     recorded, and else a tensor with its values that passes the live lines' part of its gradient on to the slice.
 
     Attributes:
-        slicefine_trusts_weight: Whether somebody calls :meth:`slicefine_write` after each optimizer step, so that the
+        slicefine_writes_manually: Whether somebody calls :meth:`slicefine_write` after each optimizer step, so that the
             stored values are right when no gradient is recorded (validation, checkpoints, averages).  A forward pass
             that records gradients in train mode writes only if a slice has changed since (some optimizers evaluate
             several times a step), and not at all where it is compiled: there a write would copy the whole parameter,
@@ -40,7 +40,7 @@ class SlicedLayer(nn.Module):
             checkpointing, which records when it runs again, or just without; ``None`` if there was none.
     """
 
-    slicefine_trusts_weight: bool
+    slicefine_writes_manually: bool
     slicefine_unrecorded: Unrecorded | None = None
     slicefine_kind: type["SlicedLayer"]
     slicefine_dense_class: type[nn.Module]
@@ -84,18 +84,18 @@ class SlicedLayer(nn.Module):
         trained = eager_training and torch.is_grad_enabled()
         if eager_training and not trained and self.slicefine_unrecorded is None:
             self.slicefine_unrecorded = "checkpoint" if _in_reentrant_checkpoint() else "no_grad"
-        if self.slicefine_trusts_weight and not (trained and self._slicefine_changed()):
+        if self.slicefine_writes_manually and not (trained and self._slicefine_changed()):
             return
-        if not self.slicefine_trusts_weight and self.slicefine_is_sharded():
+        if not self.slicefine_writes_manually and self.slicefine_is_sharded():
             raise RuntimeError(
                 "This layer was sharded by FSDP2, whose backward pass takes the weight anew from its shards: what"
-                " a slice has learned must stand in them. Call handle.trust_weights() once, and handle.write() after"
+                " a slice has learned must stand in them. Call handle.write_manually() once, and handle.write() after"
                 " every optimizer step."
             )
         self.slicefine_write()
 
     def _slicefine_changed(self) -> bool:
-        return self.slicefine_is_sharded() or not all(piece.agrees for piece in self.slicefine_slices())
+        return self.slicefine_is_sharded() or not all(piece.in_sync for piece in self.slicefine_slices())
 
     def register_parameter(self, name: str, param: Tensor | None) -> None:
         pruned = name.removesuffix("_orig")
@@ -111,12 +111,12 @@ class SlicedLayer(nn.Module):
         return ", ".join(filter(None, [super().extra_repr(), *told]))
 
     def train(self, mode: bool = True) -> Self:
-        if not self.slicefine_trusts_weight:
+        if not self.slicefine_writes_manually:
             self.slicefine_write()  # some fast paths of torch read the weight in eval mode without calling the layer
         return super().train(mode)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        if not self.slicefine_trusts_weight:
+        if not self.slicefine_writes_manually:
             self.slicefine_write()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
@@ -219,7 +219,7 @@ def open_layer(module: nn.Module, kind: type[SlicedLayer], layouts: Sequence[Mat
         module.get_parameter(parameter).requires_grad_(False)
     module.__class__ = _sliced_class(kind, type(module), parameters)
     assert isinstance(module, SlicedLayer)  # what the line above says; for the type checker
-    module.slicefine_trusts_weight = False
+    module.slicefine_writes_manually = False
     return module
 
 
@@ -240,11 +240,11 @@ def add_slice(layer: SlicedLayer, layout: MatrixLayout, rank: int, length: int, 
 
 def close_layer(layer: SlicedLayer) -> None:
     """Turn a sliced layer, in place, back into the dense layer it was; what its slices learned stays."""
-    if not layer.slicefine_trusts_weight:
+    if not layer.slicefine_writes_manually:
         layer.slicefine_write()
     for name in [name for name, child in layer._modules.items() if isinstance(child, Slice)]:
         del layer._modules[name]
-    del layer.slicefine_trusts_weight
+    del layer.slicefine_writes_manually
     layer.__dict__.pop("slicefine_unrecorded", None)
     layer.__class__ = cast("type[SlicedLayer]", layer.slicefine_dense_class)
 
@@ -257,7 +257,7 @@ def as_dense(net: nn.Module) -> Iterator[None]:
     """
     opened = [(module, module.__class__) for module in net.modules() if isinstance(module, SlicedLayer)]
     for layer, _ in opened:
-        if not layer.slicefine_trusts_weight:
+        if not layer.slicefine_writes_manually:
             layer.slicefine_write()
         layer.__class__ = cast("type[SlicedLayer]", layer.slicefine_dense_class)
     try:

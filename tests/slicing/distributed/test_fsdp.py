@@ -58,7 +58,7 @@ def train(axis, sharded, steps=7, recompute=False, peek=False, seed=3, **setting
     net = Net()
     net.recompute = recompute
     handle = slice_model(net, **SETTINGS, axis=axis)
-    handle.trust_weights()
+    handle.write_manually()
     if sharded:
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
@@ -206,7 +206,7 @@ def wrong_use(what):
         if what == "twice":
             shard_model(net)
         if what != "not trusted":
-            handle.trust_weights()
+            handle.write_manually()
         if what == "tensor parallel":
             weight = net.head.weight
             mesh = weight.device_mesh
@@ -229,7 +229,7 @@ def wrong_use(what):
         ("tied", "layers.0.0.bias and layers.1.0.bias are one parameter, and in different blocks"),
         ("meta", "have no values yet"),
         ("twice", "sharded already; shard_model comes once"),
-        ("not trusted", r"Call handle.trust_weights\(\) once, and handle.write\(\)"),
+        ("not trusted", r"Call handle.write_manually\(\) once, and handle.write\(\)"),
         ("tensor parallel", "not tensor parallelism"),
     ],
 )

@@ -310,7 +310,7 @@ def test_the_gradient_of_a_permuted_output_is_multiplied_as_one_matrix(dense):
 
 def test_a_trusted_layer_writes_in_a_forward_pass_only_what_changed():
     layer = sliced(dense_layer("Linear"), "column")
-    layer.slicefine_trusts_weight = True
+    layer.slicefine_writes_manually = True
     x = torch.randn(3, I, dtype=torch.float64)
     layer.slicefine_write()
     with Operations() as unchanged:
@@ -325,13 +325,13 @@ def test_a_trusted_layer_writes_in_a_forward_pass_only_what_changed():
 
 def test_a_copy_does_not_take_over_how_often_its_lines_had_changed():
     layer = sliced(dense_layer("Linear"), "column")
-    layer.slicefine_trusts_weight = True
+    layer.slicefine_writes_manually = True
     with torch.no_grad():
         layer.slicefine_slice("weight").live.add_(1)
     layer.slicefine_write()
     twin = copy.deepcopy(layer)
     piece = twin.slicefine_slice("weight")
-    while piece.live._version < layer.slicefine_slice("weight").agreed:
+    while piece.live._version < layer.slicefine_slice("weight").synced_version:
         with torch.no_grad():
             piece.live.add_(1)
     twin(torch.randn(3, I, dtype=torch.float64))
