@@ -119,7 +119,7 @@ class KernelDrift(Callback):
             self._weights = target_weights(pl_module)
         else:
             self._weights = list({id(live.stored): live.stored for live in self._handle}.values())
-            self._handle.watch(self)
+            self._handle.add_move_listener(self)
 
         def outputs(batch: Any) -> Tensor:
             with trainer.precision_plugin.forward_context():
@@ -143,12 +143,12 @@ class KernelDrift(Callback):
         if self._handle is not None and self._arrived is None:
             self._arrived = self._compute(slice_parameters(self._handle))
 
-    def leave(self, slices: Sequence[LiveSlice]) -> None:
-        """Measure before slices move; a :class:`slicefine_pl.slicing.MoveWatcher`."""
+    def before_move(self, slices: Sequence[LiveSlice]) -> None:
+        """Measure before slices move; a :class:`slicefine_pl.slicing.MoveListener`."""
         if self._arrived is not None:
             self._left, self._arrived = self._of_slices(self._arrived), None
 
-    def arrive(self, slices: Sequence[LiveSlice]) -> None:
+    def after_move(self, slices: Sequence[LiveSlice]) -> None:
         """Wait for the next batch: others may move too."""
 
     def on_train_batch_end(

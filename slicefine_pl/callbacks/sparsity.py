@@ -175,7 +175,7 @@ class SparsityCallback(ResumableCallback):
         check_no_search_on_resume(trainer)
         self._slices = MaskedSlices(pl_module, self.masks, trainer.optimizers)
         if self._slices and (slicing := slicefine_of(trainer)):
-            slicing.opened().watch(self._slices)
+            slicing.opened().add_move_listener(self._slices)
         self.masks.collect_inputs()
         if self._slices and self._pruning["criterion"] == "gradient" and self._ramp is not None:
             raise MisconfigurationException(
@@ -198,7 +198,7 @@ class SparsityCallback(ResumableCallback):
     def _counted(self, optimizers: list[Optimizer]) -> Optimizer:
         """The optimizer whose steps count: the first that updates a pruned weight or a slice of one."""
         pruned = {id(each.parameter) for each in self.masks.prunable.values()}
-        owned = pruned | {id(piece.live) for piece in self._slices or ()}
+        owned = pruned | {id(slice_.trainable) for slice_ in self._slices or ()}
         own = [each for each in optimizers if any(id(parameter) in owned for parameter in parameters_of(each))]
         if not own:
             raise MisconfigurationException(

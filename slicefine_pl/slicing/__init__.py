@@ -7,7 +7,7 @@ from slicefine_pl.slicing.layers.registry import Backend
 from slicefine_pl.slicing.schedule import Axis, AxisSchedule, Order
 from slicefine_pl.slicing.summary import SliceCounts, Summary
 from slicefine_pl.slicing.updates import LearnedChange, LineChanges
-from slicefine_pl.slicing.view import LiveSlice, MoveWatcher
+from slicefine_pl.slicing.view import LiveSlice, MoveListener
 
 __all__ = [
     "Axis",
@@ -17,7 +17,7 @@ __all__ = [
     "LeftFrozen",
     "LineChanges",
     "LiveSlice",
-    "MoveWatcher",
+    "MoveListener",
     "Order",
     "SliceCounts",
     "SliceHandle",

@@ -30,7 +30,7 @@ from slicefine_pl.slicing.schedule import AxisSchedule, Order, check_choice
 from slicefine_pl.slicing.slice import repeated_by_slices
 from slicefine_pl.slicing.summary import SliceCounts, Summary, summarise
 from slicefine_pl.slicing.targets import Patterns, Targets, Wanted, find_targets
-from slicefine_pl.slicing.view import LiveSlice, MoveWatcher
+from slicefine_pl.slicing.view import LiveSlice, MoveListener
 
 
 class SliceHandle:
@@ -50,7 +50,7 @@ class SliceHandle:
         self.frozen = found.frozen
         self.closed = False
         self._net = net
-        self._watchers: list[MoveWatcher] = []
+        self._listeners: list[MoveListener] = []
         self._required_grad = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
         net.requires_grad_(False)
         for parameter in found.trained.values():
@@ -101,19 +101,19 @@ class SliceHandle:
         """
         moved = list(self._tracks if names is None else names)
         self.write(moved)
-        for watcher in self._watchers:
-            watcher.leave([self._live(name) for name in moved])
+        for listener in self._listeners:
+            listener.before_move([self._live(name) for name in moved])
         for name in moved:
             self._tracks[name].move()
             self._tracks[name].piece.live.grad = None
         slices = [self._live(name) for name in moved]
-        for watcher in self._watchers:
-            watcher.arrive(slices)
+        for listener in self._listeners:
+            listener.after_move(slices)
         return slices
 
-    def watch(self, watcher: MoveWatcher) -> None:
+    def add_move_listener(self, listener: MoveListener) -> None:
         """Tell somebody of every move from now on, on every process."""
-        self._watchers.append(watcher)
+        self._listeners.append(listener)
 
     def write(self, names: Iterable[str] | None = None) -> None:
         """Copy live values to their places in the stored weights: of the named slices, or of all."""
@@ -224,8 +224,8 @@ class SliceHandle:
                 )
         for name, track in self._tracks.items():
             track.load_state_dict(state["slices"][name])
-        for watcher in self._watchers:
-            watcher.arrive(list(self))
+        for listener in self._listeners:
+            listener.after_move(list(self))
 
 
 def slice_model(

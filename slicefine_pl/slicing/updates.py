@@ -68,7 +68,7 @@ class LineChanges:
 
 
 class LearnedChange:
-    """Adds up what the open slices of a network learn, from now on; a :class:`MoveWatcher`.
+    """Adds up what the open slices of a network learn, from now on; a :class:`MoveListener`.
 
     Keeps the values that the live lines had when their slices came, and two numbers for each line, all in the CPU's
     memory.  A line that was visited once shows the exact change of the stored weight; one that was visited more often
@@ -83,14 +83,14 @@ class LearnedChange:
         self._present: dict[str, LiveSlice] = {}
         self._arrived: dict[str, Tensor] = {}
         self._found: dict[tuple[Axis, str], LineChanges] = {}
-        self.arrive(list(handle))
-        handle.watch(self)
+        self.after_move(list(handle))
+        handle.add_move_listener(self)
 
-    def leave(self, slices: Sequence[LiveSlice]) -> None:
+    def before_move(self, slices: Sequence[LiveSlice]) -> None:
         for live, values in zip(slices, _stored(slices), strict=True):
             self._found[live.axis, live.name].add(live.indices, self._arrived[live.name], values)
 
-    def arrive(self, slices: Sequence[LiveSlice]) -> None:
+    def after_move(self, slices: Sequence[LiveSlice]) -> None:
         for live, values in zip(slices, _stored(slices), strict=True):
             self._present[live.name], self._arrived[live.name] = live, values
             self._found.setdefault((live.axis, live.name), LineChanges.none_yet(live))

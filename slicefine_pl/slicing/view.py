@@ -30,11 +30,11 @@ class LiveSlice:
     stored: nn.Parameter
 
 
-class MoveWatcher(Protocol):
-    """Who is told when slices move, see :meth:`SliceHandle.watch`."""
+class MoveListener(Protocol):
+    """Who is told when slices move, see :meth:`SliceHandle.add_move_listener`."""
 
-    def leave(self, slices: Sequence[LiveSlice]) -> None:
+    def before_move(self, slices: Sequence[LiveSlice]) -> None:
         """These slices are about to leave where they stand; what they learned is in the weights."""
 
-    def arrive(self, slices: Sequence[LiveSlice]) -> None:
+    def after_move(self, slices: Sequence[LiveSlice]) -> None:
         """These slices stand at new places, and have learned nothing there yet."""

@@ -13,7 +13,7 @@ from slicefine_pl.sparsity import NetworkMasks
 
 
 class MaskedSlices:
-    """The open slices of a network that lie in pruned weights; a :class:`MoveWatcher`.
+    """The open slices of a network that lie in pruned weights; a :class:`MoveListener`.
 
     Args:
         net: The network; its slices are open.
@@ -52,10 +52,10 @@ class MaskedSlices:
         for piece in self:
             self._clear(piece)
 
-    def leave(self, slices: Sequence[LiveSlice]) -> None:
+    def before_move(self, slices: Sequence[LiveSlice]) -> None:
         """Slices that move have written their zeros already."""
 
-    def arrive(self, slices: Sequence[LiveSlice]) -> None:
+    def after_move(self, slices: Sequence[LiveSlice]) -> None:
         """Clear what optimizers have kept of another place and a mask prunes here."""
         arrived = {id(live.parameter) for live in slices}
         for piece in self:
