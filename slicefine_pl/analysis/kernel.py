@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from slicefine_pl.analysis.preserve_state import preserve_state
 from slicefine_pl.analysis.spectra import effective_rank
 from slicefine_pl.analysis.targets import target_matrices, weights_of
-from slicefine_pl.slicing import LiveSlice
+from slicefine_pl.slicing import SliceView
 from slicefine_pl.slicing.distributed.shards import is_sharded
 from slicefine_pl.slicing.targets import Patterns
 
@@ -40,7 +40,7 @@ def target_weights(net: nn.Module, targets: Patterns | None = None, rank: int = 
     return weights_of(target_matrices(net, targets, rank))
 
 
-def slice_parameters(slices: Iterable[LiveSlice]) -> list[nn.Parameter]:
+def slice_parameters(slices: Iterable[SliceView]) -> list[nn.Parameter]:
     """The live lines of open slices: give the handle of :func:`slicefine_pl.slicing.slice_model`."""
     return [piece.parameter for piece in slices]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slicefine_pl.slicing.distributed.shards import lines_along
-from slicefine_pl.slicing.layers.registry import Candidate
+from slicefine_pl.slicing.layers.registry import SliceableMatrix
 from slicefine_pl.slicing.schedule import Axis, slice_indices, visiting_order
 
 
@@ -28,7 +28,7 @@ class SliceLocation:
         lines: Which, R of them.
     """
 
-    matrix: Candidate
+    matrix: SliceableMatrix
     line: Axis
     lines: tuple[int, ...]
 
@@ -46,7 +46,7 @@ class SliceLocation:
         return lines_along(self.matrix.layout.view(stored), self.line)
 
 
-def candidate_slices(matrices: Sequence[Candidate], rank: int, count: int, seed: int) -> list[SliceLocation]:
+def candidate_slices(matrices: Sequence[SliceableMatrix], rank: int, count: int, seed: int) -> list[SliceLocation]:
     """Draw candidates by chance: matrix, kind of line, and place; no matrix again before all had one.
 
     Args:
@@ -63,7 +63,7 @@ def candidate_slices(matrices: Sequence[Candidate], rank: int, count: int, seed:
             f"count={count} slices of {len(matrices)} matrices cannot be drawn; give at least one of each."
         )
     generator = random.Random(seed)
-    order: list[Candidate] = []
+    order: list[SliceableMatrix] = []
     while len(order) < count:
         order += generator.sample(list(matrices), len(matrices))
     places = []

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from slicefine_pl.slicing.layers.registry import Candidate
-from slicefine_pl.slicing.targets import Patterns, Wanted, find_targets
+from slicefine_pl.slicing.layers.registry import SliceableMatrix
+from slicefine_pl.slicing.targets import Patterns, TargetSettings, find_targets
 
 
-def target_matrices(net: nn.Module, targets: Patterns | None = None, rank: int = 1) -> list[Candidate]:
+def target_matrices(net: nn.Module, targets: Patterns | None = None, rank: int = 1) -> list[SliceableMatrix]:
     """The matrices that ``slice_model(net, rank, targets=targets)`` would slice, in the order of ``named_modules``.
 
     Args:
@@ -19,9 +19,9 @@ def target_matrices(net: nn.Module, targets: Patterns | None = None, rank: int =
     Raises:
         ValueError: As ``slice_model``.
     """
-    return find_targets(net, Wanted(targets, None, "auto", rank, ("column", "row"))).chosen
+    return find_targets(net, TargetSettings(targets, None, "auto", rank, ("column", "row"))).chosen
 
 
-def weights_of(matrices: Iterable[Candidate]) -> list[nn.Parameter]:
+def weights_of(matrices: Iterable[SliceableMatrix]) -> list[nn.Parameter]:
     """The parameters in which matrices lie, each once; several may lie in one, as in a fused attention."""
     return list({id(matrix.parameter): matrix.parameter for matrix in matrices}.values())

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from slicefine_pl.analysis.locations import SliceLocation
 from slicefine_pl.analysis.preserve_state import preserve_state
 from slicefine_pl.analysis.targets import weights_of
-from slicefine_pl.slicing.layers.registry import Candidate
+from slicefine_pl.slicing.layers.registry import SliceableMatrix
 from slicefine_pl.slicing.schedule import Axis
 
 B = TypeVar("B")
@@ -107,7 +107,7 @@ def winners(
     losses: Callable[[B], Tensor],
     batches: Sequence[B],
     held_out: Sequence[B],
-    matrices: Sequence[Candidate],
+    matrices: Sequence[SliceableMatrix],
     places: Sequence[SliceLocation],
     lr: float | None = None,
     layers: bool = True,

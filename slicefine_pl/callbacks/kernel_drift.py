@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slicefine_pl.analysis.kernel import alignment, drift, kernel, slice_parameters, target_weights
 from slicefine_pl.callbacks.slicefine import slicefine_of
 from slicefine_pl.callbacks.support.other_callbacks import check_before_weight_averaging
-from slicefine_pl.slicing import LiveSlice, SliceHandle, as_dense
+from slicefine_pl.slicing import SliceView, SliceHandle, as_dense
 from slicefine_pl.slicing.distributed.shards import is_sharded
 
 
@@ -143,12 +143,12 @@ class KernelDrift(Callback):
         if self._handle is not None and self._arrived is None:
             self._arrived = self._compute(slice_parameters(self._handle))
 
-    def before_move(self, slices: Sequence[LiveSlice]) -> None:
+    def before_move(self, slices: Sequence[SliceView]) -> None:
         """Measure before slices move; a :class:`slicefine_pl.slicing.MoveListener`."""
         if self._arrived is not None:
             self._left, self._arrived = self._of_slices(self._arrived), None
 
-    def after_move(self, slices: Sequence[LiveSlice]) -> None:
+    def after_move(self, slices: Sequence[SliceView]) -> None:
         """Wait for the next batch: others may move too."""
 
     def on_train_batch_end(

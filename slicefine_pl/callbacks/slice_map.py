@@ -12,7 +12,7 @@ from slicefine_pl.callbacks.slicefine import SliceFineCallback, slicefine_of
 from slicefine_pl.callbacks.support.other_callbacks import check_before_weight_averaging
 from slicefine_pl.callbacks.support.slice_map_plot import draw_map, write_changes
 from slicefine_pl.files.atomic import warn_on_error
-from slicefine_pl.slicing import LearnedChange
+from slicefine_pl.slicing import UpdateTracker
 
 
 class SliceMap(Callback):
@@ -36,7 +36,7 @@ class SliceMap(Callback):
     """
 
     def __init__(self) -> None:
-        self._changes: LearnedChange | None = None
+        self._changes: UpdateTracker | None = None
         self._since = 0
         self._saved: dict[str, Any] = {}
 
@@ -49,7 +49,7 @@ class SliceMap(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to listen, or go on; every checkpoint has been restored by now."""
-        self._changes = LearnedChange(_slicefine(trainer).opened())
+        self._changes = UpdateTracker(_slicefine(trainer).opened())
         self._since = self._saved.get("since", trainer.global_step)
         if self._saved:
             self._changes.load_state_dict(self._saved["changes"])

@@ -48,7 +48,7 @@ from slicefine_pl.callbacks.support.training_checks import (
     raise_missing_gradient,
 )
 from slicefine_pl.run_length import run_length
-from slicefine_pl.slicing import AxisSchedule, Backend, LiveSlice, Order, SliceHandle, Summary, slice_model
+from slicefine_pl.slicing import AxisSchedule, Backend, Order, SliceHandle, SliceSummary, SliceView, slice_model
 from slicefine_pl.slicing.cursor import slice_type
 from slicefine_pl.slicing.schedule import check_choice, check_rank
 from slicefine_pl.slicing.targets import some
@@ -218,7 +218,7 @@ class SliceFineCallback(ResumableCallback):
             return
         self._handle = slice_model(pl_module, **self._slicing)
         frozen = self._handle.frozen
-        if self._slicing["targets"] is None and frozen.matrices and not frozen.surprising:  # else it was a warning
+        if self._slicing["targets"] is None and frozen.matrices and not frozen.has_unexpected:  # else it was a warning
             rank_zero_info(f"SliceFine: {frozen}")
         self._handle.write_manually()  # _after_step writes, so that the weights are right for everybody else too
         self._shares, self._seconds = [], 0.0
@@ -248,7 +248,7 @@ class SliceFineCallback(ResumableCallback):
             hook = optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(trainer, share))
             self._hooks.append(hook)
 
-    def _share_of(self, optimizer: Optimizer, slices: list[LiveSlice]) -> OptimizerSlices:
+    def _share_of(self, optimizer: Optimizer, slices: list[SliceView]) -> OptimizerSlices:
         if disable_differentiable(optimizer):
             rank_zero_warn(
                 f"{type(optimizer).__name__}(differentiable=True) makes plain steps here: torch records no steps on a"
@@ -289,7 +289,7 @@ class SliceFineCallback(ResumableCallback):
     def _check_same_on_all_ranks(self, trainer: Trainer) -> None:
         check_same_on_all_ranks(trainer, {live.name: live.indices for live in self.opened()}, "live lines")
 
-    def summary(self) -> Summary:
+    def summary(self) -> SliceSummary:
         """How every matrix of the module is trained, or why it is not, while it is: print it."""
         return self.opened().summary()
 

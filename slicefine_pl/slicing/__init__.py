@@ -1,27 +1,27 @@
 """Which block of a weight is live, and layers that train only that block.  Pure torch."""
 
-from slicefine_pl.slicing.frozen import LeftFrozen
+from slicefine_pl.slicing.frozen import FrozenReport
 from slicefine_pl.slicing.handle import SliceHandle, close_slices, slice_model
 from slicefine_pl.slicing.layers.base import as_dense
 from slicefine_pl.slicing.layers.registry import Backend
 from slicefine_pl.slicing.schedule import Axis, AxisSchedule, Order
-from slicefine_pl.slicing.summary import SliceCounts, Summary
-from slicefine_pl.slicing.updates import LearnedChange, LineChanges
-from slicefine_pl.slicing.view import LiveSlice, MoveListener
+from slicefine_pl.slicing.summary import SliceCounts, SliceSummary
+from slicefine_pl.slicing.updates import LineUpdates, UpdateTracker
+from slicefine_pl.slicing.view import MoveListener, SliceView
 
 __all__ = [
     "Axis",
     "AxisSchedule",
     "Backend",
-    "LearnedChange",
-    "LeftFrozen",
-    "LineChanges",
-    "LiveSlice",
+    "UpdateTracker",
+    "FrozenReport",
+    "LineUpdates",
+    "SliceView",
     "MoveListener",
     "Order",
     "SliceCounts",
     "SliceHandle",
-    "Summary",
+    "SliceSummary",
     "as_dense",
     "close_slices",
     "slice_model",

@@ -64,7 +64,7 @@ class SliceSettings:
         return ("column", "row") if self.axis == "alternate" else (self.axis,)
 
 
-class SliceTrack:
+class SliceCursor:
     """One slice on its way over its block.
 
     Attributes:

@@ -32,7 +32,7 @@ class FrozenMatrix:
     usual: bool = False
 
 
-class LeftFrozen:
+class FrozenReport:
     """All matrices that stay frozen; prints as a notice.
 
     Args:

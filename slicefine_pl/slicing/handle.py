@@ -22,21 +22,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from slicefine_pl.slicing.cursor import SliceSettings, SliceTrack, slice_type
+from slicefine_pl.slicing.cursor import SliceCursor, SliceSettings, slice_type
 from slicefine_pl.slicing.distributed.shards import full_tensors, reshard
-from slicefine_pl.slicing.layers.base import SlicedLayer, Unrecorded, close_layer, open_layer
-from slicefine_pl.slicing.layers.registry import Backend, Candidate
+from slicefine_pl.slicing.layers.base import NoGradReason, SlicedLayer, close_layer, open_layer
+from slicefine_pl.slicing.layers.registry import Backend, SliceableMatrix
 from slicefine_pl.slicing.schedule import AxisSchedule, Order, check_choice
-from slicefine_pl.slicing.slice import repeated_by_slices
-from slicefine_pl.slicing.summary import SliceCounts, Summary, summarise
-from slicefine_pl.slicing.targets import Patterns, Targets, Wanted, find_targets
-from slicefine_pl.slicing.view import LiveSlice, MoveListener
+from slicefine_pl.slicing.slice import duplicated_numel
+from slicefine_pl.slicing.summary import SliceCounts, SliceSummary, summarize
+from slicefine_pl.slicing.targets import Patterns, TargetSelection, TargetSettings, find_targets
+from slicefine_pl.slicing.view import MoveListener, SliceView
 
 
 class SliceHandle:
     """The open slices of a network; made by :func:`slice_model`.
 
-    Iterating yields every :class:`LiveSlice`, in the order of ``net.named_modules()``.
+    Iterating yields every :class:`SliceView`, in the order of ``net.named_modules()``.
 
     Attributes:
         skipped: Matrices that are not sliced, by name, and the reason.
@@ -44,7 +44,7 @@ class SliceHandle:
         closed: Whether :meth:`close` was called.
     """
 
-    def __init__(self, net: nn.Module, found: Targets, settings: SliceSettings) -> None:
+    def __init__(self, net: nn.Module, found: TargetSelection, settings: SliceSettings) -> None:
         self._whole = list(found.trained)
         self.skipped = found.skipped
         self.frozen = found.frozen
@@ -58,7 +58,7 @@ class SliceHandle:
         try:
             self._layers = _open(found.chosen)
             self._roads = {
-                each.name: SliceTrack(each.name, self._layers[id(each.module)], each.layout, settings)
+                each.name: SliceCursor(each.name, self._layers[id(each.module)], each.layout, settings)
                 for each in found.chosen
             }
         except BaseException:  # leave the network as it was
@@ -73,23 +73,23 @@ class SliceHandle:
         return {name: parameters[name] for name in self._whole}
 
     @property
-    def _tracks(self) -> dict[str, SliceTrack]:
+    def _tracks(self) -> dict[str, SliceCursor]:
         if self.closed:
             raise RuntimeError("The slices of this handle are closed; open new ones with slice_model().")
         return self._roads
 
-    def __iter__(self) -> Iterator[LiveSlice]:
+    def __iter__(self) -> Iterator[SliceView]:
         return (self._live(name) for name in self._tracks)
 
     def __len__(self) -> int:
         return len(self._tracks)
 
-    def _live(self, name: str) -> LiveSlice:
+    def _live(self, name: str) -> SliceView:
         track = self._tracks[name]
         piece, stored = track.piece, track.layer.slicefine_stored(track.piece.layout.parameter)
-        return LiveSlice(name, piece.axis, piece.index, piece.live, piece.shape, stored)
+        return SliceView(name, piece.axis, piece.index, piece.live, piece.shape, stored)
 
-    def move(self, names: Iterable[str] | None = None) -> list[LiveSlice]:
+    def move(self, names: Iterable[str] | None = None) -> list[SliceView]:
         """Move slices on; what they learned stays in the weights, and their gradients are dropped.
 
         Args:
@@ -161,7 +161,7 @@ class SliceHandle:
             whole=sum(parameter.numel() for parameter in self.trained.values()),
             visited=sum(track.visited_entries() for track in self._tracks.values()),
             target=sum(math.prod(track.piece.shape) for track in self._tracks.values()),
-            total=sum(parameter.numel() for parameter in self._net.parameters()) - repeated_by_slices(self._net),
+            total=sum(parameter.numel() for parameter in self._net.parameters()) - duplicated_numel(self._net),
         )
 
     def without_gradient(self, names: Iterable[str] | None = None) -> list[str]:
@@ -170,17 +170,17 @@ class SliceHandle:
             name for name in (self._tracks if names is None else names) if self._tracks[name].piece.live.grad is None
         ]
 
-    def unrecorded(self, names: Iterable[str]) -> dict[str, Unrecorded]:
+    def no_grad_reasons(self, names: Iterable[str]) -> dict[str, NoGradReason]:
         """Those of the named slices whose layers have run in train mode without recording gradients, and why.
 
         Where a slice holds no gradient after a backward pass, this is the cause.
         """
-        found = {name: self._tracks[name].layer.slicefine_unrecorded for name in names}
+        found = {name: self._tracks[name].layer.slicefine_no_grad_reason for name in names}
         return {name: why for name, why in found.items() if why is not None}
 
-    def summary(self) -> Summary:
+    def summary(self) -> SliceSummary:
         """How every matrix of the network is trained, or why it is not, and the counts: print it."""
-        return summarise(self._tracks, self.skipped, self.trained, self.counts())
+        return summarize(self._tracks, self.skipped, self.trained, self.counts())
 
     def close(self) -> None:
         """Fold the slices: every layer is of its original class again and holds what was learned.
@@ -271,7 +271,7 @@ def slice_model(
     """
     settings = SliceSettings(rank, axis, order, seed, slice_type(slice_dtype))
     check_choice("backend", backend, Backend)
-    found = find_targets(net, Wanted(targets, also_train, backend, rank, settings.axes))
+    found = find_targets(net, TargetSettings(targets, also_train, backend, rank, settings.axes))
     if found.notice:
         warnings.warn(found.notice, stacklevel=2)
     return SliceHandle(net, found, settings)
@@ -284,7 +284,7 @@ def close_slices(net: nn.Module) -> None:
             close_layer(module)
 
 
-def _open(chosen: Iterable[Candidate]) -> dict[int, SlicedLayer]:
+def _open(chosen: Iterable[SliceableMatrix]) -> dict[int, SlicedLayer]:
     """Open the layers of all chosen matrices, each once; by the id of the module."""
     chosen = list(chosen)
     modules = {id(candidate.module): candidate for candidate in chosen}

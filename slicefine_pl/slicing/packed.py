@@ -48,14 +48,14 @@ def packed_matrices(net: nn.Module) -> Iterator[PackedMatrix]:
         leaf = next(module.children(), None) is None
         for key, buffer in module._buffers.items():
             if leaf and buffer is not None and _is_weight(key, buffer):
-                yield PackedMatrix(_joined(name, key), entries(module, buffer), cannot_be_trained(buffer))
+                yield PackedMatrix(_joined(name, key), count_entries(module, buffer), untrainable_reason(buffer))
         for value in vars(module).values():
             if isinstance(value, torch.ScriptObject) and hasattr(value, "__getstate__"):
                 for weight in _unpacked(value):
-                    yield PackedMatrix(_layer(name), weight.numel(), cannot_be_trained(weight))
+                    yield PackedMatrix(_layer(name), weight.numel(), untrainable_reason(weight))
 
 
-def entries(layer: nn.Module, stored: Tensor) -> int:
+def count_entries(layer: nn.Module, stored: Tensor) -> int:
     """Entries of what a layer stores; several may share a number in its largest packed tensor, but widths tell."""
     inputs, outputs = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
     held = [*layer._parameters.values(), *layer._buffers.values()]
@@ -65,21 +65,21 @@ def entries(layer: nn.Module, stored: Tensor) -> int:
     return stored.numel()
 
 
-def is_trainable(stored: Tensor) -> bool:
+def can_be_trained(stored: Tensor) -> bool:
     """Whether it holds plain numbers of a type that optimizers update; torchao's tensors, for instance, do not."""
     plain = type(stored).__torch_dispatch__ is Tensor.__torch_dispatch__
     return stored.dtype in TRAINABLE and plain
 
 
-def cannot_be_trained(stored: Tensor) -> str:
+def untrainable_reason(stored: Tensor) -> str:
     """Why, in words: its type, its class, or that it is a buffer."""
     if stored.dtype not in TRAINABLE:
         return f"{stored.dtype} cannot be trained"
-    return f"a {type(stored).__name__} cannot be trained" if not is_trainable(stored) else "a buffer cannot be trained"
+    return f"a {type(stored).__name__} cannot be trained" if not can_be_trained(stored) else "a buffer cannot be trained"
 
 
 def _is_weight(key: str, buffer: Tensor) -> bool:
-    codes = buffer.dtype in CODES or buffer.is_quantized or (buffer.is_floating_point() and not is_trainable(buffer))
+    codes = buffer.dtype in CODES or buffer.is_quantized or (buffer.is_floating_point() and not can_be_trained(buffer))
     return buffer.squeeze().ndim > 1 and (codes or key == "weight")
 
 

@@ -74,7 +74,7 @@ class Slice(nn.Module):
     @torch.no_grad()
     def read(self, shard: LocalShard) -> None:
         """Copy the stored values at ``index`` into ``live``."""
-        lines = as_live(shard.gather(self.axis, self.index, self.shape), self.live)
+        lines = flatten_lines(shard.gather(self.axis, self.index, self.shape), self.live)
         to_local(self.live).copy_(local_slice_of(lines, self.live))
         self._mark_synced()
 
@@ -120,7 +120,7 @@ class Slice(nn.Module):
 
     def pick(self, dense: Tensor) -> Tensor:
         """The same in the form of ``live``."""
-        return as_live(self.lines(dense), self.live)
+        return flatten_lines(self.lines(dense), self.live)
 
     def pruned(self) -> Tensor:
         """Which live values must stay zero, bool of the shape of ``live``; needs ``keep``."""
@@ -160,12 +160,12 @@ class Slice(nn.Module):
         """Load nothing: the layer gathers the values when its parameter has come."""
 
 
-def repeated_by_slices(net: nn.Module) -> int:
+def duplicated_numel(net: nn.Module) -> int:
     """How many of ``net.parameters()``'s numbers are those of slices, and stand in the sliced weights as well."""
     return sum(piece.live.numel() for piece in _slices(net))
 
 
-def padding_of_slices(net: nn.Module) -> int:
+def padding_numel(net: nn.Module) -> int:
     """How many of them belong to no line: where rows and columns alternate, a shorter line is padded."""
     return sum(piece.live.numel() - len(piece.index) * piece.length for piece in _slices(net))
 
@@ -182,28 +182,28 @@ def refuse_second_derivatives() -> None:
         )
 
 
-def as_live(lines: Tensor, live: Tensor) -> Tensor:
+def flatten_lines(lines: Tensor, live: Tensor) -> Tensor:
     """Lines ``(R, ...)`` in the shape, and the type, of ``live``: flattened, and padded with zeros."""
     lines = lines.flatten(1)
     padding = live.shape[1] - lines.shape[1]
     return (F.pad(lines, (0, padding)) if padding else lines).to(live.dtype)
 
 
-def live_gradient(lines: Tensor, live: Tensor) -> Tensor:
+def slice_gradient(lines: Tensor, live: Tensor) -> Tensor:
     """Lines ``(R, ...)`` of a gradient as the gradient of ``live``, in a backward pass that was given ``live``.
 
     Compiled, it must use the values of ``live``: else they are not kept, and torch cannot notice that the slice changed
     after the forward pass.
     """
-    gradient = as_live(lines, live)
+    gradient = flatten_lines(lines, live)
     return torch.add(gradient, live, alpha=0) if torch.compiler.is_compiling() else gradient
 
 
 def line_norms(gradient: Tensor, axis: Axis) -> Tensor:
     """Norm of every column or row of a dense gradient ``(O, I, ...)``, shape ``(size,)``."""
-    return countable(lines_along(gradient, axis).flatten(1).float().norm(dim=1))
+    return zero_nonfinite(lines_along(gradient, axis).flatten(1).float().norm(dim=1))
 
 
-def countable(norms: Tensor) -> Tensor:
+def zero_nonfinite(norms: Tensor) -> Tensor:
     """Norms that may be added to a score: a step that overflows is dropped later, and counts for nothing."""
     return norms.nan_to_num(nan=0.0, posinf=0.0)

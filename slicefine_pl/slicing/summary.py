@@ -6,13 +6,13 @@ from typing import Self
 
 from torch import nn
 
-from slicefine_pl.slicing.cursor import SliceTrack
+from slicefine_pl.slicing.cursor import SliceCursor
 from slicefine_pl.slicing.layers.masked import MaskedLayer
 from slicefine_pl.text_table import text_table
 
 
 @dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """One line of the table.
 
     Attributes:
@@ -59,7 +59,7 @@ class SliceCounts:
         return self.visited / self.target
 
 
-class Summary(tuple[Row, ...]):
+class SliceSummary(tuple[SummaryRow, ...]):
     """The rows, which print as a table: ``print(handle.summary())``.
 
     Attributes:
@@ -68,12 +68,12 @@ class Summary(tuple[Row, ...]):
 
     counts: SliceCounts
 
-    def __new__(cls, rows: Iterable[Row], counts: SliceCounts) -> Self:
+    def __new__(cls, rows: Iterable[SummaryRow], counts: SliceCounts) -> Self:
         summary = super().__new__(cls, rows)
         summary.counts = counts
         return summary
 
-    def __getnewargs__(self) -> tuple[tuple[Row, ...], SliceCounts]:
+    def __getnewargs__(self) -> tuple[tuple[SummaryRow, ...], SliceCounts]:
         return tuple(self), self.counts  # for copies
 
     def __str__(self) -> str:
@@ -84,24 +84,24 @@ class Summary(tuple[Row, ...]):
         )
 
 
-def summarise(
-    tracks: Mapping[str, SliceTrack],
+def summarize(
+    tracks: Mapping[str, SliceCursor],
     skipped: Mapping[str, str],
     trained: Mapping[str, nn.Parameter],
     counts: SliceCounts,
-) -> Summary:
+) -> SliceSummary:
     """Collect the rows: the slices, the parameters trained whole, and what is left out with the reason."""
     sliced = (_sliced(name, track) for name, track in tracks.items())
-    whole = (Row(name, "", tuple(parameter.shape), "whole", "") for name, parameter in trained.items())
-    frozen = (Row(name, "", (), "frozen", reason) for name, reason in skipped.items() if reason != "trained whole")
-    return Summary((*sliced, *whole, *frozen), counts)
+    whole = (SummaryRow(name, "", tuple(parameter.shape), "whole", "") for name, parameter in trained.items())
+    frozen = (SummaryRow(name, "", (), "frozen", reason) for name, reason in skipped.items() if reason != "trained whole")
+    return SliceSummary((*sliced, *whole, *frozen), counts)
 
 
-def _sliced(name: str, track: SliceTrack) -> Row:
+def _sliced(name: str, track: SliceCursor) -> SummaryRow:
     piece, layer = track.piece, track.layer
     told = f"{len(piece.index)} {piece.axis}s"
-    kind = layer.slicefine_kind
+    kind = layer.slicefine_class
     masked = issubclass(kind, MaskedLayer) or piece.layout not in kind.slicefine_layouts(layer)
     if not masked and piece.read_directly:
         masked, told = True, f"{told}; its weight is read past the call"
-    return Row(name, layer.slicefine_dense_class.__name__, piece.shape, "mask" if masked else "compact", told)
+    return SummaryRow(name, layer.slicefine_dense_class.__name__, piece.shape, "mask" if masked else "compact", told)

@@ -10,13 +10,13 @@ from itertools import chain, islice
 from torch import nn
 
 from slicefine_pl.slicing.distributed.shards import is_sharded
-from slicefine_pl.slicing.frozen import FrozenMatrix, LeftFrozen
+from slicefine_pl.slicing.frozen import FrozenMatrix, FrozenReport
 from slicefine_pl.slicing.heads import Head, find_heads
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.layers.masked import MaskedLayer
-from slicefine_pl.slicing.layers.registry import COMPACT, Backend, Candidate, candidates
+from slicefine_pl.slicing.layers.registry import COMPACT, Backend, SliceableMatrix, sliceable_matrices
 from slicefine_pl.slicing.name_patterns import matching
-from slicefine_pl.slicing.packed import PackedMatrix, cannot_be_trained, entries, is_trainable, packed_matrices
+from slicefine_pl.slicing.packed import PackedMatrix, can_be_trained, count_entries, packed_matrices, untrainable_reason
 from slicefine_pl.slicing.schedule import Axis
 
 Patterns = str | Sequence[str]
@@ -30,7 +30,7 @@ FAMILIAR_NAME = re.compile(r"(^|_)(pos|positions?|positional|cls|class|tokens?|b
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TargetSettings:
     """What the user asks for; the arguments of ``slice_model`` that decide about targets."""
 
     targets: Patterns | None
@@ -41,7 +41,7 @@ class Wanted:
 
 
 @dataclass
-class Targets:
+class TargetSelection:
     """The answer of :func:`find_targets`.
 
     Attributes:
@@ -52,14 +52,14 @@ class Targets:
         notice: What the user should hear once, or ``None``.
     """
 
-    chosen: list[Candidate] = field(default_factory=list)
+    chosen: list[SliceableMatrix] = field(default_factory=list)
     trained: dict[str, nn.Parameter] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    frozen: LeftFrozen = field(default_factory=LeftFrozen)
+    frozen: FrozenReport = field(default_factory=FrozenReport)
     notice: str | None = None
 
 
-def find_targets(net: nn.Module, wanted: Wanted) -> Targets:
+def find_targets(net: nn.Module, settings: TargetSettings) -> TargetSelection:
     """Decide what is sliced and what is trained whole.
 
     Args:
@@ -86,33 +86,33 @@ def find_targets(net: nn.Module, wanted: Wanted) -> Targets:
             " through the network before slices are opened."
         )
     heads = find_heads(net)
-    found = Targets(trained=_trained_whole(net, heads, wanted.also_train))
-    present = {candidate.name: candidate for candidate in candidates(net, wanted.backend)}
+    found = TargetSelection(trained=_trained_whole(net, heads, settings.also_train))
+    present = {candidate.name: candidate for candidate in sliceable_matrices(net, settings.backend)}
     excluded = _excluded(net, heads, found)
-    reasons = {name: _obstacle(candidate, excluded, wanted) for name, candidate in present.items()}
-    if wanted.targets is None:
+    reasons = {name: _obstacle(candidate, excluded, settings) for name, candidate in present.items()}
+    if settings.targets is None:
         named = {name for name, candidate in present.items() if candidate.layer}
         chosen = [name for name in present if name in named and reasons[name] is None]
     else:
-        named = set(matching("targets", wanted.targets, present, "layer or parameter"))
+        named = set(matching("targets", settings.targets, present, "layer or parameter"))
         chosen = [name for name in present if name in named]
-        _refuse([present[name] for name in chosen], reasons, wanted)
+        _refuse([present[name] for name in chosen], reasons, settings)
     found.chosen = [present[name] for name in chosen]
     packed = [each for each in packed_matrices(net) if each.name not in found.trained]
     found.skipped = {name: reasons[name] or BY_NAME for name in present if name not in chosen}
     found.skipped |= {each.name: each.reason for each in packed}
-    found.frozen = _left_frozen(net, found, present, packed, heads, wanted)
+    found.frozen = _left_frozen(net, found, present, packed, heads, settings)
     if not found.chosen:
-        room = _room((present[name] for name in named), reasons, wanted)
+        room = _room((present[name] for name in named), reasons, settings)
         raise ValueError(
-            f"targets={wanted.targets!r} meets nothing that can be sliced."
+            f"targets={settings.targets!r} meets nothing that can be sliced."
             f" This network has {some(_explained(found.skipped))}."
             + (f" Choose a rank of at most {max(room)}." if room else "")
             + (f"\n{found.frozen}" if found.frozen.surprising and not room else "")
         )
     notices = [
-        _head_notice(net, found, wanted.also_train, frozen_heads=[head.name for head in heads]),
-        _frozen_notice(found, wanted),
+        _head_notice(net, found, settings.also_train, frozen_heads=[head.name for head in heads]),
+        _frozen_notice(found, settings),
     ]
     found.notice = "\n".join(filter(None, notices)) or None
     return found
@@ -122,7 +122,7 @@ def _is_uninitialised(module: nn.Module) -> bool:
     return any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False))
 
 
-def _excluded(net: nn.Module, heads: list[Head], found: Targets) -> dict[str, set[int]]:
+def _excluded(net: nn.Module, heads: list[Head], found: TargetSelection) -> dict[str, set[int]]:
     """Reasons for which a parameter is left out, each with the ids of the parameters it holds for."""
     owners = Counter(id(parameter) for module in net.modules() for parameter in module._parameters.values())
     return {
@@ -141,58 +141,58 @@ def _trained_whole(net: nn.Module, heads: list[Head], also_train: Patterns | Non
     return {name: parameter for name, parameter in chain.from_iterable(new) if parameter.requires_grad}
 
 
-def _obstacle(candidate: Candidate, excluded: Mapping[str, set[int]], wanted: Wanted) -> str | None:
+def _obstacle(candidate: SliceableMatrix, excluded: Mapping[str, set[int]], settings: TargetSettings) -> str | None:
     """Why a candidate is not sliced by default; ``None`` if it is."""
     parameter = candidate.parameter
-    if not is_trainable(parameter):
-        return cannot_be_trained(parameter)
+    if not can_be_trained(parameter):
+        return untrainable_reason(parameter)
     if getattr(candidate.module, "max_norm", None) is not None:
         return "max_norm rescales the weight in the forward pass"
-    if wanted.backend == "compact" and issubclass(candidate.kind, MaskedLayer):
+    if settings.backend == "compact" and issubclass(candidate.kind, MaskedLayer):
         return f"no compact kind; these are {COMPACT}"
     reason = next((reason for reason, parameters in excluded.items() if id(parameter) in parameters), None)
-    return reason or _too_narrow(candidate, wanted)
+    return reason or _too_narrow(candidate, settings)
 
 
-def _too_narrow(candidate: Candidate, wanted: Wanted) -> str | None:
+def _too_narrow(candidate: SliceableMatrix, settings: TargetSettings) -> str | None:
     """That there are fewer lines than the rank, if so."""
-    size, axis = _narrowest(candidate, wanted)
+    size, axis = _narrowest(candidate, settings)
     told = f"{size} {axis}s are" if size > 1 else f"{size} {axis} is"
-    return f"{told} fewer than rank={wanted.rank}" if size < wanted.rank else None
+    return f"{told} fewer than rank={settings.rank}" if size < settings.rank else None
 
 
-def _narrowest(candidate: Candidate, wanted: Wanted) -> tuple[int, Axis]:
+def _narrowest(candidate: SliceableMatrix, settings: TargetSettings) -> tuple[int, Axis]:
     """How many lines there are to choose from; where rows and columns alternate, of whichever there are fewer."""
     sizes: dict[Axis, int] = {"row": candidate.shape[0], "column": candidate.shape[1]}
-    return min((sizes[axis], axis) for axis in wanted.axes)
+    return min((sizes[axis], axis) for axis in settings.axes)
 
 
-def _refuse(chosen: Iterable[Candidate], reasons: Mapping[str, str | None], wanted: Wanted) -> None:
+def _refuse(chosen: Iterable[SliceableMatrix], reasons: Mapping[str, str | None], settings: TargetSettings) -> None:
     """Named targets must all be served; a head, or a frozen layer, is no obstacle once the user has asked for it."""
     obstacles = {
-        each: _too_narrow(each, wanted) if reasons[each.name] in (OUTPUT_HEAD, FROZEN) else reasons[each.name]
+        each: _too_narrow(each, settings) if reasons[each.name] in (OUTPUT_HEAD, FROZEN) else reasons[each.name]
         for each in chosen
     }
     refused = {each: reason for each, reason in obstacles.items() if reason is not None}
     if refused:
         told = _explained({each.name: reason for each, reason in refused.items()})
-        room = _room(refused, {each.name: reason for each, reason in refused.items()}, wanted)
+        room = _room(refused, {each.name: reason for each, reason in refused.items()}, settings)
         raise ValueError(
-            f"targets={wanted.targets!r} matches {some(told)}. Narrow the pattern so that it leaves these out"
+            f"targets={settings.targets!r} matches {some(told)}. Narrow the pattern so that it leaves these out"
             + (f", or choose a rank of at most {min(room)}." if len(room) == len(refused) else ".")
         )
 
 
-def _room(candidates: Iterable[Candidate], reasons: Mapping[str, str | None], wanted: Wanted) -> list[int]:
+def _room(candidates: Iterable[SliceableMatrix], reasons: Mapping[str, str | None], settings: TargetSettings) -> list[int]:
     """Of those left out for nothing but too few lines: how many each has."""
     return [
-        _narrowest(each, wanted)[0]
+        _narrowest(each, settings)[0]
         for each in candidates
-        if reasons[each.name] is not None and reasons[each.name] == _too_narrow(each, wanted)
+        if reasons[each.name] is not None and reasons[each.name] == _too_narrow(each, settings)
     ]
 
 
-def _head_notice(net: nn.Module, found: Targets, also_train: Patterns | None, frozen_heads: list[str]) -> str | None:
+def _head_notice(net: nn.Module, found: TargetSelection, also_train: Patterns | None, frozen_heads: list[str]) -> str | None:
     if also_train is not None:
         trained = tuple(found.trained)
         frozen = [head for head in frozen_heads if not any(name.startswith(head + ".") for name in trained)]
@@ -208,12 +208,12 @@ def _head_notice(net: nn.Module, found: Targets, also_train: Patterns | None, fr
 
 def _left_frozen(
     net: nn.Module,
-    found: Targets,
-    present: Mapping[str, Candidate],
+    found: TargetSelection,
+    present: Mapping[str, SliceableMatrix],
     packed: Iterable[PackedMatrix],
     heads: list[Head],
-    wanted: Wanted,
-) -> LeftFrozen:
+    settings: TargetSettings,
+) -> FrozenReport:
     """Collect what is neither sliced nor trained whole; of tied matrices the first."""
     familiar = {id(parameter) for head in heads for parameter in head.module.parameters()}
     familiar |= {id(each) for module in net.modules() if isinstance(module, FAMILIAR) for each in module.parameters()}
@@ -223,36 +223,36 @@ def _left_frozen(
         for each in reversed(list(present.values()))
         if each.name in found.skipped and id(each.parameter) not in trained
     }
-    matrices = [_frozen(each, found.skipped[each.name], familiar, wanted) for each in reversed(left.values())]
+    matrices = [_frozen(each, found.skipped[each.name], familiar, settings) for each in reversed(left.values())]
     matrices += [FrozenMatrix(each.name, each.size, each.reason) for each in packed]
-    codes = [each for each in left.values() if not is_trainable(each.parameter)]
+    codes = [each for each in left.values() if not can_be_trained(each.parameter)]
     total = sum(parameter.numel() for parameter in net.parameters())
-    total += sum(entries(each.module, each.parameter) - each.parameter.numel() for each in codes)
-    return LeftFrozen(matrices, present, total + sum(each.size for each in packed if not each.parameter))
+    total += sum(count_entries(each.module, each.parameter) - each.parameter.numel() for each in codes)
+    return FrozenReport(matrices, present, total + sum(each.size for each in packed if not each.parameter))
 
 
-def _frozen(candidate: Candidate, reason: str, familiar: set[int], wanted: Wanted) -> FrozenMatrix:
+def _frozen(candidate: SliceableMatrix, reason: str, familiar: set[int], settings: TargetSettings) -> FrozenMatrix:
     parameter, last = candidate.parameter, candidate.name.rpartition(".")[2]
     vector = sum(size > 1 for size in candidate.shape) < 2
     known = vector or id(parameter) in familiar or (not candidate.layer and FAMILIAR_NAME.search(last) is not None)
-    narrow = _too_narrow(candidate, wanted)
+    narrow = _too_narrow(candidate, settings)
     return FrozenMatrix(
         candidate.name,
-        size=math.prod(candidate.shape) if is_trainable(parameter) else entries(candidate.module, parameter),
+        size=math.prod(candidate.shape) if can_be_trained(parameter) else count_entries(candidate.module, parameter),
         reason=reason,
-        lines=_narrowest(candidate, wanted)[0] if reason == narrow else None,
+        lines=_narrowest(candidate, settings)[0] if reason == narrow else None,
         sliceable=narrow is None and reason in (BY_NAME, OUTPUT_HEAD, FROZEN),
-        usual=reason == FROZEN or (is_trainable(parameter) and known),
+        usual=reason == FROZEN or (can_be_trained(parameter) and known),
     )
 
 
-def _frozen_notice(found: Targets, wanted: Wanted) -> str | None:
+def _frozen_notice(found: TargetSelection, settings: TargetSettings) -> str | None:
     """What stays frozen although a user may believe it to be trained; explicit targets need no notice."""
-    if wanted.targets is not None or not found.frozen.surprising:
+    if settings.targets is not None or not found.frozen.surprising:
         return None
     if not any(matrix.lines is not None and not matrix.usual for matrix in found.frozen.matrices):
         return str(found.frozen)
-    other = "row" if "column" in wanted.axes else "column"
+    other = "row" if "column" in settings.axes else "column"
     return f"{found.frozen}\nA smaller rank, axis={other!r}, or also_train would reach those with too few lines."
 
 

@@ -15,15 +15,15 @@ from torch import Tensor
 from slicefine_pl.slicing.distributed.shards import full_tensors
 from slicefine_pl.slicing.handle import SliceHandle
 from slicefine_pl.slicing.schedule import Axis
-from slicefine_pl.slicing.view import LiveSlice
+from slicefine_pl.slicing.view import SliceView
 
 
 @dataclass
-class LineChanges:
+class LineUpdates:
     """What the columns, or the rows, of one matrix have learned.
 
     Attributes:
-        name: Of the matrix, as in :class:`LiveSlice`.
+        name: Of the matrix, as in :class:`SliceView`.
         axis: Columns or rows.
         length: Numbers in a line.
         squares: Sum over its visits of each line's squared change, shape ``(size,)``, float64; NaN for a line that was
@@ -38,7 +38,7 @@ class LineChanges:
     before: Tensor
 
     @classmethod
-    def none_yet(cls, live: LiveSlice) -> "LineChanges":
+    def none_yet(cls, live: SliceView) -> "LineUpdates":
         """No line of the kind that is live was visited."""
         size, others, *kernel = live.shape if live.axis == "row" else (live.shape[1], live.shape[0], *live.shape[2:])
         nothing = torch.full((size,), torch.nan, dtype=torch.float64)
@@ -67,7 +67,7 @@ class LineChanges:
         return (self.before / self.length).sqrt()
 
 
-class LearnedChange:
+class UpdateTracker:
     """Adds up what the open slices of a network learn, from now on; a :class:`MoveListener`.
 
     Keeps the values that the live lines had when their slices came, and two numbers for each line, all in the CPU's
@@ -80,22 +80,22 @@ class LearnedChange:
     """
 
     def __init__(self, handle: SliceHandle) -> None:
-        self._present: dict[str, LiveSlice] = {}
+        self._present: dict[str, SliceView] = {}
         self._arrived: dict[str, Tensor] = {}
-        self._found: dict[tuple[Axis, str], LineChanges] = {}
+        self._found: dict[tuple[Axis, str], LineUpdates] = {}
         self.after_move(list(handle))
         handle.add_move_listener(self)
 
-    def before_move(self, slices: Sequence[LiveSlice]) -> None:
+    def before_move(self, slices: Sequence[SliceView]) -> None:
         for live, values in zip(slices, _stored(slices), strict=True):
             self._found[live.axis, live.name].add(live.indices, self._arrived[live.name], values)
 
-    def after_move(self, slices: Sequence[LiveSlice]) -> None:
+    def after_move(self, slices: Sequence[SliceView]) -> None:
         for live, values in zip(slices, _stored(slices), strict=True):
             self._present[live.name], self._arrived[live.name] = live, values
-            self._found.setdefault((live.axis, live.name), LineChanges.none_yet(live))
+            self._found.setdefault((live.axis, live.name), LineUpdates.none_yet(live))
 
-    def lines(self) -> list[LineChanges]:
+    def lines(self) -> list[LineUpdates]:
         """What was learned so far: columns before rows, each in the order of the network.
 
         The present visit counts as soon as it has changed anything.  May be called after the handle was closed.
@@ -115,10 +115,10 @@ class LearnedChange:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; the slices must stand where they stood then."""
         self._arrived = dict(state["arrived"])
-        self._found = {(saved["axis"], saved["name"]): LineChanges(**saved) for saved in copy.deepcopy(state["lines"])}
+        self._found = {(saved["axis"], saved["name"]): LineUpdates(**saved) for saved in copy.deepcopy(state["lines"])}
 
 
-def _stored(slices: Sequence[LiveSlice]) -> list[Tensor]:
+def _stored(slices: Sequence[SliceView]) -> list[Tensor]:
     """The values of slices as they stand in the weights, in the CPU's memory, each ``(R, L)``."""
     values = full_tensors([live.parameter for live in slices])
     return [value.to("cpu", live.stored.dtype, copy=True) for live, value in zip(slices, values, strict=True)]

@@ -10,7 +10,7 @@ from slicefine_pl.slicing.schedule import Axis
 
 
 @dataclass(frozen=True)
-class LiveSlice:
+class SliceView:
     """One slice that is being trained.
 
     Attributes:
@@ -33,8 +33,8 @@ class LiveSlice:
 class MoveListener(Protocol):
     """Who is told when slices move, see :meth:`SliceHandle.add_move_listener`."""
 
-    def before_move(self, slices: Sequence[LiveSlice]) -> None:
+    def before_move(self, slices: Sequence[SliceView]) -> None:
         """These slices are about to leave where they stand; what they learned is in the weights."""
 
-    def after_move(self, slices: Sequence[LiveSlice]) -> None:
+    def after_move(self, slices: Sequence[SliceView]) -> None:
         """These slices stand at new places, and have learned nothing there yet."""

@@ -1,4 +1,4 @@
-"""Candidate slices: how they are drawn, and which numbers of a stored weight they mean."""
+"""SliceableMatrix slices: how they are drawn, and which numbers of a stored weight they mean."""
 
 import pytest
 import torch

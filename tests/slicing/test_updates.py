@@ -1,4 +1,4 @@
-"""LearnedChange against whole copies of the weights, which it does without."""
+"""UpdateTracker against whole copies of the weights, which it does without."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from slicefine_pl.slicing import LearnedChange, slice_model
+from slicefine_pl.slicing import UpdateTracker, slice_model
 
 
 class Net(nn.Module):
@@ -74,7 +74,7 @@ def test_one_visit_shows_the_exact_change_of_the_stored_weight(case):
     net = Net().to(torch.bfloat16 if "finer" in case else torch.float32)
     before = matrices(net)
     handle = slice_model(net, rank=1, targets=TARGETS, also_train=[], **CASES[case])
-    change = LearnedChange(handle)
+    change = UpdateTracker(handle)
     for _ in range(2):
         train(handle, net, 3)
         handle.move()
@@ -102,7 +102,7 @@ def test_several_visits_add_up_their_squares_and_know_the_first_values():
     """Columns and rows by turns, round and round: the reference keeps the weights of every move."""
     net = Net()
     handle = slice_model(net, rank=3, targets=TARGETS, also_train=[], axis="alternate")
-    change = LearnedChange(handle)
+    change = UpdateTracker(handle)
     expected: dict[tuple[str, str], torch.Tensor] = {}
     own: dict[tuple[str, str], torch.Tensor] = {}
     for _ in range(9):
@@ -127,7 +127,7 @@ def test_several_visits_add_up_their_squares_and_know_the_first_values():
 def test_a_slice_that_has_just_arrived_was_not_visited_yet():
     net = Net()
     handle = slice_model(net, rank=2, targets=TARGETS, also_train=[])
-    change = LearnedChange(handle)
+    change = UpdateTracker(handle)
     assert not any(each.visited.any() for each in change.lines())
     train(handle, net, 1)
     handle.move()
@@ -137,7 +137,7 @@ def test_a_slice_that_has_just_arrived_was_not_visited_yet():
 def test_it_can_be_asked_after_closing_and_asking_changes_nothing():
     net = Net()
     handle = slice_model(net, rank=2, targets=TARGETS, also_train=[])
-    change = LearnedChange(handle)
+    change = UpdateTracker(handle)
     train(handle, net, 2)
     asked = [change.lines(), change.lines()]
     handle.close()
@@ -150,14 +150,14 @@ def test_a_saved_state_goes_on(tmp_path):
     """In the middle of a visit, into a new network with new slices."""
     net, other = Net(), Net()
     handle = slice_model(net, rank=2, targets=TARGETS, also_train=[], axis="alternate")
-    change = LearnedChange(handle)
+    change = UpdateTracker(handle)
     train(handle, net, 2)
     handle.move()
     train(handle, net, 1)
     torch.save({"weights": net.state_dict(), "slices": handle.state_dict(), "change": change.state_dict()},
                tmp_path / "saved.pt")  # fmt: skip
     again = slice_model(other, rank=2, targets=TARGETS, also_train=[], axis="alternate")
-    resumed = LearnedChange(again)
+    resumed = UpdateTracker(again)
     saved = torch.load(tmp_path / "saved.pt", weights_only=True)
     other.load_state_dict(saved["weights"])
     again.load_state_dict(saved["slices"])
@@ -180,6 +180,6 @@ def test_slices_that_are_put_elsewhere_begin_anew():
     start = handle.state_dict()
     train(handle, net, 1)
     handle.move()
-    change = LearnedChange(handle)
+    change = UpdateTracker(handle)
     handle.load_state_dict(start)
     assert not any(each.visited.any() for each in change.lines())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from slicefine_pl.callbacks.support.optimizer_slices import OptimizerSlices
-from slicefine_pl.slicing import LiveSlice
+from slicefine_pl.slicing import SliceView
 from slicefine_pl.slicing.optimizer_state import wrapped_by
 
 STEPS = 3  # before the move, and after it
@@ -46,7 +46,7 @@ class OptimizerRequirements:
     kept: bool
 
 
-def check_optimizer(optimizer: Optimizer, slices: Sequence[LiveSlice], demands: OptimizerRequirements) -> None:
+def check_optimizer(optimizer: Optimizer, slices: Sequence[SliceView], demands: OptimizerRequirements) -> None:
     """Refuse an optimizer that would fail, or go wrong, on slices.
 
     Args:
@@ -82,7 +82,7 @@ def check_optimizer(optimizer: Optimizer, slices: Sequence[LiveSlice], demands: 
 class _TrialRun:
     """An optimizer's constructor, tried on matrices ``(R, L)``."""
 
-    def __init__(self, name: str, make: Make, slices: Sequence[LiveSlice], demands: OptimizerRequirements) -> None:
+    def __init__(self, name: str, make: Make, slices: Sequence[SliceView], demands: OptimizerRequirements) -> None:
         self._name, self._make, self._demands = name, make, demands
         narrow = min(slices, key=lambda live: min(live.shape[:2]) / max(live.shape[:2]))  # the most padded one
         self._device = narrow.parameter.device

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.model_summary.model_summary import LayerSummary
 from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary as Counts
 from torch import nn
 
-from slicefine_pl.slicing.slice import padding_of_slices, repeated_by_slices
+from slicefine_pl.slicing.slice import duplicated_numel, padding_numel
 
 
 class ParameterTable(ModelSummary):
@@ -64,9 +64,9 @@ def patch_model_summary() -> None:
     module without open slices they are what they were.
     """
     for summary, name, module, excess in (
-        (LayerSummary, "num_parameters", "_module", repeated_by_slices),
-        (Counts, "total_parameters", "_model", repeated_by_slices),
-        (Counts, "trainable_parameters", "_model", padding_of_slices),
+        (LayerSummary, "num_parameters", "_module", duplicated_numel),
+        (Counts, "total_parameters", "_model", duplicated_numel),
+        (Counts, "trainable_parameters", "_model", padding_numel),
     ):
         counter = getattr(summary, name).fget
         if not hasattr(counter, "__wrapped__"):  # else it is replaced already

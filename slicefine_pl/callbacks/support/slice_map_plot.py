@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from slicefine_pl.analysis.plots import short_names
 from slicefine_pl.files.atomic import write_atomic
-from slicefine_pl.slicing import LineChanges
+from slicefine_pl.slicing import LineUpdates
 
 BINS = 768  # of the horizontal axis; about as many as a row has pixels
 GREY = "#d9d9d9"  # never visited; no colour of the scale is grey
@@ -26,7 +26,7 @@ COLUMNS = ("matrix", "axis", "index", "rms_change", "rms_before")
 Numbers = NDArray[np.float64]
 
 
-def write_changes(path: Path, lines: Sequence[LineChanges]) -> None:
+def write_changes(path: Path, lines: Sequence[LineUpdates]) -> None:
     """Write a CSV with a row for each visited line: matrix, kind and index of the line, and two root mean squares."""
     text = io.StringIO()
     writer = csv.writer(text)
@@ -40,7 +40,7 @@ def write_changes(path: Path, lines: Sequence[LineChanges]) -> None:
     write_atomic(path, text.getvalue())
 
 
-def relative_change(each: LineChanges) -> Numbers:
+def relative_change(each: LineUpdates) -> Numbers:
     """Each line's RMS change, as a share of the RMS of all visited lines of its matrix before training."""
     scale = (each.before.nanmean() / each.length).sqrt()  # 0 for a matrix that began with zeros: its changes are inf
     change: Numbers = each.rms_change.where(each.squares == 0, each.rms_change / scale).numpy()
@@ -70,7 +70,7 @@ def binned(values: Numbers, bins: int = BINS) -> Numbers:
     return np.sqrt(mean)
 
 
-def draw_map(lines: Sequence[LineChanges], steps: str) -> Any:
+def draw_map(lines: Sequence[LineUpdates], steps: str) -> Any:
     """The map as a matplotlib figure, which is not saved yet.
 
     Args:
@@ -127,7 +127,7 @@ def _ticks(scale: Any) -> list[float]:
     return [value for value in _rounds(scale.vmin, scale.vmax) if scale.vmin <= value <= scale.vmax]
 
 
-def _draw_field(axes: Any, panel: Sequence[LineChanges], changes: Sequence[Numbers], scale: Any) -> Any:
+def _draw_field(axes: Any, panel: Sequence[LineUpdates], changes: Sequence[Numbers], scale: Any) -> Any:
     from matplotlib import colormaps
 
     field = np.stack([binned(values) for values in changes])

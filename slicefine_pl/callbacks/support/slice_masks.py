@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.slice import Slice
-from slicefine_pl.slicing.view import LiveSlice
+from slicefine_pl.slicing.view import SliceView
 from slicefine_pl.sparsity import NetworkMasks
 
 
@@ -52,10 +52,10 @@ class MaskedSlices:
         for piece in self:
             self._clear(piece)
 
-    def before_move(self, slices: Sequence[LiveSlice]) -> None:
+    def before_move(self, slices: Sequence[SliceView]) -> None:
         """Slices that move have written their zeros already."""
 
-    def after_move(self, slices: Sequence[LiveSlice]) -> None:
+    def after_move(self, slices: Sequence[SliceView]) -> None:
         """Clear what optimizers have kept of another place and a mask prunes here."""
         arrived = {id(live.parameter) for live in slices}
         for piece in self:

@@ -85,7 +85,7 @@ def raise_missing_gradient(handle: SliceHandle, names: Collection[str], steps: i
     """
     check_requires_grad(handle, names)
     when = "at the first step" if steps == 1 else f"in the first {steps} steps"
-    unrecorded = handle.unrecorded(names)
+    unrecorded = handle.no_grad_reasons(names)
     if checkpointed := [name for name in unrecorded if unrecorded[name] == "checkpoint"]:
         raise MisconfigurationException(
             f"The slices of {some(checkpointed)} received no gradient {when}: the layers run in"
@@ -119,5 +119,5 @@ def check_loss_requires_grad(handle: SliceHandle, steps: int) -> None:
     """
     names = [live.name for live in handle]
     check_requires_grad(handle, names)
-    if handle.unrecorded(names):
+    if handle.no_grad_reasons(names):
         raise_missing_gradient(handle, names, steps)

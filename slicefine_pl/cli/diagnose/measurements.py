@@ -22,7 +22,7 @@ from slicefine_pl.analysis.winners import Winners, winners
 from slicefine_pl.callbacks.kernel_drift import singles
 from slicefine_pl.cli.diagnose.subject import Subject
 from slicefine_pl.slicing import slice_model
-from slicefine_pl.slicing.layers.registry import Candidate
+from slicefine_pl.slicing.layers.registry import SliceableMatrix
 from slicefine_pl.slicing.schedule import Axis
 from slicefine_pl.slicing.targets import Patterns
 
@@ -163,7 +163,7 @@ def measure(subject: Subject, settings: Settings, *, control: bool, told: Callab
     return found
 
 
-def _spectra(matrices: list[Candidate], settings: Settings, found: Findings) -> None:
+def _spectra(matrices: list[SliceableMatrix], settings: Settings, found: Findings) -> None:
     places = torch.linspace(0, len(matrices) - 1, min(MATRICES, len(matrices))).round().int().tolist()
     generator = torch.Generator().manual_seed(settings.seed)
     for matrix in (matrices[place] for place in places):
@@ -218,6 +218,6 @@ def _kernels(subject: Subject, settings: Settings) -> Kernels:
     return Kernels(dense, slices, counts.live / counts.target)
 
 
-def _winners(subject: Subject, matrices: list[Candidate], settings: Settings, *, layers: bool) -> Winners:
+def _winners(subject: Subject, matrices: list[SliceableMatrix], settings: Settings, *, layers: bool) -> Winners:
     places = candidate_slices(matrices, settings.rank, settings.candidates, settings.seed)
     return winners(subject.module, subject.losses, subject.train, subject.held_out, matrices, places, layers=layers)

@@ -16,9 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import CheckpointFunction
 
 from slicefine_pl.slicing.distributed.shards import LocalShard, MatrixLayout, full_tensors, is_sharded
-from slicefine_pl.slicing.slice import Slice, line_norms, live_gradient
+from slicefine_pl.slicing.slice import Slice, line_norms, slice_gradient
 
-Unrecorded = Literal["checkpoint", "no_grad"]
+NoGradReason = Literal["checkpoint", "no_grad"]
 
 
 class SlicedLayer(nn.Module):
@@ -36,13 +36,13 @@ class SlicedLayer(nn.Module):
             that records gradients in train mode writes only if a slice has changed since (some optimizers evaluate
             several times a step), and not at all where it is compiled: there a write would copy the whole parameter,
             and keep the copy for the backward pass.
-        slicefine_unrecorded: Why a forward pass in train mode recorded no gradients: it ran within reentrant
+        slicefine_no_grad_reason: Why a forward pass in train mode recorded no gradients: it ran within reentrant
             checkpointing, which records when it runs again, or just without; ``None`` if there was none.
     """
 
     slicefine_writes_manually: bool
-    slicefine_unrecorded: Unrecorded | None = None
-    slicefine_kind: type["SlicedLayer"]
+    slicefine_no_grad_reason: NoGradReason | None = None
+    slicefine_class: type["SlicedLayer"]
     slicefine_dense_class: type[nn.Module]
     slicefine_parameters: frozenset[str]
 
@@ -82,8 +82,8 @@ class SlicedLayer(nn.Module):
         """Bring the stored values up to date, unless they are known to be."""
         eager_training = self.training and not torch.compiler.is_compiling()
         trained = eager_training and torch.is_grad_enabled()
-        if eager_training and not trained and self.slicefine_unrecorded is None:
-            self.slicefine_unrecorded = "checkpoint" if _in_reentrant_checkpoint() else "no_grad"
+        if eager_training and not trained and self.slicefine_no_grad_reason is None:
+            self.slicefine_no_grad_reason = "checkpoint" if _in_reentrant_checkpoint() else "no_grad"
         if self.slicefine_writes_manually and not (trained and self._slicefine_changed()):
             return
         if not self.slicefine_writes_manually and self.slicefine_is_sharded():
@@ -129,7 +129,7 @@ class SlicedLayer(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return (
             _blank,
-            (self.slicefine_kind, self.slicefine_dense_class, self.slicefine_parameters),
+            (self.slicefine_class, self.slicefine_dense_class, self.slicefine_parameters),
             self.__getstate__(),  # type: ignore[no-untyped-call]
         )
 
@@ -154,7 +154,7 @@ class _Read(torch.autograd.Function):
             piece.read_directly = True
         if piece.score is not None:
             piece.score += line_norms(block, piece.score_axis)
-        return (gradient if ctx.needs_input_grad[0] else None), live_gradient(piece.lines(block), live), None
+        return (gradient if ctx.needs_input_grad[0] else None), slice_gradient(piece.lines(block), live), None
 
 
 def _reader(parameter: str) -> property:
@@ -185,7 +185,7 @@ def _sliced_class(
     key = (kind, dense_class, parameters)
     if key not in _SLICED_CLASSES:
         namespace = {
-            "slicefine_kind": kind,
+            "slicefine_class": kind,
             "slicefine_dense_class": dense_class,
             "slicefine_parameters": parameters,
         }
@@ -245,7 +245,7 @@ def close_layer(layer: SlicedLayer) -> None:
     for name in [name for name, child in layer._modules.items() if isinstance(child, Slice)]:
         del layer._modules[name]
     del layer.slicefine_writes_manually
-    layer.__dict__.pop("slicefine_unrecorded", None)
+    layer.__dict__.pop("slicefine_no_grad_reason", None)
     layer.__class__ = cast("type[SlicedLayer]", layer.slicefine_dense_class)
 
 

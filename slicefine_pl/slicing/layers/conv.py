@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slicefine_pl.slicing.distributed.shards import MatrixLayout, lines_along
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.schedule import Axis
-from slicefine_pl.slicing.slice import Slice, line_norms, live_gradient, refuse_second_derivatives
+from slicefine_pl.slicing.slice import Slice, line_norms, refuse_second_derivatives, slice_gradient
 
 SCORE_EXAMPLES = 1  # the weight gradient of so many examples ranks the channels
 CONVOLUTIONS = {
@@ -71,7 +71,7 @@ class _SlicedConv(torch.autograd.Function):
         grad_live = None
         if needs_live:
             block = _block_gradient(ctx, grad_y, kept, weight, index)  # (O, R, K) or (R, I, K)
-            grad_live = live_gradient(lines_along(block, ctx.axis), live)
+            grad_live = slice_gradient(lines_along(block, ctx.axis), live)
         if ctx.score is not None:
             full = _weight_gradient(grad_y[:SCORE_EXAMPLES], sample, weight, ctx.geometry)
             ctx.score += line_norms(full, ctx.score_axis)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slicefine_pl.slicing.distributed.shards import MatrixLayout
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.schedule import Axis
-from slicefine_pl.slicing.slice import Slice, countable, live_gradient, refuse_second_derivatives
+from slicefine_pl.slicing.slice import Slice, refuse_second_derivatives, slice_gradient, zero_nonfinite
 
 SCORE_TOKENS = 64  # gradients of so many tokens rank the lines; more cost more and rank no better
 
@@ -60,10 +60,10 @@ class _SlicedLinear(torch.autograd.Function):
         if needs_live:
             # R first: on CPU several times faster than the (O, R) product.
             grad_live = inputs.t() @ outputs if ctx.axis == "column" else outputs.index_select(1, index).t() @ inputs
-            grad_live = live_gradient(grad_live, live)
+            grad_live = slice_gradient(grad_live, live)
         if ctx.score is not None:
             norms = _line_norms(sample.float(), _sample(outputs).float(), ctx.score_axis)
-            ctx.score += countable(norms)
+            ctx.score += zero_nonfinite(norms)
         return grad_x, None, grad_bias, grad_live, *[None] * 4
 
 

@@ -41,6 +41,6 @@ class MaskedRecurrent(MaskedLayer):
         """Leave the list as it is: ``forward`` has brought it up to date."""
 
 
-def masked_kind(module: nn.Module) -> type[MaskedLayer]:
+def masked_class(module: nn.Module) -> type[MaskedLayer]:
     """The masked kind of a module."""
     return MaskedRecurrent if isinstance(module, nn.RNNBase) else MaskedLayer

@@ -18,8 +18,8 @@ from slicefine_pl.slicing.layers.attention import SlicedMultiheadAttention
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.layers.conv import SlicedConv
 from slicefine_pl.slicing.layers.linear import SlicedConv1D, SlicedLinear
-from slicefine_pl.slicing.layers.masked import masked_kind
-from slicefine_pl.slicing.packed import is_trainable
+from slicefine_pl.slicing.layers.masked import masked_class
+from slicefine_pl.slicing.packed import can_be_trained
 
 Backend = Literal["auto", "compact", "mask"]
 
@@ -30,7 +30,7 @@ COMPACT = "nn.Linear, transformers' Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SliceableMatrix:
     """A matrix that a slice could lie in.
 
     Attributes:
@@ -60,13 +60,13 @@ class Candidate:
         return tuple(self.layout.view(self.parameter).shape)
 
 
-def candidates(net: nn.Module, backend: Backend) -> Iterator[Candidate]:
+def sliceable_matrices(net: nn.Module, backend: Backend) -> Iterator[SliceableMatrix]:
     """Everything in a network that has at least two dimensions, in the order of ``net.named_modules()``."""
     owners = _parametrized(net)
     for name, module in net.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue  # compiled: its class cannot be changed
-        kind = compact_kind(module)
+        kind = compact_class(module)
         layouts = [] if kind is None else kind.slicefine_layouts(module)
         served = {layout.parameter for layout in layouts}
         others = [
@@ -74,13 +74,13 @@ def candidates(net: nn.Module, backend: Backend) -> Iterator[Candidate]:
             for key, parameter in module._parameters.items()
             if parameter is not None and key not in served and parameter.ndim > 1
         ]
-        chosen = masked_kind(module) if backend == "mask" or kind is None else kind
+        chosen = masked_class(module) if backend == "mask" or kind is None else kind
         for layout in [*layouts, *others]:
             layer = layout in layouts or (layout.parameter == "weight" and isinstance(module, LAYERS))
-            yield Candidate(_told(name, layout), module, chosen, layout, layer)
+            yield SliceableMatrix(_told(name, layout), module, chosen, layout, layer)
 
 
-def compact_kind(module: nn.Module) -> type[SlicedLayer] | None:
+def compact_class(module: nn.Module) -> type[SlicedLayer] | None:
     """The kind that computes what ``module`` does, with the gradient of the slice only; ``None`` if there is none.
 
     A subclass counts when it computes exactly what its base class computes; a weight behind a parametrization does not.
@@ -90,7 +90,7 @@ def compact_kind(module: nn.Module) -> type[SlicedLayer] | None:
         plain = forward is nn.MultiheadAttention.forward
         return SlicedMultiheadAttention if plain and module.out_proj._parameters.get("weight") is not None else None
     weight = module._parameters.get("weight")
-    if weight is None or nn.parameter.is_lazy(weight) or not is_trainable(weight):
+    if weight is None or nn.parameter.is_lazy(weight) or not can_be_trained(weight):
         return None
     if isinstance(module, nn.Linear):
         return SlicedLinear if forward is nn.Linear.forward else None

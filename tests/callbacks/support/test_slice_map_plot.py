@@ -6,13 +6,13 @@ import torch
 
 from slicefine_pl.analysis.plots import short_names
 from slicefine_pl.callbacks.support.slice_map_plot import GREY, binned, draw_map, relative_change, write_changes
-from slicefine_pl.slicing import LineChanges
+from slicefine_pl.slicing import LineUpdates
 
 
 def changes(name, change, before=1.0, axis="column"):
     """Of lines of four numbers, by their RMS; NaN where never visited."""
     squares = 4 * torch.tensor(change, dtype=torch.float64).square()
-    return LineChanges(name, axis, 4, squares, 4 * torch.where(squares.isnan(), torch.nan, before**2))
+    return LineUpdates(name, axis, 4, squares, 4 * torch.where(squares.isnan(), torch.nan, before**2))
 
 
 @pytest.mark.parametrize("size", [3, 7, 8, 9, 23])

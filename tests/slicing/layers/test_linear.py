@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from slicefine_pl.slicing.distributed.shards import LocalShard, MatrixLayout
 from slicefine_pl.slicing.layers.base import SlicedLayer, add_slice, close_layer, open_layer
 from slicefine_pl.slicing.layers.linear import SCORE_TOKENS, sliced_linear
-from slicefine_pl.slicing.layers.registry import compact_kind
+from slicefine_pl.slicing.layers.registry import compact_class
 from slicefine_pl.slicing.slice import Slice
 
 O, I, R = 5, 7, 2  # odd and unequal, so that a swapped axis cannot pass
@@ -35,7 +35,7 @@ def grad_of(layer: nn.Module) -> torch.Tensor:
 
 
 def open_in_place(layer: nn.Module, axis: str, length: int, dtype: torch.dtype | None = None) -> SlicedLayer:
-    kind = compact_kind(layer)
+    kind = compact_class(layer)
     (block,) = kind.slicefine_layouts(layer)
     opened = open_layer(layer, kind, [block])
     piece = add_slice(opened, block, R, length, dtype)

@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 from slicefine_pl.slicing.layers.attention import SlicedMultiheadAttention
 from slicefine_pl.slicing.layers.conv import SlicedConv
 from slicefine_pl.slicing.layers.linear import SlicedConv1D, SlicedLinear
-from slicefine_pl.slicing.layers.registry import compact_kind
+from slicefine_pl.slicing.layers.registry import compact_class
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,4 @@ from slicefine_pl.slicing.layers.registry import compact_kind
     ],
 )
 def test_only_layers_that_compute_what_we_know_are_served(module, kind):
-    assert compact_kind(module) is kind
+    assert compact_class(module) is kind
