@@ -203,7 +203,7 @@ def check_changes(task: Task, contestant: Contestant, rank: int) -> int:
 
 def _may_change(task: Task, contestant: Contestant, rank: int, body: dict[str, nn.Parameter]) -> int:
     if contestant.handle is not None:
-        return contestant.handle.counts().live
+        return contestant.handle.counts().in_slices
     own = dict(contestant.task.net.named_parameters())
     trained = [name for name in body if name in own and own[name].requires_grad]
     masked = contestant.method is METHODS["masked gradients"]

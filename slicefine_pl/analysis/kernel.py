@@ -42,7 +42,7 @@ def target_weights(net: nn.Module, targets: Patterns | None = None, rank: int = 
 
 def slice_parameters(slices: Iterable[SliceView]) -> list[nn.Parameter]:
     """The live lines of open slices: give the handle of :func:`slicefine_pl.slicing.slice_model`."""
-    return [piece.parameter for piece in slices]
+    return [slice_.parameter for slice_ in slices]
 
 
 def kernel(

@@ -28,10 +28,10 @@ def preserve_state(net: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> I
     """
     wanted = list(parameters)
     required = {parameter: parameter.requires_grad for parameter in [*net.parameters(), *wanted]}
-    noted = {piece: (piece.score, piece.read) for piece in net.modules() if isinstance(piece, Slice)}
+    noted = {slice_: (slice_.score, slice_.read_directly) for slice_ in net.modules() if isinstance(slice_, Slice)}
     devices = {parameter.device for parameter in required if parameter.device.type == "cuda"}
-    for piece in noted:
-        piece.score = None
+    for slice_ in noted:
+        slice_.score = None
     for parameter in required:
         parameter.requires_grad_(False)
     for parameter in wanted:
@@ -47,5 +47,5 @@ def preserve_state(net: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> I
     finally:
         for parameter, flag in required.items():
             parameter.requires_grad_(flag)
-        for piece, (score, read) in noted.items():
-            piece.score, piece.read = score, read
+        for slice_, (score, read_directly) in noted.items():
+            slice_.score, slice_.read_directly = score, read_directly

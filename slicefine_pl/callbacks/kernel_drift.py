@@ -118,7 +118,7 @@ class KernelDrift(Callback):
         if self._handle is None:
             self._weights = target_weights(pl_module)
         else:
-            self._weights = list({id(live.stored): live.stored for live in self._handle}.values())
+            self._weights = list({id(view.stored): view.stored for view in self._handle}.values())
             self._handle.add_move_listener(self)
 
         def outputs(batch: Any) -> Tensor:

@@ -238,11 +238,11 @@ class SliceFineCallback(ResumableCallback):
         held = [(id(each), optimizer) for optimizer in trainer.optimizers for each in parameters_of(optimizer)]
         check_optimizers(self.opened(), [parameter for parameter, _ in held])
         owners = dict(held)
-        whole = self.opened().trained.values()
-        self._trained = {id(each) for each in (*whole, *(live.parameter for live in self.opened()))}
+        whole = self.opened().fully_trained.values()
+        self._trained = {id(each) for each in (*whole, *(view.parameter for view in self.opened()))}
         check_unexpected_trainable(self.opened(), pl_module.named_parameters())
         for optimizer in trainer.optimizers:
-            slices = [live for live in self.opened() if owners[id(live.parameter)] is optimizer]
+            slices = [view for view in self.opened() if owners[id(view.parameter)] is optimizer]
             share = self._share_of(optimizer, slices)
             self._shares.append(share)
             hook = optimizer.register_step_post_hook(lambda *_, share=share: self._after_step(trainer, share))
@@ -261,7 +261,7 @@ class SliceFineCallback(ResumableCallback):
             kept=self._keep_state,
         )
         check_optimizer(optimizer, slices, demands)
-        return OptimizerSlices(optimizer, [live.parameter for live in slices], [live.name for live in slices])
+        return OptimizerSlices(optimizer, [view.parameter for view in slices], [view.name for view in slices])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -287,7 +287,7 @@ class SliceFineCallback(ResumableCallback):
             )
 
     def _check_same_on_all_ranks(self, trainer: Trainer) -> None:
-        check_same_on_all_ranks(trainer, {live.name: live.indices for live in self.opened()}, "live lines")
+        check_same_on_all_ranks(trainer, {view.name: view.indices for view in self.opened()}, "live lines")
 
     def summary(self) -> SliceSummary:
         """How every matrix of the module is trained, or why it is not, while it is: print it."""
@@ -297,7 +297,7 @@ class SliceFineCallback(ResumableCallback):
         counts = self.opened().counts()
         steps = sum(share.steps - share.first_step for share in self._shares)
         rank_zero_info(
-            f"SliceFine: {self.opened().moves} moves visited {counts.coverage:.1%} of {counts.target:,} sliced"
+            f"SliceFine: {self.opened().moves} moves visited {counts.coverage:.1%} of {counts.sliced:,} sliced"
             f" weights; {counts.trained:,} of {counts.total:,} parameters were trained at a time;"
             f" {1e3 * self._seconds / max(steps, 1):.0f} ms per optimizer step."
         )
@@ -343,8 +343,8 @@ class SliceFineCallback(ResumableCallback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if unsynced := self.opened().unsynced():
             raise MisconfigurationException(
-                f"The slices of {some(unsynced)} changed after the last optimizer step, and the forward pass did not see"
-                " it: a compiled network, and layers in eval mode, compute with the weights of that step. Optimizers"
+                f"The slices of {some(unsynced)} changed after the last optimizer step, and the forward pass did not"
+                " see it: compiled networks, and layers in eval mode, compute with the weights of that step. Optimizers"
                 " that evaluate several times a step (LBFGS, SAM) need train mode, and no torch.compile."
             )
         if not loss.requires_grad:
@@ -381,7 +381,7 @@ class SliceFineCallback(ResumableCallback):
         if self._interval is not None and share.steps % self._interval == 0:
             moved = handle.move(share.names)
             if not self._keep_state:
-                share.forget(live.parameter for live in moved)
+                share.forget(view.parameter for view in moved)
             self._check_same_on_all_ranks(trainer)
             self._moved = True
 

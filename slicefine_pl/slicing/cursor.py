@@ -69,7 +69,7 @@ class SliceCursor:
 
     Attributes:
         layer: The sliced layer.
-        piece: Its slice.
+        slice_: Its slice.
         moves: How often the slice has moved.
         visited: For each kind of line, which lines have been live, shape ``(size,)``, bool.
     """
@@ -77,28 +77,28 @@ class SliceCursor:
     def __init__(self, name: str, layer: SlicedLayer, layout: MatrixLayout, settings: SliceSettings) -> None:
         matrix = layout.view(layer.slicefine_stored(layout.parameter))
         sizes: dict[Axis, int] = {"row": matrix.shape[0], "column": matrix.shape[1]}
-        road = name.replace("_orig_mod.", "")  # a compiled module visits the same slices as the plain one
+        plain_name = name.replace("_orig_mod.", "")  # a compiled module visits the same slices as the plain one
         self._settings = settings
         self._orders = {
-            axis: visiting_order(sizes[axis], settings.order, key=f"{settings.seed}/{road}/{axis}")
+            axis: visiting_order(sizes[axis], settings.order, key=f"{settings.seed}/{plain_name}/{axis}")
             for axis in settings.axes
         }
         self.moves = 0
         self.visited = {axis: torch.zeros(sizes[axis], dtype=torch.bool) for axis in settings.axes}
         length = max(matrix.numel() // sizes[axis] for axis in settings.axes)
         self.layer = layer
-        self.piece = add_slice(layer, layout, settings.rank, length, settings.slice_dtype)
-        self.piece.place(*self._scheduled(), self.shard())
+        self.slice_ = add_slice(layer, layout, settings.rank, length, settings.slice_dtype)
+        self.slice_.move_to(*self._scheduled(), self.shard())
         self._written = self._stored_version()
         self._arrived()
 
     def shard(self) -> LocalShard:
         """What this process holds of the block."""
-        return self.layer.slicefine_shard(self.piece)
+        return self.layer.slicefine_shard(self.slice_)
 
-    def write(self, live: Tensor) -> None:
+    def write(self, trainable: Tensor) -> None:
         """Copy the live values, all of them given in ``(R, L)``, to their place in the stored parameter."""
-        self.piece.write(self.shard(), live)
+        self.slice_.write(self.shard(), trainable)
         self._written = self._stored_version()
 
     def resync(self) -> None:
@@ -108,24 +108,24 @@ class SliceCursor:
         many places.
         """
         if self._written == self._stored_version():
-            self.piece.write(self.shard(), self.piece.live.data)
+            self.slice_.write(self.shard(), self.slice_.trainable.data)
         else:
-            self.piece.reload(self.shard())
+            self.slice_.reload(self.shard())
 
     def _stored_version(self) -> int:
         """How many changes of the stored parameter torch has counted; those by a slice are not among them."""
-        stored = self.layer.slicefine_stored(self.piece.layout.parameter)
+        stored = self.layer.slicefine_stored(self.slice_.layout.parameter)
         return 0 if stored.is_inference() else stored._version
 
     def move(self) -> None:
         """Go on to the next position; what the slice learned must have been written to the weight."""
         self.moves += 1
         axis, indices = self._scheduled()
-        if self.piece.score is not None:
+        if self.slice_.score is not None:
             if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(self.piece.score)  # every process has seen other data, and all must go the same way
-            indices = sorted(self.piece.score.topk(self._settings.rank).indices.tolist())
-        self.piece.place(axis, indices, self.shard())
+                dist.all_reduce(self.slice_.score)  # every process has seen other data, and all must go the same way
+            indices = sorted(self.slice_.score.topk(self._settings.rank).indices.tolist())
+        self.slice_.move_to(axis, indices, self.shard())
         self._arrived()
 
     def _scheduled(self) -> tuple[Axis, list[int]]:
@@ -135,13 +135,13 @@ class SliceCursor:
         return axis, slice_indices(visits, self._settings.rank, self._orders[axis])
 
     def _arrived(self) -> None:
-        self.visited[self.piece.axis][self.piece.index.cpu()] = True
+        self.visited[self.slice_.axis][self.slice_.index.cpu()] = True
         if self._settings.order == "importance":
-            self.piece.listen(axis_at(self.moves + 1, self._settings.axis))
+            self.slice_.start_score(axis_at(self.moves + 1, self._settings.axis))
 
     def visited_entries(self) -> int:
         """Distinct entries of the block that have been live: c columns and r rows cross at c·r places."""
-        outputs, inputs, *kernel = self.piece.shape
+        outputs, inputs, *kernel = self.slice_.shape
         columns, rows = (int(self.visited[axis].sum()) if axis in self.visited else 0 for axis in ("column", "row"))
         return (columns * outputs + rows * inputs - columns * rows) * math.prod(kernel)
 
@@ -150,24 +150,24 @@ class SliceCursor:
 
         The live values themselves stand in the parameter, unless the slice is kept in another type than that.
         """
-        piece = self.piece
-        other = piece.live.dtype != self.layer.slicefine_stored(piece.layout.parameter).dtype
+        slice_ = self.slice_
+        other = slice_.trainable.dtype != self.layer.slicefine_stored(slice_.layout.parameter).dtype
         return {
             "moves": self.moves,
-            "axis": piece.axis,
-            "index": piece.index.cpu().clone(),
+            "axis": slice_.axis,
+            "index": slice_.index.cpu().clone(),
             "visited": {axis: lines.clone() for axis, lines in self.visited.items()},
-            "score": None if piece.score is None else piece.score.cpu().clone(),
-            "live": full_tensors([piece.live])[0].cpu().clone() if other else None,
+            "score": None if slice_.score is None else slice_.score.cpu().clone(),
+            "trainable": full_tensors([slice_.trainable])[0].cpu().clone() if other else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where a saved slice stood; the parameter must have been restored before."""
         self.moves = state["moves"]
         self.visited = {axis: lines.clone() for axis, lines in state["visited"].items()}
-        self.piece.place(state["axis"], state["index"].tolist(), self.shard())
+        self.slice_.move_to(state["axis"], state["index"].tolist(), self.shard())
         self._arrived()
-        if self.piece.score is not None:
-            self.piece.score.copy_(state["score"])
-        if state["live"] is not None:
-            to_local(self.piece.live).copy_(local_slice_of(state["live"], self.piece.live))
+        if self.slice_.score is not None:
+            self.slice_.score.copy_(state["score"])
+        if state["trainable"] is not None:
+            to_local(self.slice_.trainable).copy_(local_slice_of(state["trainable"], self.slice_.trainable))

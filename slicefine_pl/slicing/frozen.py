@@ -21,7 +21,7 @@ class FrozenMatrix:
         reason: Why it is left out.
         lines: How many rows or columns it has, where these are too few; else ``None``.
         sliceable: Whether a pattern that names it slices it.
-        usual: Whether nobody expects it to be sliced, such as an embedding or an output head.
+        expected: Whether nobody expects it to be sliced, such as an embedding or an output head.
     """
 
     name: str
@@ -29,7 +29,7 @@ class FrozenMatrix:
     reason: str
     lines: int | None = None
     sliceable: bool = False
-    usual: bool = False
+    expected: bool = False
 
 
 class FrozenReport:
@@ -47,9 +47,9 @@ class FrozenReport:
         self._total = total
 
     @property
-    def surprising(self) -> bool:
+    def has_unexpected(self) -> bool:
         """Whether there is anything that a user may believe to be trained."""
-        return not all(matrix.usual for matrix in self.matrices)
+        return not all(matrix.expected for matrix in self.matrices)
 
     def __str__(self) -> str:
         if not self.matrices:
@@ -66,12 +66,12 @@ class FrozenReport:
         return "\n".join(lines)
 
     def _groups(self) -> list[list[FrozenMatrix]]:
-        """Matrices alike in name and reason: surprising ones before usual ones, then the largest first."""
+        """Matrices alike in name and reason: surprising ones before expected ones, then the largest first."""
         groups = defaultdict(list)
         for matrix in self.matrices:
             reason = matrix.reason if matrix.lines is None else ""
-            groups[matrix.usual, _starred(matrix.name), reason].append(matrix)
-        return sorted(groups.values(), key=lambda group: (group[0].usual, -sum(matrix.size for matrix in group)))
+            groups[matrix.expected, _starred(matrix.name), reason].append(matrix)
+        return sorted(groups.values(), key=lambda group: (group[0].expected, -sum(matrix.size for matrix in group)))
 
     def _line(self, group: list[FrozenMatrix]) -> str:
         names = list(dict.fromkeys(matrix.name for matrix in group))

@@ -45,7 +45,7 @@ class SliceHandle:
     """
 
     def __init__(self, net: nn.Module, found: TargetSelection, settings: SliceSettings) -> None:
-        self._whole = list(found.trained)
+        self._whole = list(found.fully_trained)
         self.skipped = found.skipped
         self.frozen = found.frozen
         self.closed = False
@@ -53,11 +53,11 @@ class SliceHandle:
         self._listeners: list[MoveListener] = []
         self._required_grad = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
         net.requires_grad_(False)
-        for parameter in found.trained.values():
+        for parameter in found.fully_trained.values():
             parameter.requires_grad_(True)
         try:
             self._layers = _open(found.chosen)
-            self._roads = {
+            self._opened = {
                 each.name: SliceCursor(each.name, self._layers[id(each.module)], each.layout, settings)
                 for each in found.chosen
             }
@@ -67,27 +67,27 @@ class SliceHandle:
             raise
 
     @property
-    def trained(self) -> dict[str, nn.Parameter]:
+    def fully_trained(self) -> dict[str, nn.Parameter]:
         """Parameters trained whole, by name."""
         parameters = dict(self._net.named_parameters())  # anew: sharding puts others in their places
         return {name: parameters[name] for name in self._whole}
 
     @property
-    def _tracks(self) -> dict[str, SliceCursor]:
+    def _cursors(self) -> dict[str, SliceCursor]:
         if self.closed:
             raise RuntimeError("The slices of this handle are closed; open new ones with slice_model().")
-        return self._roads
+        return self._opened
 
     def __iter__(self) -> Iterator[SliceView]:
-        return (self._live(name) for name in self._tracks)
+        return (self._view(name) for name in self._cursors)
 
     def __len__(self) -> int:
-        return len(self._tracks)
+        return len(self._cursors)
 
-    def _live(self, name: str) -> SliceView:
-        track = self._tracks[name]
-        piece, stored = track.piece, track.layer.slicefine_stored(track.piece.layout.parameter)
-        return SliceView(name, piece.axis, piece.index, piece.live, piece.shape, stored)
+    def _view(self, name: str) -> SliceView:
+        cursor = self._cursors[name]
+        slice_, stored = cursor.slice_, cursor.layer.slicefine_stored(cursor.slice_.layout.parameter)
+        return SliceView(name, slice_.axis, slice_.index, slice_.trainable, slice_.shape, stored)
 
     def move(self, names: Iterable[str] | None = None) -> list[SliceView]:
         """Move slices on; what they learned stays in the weights, and their gradients are dropped.
@@ -99,14 +99,14 @@ class SliceHandle:
             The slices at their new places.  Their parameters are the same objects, so that the optimizer still knows
             them; whoever wants fresh optimizer state clears it.
         """
-        moved = list(self._tracks if names is None else names)
+        moved = list(self._cursors if names is None else names)
         self.write(moved)
         for listener in self._listeners:
-            listener.before_move([self._live(name) for name in moved])
+            listener.before_move([self._view(name) for name in moved])
         for name in moved:
-            self._tracks[name].move()
-            self._tracks[name].piece.live.grad = None
-        slices = [self._live(name) for name in moved]
+            self._cursors[name].move()
+            self._cursors[name].slice_.trainable.grad = None
+        slices = [self._view(name) for name in moved]
         for listener in self._listeners:
             listener.after_move(slices)
         return slices
@@ -117,10 +117,12 @@ class SliceHandle:
 
     def write(self, names: Iterable[str] | None = None) -> None:
         """Copy live values to their places in the stored weights: of the named slices, or of all."""
-        tracks = list(self._tracks.values()) if names is None else [self._tracks[name] for name in names]
+        cursors = list(self._cursors.values()) if names is None else [self._cursors[name] for name in names]
         reshard(self._net)
-        for track, live in zip(tracks, full_tensors([track.piece.live for track in tracks]), strict=True):
-            track.write(live)
+        for cursor, trainable in zip(
+            cursors, full_tensors([cursor.slice_.trainable for cursor in cursors]), strict=True
+        ):
+            cursor.write(trainable)
 
     def write_manually(self) -> None:
         """Promise to call :meth:`write` after each optimizer step.
@@ -140,34 +142,36 @@ class SliceHandle:
         What torch does not count (changes of ``parameter.data``, steps of fused optimizers) and changes of slices that
         FSDP2 has sharded are not seen.
         """
-        changed = [(name, track) for name, track in self._tracks.items() if not track.piece.in_sync]
-        return [name for name, track in changed if not track.layer.slicefine_is_sharded()]
+        changed = [(name, cursor) for name, cursor in self._cursors.items() if not cursor.slice_.in_sync]
+        return [name for name, cursor in changed if not cursor.layer.slicefine_is_sharded()]
 
     def resync(self) -> None:
         """Bring slices and weights in step, where somebody has exchanged parameters, as weight averages do."""
         for name in self.unsynced():
-            self._tracks[name].resync()
+            self._cursors[name].resync()
 
     @property
     def moves(self) -> int:
         """How often the slices have moved; the largest number, should they move apart."""
-        return max(track.moves for track in self._tracks.values())
+        return max(cursor.moves for cursor in self._cursors.values())
 
     def counts(self) -> SliceCounts:
         """Count what is, and was, trained."""
-        pieces = [track.piece for track in self._tracks.values()]
+        slices = [cursor.slice_ for cursor in self._cursors.values()]
         return SliceCounts(
-            live=sum(len(piece.index) * piece.length for piece in pieces),
-            whole=sum(parameter.numel() for parameter in self.trained.values()),
-            visited=sum(track.visited_entries() for track in self._tracks.values()),
-            target=sum(math.prod(track.piece.shape) for track in self._tracks.values()),
+            in_slices=sum(len(slice_.index) * slice_.line_length for slice_ in slices),
+            in_full=sum(parameter.numel() for parameter in self.fully_trained.values()),
+            visited=sum(cursor.visited_entries() for cursor in self._cursors.values()),
+            sliced=sum(math.prod(cursor.slice_.shape) for cursor in self._cursors.values()),
             total=sum(parameter.numel() for parameter in self._net.parameters()) - duplicated_numel(self._net),
         )
 
     def without_gradient(self, names: Iterable[str] | None = None) -> list[str]:
         """Names of the slices that hold no gradient: after a backward pass there should be none."""
         return [
-            name for name in (self._tracks if names is None else names) if self._tracks[name].piece.live.grad is None
+            name
+            for name in (self._cursors if names is None else names)
+            if self._cursors[name].slice_.trainable.grad is None
         ]
 
     def no_grad_reasons(self, names: Iterable[str]) -> dict[str, NoGradReason]:
@@ -175,12 +179,12 @@ class SliceHandle:
 
         Where a slice holds no gradient after a backward pass, this is the cause.
         """
-        found = {name: self._tracks[name].layer.slicefine_no_grad_reason for name in names}
+        found = {name: self._cursors[name].layer.slicefine_no_grad_reason for name in names}
         return {name: why for name, why in found.items() if why is not None}
 
     def summary(self) -> SliceSummary:
         """How every matrix of the network is trained, or why it is not, and the counts: print it."""
-        return summarize(self._tracks, self.skipped, self.trained, self.counts())
+        return summarize(self._cursors, self.skipped, self.fully_trained, self.counts())
 
     def close(self) -> None:
         """Fold the slices: every layer is of its original class again and holds what was learned.
@@ -201,9 +205,9 @@ class SliceHandle:
     def state_dict(self) -> dict[str, Any]:
         """Positions, visits and scores of all slices, as plain numbers, strings and tensors."""
         return {
-            "shapes": {live.name: list(live.parameter.shape) for live in self},
-            "trained": sorted(self.trained),
-            "slices": {name: track.state_dict() for name, track in self._tracks.items()},
+            "shapes": {view.name: list(view.parameter.shape) for view in self},
+            "fully_trained": sorted(self.fully_trained),
+            "slices": {name: cursor.state_dict() for name, cursor in self._cursors.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -213,8 +217,11 @@ class SliceHandle:
             ValueError: If the saved slices lie in other layers, in another order, or have other shapes, or if other
                 parameters were trained whole; the network is not changed then.
         """
-        here = {"shapes": {live.name: list(live.parameter.shape) for live in self}, "trained": sorted(self.trained)}
-        for what in ("shapes", "trained"):
+        here = {
+            "shapes": {view.name: list(view.parameter.shape) for view in self},
+            "fully_trained": sorted(self.fully_trained),
+        }
+        for what in ("shapes", "fully_trained"):
             saved, present = state[what], here[what]
             # As lists: the same layers in another order would hand each slice another's optimizer state.
             if list(saved) != list(present) or saved != present:
@@ -222,8 +229,8 @@ class SliceHandle:
                     f"The saved slices do not fit this network: {what} differ in {_difference(saved, present)}."
                     " Use the targets, also_train and rank of the run that was saved."
                 )
-        for name, track in self._tracks.items():
-            track.load_state_dict(state["slices"][name])
+        for name, cursor in self._cursors.items():
+            cursor.load_state_dict(state["slices"][name])
         for listener in self._listeners:
             listener.after_move(list(self))
 
@@ -289,7 +296,9 @@ def _open(chosen: Iterable[SliceableMatrix]) -> dict[int, SlicedLayer]:
     chosen = list(chosen)
     modules = {id(candidate.module): candidate for candidate in chosen}
     return {
-        key: open_layer(first.module, first.kind, [each.layout for each in chosen if each.module is first.module])
+        key: open_layer(
+            first.module, first.implementation, [each.layout for each in chosen if each.module is first.module]
+        )
         for key, first in modules.items()
     }
 

@@ -75,7 +75,9 @@ def untrainable_reason(stored: Tensor) -> str:
     """Why, in words: its type, its class, or that it is a buffer."""
     if stored.dtype not in TRAINABLE:
         return f"{stored.dtype} cannot be trained"
-    return f"a {type(stored).__name__} cannot be trained" if not can_be_trained(stored) else "a buffer cannot be trained"
+    return (
+        f"a {type(stored).__name__} cannot be trained" if not can_be_trained(stored) else "a buffer cannot be trained"
+    )
 
 
 def _is_weight(key: str, buffer: Tensor) -> bool:

@@ -19,15 +19,15 @@ class SummaryRow:
         name: Of a matrix, or of a parameter that is trained whole.
         module: Class of its module; empty for whole parameters.
         shape: ``(O, I, ...)``.
-        backend: ``"compact"``, ``"mask"``, ``"whole"`` or ``"frozen"``.
-        told: Which lines are live, or why none are.
+        backend: ``"compact"``, ``"mask"``, ``"full"`` or ``"frozen"``.
+        detail: Which lines are live, or why none are.
     """
 
     name: str
     module: str
     shape: tuple[int, ...]
     backend: str
-    told: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -35,28 +35,28 @@ class SliceCounts:
     """How many numbers are, and were, trained.
 
     Attributes:
-        live: In the slices that are open now.
-        whole: In the parameters that are trained whole, such as a new head.
+        in_slices: In the slices that are open now.
+        in_full: In the parameters that are trained whole, such as a new head.
         visited: Entries of the sliced weights that have been live at least once.
-        target: Entries of all sliced weights.
+        sliced: Entries of all sliced weights.
         total: Entries of all parameters of the network.
     """
 
-    live: int
-    whole: int
+    in_slices: int
+    in_full: int
     visited: int
-    target: int
+    sliced: int
     total: int
 
     @property
     def trained(self) -> int:
         """Numbers that the optimizer updates now."""
-        return self.live + self.whole
+        return self.in_slices + self.in_full
 
     @property
     def coverage(self) -> float:
         """Share of the sliced weights that have been live at least once, in [0, 1]."""
-        return self.visited / self.target
+        return self.visited / self.sliced
 
 
 class SliceSummary(tuple[SummaryRow, ...]):
@@ -79,29 +79,31 @@ class SliceSummary(tuple[SummaryRow, ...]):
     def __str__(self) -> str:
         return text_table(
             ("matrix", "module", "shape", "backend", "slice, or reason"),
-            [[(row.name, row.module, " x ".join(map(str, row.shape)), row.backend, row.told) for row in self]],
+            [[(row.name, row.module, " x ".join(map(str, row.shape)), row.backend, row.detail) for row in self]],
             caption=f"{self.counts.trained:,} of {self.counts.total:,} parameters are trained at a time",
         )
 
 
 def summarize(
-    tracks: Mapping[str, SliceCursor],
+    cursors: Mapping[str, SliceCursor],
     skipped: Mapping[str, str],
     trained: Mapping[str, nn.Parameter],
     counts: SliceCounts,
 ) -> SliceSummary:
     """Collect the rows: the slices, the parameters trained whole, and what is left out with the reason."""
-    sliced = (_sliced(name, track) for name, track in tracks.items())
-    whole = (SummaryRow(name, "", tuple(parameter.shape), "whole", "") for name, parameter in trained.items())
-    frozen = (SummaryRow(name, "", (), "frozen", reason) for name, reason in skipped.items() if reason != "trained whole")
+    sliced = (_sliced(name, cursor) for name, cursor in cursors.items())
+    whole = (SummaryRow(name, "", tuple(parameter.shape), "full", "") for name, parameter in trained.items())
+    frozen = (
+        SummaryRow(name, "", (), "frozen", reason) for name, reason in skipped.items() if reason != "trained in full"
+    )
     return SliceSummary((*sliced, *whole, *frozen), counts)
 
 
-def _sliced(name: str, track: SliceCursor) -> SummaryRow:
-    piece, layer = track.piece, track.layer
-    told = f"{len(piece.index)} {piece.axis}s"
-    kind = layer.slicefine_class
-    masked = issubclass(kind, MaskedLayer) or piece.layout not in kind.slicefine_layouts(layer)
-    if not masked and piece.read_directly:
-        masked, told = True, f"{told}; its weight is read past the call"
-    return SummaryRow(name, layer.slicefine_dense_class.__name__, piece.shape, "mask" if masked else "compact", told)
+def _sliced(name: str, cursor: SliceCursor) -> SummaryRow:
+    slice_, layer = cursor.slice_, cursor.layer
+    detail = f"{len(slice_.index)} {slice_.axis}s"
+    implementation = layer.slicefine_implementation
+    masked = issubclass(implementation, MaskedLayer) or slice_.layout not in implementation.slicefine_layouts(layer)
+    if not masked and slice_.read_directly:
+        masked, detail = True, f"{detail}; its weight is read past the call"
+    return SummaryRow(name, layer.slicefine_dense_class.__name__, slice_.shape, "mask" if masked else "compact", detail)

@@ -46,14 +46,14 @@ class TargetSelection:
 
     Attributes:
         chosen: What is sliced.
-        trained: Parameter name to parameter, for those trained whole.
+        fully_trained: Parameter name to parameter, for those trained whole.
         skipped: Name of a matrix that is left out, and the reason.
         frozen: What stays frozen, with its share of the network.
         notice: What the user should hear once, or ``None``.
     """
 
     chosen: list[SliceableMatrix] = field(default_factory=list)
-    trained: dict[str, nn.Parameter] = field(default_factory=dict)
+    fully_trained: dict[str, nn.Parameter] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     frozen: FrozenReport = field(default_factory=FrozenReport)
     notice: str | None = None
@@ -64,7 +64,7 @@ def find_targets(net: nn.Module, settings: TargetSettings) -> TargetSelection:
 
     Args:
         net: The network; not changed.
-        wanted: ``targets`` are regular expressions searched in the names of matrices; ``None`` takes every layer but
+        settings: ``targets`` are regular expressions searched in the names of matrices; ``None`` takes every layer but
             output heads, tied weights, frozen ones, those narrower than the rank and what is trained whole.
             ``also_train`` are regular expressions searched in parameter names; ``None`` takes the new output heads.
 
@@ -86,7 +86,7 @@ def find_targets(net: nn.Module, settings: TargetSettings) -> TargetSelection:
             " through the network before slices are opened."
         )
     heads = find_heads(net)
-    found = TargetSelection(trained=_trained_whole(net, heads, settings.also_train))
+    found = TargetSelection(fully_trained=_trained_whole(net, heads, settings.also_train))
     present = {candidate.name: candidate for candidate in sliceable_matrices(net, settings.backend)}
     excluded = _excluded(net, heads, found)
     reasons = {name: _obstacle(candidate, excluded, settings) for name, candidate in present.items()}
@@ -98,7 +98,7 @@ def find_targets(net: nn.Module, settings: TargetSettings) -> TargetSelection:
         chosen = [name for name in present if name in named]
         _refuse([present[name] for name in chosen], reasons, settings)
     found.chosen = [present[name] for name in chosen]
-    packed = [each for each in packed_matrices(net) if each.name not in found.trained]
+    packed = [each for each in packed_matrices(net) if each.name not in found.fully_trained]
     found.skipped = {name: reasons[name] or BY_NAME for name in present if name not in chosen}
     found.skipped |= {each.name: each.reason for each in packed}
     found.frozen = _left_frozen(net, found, present, packed, heads, settings)
@@ -108,7 +108,7 @@ def find_targets(net: nn.Module, settings: TargetSettings) -> TargetSelection:
             f"targets={settings.targets!r} meets nothing that can be sliced."
             f" This network has {some(_explained(found.skipped))}."
             + (f" Choose a rank of at most {max(room)}." if room else "")
-            + (f"\n{found.frozen}" if found.frozen.surprising and not room else "")
+            + (f"\n{found.frozen}" if found.frozen.has_unexpected and not room else "")
         )
     notices = [
         _head_notice(net, found, settings.also_train, frozen_heads=[head.name for head in heads]),
@@ -127,7 +127,7 @@ def _excluded(net: nn.Module, heads: list[Head], found: TargetSelection) -> dict
     owners = Counter(id(parameter) for module in net.modules() for parameter in module._parameters.values())
     return {
         "its weight is tied": {owned for owned, count in owners.items() if count > 1},
-        "trained whole": {id(parameter) for parameter in found.trained.values()},
+        "trained in full": {id(parameter) for parameter in found.fully_trained.values()},
         OUTPUT_HEAD: {id(parameter) for head in heads for parameter in head.module.parameters()},
         FROZEN: {id(parameter) for parameter in net.parameters() if not parameter.requires_grad},
     }
@@ -148,8 +148,8 @@ def _obstacle(candidate: SliceableMatrix, excluded: Mapping[str, set[int]], sett
         return untrainable_reason(parameter)
     if getattr(candidate.module, "max_norm", None) is not None:
         return "max_norm rescales the weight in the forward pass"
-    if settings.backend == "compact" and issubclass(candidate.kind, MaskedLayer):
-        return f"no compact kind; these are {COMPACT}"
+    if settings.backend == "compact" and issubclass(candidate.implementation, MaskedLayer):
+        return f"no compact layer; these have one: {COMPACT}"
     reason = next((reason for reason, parameters in excluded.items() if id(parameter) in parameters), None)
     return reason or _too_narrow(candidate, settings)
 
@@ -183,7 +183,9 @@ def _refuse(chosen: Iterable[SliceableMatrix], reasons: Mapping[str, str | None]
         )
 
 
-def _room(candidates: Iterable[SliceableMatrix], reasons: Mapping[str, str | None], settings: TargetSettings) -> list[int]:
+def _room(
+    candidates: Iterable[SliceableMatrix], reasons: Mapping[str, str | None], settings: TargetSettings
+) -> list[int]:
     """Of those left out for nothing but too few lines: how many each has."""
     return [
         _narrowest(each, settings)[0]
@@ -192,9 +194,11 @@ def _room(candidates: Iterable[SliceableMatrix], reasons: Mapping[str, str | Non
     ]
 
 
-def _head_notice(net: nn.Module, found: TargetSelection, also_train: Patterns | None, frozen_heads: list[str]) -> str | None:
+def _head_notice(
+    net: nn.Module, found: TargetSelection, also_train: Patterns | None, frozen_heads: list[str]
+) -> str | None:
     if also_train is not None:
-        trained = tuple(found.trained)
+        trained = tuple(found.fully_trained)
         frozen = [head for head in frozen_heads if not any(name.startswith(head + ".") for name in trained)]
         return f"also_train={also_train!r} leaves the output head {some(frozen)} frozen." if frozen else None
     if frozen_heads:
@@ -217,7 +221,7 @@ def _left_frozen(
     """Collect what is neither sliced nor trained whole; of tied matrices the first."""
     familiar = {id(parameter) for head in heads for parameter in head.module.parameters()}
     familiar |= {id(each) for module in net.modules() if isinstance(module, FAMILIAR) for each in module.parameters()}
-    trained = {id(parameter) for parameter in found.trained.values()}
+    trained = {id(parameter) for parameter in found.fully_trained.values()}
     left = {
         (id(each.parameter), each.layout): each
         for each in reversed(list(present.values()))
@@ -242,15 +246,15 @@ def _frozen(candidate: SliceableMatrix, reason: str, familiar: set[int], setting
         reason=reason,
         lines=_narrowest(candidate, settings)[0] if reason == narrow else None,
         sliceable=narrow is None and reason in (BY_NAME, OUTPUT_HEAD, FROZEN),
-        usual=reason == FROZEN or (can_be_trained(parameter) and known),
+        expected=reason == FROZEN or (can_be_trained(parameter) and known),
     )
 
 
 def _frozen_notice(found: TargetSelection, settings: TargetSettings) -> str | None:
     """What stays frozen although a user may believe it to be trained; explicit targets need no notice."""
-    if settings.targets is not None or not found.frozen.surprising:
+    if settings.targets is not None or not found.frozen.has_unexpected:
         return None
-    if not any(matrix.lines is not None and not matrix.usual for matrix in found.frozen.matrices):
+    if not any(matrix.lines is not None and not matrix.expected for matrix in found.frozen.matrices):
         return str(found.frozen)
     other = "row" if "column" in settings.axes else "column"
     return f"{found.frozen}\nA smaller rank, axis={other!r}, or also_train would reach those with too few lines."

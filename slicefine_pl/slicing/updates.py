@@ -38,11 +38,11 @@ class LineUpdates:
     before: Tensor
 
     @classmethod
-    def none_yet(cls, live: SliceView) -> "LineUpdates":
+    def none_yet(cls, view: SliceView) -> "LineUpdates":
         """No line of the kind that is live was visited."""
-        size, others, *kernel = live.shape if live.axis == "row" else (live.shape[1], live.shape[0], *live.shape[2:])
+        size, others, *kernel = view.shape if view.axis == "row" else (view.shape[1], view.shape[0], *view.shape[2:])
         nothing = torch.full((size,), torch.nan, dtype=torch.float64)
-        return cls(live.name, live.axis, others * math.prod(kernel), nothing, nothing.clone())
+        return cls(view.name, view.axis, others * math.prod(kernel), nothing, nothing.clone())
 
     def add(self, indices: Tensor, before: Tensor, after: Tensor) -> None:
         """Count one visit: lines ``indices``, shape ``(R,)``, whose values were, and are now, of shape ``(R, L)``."""
@@ -87,13 +87,13 @@ class UpdateTracker:
         handle.add_move_listener(self)
 
     def before_move(self, slices: Sequence[SliceView]) -> None:
-        for live, values in zip(slices, _stored(slices), strict=True):
-            self._found[live.axis, live.name].add(live.indices, self._arrived[live.name], values)
+        for view, values in zip(slices, _stored(slices), strict=True):
+            self._found[view.axis, view.name].add(view.indices, self._arrived[view.name], values)
 
     def after_move(self, slices: Sequence[SliceView]) -> None:
-        for live, values in zip(slices, _stored(slices), strict=True):
-            self._present[live.name], self._arrived[live.name] = live, values
-            self._found.setdefault((live.axis, live.name), LineUpdates.none_yet(live))
+        for view, values in zip(slices, _stored(slices), strict=True):
+            self._present[view.name], self._arrived[view.name] = view, values
+            self._found.setdefault((view.axis, view.name), LineUpdates.none_yet(view))
 
     def lines(self) -> list[LineUpdates]:
         """What was learned so far: columns before rows, each in the order of the network.
@@ -102,9 +102,9 @@ class UpdateTracker:
         """
         found = copy.deepcopy(self._found)
         present = list(self._present.values())
-        for live, values in zip(present, _stored(present), strict=True):
-            if not torch.equal(values, self._arrived[live.name]):
-                found[live.axis, live.name].add(live.indices, self._arrived[live.name], values)
+        for view, values in zip(present, _stored(present), strict=True):
+            if not torch.equal(values, self._arrived[view.name]):
+                found[view.axis, view.name].add(view.indices, self._arrived[view.name], values)
         kinds: tuple[Axis, ...] = ("column", "row")
         return [found[axis, name] for axis in kinds for name in self._present if (axis, name) in found]
 
@@ -120,5 +120,5 @@ class UpdateTracker:
 
 def _stored(slices: Sequence[SliceView]) -> list[Tensor]:
     """The values of slices as they stand in the weights, in the CPU's memory, each ``(R, L)``."""
-    values = full_tensors([live.parameter for live in slices])
-    return [value.to("cpu", live.stored.dtype, copy=True) for live, value in zip(slices, values, strict=True)]
+    values = full_tensors([view.parameter for view in slices])
+    return [value.to("cpu", view.stored.dtype, copy=True) for view, value in zip(slices, values, strict=True)]

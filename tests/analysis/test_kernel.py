@@ -102,7 +102,7 @@ def test_kernel_of_open_slices_is_the_dense_kernel_of_their_entries(net, images,
         handle.move()
     found = kernel(net, net, images.split(2), slice_parameters(handle))
     restricted = [
-        dense[names[piece.name]].index_select(1 if piece.axis == "row" else 2, piece.indices) for piece in handle
+        dense[names[slice_.name]].index_select(1 if slice_.axis == "row" else 2, slice_.indices) for slice_ in handle
     ]
     torch.testing.assert_close(found, gram(restricted))
     handle.close()
@@ -133,8 +133,8 @@ def test_nothing_is_left_behind(net, images):
     net.hidden.bias.requires_grad_(False)
     handle = slice_model(net, rank=2, order="importance", targets="hidden", also_train="head")
     net(images).sum().backward()
-    piece = next(module for module in net.modules() if type(module).__name__ == "Slice")
-    score, gradient = piece.score.clone(), piece.live.grad.clone()
+    slice_ = next(module for module in net.modules() if type(module).__name__ == "Slice")
+    score, gradient = slice_.score.clone(), slice_.trainable.grad.clone()
     state = {name: value.clone() for name, value in net.state_dict().items()}
     flags = [parameter.requires_grad for parameter in net.parameters()]
     modes = [module.training for module in net.modules()]
@@ -142,8 +142,8 @@ def test_nothing_is_left_behind(net, images):
     with torch.no_grad():
         kernel(net, lambda x: nn.functional.dropout(net(x), 0.0), [images], slice_parameters(handle))
     assert torch.equal(torch.get_rng_state(), generator)
-    assert torch.equal(piece.score, score)
-    assert torch.equal(piece.live.grad, gradient)
+    assert torch.equal(slice_.score, score)
+    assert torch.equal(slice_.trainable.grad, gradient)
     assert [parameter.requires_grad for parameter in net.parameters()] == flags
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())

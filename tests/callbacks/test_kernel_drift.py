@@ -39,7 +39,7 @@ class Copies(Callback):
         self.batch = batch[0].clone() if self.batch is None else self.batch
         self.states.append(copy.deepcopy(pl_module.state_dict()))
         self.places.append([getattr(pl_module.trunk[place], "slicefine", None) for place in (0, 2)])
-        self.places[-1] = [piece and (piece.axis, piece.index.clone()) for piece in self.places[-1]]
+        self.places[-1] = [slice_ and (slice_.axis, slice_.index.clone()) for slice_ in self.places[-1]]
 
 
 def drift_of(before, after, x, places=None, names=NAMES):

@@ -35,7 +35,7 @@ class Watch(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         layer = pl_module.trunk[0]
         self.places.append((layer.slicefine.axis, tuple(layer.slicefine.index.tolist())))
-        self.known.append(copy.deepcopy(trainer.optimizers[0].state.get(layer.slicefine.live)))
+        self.known.append(copy.deepcopy(trainer.optimizers[0].state.get(layer.slicefine.trainable)))
 
 
 def handmade(net: nn.Module, interval: int, lr: float = 0.1) -> None:
@@ -503,13 +503,13 @@ def broken_at(step: int, what: str) -> Module:
 
         def on_after_backward(self):
             if self.global_step == step and what == "gradient":
-                self.trunk[2].slicefine.live.grad[0, 0] = math.inf
+                self.trunk[2].slicefine.trainable.grad[0, 0] = math.inf
 
     return Broken()
 
 
 @pytest.mark.parametrize(
-    ("what", "message"), [("loss", "the loss is nan"), ("gradient", r"in trunk\.2\.slicefine\.live")]
+    ("what", "message"), [("loss", "the loss is nan"), ("gradient", r"in trunk\.2\.slicefine\.trainable")]
 )
 def test_nonfinite_numbers_stop_the_run_and_leave_the_weights_good(what, message, tmp_path):
     module = broken_at(5, what)

@@ -61,13 +61,13 @@ def test_every_slice_gets_the_dense_gradient_s_block(name, axis):
     target = torch.randn_like(y)
     (y * target).sum().backward()
     (expected * target).sum().backward()
-    for live in handle:
-        gradient = matrix(dense, live.name, gradient=True)
-        lines = gradient.transpose(0, 1) if live.axis == "column" else gradient
+    for view in handle:
+        gradient = matrix(dense, view.name, gradient=True)
+        lines = gradient.transpose(0, 1) if view.axis == "column" else gradient
         size = gradient.abs().max().item()
-        assert size > 0, live.name
+        assert size > 0, view.name
         torch.testing.assert_close(
-            live.parameter.grad, lines[live.indices].flatten(1), rtol=1e-7, atol=1e-9 * size, msg=live.name
+            view.parameter.grad, lines[view.indices].flatten(1), rtol=1e-7, atol=1e-9 * size, msg=view.name
         )
     if axis == "column":
         ROWS[name] = table_row(name, net, handle)
@@ -81,15 +81,15 @@ def test_nothing_else_is_touched_by_steps_and_moves(name):
     handle = open_slices(net, "column")
     assert list(net.state_dict()) == list(dense.state_dict())
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.01, weight_decay=0.1)
-    visited: dict[str, set[int]] = {live.name: set() for live in handle}
+    visited: dict[str, set[int]] = {view.name: set() for view in handle}
     for _ in range(3):
-        for live in handle:
-            visited[live.name] |= set(live.indices.tolist())
+        for view in handle:
+            visited[view.name] |= set(view.indices.tolist())
         optimizer.zero_grad()
         call(net).square().sum().backward()
         optimizer.step()
         handle.move()
-    whole = set(handle.trained)
+    whole = set(handle.fully_trained)
     handle.close()
     assert {path: type(module) for path, module in net.named_modules()} == classes
     for parameter_name, parameter in net.named_parameters():
@@ -107,7 +107,7 @@ def test_nothing_else_is_touched_by_steps_and_moves(name):
 def table_row(name: str, net: nn.Module, handle: SliceHandle) -> str:
     backends = Counter(row.backend for row in handle.summary())
     narrow = sum("fewer than rank" in reason for reason in handle.skipped.values())
-    share = handle.counts().target / handle.counts().total
+    share = handle.counts().sliced / handle.counts().total
     library, architecture = name.split(" ", 1)
     return f"| {library} | {architecture} | {backends['compact']} | {backends['mask']} | {narrow} | {share:.0%} |"
 

@@ -78,9 +78,9 @@ def test_the_slice_gets_the_dense_gradient_of_the_same_lines_of_every_expert(nam
     loss(net).backward()
     loss(dense).backward()
     assert len(handle) == 2
-    for live in handle:
-        gradient = lines(dense.get_parameter(live.name).grad, axis, MODELS[name][1])[live.indices]  # (R, E, length)
-        found = live.parameter.grad.view(RANK, -1, E).transpose(1, 2)
+    for view in handle:
+        gradient = lines(dense.get_parameter(view.name).grad, axis, MODELS[name][1])[view.indices]  # (R, E, length)
+        found = view.parameter.grad.view(RANK, -1, E).transpose(1, 2)
         torch.testing.assert_close(found, gradient)
         assert (gradient.abs().amax((0, 2)) > 0).sum() > 1  # several experts were used
 
@@ -91,12 +91,12 @@ def test_training_touches_visited_lines_alone_and_visits_them_all(axis):
     net = build("Mixtral")
     dense = copy.deepcopy(net)
     handle = slice_model(net, 4, axis, targets=EXPERTS, also_train="lm_head")
-    visited = {live.name: torch.zeros_like(live.stored, dtype=torch.bool) for live in handle}
+    visited = {view.name: torch.zeros_like(view.stored, dtype=torch.bool) for view in handle}
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.01, weight_decay=0.1)
     for step in range(24):
-        for live in handle:
-            for matrix in visited[live.name]:
-                (matrix if live.axis == "row" else matrix.t())[live.indices] = True
+        for view in handle:
+            for matrix in visited[view.name]:
+                (matrix if view.axis == "row" else matrix.t())[view.indices] = True
         counts = handle.counts()
         assert counts.visited == sum(int(mask.sum()) for mask in visited.values())
         assert counts.total == sum(parameter.numel() for parameter in dense.parameters())
@@ -182,9 +182,9 @@ def test_every_way_of_computing_experts_trains_the_slice(implementation):
     handle = slice_model(net, RANK, targets=EXPERTS)
     loss(net).backward()
     loss(dense).backward()
-    for live in handle:
-        gradient = lines(dense.get_parameter(live.name).grad, "column", True)[live.indices]
-        torch.testing.assert_close(live.parameter.grad.view(RANK, -1, E).transpose(1, 2), gradient)
+    for view in handle:
+        gradient = lines(dense.get_parameter(view.name).grad, "column", True)[view.indices]
+        torch.testing.assert_close(view.parameter.grad.view(RANK, -1, E).transpose(1, 2), gradient)
 
 
 def test_the_summary_shows_what_a_slice_of_experts_is():
@@ -192,4 +192,4 @@ def test_the_summary_shows_what_a_slice_of_experts_is():
     rows = {row.name.split(".")[-1]: row for row in handle.summary() if "experts" in row.name}
     assert (rows["gate_up_proj"].shape, rows["gate_up_proj"].told) == ((2 * INNER, WIDTH, E), "3 columns")
     assert rows["down_proj"].backend == "mask"
-    assert handle.counts().live == RANK * E * (2 * INNER + WIDTH)
+    assert handle.counts().in_slices == RANK * E * (2 * INNER + WIDTH)

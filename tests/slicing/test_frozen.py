@@ -136,7 +136,7 @@ def test_what_stays_frozen_is_named_with_its_share(name):
     build, size, sliceable = SILENT[name]
     net = network(build())
     handle, said = open_slices(net)
-    assert [live.name for live in handle] == ["first"]
+    assert [view.name for view in handle] == ["first"]
     assert said.startswith("Left frozen: ")
     others = WIDTH * WIDTH + WIDTH + 3 * WIDTH + 3 + sum(p.numel() for p in net["odd"].parameters() if p.ndim < 2)
     assert sum(matrix.size for matrix in handle.frozen.matrices) == size
@@ -155,8 +155,8 @@ def test_the_printed_pattern_slices_what_it_stands_beside_and_nothing_else(name)
     handle.close()
     patterns = re.findall(r"targets=r'(.+?)'", said)
     handle, _ = open_slices(net, targets=patterns)
-    assert {live.name for live in handle} == wanted
-    assert all(live.name.startswith("odd") for live in handle)
+    assert {view.name for view in handle} == wanted
+    assert all(view.name.startswith("odd") for view in handle)
 
 
 def test_a_huge_network_gets_a_short_notice():
@@ -181,7 +181,7 @@ def test_patterns_tell_layers_apart_by_number_where_names_do_not():
     handle, said = open_slices(net)
     handle.close()
     (pattern,) = re.findall(r"targets=r'(.+?)'", said)
-    assert {live.name for live in open_slices(net, targets=pattern)[0]} == {f"tables.{n}.raw" for n in (0, 1, 3)}
+    assert {view.name for view in open_slices(net, targets=pattern)[0]} == {f"tables.{n}.raw" for n in (0, 1, 3)}
 
 
 def tiny_bert() -> nn.Module:

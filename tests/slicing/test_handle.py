@@ -52,9 +52,9 @@ def test_what_was_never_live_stays_bit_equal(axis, optimizer):
     visited = {name: torch.zeros_like(net.get_submodule(name).weight, dtype=torch.bool) for name in ("0", "2")}
     optim = OPTIMIZERS[optimizer](trainable(net))
     for step in range(9):
-        for live in handle:
-            lines = visited[live.name].t() if live.axis == "column" else visited[live.name]
-            lines[live.indices] = True
+        for view in handle:
+            lines = visited[view.name].t() if view.axis == "column" else visited[view.name]
+            lines[view.indices] = True
         train(net, optim, 1)
         if step % 3 == 2:
             handle.move()
@@ -109,8 +109,8 @@ def test_training_a_moving_slice_equals_training_the_dense_weight_with_a_moving_
     optimizer = torch.optim.SGD(trainable(net), lr=0.1)
     masked = torch.optim.SGD([dense[2].weight, *dense[4].parameters()], lr=0.1)
     for step in range(8):
-        (live,) = handle
-        columns = live.indices.clone()
+        (view,) = handle
+        columns = view.indices.clone()
         train(net, optimizer, 1)
         masked.zero_grad()
         loss(dense, 0).backward()
@@ -143,9 +143,9 @@ def test_counts():
     for _ in range(2):
         handle.move()
     counts = handle.counts()
-    assert counts.live == 2 * (12 + 9)  # columns again
-    assert counts.whole == 9 * 3 + 3
-    assert counts.target == 10 * 12 + 12 * 9
+    assert counts.in_slices == 2 * (12 + 9)  # columns again
+    assert counts.in_full == 9 * 3 + 3
+    assert counts.sliced == 10 * 12 + 12 * 9
     assert counts.total == 10 * 12 + 12 + 12 * 9 + 9 + 9 * 3 + 3
     assert f"{counts.trained} of {counts.total} parameters are trained at a time" in str(handle.summary())
     assert copy.deepcopy(handle.summary()).counts == counts
@@ -161,8 +161,8 @@ def test_importance_moves_to_the_lines_with_the_largest_gradient():
     x = torch.randn(8, 10)
     net(x).square().sum().backward()
     dense(x).square().sum().backward()
-    (live,) = handle.move()
-    assert sorted(live.indices.tolist()) == sorted(dense[2].weight.grad.norm(dim=0).topk(3).indices.tolist())
+    (view,) = handle.move()
+    assert sorted(view.indices.tolist()) == sorted(dense[2].weight.grad.norm(dim=0).topk(3).indices.tolist())
 
 
 def test_state_resumes_positions_visits_and_scores():
@@ -205,7 +205,7 @@ def test_a_copy_made_in_inference_mode_computes_saves_and_closes():
     """Inference tensors count no changes, so that nothing can be asked of their version."""
     net = network()
     slice_model(net, rank=2, also_train="^4")
-    net[0].slicefine.live.data.add_(1)
+    net[0].slicefine.trainable.data.add_(1)
     x = torch.randn(3, 10).double()
     wanted = net(x).detach()
     with torch.inference_mode():
@@ -264,13 +264,13 @@ def test_a_layer_without_a_shape_yet_is_refused_by_that_reason():
     with pytest.raises(ValueError, match=r"1 \(not initialised yet\).* pass one batch through the network"):
         slice_model(net, rank=4, also_train="bias")
     net(torch.randn(3, 20))
-    assert [live.name for live in slice_model(net, rank=4, also_train="bias")] == ["0", "1"]
+    assert [view.name for view in slice_model(net, rank=4, also_train="bias")] == ["0", "1"]
 
 
 @pytest.mark.parametrize("chosen", [torch.float32, "float32", "torch.float32"])
 def test_the_slice_s_type_may_be_given_by_name(chosen):
-    (live,) = slice_model(network(), rank=2, targets="^0", also_train="^4", slice_dtype=chosen)
-    assert live.parameter.dtype == torch.float32
+    (view,) = slice_model(network(), rank=2, targets="^0", also_train="^4", slice_dtype=chosen)
+    assert view.parameter.dtype == torch.float32
 
 
 @pytest.mark.parametrize("backend", ["auto", "mask"])
@@ -306,10 +306,10 @@ def test_loading_other_layers_keeps_what_the_slices_learned():
     net = network()
     handle = slice_model(net, rank=2, also_train="^4", targets="^2$")
     train(net, torch.optim.SGD(trainable(net), lr=0.5), 1)
-    (live,) = handle
-    learned = live.parameter.detach().clone()
+    (view,) = handle
+    learned = view.parameter.detach().clone()
     net.load_state_dict({"0.bias": torch.zeros(12)}, strict=False)
-    assert torch.equal(live.parameter, learned)
+    assert torch.equal(view.parameter, learned)
 
 
 def test_a_network_that_grew_while_slices_were_open_can_be_closed():
@@ -325,10 +325,10 @@ def test_frozen_weights_are_left_alone_unless_named():
     net = network()
     net[0].requires_grad_(False)
     handle = slice_model(net, rank=2, also_train="^4")
-    assert [live.name for live in handle] == ["2"]
+    assert [view.name for view in handle] == ["2"]
     assert handle.skipped["0"] == "frozen already"
     handle.close()
-    assert [live.name for live in slice_model(net, rank=2, also_train="^4", targets="^0$")] == ["0"]
+    assert [view.name for view in slice_model(net, rank=2, also_train="^4", targets="^0$")] == ["0"]
 
 
 def test_a_closed_handle_says_so():
@@ -357,9 +357,9 @@ def test_a_network_is_left_as_it_was_if_opening_fails(monkeypatch):
 
 def test_a_precision_that_the_user_chose_outlives_a_cast_of_the_network():
     net = network().float()
-    (live, _) = slice_model(net, rank=2, targets=["^0", "^2"], also_train="^4", slice_dtype=torch.float32)
+    (view, _) = slice_model(net, rank=2, targets=["^0", "^2"], also_train="^4", slice_dtype=torch.float32)
     assert net.to(torch.bfloat16)[0].weight.dtype == torch.bfloat16
-    assert live.parameter.dtype == torch.float32
+    assert view.parameter.dtype == torch.float32
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
@@ -367,7 +367,7 @@ def test_compiled_scripts_inside_a_network_are_left_alone():
     net = nn.Sequential(torch.jit.script(nn.Linear(4, 4)), nn.Linear(4, 4), nn.Linear(4, 2))
     with pytest.warns(UserWarning, match=r"0\.weight: 32\.0 %, compiled by torch\.jit"):
         handle = slice_model(net, rank=2, also_train="^2")
-    assert [live.name for live in handle] == ["1"]
+    assert [view.name for view in handle] == ["1"]
 
 
 def test_a_copy_averages_the_stored_weights_as_the_readme_says():
@@ -424,9 +424,9 @@ def test_stale_slices_are_those_that_changed_after_they_were_written():
 def test_padding_of_lines_that_alternate_is_not_counted():
     net = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
     handle = slice_model(net, rank=2, axis="alternate", targets="^0$", also_train="1.bias")
-    assert handle.counts().live == 2 * 5
+    assert handle.counts().in_slices == 2 * 5
     handle.move()
-    assert handle.counts().live == 2 * 7
+    assert handle.counts().in_slices == 2 * 7
     assert handle.counts().total == 7 * 5 + 5 + 5 * 3 + 3
 
 

@@ -79,27 +79,27 @@ def test_by_default_all_supported_layers_but_the_head_are_sliced_and_the_head_is
     net = bert("BertForSequenceClassification")
     handle = slice_model(net, rank=2)
     linears = {name for name, module in net.named_modules() if isinstance(module, nn.Linear)}
-    assert {live.name for live in handle} == linears - {"classifier"}
-    assert list(handle.trained) == ["classifier.weight", "classifier.bias"]
-    assert handle.skipped["classifier"] == "trained whole"
+    assert {view.name for view in handle} == linears - {"classifier"}
+    assert list(handle.fully_trained) == ["classifier.weight", "classifier.bias"]
+    assert handle.skipped["classifier"] == "trained in full"
     assert handle.skipped["bert.embeddings.word_embeddings"] == "sliced only when named"
     required = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
-    assert required == {f"{name}.slicefine.live" for name in linears - {"classifier"}} | set(handle.trained)
+    assert required == {f"{name}.slicefine.trainable" for name in linears - {"classifier"}} | set(handle.fully_trained)
 
 
 def test_gpt2_slices_conv1d_and_leaves_the_tied_head_alone():
     net = gpt2("GPT2LMHeadModel")
     handle = slice_model(net, rank=2)
-    assert {live.name.split(".")[-1] for live in handle} == {"c_attn", "c_proj", "c_fc"}
+    assert {view.name.split(".")[-1] for view in handle} == {"c_attn", "c_proj", "c_fc"}
     assert handle.skipped["lm_head"] == "its weight is tied"
-    assert handle.trained == {}
+    assert handle.fully_trained == {}
 
 
 def test_a_pretrained_head_is_left_frozen_but_may_be_named():
     net = bert("BertForMaskedLM")
-    assert "cls.predictions.transform.dense" not in {live.name for live in slice_model(net, rank=2)}
+    assert "cls.predictions.transform.dense" not in {view.name for view in slice_model(net, rank=2)}
     handle = slice_model(bert("BertForMaskedLM"), rank=2, targets="transform")
-    assert [live.name for live in handle] == ["cls.predictions.transform.dense"]
+    assert [view.name for view in handle] == ["cls.predictions.transform.dense"]
 
 
 def test_a_network_without_a_head_is_told_once_what_it_could_name():
@@ -115,7 +115,7 @@ def test_a_head_left_out_by_own_patterns_is_mentioned():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         handle = slice_model(bert("BertForSequenceClassification"), rank=2, also_train=["LayerNorm", "^classifier"])
-    assert "bert.embeddings.LayerNorm.weight" in handle.trained
+    assert "bert.embeddings.LayerNorm.weight" in handle.fully_trained
 
 
 def test_targets_and_also_train_are_searched_as_regular_expressions():
@@ -123,14 +123,14 @@ def test_targets_and_also_train_are_searched_as_regular_expressions():
     handle = slice_model(
         net, rank=2, targets=[r"attention\.self", r"output\.dense$"], also_train=["classifier", r"\.bias$"]
     )
-    assert [live.name.split("layer.0.")[1] for live in handle] == [
+    assert [view.name.split("layer.0.")[1] for view in handle] == [
         "attention.self.query",
         "attention.self.key",
         "attention.self.value",
         "attention.output.dense",
         "output.dense",
     ]
-    assert "bert.encoder.layer.0.attention.self.query.bias" in handle.trained
+    assert "bert.encoder.layer.0.attention.self.query.bias" in handle.fully_trained
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,11 @@ def test_targets_and_also_train_are_searched_as_regular_expressions():
         ({"targets": ["attention", "decoder"]}, "targets='decoder' matches no layer"),
         ({"targets": "("}, r"targets='\(' is not a regular expression"),
         ({"targets": "LayerNorm"}, "targets='LayerNorm' matches no layer or parameter name"),
-        ({"targets": "embeddings", "backend": "compact"}, r"word_embeddings \(no compact kind; these are nn.Linear, "),
-        ({"targets": "classifier"}, r"classifier \(trained whole\)"),
+        (
+            {"targets": "embeddings", "backend": "compact"},
+            r"word_embeddings \(no compact layer; these have one: ",
+        ),
+        ({"targets": "classifier"}, r"classifier \(trained in full\)"),
         ({"also_train": "lm_head"}, "also_train='lm_head' matches no parameter name"),
     ],
 )
@@ -169,7 +172,7 @@ def test_naming_a_tied_weight_is_refused():
 def test_attention_of_torch_is_sliced_in_four_parts():
     handle = slice_model(MODELS["torchvision vit"][0](), rank=2, targets="self_attention")
     parts = ["in_proj_weight.q", "in_proj_weight.k", "in_proj_weight.v", "out_proj"]
-    assert [live.name.split("self_attention.")[1] for live in handle] == parts
+    assert [view.name.split("self_attention.")[1] for view in handle] == parts
 
 
 def test_where_outputs_are_too_few_columns_are_advised():
@@ -182,14 +185,14 @@ def test_layers_narrower_than_the_rank_are_left_out_and_told():
     with pytest.warns(UserWarning, match=r"conv1: less than 0.1 %, 3 columns are fewer than rank=4\n"):
         handle = slice_model(net, rank=4)
     convolutions = {name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
-    assert {live.name for live in handle} == convolutions - {"conv1"}
+    assert {view.name for view in handle} == convolutions - {"conv1"}
 
 
 def test_embeddings_and_raw_parameters_are_sliced_when_named():
     handle = slice_model(bert("BertForSequenceClassification"), rank=2, targets="word_embeddings")
-    assert [live.name for live in handle] == ["bert.embeddings.word_embeddings"]
+    assert [view.name for view in handle] == ["bert.embeddings.word_embeddings"]
     handle = slice_model(MODELS["timm vit"][0](), rank=2, targets="pos_embed")
-    assert [live.name for live in handle] == ["pos_embed"]
+    assert [view.name for view in handle] == ["pos_embed"]
 
 
 def test_slicing_twice_is_refused():

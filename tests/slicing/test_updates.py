@@ -80,7 +80,7 @@ def test_one_visit_shows_the_exact_change_of_the_stored_weight(case):
         handle.move()
     train(handle, net, 3)
     found = {each.name: each for each in change.lines()}
-    visited = {name: track.visited for name, track in handle._tracks.items()}
+    visited = {name: cursor.visited for name, cursor in handle._cursors.items()}
     handle.close()
     after = matrices(net)
     assert list(found) == list(visited)
@@ -106,7 +106,7 @@ def test_several_visits_add_up_their_squares_and_know_the_first_values():
     expected: dict[tuple[str, str], torch.Tensor] = {}
     own: dict[tuple[str, str], torch.Tensor] = {}
     for _ in range(9):
-        here, before = {live.name: (live.axis, live.indices.clone()) for live in handle}, matrices(net)
+        here, before = {view.name: (view.axis, view.indices.clone()) for view in handle}, matrices(net)
         train(handle, net, 2)
         handle.move()
         after = matrices(net)
@@ -117,7 +117,7 @@ def test_several_visits_add_up_their_squares_and_know_the_first_values():
             came[places] = torch.where(total[places].isnan(), line_squares(before[name], axis)[0][places], came[places])
             total[places] = total[places].nan_to_num() + squares[places]
     found = {(each.axis, each.name): each for each in change.lines()}
-    assert list(found) == [(axis, name) for axis in ("column", "row") for name in (live.name for live in handle)]
+    assert list(found) == [(axis, name) for axis in ("column", "row") for name in (view.name for view in handle)]
     for key, squares in expected.items():
         torch.testing.assert_close(found[key].squares, squares, rtol=1e-12, atol=0, equal_nan=True)
         torch.testing.assert_close(found[key].before, own[key], rtol=1e-12, atol=0, equal_nan=True)

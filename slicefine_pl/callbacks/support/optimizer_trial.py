@@ -69,13 +69,13 @@ def check_optimizer(optimizer: Optimizer, slices: Sequence[SliceView], demands: 
             f"{name} wraps {type(wrapped[-1]).__name__} and may remember the weights of a slice's old place, which"
             " optimizer_state='keep' would write to the new one; choose optimizer_state='reset'."
         )
-    ours = {id(live.parameter) for live in slices}
+    ours = {id(view.parameter) for view in slices}
     for each in wrapped:
         for group in each.param_groups:
             held = {id(parameter) for parameter in group["params"]}
             make = _maker(each, group)
             if held & ours and make is not None:
-                own = [live for live in slices if id(live.parameter) in held]
+                own = [view for view in slices if id(view.parameter) in held]
                 _TrialRun(type(each).__name__, make, own, demands).check(shared=not held <= ours)
 
 
@@ -84,7 +84,7 @@ class _TrialRun:
 
     def __init__(self, name: str, make: Make, slices: Sequence[SliceView], demands: OptimizerRequirements) -> None:
         self._name, self._make, self._demands = name, make, demands
-        narrow = min(slices, key=lambda live: min(live.shape[:2]) / max(live.shape[:2]))  # the most padded one
+        narrow = min(slices, key=lambda view: min(view.shape[:2]) / max(view.shape[:2]))  # the most padded one
         self._device = narrow.parameter.device
         self._shape = (len(narrow.indices), min(narrow.shape[:2]) * math.prod(narrow.shape[2:]))
         self._padded = demands.alternating and narrow.shape[0] != narrow.shape[1]
@@ -110,7 +110,7 @@ class _TrialRun:
                     f"{self._name} does not start afresh on a slice that has moved, while parameters that are trained"
                     " whole go on in the same group (it counts steps by the group, or is fused and dampened). Give the"
                     " slices a group of their own in configure_optimizers (the names of their parameters end in"
-                    " '.live'), or choose optimizer_state='keep'."
+                    " '.trainable'), or choose optimizer_state='keep'."
                 )
             if moving and kept and self._remembers_weights(start):
                 raise MisconfigurationException(

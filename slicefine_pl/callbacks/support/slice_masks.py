@@ -25,52 +25,52 @@ class MaskedSlices:
         self._masks = masks
         self._optimizers = optimizers
         layers = ((path, module) for path, module in net.named_modules() if isinstance(module, SlicedLayer))
-        found = ((".".join(filter(None, [path, piece.layout.parameter])), layer, piece)
-                 for path, layer in layers for piece in layer.slicefine_slices())  # fmt: skip
+        found = ((".".join(filter(None, [path, slice_.layout.parameter])), layer, slice_)
+                 for path, layer in layers for slice_ in layer.slicefine_slices())  # fmt: skip
         self._found: list[tuple[str, SlicedLayer, Slice]] = [each for each in found if each[0] in masks]
 
     def __iter__(self) -> Iterator[Slice]:
-        return (piece for _, _, piece in self._found)
+        return (slice_ for _, _, slice_ in self._found)
 
     def __len__(self) -> int:
         return len(self._found)
 
     def write(self) -> None:
         """Bring the pruned weights in step with their slices, before they are scored."""
-        for _, layer, piece in self._found:
-            piece.write(layer.slicefine_shard(piece), piece.live)
+        for _, layer, slice_ in self._found:
+            slice_.write(layer.slicefine_shard(slice_), slice_.trainable)
 
     def follow(self) -> None:
         """Give the slices the masks as they are now; a slice keeps to them wherever it moves."""
-        for name, _, piece in self._found:
-            piece.keep = piece.layout.view(self._masks[name])
+        for name, _, slice_ in self._found:
+            slice_.pruning_mask = slice_.layout.view(self._masks[name])
 
     def respect(self) -> None:
         """Have the slices keep to the masks as they are now, in their values and in what optimizers remember."""
         self.follow()
         self.write()
-        for piece in self:
-            self._clear(piece)
+        for slice_ in self:
+            self._clear(slice_)
 
     def before_move(self, slices: Sequence[SliceView]) -> None:
         """Slices that move have written their zeros already."""
 
     def after_move(self, slices: Sequence[SliceView]) -> None:
         """Clear what optimizers have kept of another place and a mask prunes here."""
-        arrived = {id(live.parameter) for live in slices}
-        for piece in self:
-            if id(piece.live) in arrived and piece.keep is not None:
-                self._clear(piece)
+        arrived = {id(view.parameter) for view in slices}
+        for slice_ in self:
+            if id(slice_.trainable) in arrived and slice_.pruning_mask is not None:
+                self._clear(slice_)
 
-    def _clear(self, piece: Slice) -> None:
-        states = (optimizer.state.get(piece.live, {}) for optimizer in self._optimizers)
+    def _clear(self, slice_: Slice) -> None:
+        states = (optimizer.state.get(slice_.trainable, {}) for optimizer in self._optimizers)
         for value in (value for state in states for value in state.values()):
-            if isinstance(value, Tensor) and value.shape == piece.live.shape:
-                value.masked_fill_(piece.pruned(), 0)
+            if isinstance(value, Tensor) and value.shape == slice_.trainable.shape:
+                value.masked_fill_(slice_.pruned_entries(), 0)
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """Set the gradient of every pruned live value to zero."""
-        for piece in self:
-            if piece.live.grad is not None and piece.keep is not None:
-                piece.live.grad.masked_fill_(piece.pruned(), 0)
+        for slice_ in self:
+            if slice_.trainable.grad is not None and slice_.pruning_mask is not None:
+                slice_.trainable.grad.masked_fill_(slice_.pruned_entries(), 0)

@@ -21,13 +21,13 @@ def check_optimizers(handle: SliceHandle, owned: Collection[int]) -> None:
         MisconfigurationException: They do not.
     """
     times = Counter(owned)
-    if shared := [live.name for live in handle if times[id(live.parameter)] > 1]:
+    if shared := [view.name for view in handle if times[id(view.parameter)] > 1]:
         raise MisconfigurationException(
             f"Several optimizers hold the slices of {some(shared)}, and a slice moves with the steps of one; give"
             " each optimizer parameters of its own."
         )
-    slices = [f"the slice of {live.name}" for live in handle if id(live.parameter) not in times]
-    whole = [name for name, parameter in handle.trained.items() if id(parameter) not in times]
+    slices = [f"the slice of {view.name}" for view in handle if id(view.parameter) not in times]
+    whole = [name for name, parameter in handle.fully_trained.items() if id(parameter) not in times]
     if slices or whole:
         raise MisconfigurationException(
             f"No optimizer holds {some(slices + whole)}. Collect the parameters in configure_optimizers, from"
@@ -46,7 +46,7 @@ def check_unexpected_trainable(handle: SliceHandle, named: Iterable[tuple[str, n
     Raises:
         MisconfigurationException: A parameter requires a gradient, and is neither a slice nor trained whole.
     """
-    known = {id(live.parameter) for live in handle} | {id(parameter) for parameter in handle.trained.values()}
+    known = {id(view.parameter) for view in handle} | {id(parameter) for parameter in handle.fully_trained.values()}
     strays = [name for name, parameter in named if parameter.requires_grad and id(parameter) not in known]
     if strays:
         raise MisconfigurationException(
@@ -63,7 +63,7 @@ def check_requires_grad(handle: SliceHandle, names: Iterable[str]) -> None:
         MisconfigurationException: Some do not.
     """
     wanted = set(names)
-    frozen = [live.name for live in handle if live.name in wanted and not live.parameter.requires_grad]
+    frozen = [view.name for view in handle if view.name in wanted and not view.parameter.requires_grad]
     if frozen:
         raise MisconfigurationException(
             f"The slices of {some(frozen)} do not require a gradient any more: something froze them after they were"
@@ -117,7 +117,7 @@ def check_loss_requires_grad(handle: SliceHandle, steps: int) -> None:
     Raises:
         MisconfigurationException: The slices are frozen, or their layers ran without recording gradients.
     """
-    names = [live.name for live in handle]
+    names = [view.name for view in handle]
     check_requires_grad(handle, names)
     if handle.no_grad_reasons(names):
         raise_missing_gradient(handle, names, steps)

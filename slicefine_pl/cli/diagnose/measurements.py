@@ -215,7 +215,7 @@ def _kernels(subject: Subject, settings: Settings) -> Kernels:
         slices, counts = kernel(net, net, alone, slice_parameters(handle), KERNEL_ROWS), handle.counts()
     finally:
         handle.close()
-    return Kernels(dense, slices, counts.live / counts.target)
+    return Kernels(dense, slices, counts.in_slices / counts.sliced)
 
 
 def _winners(subject: Subject, matrices: list[SliceableMatrix], settings: Settings, *, layers: bool) -> Winners:

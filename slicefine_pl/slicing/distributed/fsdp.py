@@ -146,8 +146,8 @@ def shard_model(
         _check_types(net, name)
         fully_shard(net.get_submodule(name), mesh=mesh, offload_policy=policy, ignored_params=scalars)
     device = next(parameter.device_mesh.device_type for parameter in net.parameters() if is_sharded(parameter))
-    for piece in (module for module in net.modules() if isinstance(module, Slice)):
-        piece.compute_on(device)
+    for slice_ in (module for module in net.modules() if isinstance(module, Slice)):
+        slice_.move_tensors_to(device)
     return names
 
 

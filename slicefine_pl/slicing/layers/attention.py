@@ -90,8 +90,8 @@ class SlicedMultiheadAttention(SlicedLayer):
         weight = layout.view(self.slicefine_stored(layout.parameter))
         width = self.embed_dim
         bias = None if self.in_proj_bias is None else self.in_proj_bias.narrow(0, place * width, width)
-        piece = self.slicefine_slice(layout.parameter, layout.part)
-        return F.linear(x, weight, bias) if piece is None else sliced_linear(x, weight, bias, piece)
+        slice_ = self.slicefine_slice(layout.parameter, layout.part)
+        return F.linear(x, weight, bias) if slice_ is None else sliced_linear(x, weight, bias, slice_)
 
     def _extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values with those that are learned, or zero, behind them."""

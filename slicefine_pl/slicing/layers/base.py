@@ -42,7 +42,7 @@ class SlicedLayer(nn.Module):
 
     slicefine_writes_manually: bool
     slicefine_no_grad_reason: NoGradReason | None = None
-    slicefine_class: type["SlicedLayer"]
+    slicefine_implementation: type["SlicedLayer"]
     slicefine_dense_class: type[nn.Module]
     slicefine_parameters: frozenset[str]
 
@@ -59,11 +59,11 @@ class SlicedLayer(nn.Module):
         """The slice of a block; ``None`` if this block is not sliced."""
         return cast("Slice | None", self._modules.get(_child_name(parameter, part)))
 
-    def slicefine_shard(self, piece: Slice) -> LocalShard:
+    def slicefine_shard(self, slice_: Slice) -> LocalShard:
         """What this process holds of a slice's block, as a view outside autograd."""
         # Outside, because a write must not count as a change of a tensor that an earlier forward pass saved for
         # backward: it only repeats what the optimizer has already decided.
-        return piece.layout.local_shard(self.slicefine_stored(piece.layout.parameter))
+        return slice_.layout.local_shard(self.slicefine_stored(slice_.layout.parameter))
 
     def slicefine_stored(self, parameter: str) -> nn.Parameter:
         """The frozen parameter itself."""
@@ -71,8 +71,8 @@ class SlicedLayer(nn.Module):
 
     def slicefine_write(self) -> None:
         """Copy the live values to their places in the stored parameters."""
-        for piece, [live] in ((piece, full_tensors([piece.live])) for piece in self.slicefine_slices()):
-            piece.write(self.slicefine_shard(piece), live)
+        for slice_, [trainable] in ((slice_, full_tensors([slice_.trainable])) for slice_ in self.slicefine_slices()):
+            slice_.write(self.slicefine_shard(slice_), trainable)
 
     def slicefine_is_sharded(self) -> bool:
         """Whether FSDP2 has this layer in its care: its parameters are then other tensors from time to time."""
@@ -95,7 +95,7 @@ class SlicedLayer(nn.Module):
         self.slicefine_write()
 
     def _slicefine_changed(self) -> bool:
-        return self.slicefine_is_sharded() or not all(piece.in_sync for piece in self.slicefine_slices())
+        return self.slicefine_is_sharded() or not all(slice_.in_sync for slice_ in self.slicefine_slices())
 
     def register_parameter(self, name: str, param: Tensor | None) -> None:
         pruned = name.removesuffix("_orig")
@@ -107,7 +107,7 @@ class SlicedLayer(nn.Module):
         super().register_parameter(name, param)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
-        told = (piece.extra_repr() for piece in self.slicefine_slices())
+        told = (slice_.extra_repr() for slice_ in self.slicefine_slices())
         return ", ".join(filter(None, [super().extra_repr(), *told]))
 
     def train(self, mode: bool = True) -> Self:
@@ -122,14 +122,14 @@ class SlicedLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)
-        for piece in self.slicefine_slices():
-            if prefix + piece.layout.parameter in state_dict:
-                piece.reload(self.slicefine_shard(piece))
+        for slice_ in self.slicefine_slices():
+            if prefix + slice_.layout.parameter in state_dict:
+                slice_.reload(self.slicefine_shard(slice_))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return (
             _blank,
-            (self.slicefine_class, self.slicefine_dense_class, self.slicefine_parameters),
+            (self.slicefine_implementation, self.slicefine_dense_class, self.slicefine_parameters),
             self.__getstate__(),  # type: ignore[no-untyped-call]
         )
 
@@ -138,23 +138,27 @@ class _Read(torch.autograd.Function):
     """The stored parameter's values; the gradient goes on to the live lines."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, live: Tensor, piece: Slice) -> Tensor:
-        ctx.piece = piece
-        ctx.save_for_backward(live)  # so that torch notices if the slice changes before backward
+    def forward(ctx: Any, values: Tensor, trainable: Tensor, slice_: Slice) -> Tensor:
+        ctx.slice_ = slice_
+        ctx.save_for_backward(trainable)  # so that torch notices if the slice changes before backward
         return values.view_as(values)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        piece: Slice = ctx.piece
-        (live,) = ctx.saved_tensors
+        slice_: Slice = ctx.slice_
+        (trainable,) = ctx.saved_tensors
         dense = gradient.to_dense() if gradient.is_sparse else gradient
-        block = piece.layout.view(dense)
+        block = slice_.layout.view(dense)
         if not torch.compiler.is_compiling():
-            piece.read_directly = True
-        if piece.score is not None:
-            piece.score += line_norms(block, piece.score_axis)
-        return (gradient if ctx.needs_input_grad[0] else None), slice_gradient(piece.lines(block), live), None
+            slice_.read_directly = True
+        if slice_.score is not None:
+            slice_.score += line_norms(block, slice_.score_axis)
+        return (
+            (gradient if ctx.needs_input_grad[0] else None),
+            slice_gradient(slice_.select_lines(block), trainable),
+            None,
+        )
 
 
 def _reader(parameter: str) -> property:
@@ -167,9 +171,9 @@ def _reader(parameter: str) -> property:
         values: Tensor = self.slicefine_stored(parameter)
         if not torch.is_grad_enabled():
             return values
-        for piece in self.slicefine_slices():
-            if piece.layout.parameter == parameter:
-                values = _Read.apply(values, piece.live, piece)
+        for slice_ in self.slicefine_slices():
+            if slice_.layout.parameter == parameter:
+                values = _Read.apply(values, slice_.trainable, slice_)
         return values
 
     return property(read)
@@ -179,36 +183,36 @@ _SLICED_CLASSES: dict[tuple[type[SlicedLayer], type[nn.Module], frozenset[str]],
 
 
 def _sliced_class(
-    kind: type[SlicedLayer], dense_class: type[nn.Module], parameters: frozenset[str]
+    implementation: type[SlicedLayer], dense_class: type[nn.Module], parameters: frozenset[str]
 ) -> type[SlicedLayer]:
     """The class of a sliced ``dense_class``; also an instance of the dense class, for code that asks."""
-    key = (kind, dense_class, parameters)
+    key = (implementation, dense_class, parameters)
     if key not in _SLICED_CLASSES:
         namespace = {
-            "slicefine_class": kind,
+            "slicefine_implementation": implementation,
             "slicefine_dense_class": dense_class,
             "slicefine_parameters": parameters,
         }
         readers = {parameter: _reader(parameter) for parameter in parameters}
-        bases = (kind, dense_class)
+        bases = (implementation, dense_class)
         _SLICED_CLASSES[key] = type(
-            f"Sliced{dense_class.__name__}", bases, {**namespace, **readers, "__module__": kind.__module__}
+            f"Sliced{dense_class.__name__}", bases, {**namespace, **readers, "__module__": implementation.__module__}
         )
     return _SLICED_CLASSES[key]
 
 
-def _blank(kind: type[SlicedLayer], dense_class: type[nn.Module], parameters: frozenset[str]) -> SlicedLayer:
+def _blank(implementation: type[SlicedLayer], dense_class: type[nn.Module], parameters: frozenset[str]) -> SlicedLayer:
     """An instance without state, for pickle and deepcopy: classes made at run time have no importable name."""
-    sliced_class = _sliced_class(kind, dense_class, parameters)
+    sliced_class = _sliced_class(implementation, dense_class, parameters)
     return sliced_class.__new__(sliced_class)
 
 
-def open_layer(module: nn.Module, kind: type[SlicedLayer], layouts: Sequence[MatrixLayout]) -> SlicedLayer:
+def open_layer(module: nn.Module, implementation: type[SlicedLayer], layouts: Sequence[MatrixLayout]) -> SlicedLayer:
     """Turn a dense layer, in place, into a sliced one whose slices are still to be added.
 
     Args:
         module: The dense layer; the parameters of the blocks are frozen.
-        kind: How this layer computes, such as ``SlicedLinear``.
+        implementation: How this layer computes, such as ``SlicedLinear``.
         layouts: What will be sliced.
 
     Returns:
@@ -217,7 +221,7 @@ def open_layer(module: nn.Module, kind: type[SlicedLayer], layouts: Sequence[Mat
     parameters = frozenset(layout.parameter for layout in layouts)
     for parameter in parameters:
         module.get_parameter(parameter).requires_grad_(False)
-    module.__class__ = _sliced_class(kind, type(module), parameters)
+    module.__class__ = _sliced_class(implementation, type(module), parameters)
     assert isinstance(module, SlicedLayer)  # what the line above says; for the type checker
     module.slicefine_writes_manually = False
     return module
@@ -233,9 +237,9 @@ def add_slice(layer: SlicedLayer, layout: MatrixLayout, rank: int, length: int, 
         length: Numbers per line of ``live`` (L).
         dtype: Of the live lines; ``None`` takes the parameter's.
     """
-    piece = Slice(layout, rank, length, layer.slicefine_stored(layout.parameter), dtype)
-    layer.add_module(_child_name(layout.parameter, layout.part), piece)
-    return piece
+    slice_ = Slice(layout, rank, length, layer.slicefine_stored(layout.parameter), dtype)
+    layer.add_module(_child_name(layout.parameter, layout.part), slice_)
+    return slice_
 
 
 def close_layer(layer: SlicedLayer) -> None:

@@ -44,7 +44,7 @@ class _SlicedConv(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        live: Tensor,
+        trainable: Tensor,
         index: Tensor,
         geometry: Geometry,
         axis: Axis,
@@ -56,26 +56,26 @@ class _SlicedConv(torch.autograd.Function):
         # index_select copies: a view would keep all of x alive until backward.
         kept = x if channels is None else x.index_select(1, channels)
         sample = None if score is None else x[:SCORE_EXAMPLES].to(y.dtype)
-        ctx.save_for_backward(kept.to(y.dtype), weight, live, index, sample)
+        ctx.save_for_backward(kept.to(y.dtype), weight, trainable, index, sample)
         ctx.geometry, ctx.axis, ctx.score, ctx.score_axis, ctx.shape = geometry, axis, score, score_axis, x.shape
         ctx.own_groups = axis == "row" and geometry.groups > 1 and channels is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight, live, index, sample = ctx.saved_tensors
+        kept, weight, trainable, index, sample = ctx.saved_tensors
         refuse_second_derivatives()
-        needs_x, _, needs_bias, needs_live, *_ = ctx.needs_input_grad
+        needs_x, _, needs_bias, needs_slice, *_ = ctx.needs_input_grad
         grad_x = _input_gradient(grad_y, ctx.shape, weight, ctx.geometry) if needs_x else None
         grad_bias = grad_y.transpose(0, 1).flatten(1).sum(1) if needs_bias else None
-        grad_live = None
-        if needs_live:
+        grad_slice = None
+        if needs_slice:
             block = _block_gradient(ctx, grad_y, kept, weight, index)  # (O, R, K) or (R, I, K)
-            grad_live = slice_gradient(lines_along(block, ctx.axis), live)
+            grad_slice = slice_gradient(lines_along(block, ctx.axis), trainable)
         if ctx.score is not None:
             full = _weight_gradient(grad_y[:SCORE_EXAMPLES], sample, weight, ctx.geometry)
             ctx.score += line_norms(full, ctx.score_axis)
-        return grad_x, None, grad_bias, grad_live, *[None] * 5
+        return grad_x, None, grad_bias, grad_slice, *[None] * 5
 
 
 def _channels(index: Tensor, weight: Tensor, groups: int, axis: Axis) -> Tensor | None:
@@ -128,7 +128,7 @@ def sliced_conv(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    piece: Slice,
+    slice_: Slice,
     geometry: Geometry,
 ) -> Tensor:
     """Convolve with a weight of which only some channels are trainable.
@@ -141,14 +141,14 @@ def sliced_conv(
         x: Input, shape ``(B, G I, ...)``.
         weight: Shape ``(O, I, ...)``; receives no gradient.
         bias: Shape ``(O,)``, or ``None``; receives a gradient if it requires one.
-        piece: The channels that receive a gradient.
+        slice_: The channels that receive a gradient.
         geometry: Stride, padding, dilation and groups.
 
     Returns:
         Output, shape ``(B, O, ...)``.
     """
     result: Tensor = _SlicedConv.apply(
-        x, weight, bias, piece.live, piece.index, geometry, piece.axis, piece.score, piece.score_axis
+        x, weight, bias, slice_.trainable, slice_.index, geometry, slice_.axis, slice_.score, slice_.score_axis
     )
     return result
 
@@ -170,8 +170,8 @@ class SlicedConv(SlicedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.slicefine_before_forward()
-        piece = self.slicefine_slice("weight")
-        assert piece is not None
+        slice_ = self.slicefine_slice("weight")
+        assert slice_ is not None
         padding = [0] * len(self.stride)
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -181,5 +181,7 @@ class SlicedConv(SlicedLayer):
             padding = list(self.padding)
         unbatched = x.ndim == len(self.stride) + 1
         geometry = Geometry(list(self.stride), padding, list(self.dilation), self.groups)
-        y = sliced_conv(x.unsqueeze(0) if unbatched else x, self.slicefine_stored("weight"), self.bias, piece, geometry)
+        y = sliced_conv(
+            x.unsqueeze(0) if unbatched else x, self.slicefine_stored("weight"), self.bias, slice_, geometry
+        )
         return y.squeeze(0) if unbatched else y

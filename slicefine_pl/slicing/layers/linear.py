@@ -30,7 +30,7 @@ class _SlicedLinear(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        live: Tensor,
+        trainable: Tensor,
         index: Tensor,
         axis: Axis,
         score: Tensor | None,
@@ -40,15 +40,15 @@ class _SlicedLinear(torch.autograd.Function):
         # A copy: a view would keep all of x alive until backward.
         kept = x.gather(-1, index.expand(*x.shape[:-1], -1)) if axis == "column" else x
         sample = None if score is None else _sample(x).to(y.dtype)
-        ctx.save_for_backward(kept.to(y.dtype), weight, live, index, sample)
+        ctx.save_for_backward(kept.to(y.dtype), weight, trainable, index, sample)
         ctx.axis, ctx.score, ctx.score_axis = axis, score, score_axis
         return y.detach()  # torch 2.11 returns a view here, which an in-place activation may not overwrite
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight, live, index, sample = ctx.saved_tensors
+        kept, weight, trainable, index, sample = ctx.saved_tensors
         refuse_second_derivatives()
-        needs_x, _, needs_bias, needs_live, *_ = ctx.needs_input_grad
+        needs_x, _, needs_bias, needs_slice, *_ = ctx.needs_input_grad
         outputs = grad_y.reshape(-1, grad_y.shape[-1])  # (T, O)
         inputs = kept.reshape(-1, kept.shape[-1])  # (T, R) for columns, (T, I) for rows
         grad_x = None
@@ -56,15 +56,15 @@ class _SlicedLinear(torch.autograd.Function):
             # Of two matrices: grad_y may be a permuted view, and torch multiplies those example by example.
             grad_x = (outputs @ weight.to(grad_y.dtype)).view(*grad_y.shape[:-1], weight.shape[1])
         grad_bias = outputs.sum(0) if needs_bias else None
-        grad_live = None
-        if needs_live:
+        grad_slice = None
+        if needs_slice:
             # R first: on CPU several times faster than the (O, R) product.
-            grad_live = inputs.t() @ outputs if ctx.axis == "column" else outputs.index_select(1, index).t() @ inputs
-            grad_live = slice_gradient(grad_live, live)
+            grad_slice = inputs.t() @ outputs if ctx.axis == "column" else outputs.index_select(1, index).t() @ inputs
+            grad_slice = slice_gradient(grad_slice, trainable)
         if ctx.score is not None:
             norms = _line_norms(sample.float(), _sample(outputs).float(), ctx.score_axis)
             ctx.score += zero_nonfinite(norms)
-        return grad_x, None, grad_bias, grad_live, *[None] * 4
+        return grad_x, None, grad_bias, grad_slice, *[None] * 4
 
 
 def _sample(x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def _line_norms(inputs: Tensor, outputs: Tensor, axis: Axis) -> Tensor:
     return (lines * (others @ others.t() @ lines)).sum(0).clamp_min(0).sqrt()
 
 
-def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, piece: Slice) -> Tensor:
+def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, slice_: Slice) -> Tensor:
     """Apply a linear map of which only some lines of the weight are trainable.
 
     The value is ``F.linear(x, weight, bias)``: ``weight`` must already hold the live values.  Saves the live columns of
@@ -96,13 +96,13 @@ def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, piece: Slice) 
         x: Input, shape ``(..., I)``.
         weight: Shape ``(O, I)``; receives no gradient.
         bias: Shape ``(O,)``, or ``None``; receives a gradient if it requires one.
-        piece: The lines that receive a gradient.
+        slice_: The lines that receive a gradient.
 
     Returns:
         Output, shape ``(..., O)``.
     """
     result: Tensor = _SlicedLinear.apply(
-        x, weight, bias, piece.live, piece.index, piece.axis, piece.score, piece.score_axis
+        x, weight, bias, slice_.trainable, slice_.index, slice_.axis, slice_.score, slice_.score_axis
     )
     return result
 
@@ -118,9 +118,9 @@ class SlicedLinear(SlicedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.slicefine_before_forward()
-        piece = self.slicefine_slice("weight")
-        assert piece is not None
-        return sliced_linear(x, piece.layout.view(self.slicefine_stored("weight")), self.bias, piece)
+        slice_ = self.slicefine_slice("weight")
+        assert slice_ is not None
+        return sliced_linear(x, slice_.layout.view(self.slicefine_stored("weight")), self.bias, slice_)
 
 
 class SlicedConv1D(SlicedLinear):

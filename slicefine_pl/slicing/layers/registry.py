@@ -1,7 +1,7 @@
-"""What of a module can be sliced, and by which kind of sliced layer.
+"""Which matrices of a network can be sliced, and which class of sliced layer trains each of them.
 
-Answers: how will this parameter be trained?  Compact kinds compute the gradient of the live lines only; everything else
-is *masked*: the layer computes as ever, and the live lines take their part of the dense gradient.
+A *compact* class computes the gradient of the slice only.  Other matrices are *masked*: the layer computes as before,
+and the slice takes its part of the dense gradient.
 """
 
 from collections.abc import Iterator
@@ -36,14 +36,14 @@ class SliceableMatrix:
     Attributes:
         name: Of the module; followed by the parameter, and the block, where that is not simply ``weight``.
         module: The owner of the parameter.
-        kind: The compact kind of sliced layer, or a ``MaskedLayer``.
+        implementation: The compact kind of sliced layer, or a ``MaskedLayer``.
         layout: Where in the module's parameters the matrix lies.
         layer: Whether the module maps inputs to outputs by this matrix, rather than being an embedding or the like.
     """
 
     name: str
     module: nn.Module
-    kind: type[SlicedLayer]
+    implementation: type[SlicedLayer]
     layout: MatrixLayout
     layer: bool
 
@@ -66,15 +66,15 @@ def sliceable_matrices(net: nn.Module, backend: Backend) -> Iterator[SliceableMa
     for name, module in net.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue  # compiled: its class cannot be changed
-        kind = compact_class(module)
-        layouts = [] if kind is None else kind.slicefine_layouts(module)
+        compact = compact_class(module)
+        layouts = [] if compact is None else compact.slicefine_layouts(module)
         served = {layout.parameter for layout in layouts}
         others = [
             _masked_layout(owners.get(id(module), module), key, parameter)
             for key, parameter in module._parameters.items()
             if parameter is not None and key not in served and parameter.ndim > 1
         ]
-        chosen = masked_class(module) if backend == "mask" or kind is None else kind
+        chosen = masked_class(module) if backend == "mask" or compact is None else compact
         for layout in [*layouts, *others]:
             layer = layout in layouts or (layout.parameter == "weight" and isinstance(module, LAYERS))
             yield SliceableMatrix(_told(name, layout), module, chosen, layout, layer)
@@ -104,9 +104,9 @@ def compact_class(module: nn.Module) -> type[SlicedLayer] | None:
 
 
 def _convolves_plainly(module: nn.Module) -> bool:
-    kinds = [base for base in CONVOLUTIONS if isinstance(module, base)]
+    classes = [base for base in CONVOLUTIONS if isinstance(module, base)]
     own = type(module)
-    return any(own.forward is base.forward and own._conv_forward is base._conv_forward for base in kinds)  # type: ignore[attr-defined]
+    return any(own.forward is base.forward and own._conv_forward is base._conv_forward for base in classes)  # type: ignore[attr-defined]
 
 
 def _parametrized(net: nn.Module) -> dict[int, nn.Module]:

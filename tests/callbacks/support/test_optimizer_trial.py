@@ -83,8 +83,8 @@ def sliced(make, **settings):
 
     class Places(Callback):
         def on_train_batch_start(self, *_):
-            [live] = callback.opened()
-            places.append((live.axis, live.indices.tolist()))
+            [view] = callback.opened()
+            places.append((view.axis, view.indices.tolist()))
 
     module = Module(make)
     Trainer(

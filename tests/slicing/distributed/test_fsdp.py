@@ -79,7 +79,7 @@ def train(axis, sharded, steps=7, recompute=False, peek=False, seed=3, **setting
                 optimizer.state.pop(moved.parameter, None)
         if step == 4:
             middle = whole(net)
-        places.append([live.indices.tolist() for live in handle])
+        places.append([view.indices.tolist() for view in handle])
     handle.close()
     return whole(net), places, middle
 

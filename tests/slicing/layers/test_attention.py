@@ -44,15 +44,15 @@ def inputs(dense: nn.MultiheadAttention, batched: bool = True) -> list[torch.Ten
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
 
-def dense_block(dense: nn.MultiheadAttention, live) -> torch.Tensor:
+def dense_block(dense: nn.MultiheadAttention, view) -> torch.Tensor:
     """The dense gradient of the lines that are live."""
-    name = live.name.removeprefix("attention.")
+    name = view.name.removeprefix("attention.")
     if name.startswith("in_proj_weight"):
         place = LETTERS.index(name[-1])
         gradient = dense.in_proj_weight.grad[place * E : (place + 1) * E]
     else:
         gradient = dense.out_proj.weight.grad if name == "out_proj" else dense.get_parameter(name).grad
-    return gradient[:, live.indices].t() if live.axis == "column" else gradient[live.indices]
+    return gradient[:, view.indices].t() if view.axis == "column" else gradient[view.indices]
 
 
 def masks() -> dict[str, dict]:
@@ -86,8 +86,8 @@ def compare(dense, layer, handle, batched=True, **arguments):
     target = torch.randn_like(out)
     (out * target).sum().backward()
     (expected * target).sum().backward()
-    for live in handle:
-        torch.testing.assert_close(live.parameter.grad, dense_block(dense, live))
+    for view in handle:
+        torch.testing.assert_close(view.parameter.grad, dense_block(dense, view))
     for x, y in zip(ours, theirs, strict=True):
         torch.testing.assert_close(x.grad, y.grad)
 
@@ -151,8 +151,8 @@ def test_inside_torch_s_encoder_with_and_without_its_fast_path(training, recorde
     net = copy.deepcopy(dense)
     handle = slice_model(net, rank=R, also_train=[])
     with torch.no_grad():
-        for live in handle:
-            live.parameter.mul_(1.5)
+        for view in handle:
+            view.parameter.mul_(1.5)
     handle.close()
     changed = copy.deepcopy(net)  # plain, with the learned values
     handle = slice_model(net, rank=R, also_train=[], seed=0)
@@ -179,7 +179,7 @@ def test_a_part_of_the_attention_may_be_chosen():
     dense = nn.ModuleDict({"attention": nn.MultiheadAttention(E, H)})
     net = copy.deepcopy(dense)
     handle = slice_model(net, rank=R, targets=r"in_proj_weight\.v", also_train=[])
-    assert [live.name for live in handle] == ["attention.in_proj_weight.v"]
+    assert [view.name for view in handle] == ["attention.in_proj_weight.v"]
     x = torch.randn(L, B, E)
     y = net["attention"](x, x, x)[0]
     torch.testing.assert_close(y, dense["attention"](x, x, x)[0])

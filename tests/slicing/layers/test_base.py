@@ -36,8 +36,8 @@ def test_whole_weights_have_the_gradient_they_have_in_the_plain_network(backend,
     plain = copy.deepcopy(net)
     handle = slice_model(net, rank=2, targets=["conv", "linear", "attention", "read"], also_train=[], backend=backend)
     with torch.no_grad():
-        for live in handle:
-            live.parameter.add_(0.1)
+        for view in handle:
+            view.parameter.add_(0.1)
     if trusted:
         handle.write_manually()
         handle.write()

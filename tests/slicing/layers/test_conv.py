@@ -38,10 +38,10 @@ def pair(name: str, axis: str, **settings):
     return dense, net["conv"], handle, torch.randn(shape, dtype=torch.float64)
 
 
-def block(gradient: torch.Tensor, live) -> torch.Tensor:
+def block(gradient: torch.Tensor, view) -> torch.Tensor:
     """The live lines of a dense gradient, one below the other."""
-    lines = gradient.transpose(0, 1) if live.axis == "column" else gradient
-    return lines[live.indices].flatten(1)
+    lines = gradient.transpose(0, 1) if view.axis == "column" else gradient
+    return lines[view.indices].flatten(1)
 
 
 @pytest.mark.parametrize("axis", ["column", "row"])
@@ -49,14 +49,14 @@ def block(gradient: torch.Tensor, live) -> torch.Tensor:
 def test_live_channels_get_exactly_the_dense_gradient(name, axis):
     dense, layer, handle, x = pair(name, axis)
     assert isinstance(layer, SlicedConv)
-    (live,) = handle
+    (view,) = handle
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     y = layer(ours)
     assert torch.equal(y, dense(theirs))
     target = torch.randn_like(y)
     (y * target).sum().backward()
     (dense(theirs) * target).sum().backward()
-    torch.testing.assert_close(live.parameter.grad, block(dense.weight.grad, live))
+    torch.testing.assert_close(view.parameter.grad, block(dense.weight.grad, view))
     torch.testing.assert_close(ours.grad, theirs.grad)
     if dense.bias is not None:
         torch.testing.assert_close(layer.bias.grad, dense.bias.grad)
@@ -66,15 +66,15 @@ def test_live_channels_get_exactly_the_dense_gradient(name, axis):
 def test_training_moving_channels_equals_dense_training_with_a_moving_mask(axis):
     """Momentum-free SGD on the dense weight, its gradient masked by hand."""
     dense, layer, handle, x = pair("2d", axis)
-    optimizer = torch.optim.SGD([live.parameter for live in handle], lr=0.1)
+    optimizer = torch.optim.SGD([view.parameter for view in handle], lr=0.1)
     masked = torch.optim.SGD([dense.weight], lr=0.1)
     for _ in range(6):
-        (live,) = handle
+        (view,) = handle
         for model, optim in ((layer, optimizer), (dense, masked)):
             optim.zero_grad()
             model(x).square().sum().backward()
         mask = torch.zeros_like(dense.weight)
-        (mask.transpose(0, 1) if live.axis == "column" else mask)[live.indices] = 1
+        (mask.transpose(0, 1) if view.axis == "column" else mask)[view.indices] = 1
         dense.weight.grad *= mask
         optimizer.step()
         masked.step()
@@ -115,26 +115,26 @@ def test_what_is_kept_for_backward_is_what_the_live_lines_read(name, column, row
 def test_autocast_computes_in_the_low_precision_and_trains_in_the_high():
     dense = nn.Conv2d(I, O, 3)
     net = nn.ModuleDict({"conv": copy.deepcopy(dense)})
-    (live,) = slice_model(net, rank=R, targets="conv", also_train="bias")
+    (view,) = slice_model(net, rank=R, targets="conv", also_train="bias")
     x = torch.randn(4, I, 8, 8)
     for layer in (net["conv"], dense):
         with torch.autocast("cpu", torch.bfloat16):
             y = layer(x)
         assert y.dtype == torch.bfloat16
         y.float().square().sum().backward()
-    assert live.parameter.grad.dtype == torch.float32
-    torch.testing.assert_close(live.parameter.grad, block(dense.weight.grad, live), rtol=3e-2, atol=1.0)
+    assert view.parameter.grad.dtype == torch.float32
+    torch.testing.assert_close(view.parameter.grad, block(dense.weight.grad, view), rtol=3e-2, atol=1.0)
 
 
 @pytest.mark.parametrize("axis", ["column", "row"])
 def test_scores_are_the_norms_of_the_first_example_s_gradient(axis):
     dense, layer, _, x = pair("2d", axis)
-    piece = layer.slicefine
-    piece.listen(axis)
+    slice_ = layer.slicefine
+    slice_.start_score(axis)
     layer(x).square().sum().backward()
     dense(x[:1]).square().sum().backward()
     lines = dense.weight.grad.transpose(0, 1) if axis == "column" else dense.weight.grad
-    torch.testing.assert_close(piece.score, lines.flatten(1).norm(dim=1).float())
+    torch.testing.assert_close(slice_.score, lines.flatten(1).norm(dim=1).float())
 
 
 @pytest.mark.parametrize("axis", ["column", "row"])
@@ -145,7 +145,7 @@ def test_compiled_convolutions_are_one_graph_before_and_after_a_move(axis):
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     compiled(x).square().sum().backward()
     twin(x).square().sum().backward()
-    torch.testing.assert_close(layer.slicefine.live.grad, twin.slicefine.live.grad)
+    torch.testing.assert_close(layer.slicefine.trainable.grad, twin.slicefine.trainable.grad)
     handle.move()
     with torch.compiler.set_stance("fail_on_recompile"):
         assert torch.equal(compiled(x), dense(x))

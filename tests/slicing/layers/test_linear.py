@@ -38,8 +38,8 @@ def open_in_place(layer: nn.Module, axis: str, length: int, dtype: torch.dtype |
     kind = compact_class(layer)
     (block,) = kind.slicefine_layouts(layer)
     opened = open_layer(layer, kind, [block])
-    piece = add_slice(opened, block, R, length, dtype)
-    piece.place(axis, COLUMNS if axis == "column" else ROWS, opened.slicefine_shard(piece))
+    slice_ = add_slice(opened, block, R, length, dtype)
+    slice_.move_to(axis, COLUMNS if axis == "column" else ROWS, opened.slicefine_shard(slice_))
     return opened
 
 
@@ -64,7 +64,7 @@ def test_an_activation_may_overwrite_the_output(dense, shape):
     x = torch.randn(shape, dtype=torch.float64)
     torch.relu_(layer(x)).square().sum().backward()
     torch.relu_(dense(x)).square().sum().backward()
-    torch.testing.assert_close(layer.slicefine.live.grad, block(grad_of(dense), "column"))
+    torch.testing.assert_close(layer.slicefine.trainable.grad, block(grad_of(dense), "column"))
 
 
 @pytest.mark.parametrize("axis", ["column", "row"])
@@ -76,7 +76,7 @@ def test_live_block_gets_exactly_the_dense_gradient(dense, axis, shape):
     x_dense = x.detach().clone().requires_grad_()
     layer(x).square().sum().backward()
     dense(x_dense).square().sum().backward()
-    torch.testing.assert_close(layer.slicefine.live.grad, block(grad_of(dense), axis))
+    torch.testing.assert_close(layer.slicefine.trainable.grad, block(grad_of(dense), axis))
     torch.testing.assert_close(x.grad, x_dense.grad)
     torch.testing.assert_close(layer.bias.grad, dense.bias.grad)
     assert layer.slicefine_stored("weight").grad is None
@@ -88,18 +88,18 @@ def test_gradcheck_against_a_joined_weight(axis):
     frozen = torch.randn(O, I, dtype=torch.float64)
     x = torch.randn(3, I, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(O, dtype=torch.float64, requires_grad=True)
-    live = torch.randn(R, O if axis == "column" else I, dtype=torch.float64, requires_grad=True)
-    piece = Slice(MatrixLayout(), *live.shape, frozen, None)
-    piece.place(axis, COLUMNS if axis == "column" else ROWS, LocalShard(frozen))
-    del piece._parameters["live"]  # gradcheck hands in its own
+    trainable = torch.randn(R, O if axis == "column" else I, dtype=torch.float64, requires_grad=True)
+    slice_ = Slice(MatrixLayout(), *trainable.shape, frozen, None)
+    slice_.move_to(axis, COLUMNS if axis == "column" else ROWS, LocalShard(frozen))
+    del slice_._parameters["trainable"]  # gradcheck hands in its own
 
-    def joined(x, bias, live):
+    def joined(x, bias, trainable):
         weight = frozen.clone()
-        piece.live = live
-        piece.write(LocalShard(weight), live)
-        return sliced_linear(x, weight, bias, piece)
+        slice_.trainable = trainable
+        slice_.write(LocalShard(weight), trainable)
+        return sliced_linear(x, weight, bias, slice_)
 
-    assert torch.autograd.gradcheck(joined, (x, bias, live))
+    assert torch.autograd.gradcheck(joined, (x, bias, trainable))
 
 
 @pytest.mark.parametrize("axis", ["column", "row"])
@@ -107,7 +107,7 @@ def test_output_is_bit_equal_after_opening_and_follows_the_live_values(dense, ax
     layer, x = sliced(dense, axis), torch.randn(4, I, dtype=torch.float64)
     assert torch.equal(layer(x), dense(x))
     with torch.no_grad():
-        layer.slicefine.live += 1.0
+        layer.slicefine.trainable += 1.0
         if axis == "column":
             matrix_of(dense)[:, COLUMNS] += 1.0
         else:
@@ -121,10 +121,10 @@ def test_a_padded_slice_trains_only_its_own_length():
     x = torch.randn(4, I)
     before = layer(x)
     layer(x).sum().backward()
-    assert layer.slicefine.live.shape == (R, I)
-    assert torch.count_nonzero(layer.slicefine.live.grad[:, O:]) == 0
+    assert layer.slicefine.trainable.shape == (R, I)
+    assert torch.count_nonzero(layer.slicefine.trainable.grad[:, O:]) == 0
     with torch.no_grad():
-        layer.slicefine.live[:, O:] = 99.0
+        layer.slicefine.trainable[:, O:] = 99.0
     assert torch.equal(layer(x), before)
 
 
@@ -156,14 +156,14 @@ def test_two_passes_before_one_backward_add_up(dense):
     a, b = torch.randn(2, 3, I, dtype=torch.float64)
     (layer(a).square().sum() + layer(b).square().sum()).backward()
     (dense(a).square().sum() + dense(b).square().sum()).backward()
-    torch.testing.assert_close(layer.slicefine.live.grad, block(grad_of(dense), "column"))
+    torch.testing.assert_close(layer.slicefine.trainable.grad, block(grad_of(dense), "column"))
 
 
 def test_changing_the_slice_between_forward_and_backward_is_an_error():
     layer = sliced(dense_layer("Linear"), "column")
     y = layer(torch.randn(2, I, dtype=torch.float64)).sum()
     with torch.no_grad():
-        layer.slicefine.live += 1
+        layer.slicefine.trainable += 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
 
@@ -179,21 +179,23 @@ def test_autocast_computes_in_the_low_precision_and_trains_in_the_high(axis):
             y = net(x)
         assert y.dtype == torch.bfloat16
         y.float().square().sum().backward()
-    assert layer.slicefine.live.grad.dtype == torch.float32
-    torch.testing.assert_close(layer.slicefine.live.grad, block(dense.weight.grad, axis), rtol=2e-2, atol=2e-1)
+    assert layer.slicefine.trainable.grad.dtype == torch.float32
+    torch.testing.assert_close(layer.slicefine.trainable.grad, block(dense.weight.grad, axis), rtol=2e-2, atol=2e-1)
 
 
 def test_a_float32_slice_in_a_bfloat16_layer_keeps_updates_that_bfloat16_would_lose():
     layer = open_in_place(nn.Linear(I, O).to(torch.bfloat16), "column", O, torch.float32)
     with torch.no_grad():
-        layer.slicefine.live.fill_(1.0)
+        layer.slicefine.trainable.fill_(1.0)
         for _ in range(32):
-            layer.slicefine.live += 2.0**-11  # an eighth of half a unit in the last place of bfloat16 at 1
+            layer.slicefine.trainable += 2.0**-11  # an eighth of half a unit in the last place of bfloat16 at 1
     layer.slicefine_write()
     assert layer.slicefine_stored("weight")[0, COLUMNS[0]] == 1.0 + 2.0**-6
-    assert layer.to(torch.bfloat16).slicefine.live.dtype == torch.float32  # as Lightning's bf16-true does after setup
+    assert (
+        layer.to(torch.bfloat16).slicefine.trainable.dtype == torch.float32
+    )  # as Lightning's bf16-true does after setup
     layer(torch.randn(3, I, dtype=torch.bfloat16)).sum().backward()
-    assert layer.slicefine.live.grad.dtype == torch.float32
+    assert layer.slicefine.trainable.grad.dtype == torch.float32
 
 
 def test_second_derivatives_are_refused_rather_than_wrong():
@@ -206,12 +208,14 @@ def test_second_derivatives_are_refused_rather_than_wrong():
 def test_state_dict_is_the_dense_one_and_loads_both_ways(dense):
     layer = sliced(dense, "row")
     with torch.no_grad():
-        layer.slicefine.live.zero_()
+        layer.slicefine.trainable.zero_()
     plain = copy.deepcopy(dense)
     plain.load_state_dict(layer.state_dict(), strict=True)
     assert torch.count_nonzero(matrix_of(plain)[ROWS]) == 0
     layer.load_state_dict(dense.state_dict(), strict=True)
-    torch.testing.assert_close(layer.slicefine.live.detach(), block(matrix_of(dense).detach(), "row"), rtol=0, atol=0)
+    torch.testing.assert_close(
+        layer.slicefine.trainable.detach(), block(matrix_of(dense).detach(), "row"), rtol=0, atol=0
+    )
     with pytest.raises(RuntimeError, match="bias"):
         layer.load_state_dict({"weight": dense.weight}, strict=True)
 
@@ -228,7 +232,7 @@ def test_copies_are_sliced_layers_with_their_own_slice(dense, copier):
         twin = torch.load(buffer, weights_only=False)
     assert type(twin) is type(layer)
     with torch.no_grad():
-        twin.slicefine.live += 1
+        twin.slicefine.trainable += 1
     x = torch.randn(2, I, dtype=torch.float64)
     assert torch.equal(layer(x), dense(x))
     assert not torch.equal(twin(x), dense(x))
@@ -241,7 +245,7 @@ def test_closing_gives_back_the_same_object_in_its_original_class(dense):
     assert opened is layer
     assert isinstance(opened, original)
     with torch.no_grad():
-        opened.slicefine.live.zero_()
+        opened.slicefine.trainable.zero_()
     close_layer(opened)
     assert type(layer) is original
     assert set(vars(layer)) == names
@@ -253,7 +257,7 @@ def test_leaving_train_mode_puts_the_slice_into_the_weight():
     """torch's fast paths read the weight of a layer in eval mode without calling the layer."""
     layer = sliced(dense_layer("Linear"), "column")
     with torch.no_grad():
-        layer.slicefine.live.zero_()
+        layer.slicefine.trainable.zero_()
     assert torch.count_nonzero(layer.eval().weight[:, COLUMNS]) == 0
 
 
@@ -262,7 +266,7 @@ def test_scores_are_the_norms_of_the_dense_gradient(axis):
     """With fewer tokens than the sample, the score is exact; and it adds up over backward passes."""
     layer, dense = sliced(dense_layer("Linear", torch.float32), "column"), nn.Linear(I, O)
     dense.load_state_dict(layer.state_dict())
-    layer.slicefine.listen(axis)
+    layer.slicefine.start_score(axis)
     x = torch.randn(SCORE_TOKENS // 2, I)
     for _ in range(2):
         layer(x).square().sum().backward()
@@ -274,11 +278,11 @@ def test_scores_are_the_norms_of_the_dense_gradient(axis):
 def test_compiled_layers_keep_scores_and_gradients(backend):
     torch.compiler.reset()
     layer = sliced(dense_layer("Linear", torch.float32), "column")
-    layer.slicefine.listen("column")
+    layer.slicefine.start_score("column")
     twin, x = copy.deepcopy(layer), torch.randn(4, I)
     torch.compile(layer, backend=backend, fullgraph=True)(x).square().sum().backward()
     twin(x).square().sum().backward()
-    torch.testing.assert_close(layer.slicefine.live.grad, twin.slicefine.live.grad)
+    torch.testing.assert_close(layer.slicefine.trainable.grad, twin.slicefine.trainable.grad)
     torch.testing.assert_close(layer.slicefine.score, twin.slicefine.score)
     assert layer.slicefine.score.sum() > 0
 
@@ -316,7 +320,7 @@ def test_a_trusted_layer_writes_in_a_forward_pass_only_what_changed():
     with Operations() as unchanged:
         layer(x)
     with torch.no_grad():
-        layer.slicefine_slice("weight").live.add_(1)
+        layer.slicefine_slice("weight").trainable.add_(1)
     with Operations() as changed:
         layer(x)
     assert "index_copy_" not in unchanged.names
@@ -327,12 +331,12 @@ def test_a_copy_does_not_take_over_how_often_its_lines_had_changed():
     layer = sliced(dense_layer("Linear"), "column")
     layer.slicefine_writes_manually = True
     with torch.no_grad():
-        layer.slicefine_slice("weight").live.add_(1)
+        layer.slicefine_slice("weight").trainable.add_(1)
     layer.slicefine_write()
     twin = copy.deepcopy(layer)
-    piece = twin.slicefine_slice("weight")
-    while piece.live._version < layer.slicefine_slice("weight").synced_version:
+    slice_ = twin.slicefine_slice("weight")
+    while slice_.trainable._version < layer.slicefine_slice("weight").synced_version:
         with torch.no_grad():
-            piece.live.add_(1)
+            slice_.trainable.add_(1)
     twin(torch.randn(3, I, dtype=torch.float64))
-    torch.testing.assert_close(block(matrix_of(twin), "column"), piece.live, rtol=0, atol=0)
+    torch.testing.assert_close(block(matrix_of(twin), "column"), slice_.trainable, rtol=0, atol=0)

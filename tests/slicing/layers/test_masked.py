@@ -72,11 +72,11 @@ def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return y[0] if isinstance(y, tuple) else y
 
 
-def block(parameter: torch.Tensor, live) -> torch.Tensor:
+def block(parameter: torch.Tensor, view) -> torch.Tensor:
     """The live lines of a dense tensor; a leading dimension of size 1 does not count."""
     matrix = parameter[0] if parameter.ndim == 3 and len(parameter) == 1 else parameter
-    lines = matrix.transpose(0, 1) if live.axis == "column" else matrix
-    return lines[live.indices].flatten(1)
+    lines = matrix.transpose(0, 1) if view.axis == "column" else matrix
+    return lines[view.indices].flatten(1)
 
 
 @pytest.mark.parametrize("axis", ["column", "row"])
@@ -90,10 +90,10 @@ def test_any_parameter_s_slice_gets_the_dense_gradient_s_block(name, axis):
     assert list(net.state_dict()) == [f"part.{key}" for key in dense.state_dict()]
     run(net["part"], x).square().sum().backward()
     run(dense, x).square().sum().backward()
-    for live in handle:
-        parameter = live.name.removeprefix("part").removeprefix(".") or "weight"
+    for view in handle:
+        parameter = view.name.removeprefix("part").removeprefix(".") or "weight"
         gradient = dense.get_parameter(parameter).grad
-        torch.testing.assert_close(live.parameter.grad, block(gradient.to_dense(), live))
+        torch.testing.assert_close(view.parameter.grad, block(gradient.to_dense(), view))
     assert {row.backend for row in handle.summary() if row.shape} == {"mask"}
     handle.close()
     assert [type(each) for each in net["part"].modules()] == classes
@@ -110,8 +110,8 @@ def test_entries_outside_the_visited_lines_stay_bit_equal(optimizer):
     optim = optimizer([p for p in net.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1, **settings)
     visited = torch.zeros(9, dtype=torch.bool)
     for step in range(6):
-        (live,) = handle
-        visited[live.indices] = True
+        (view,) = handle
+        visited[view.indices] = True
         optim.zero_grad()
         net(torch.randint(9, (16, 2))).square().sum().backward()
         optim.step()
@@ -154,28 +154,28 @@ def test_a_weight_that_is_read_gets_all_of_its_gradient(calls, backend):
     net, x = Reader(calls).double(), torch.randn(4, 6, dtype=torch.float64)
     dense = copy.deepcopy(net)
     handle = slice_model(net, R, targets="map", also_train=[], backend=backend)
-    (live,) = handle
+    (view,) = handle
     assert [row.backend for row in handle.summary() if row.name == "map"] == [
         "mask" if backend == "mask" else "compact"
     ]
     for model in (net, dense):
         model(x).square().sum().backward()
-    torch.testing.assert_close(live.parameter.grad, block(dense.map.weight.grad, live))
+    torch.testing.assert_close(view.parameter.grad, block(dense.map.weight.grad, view))
     assert [row.backend for row in handle.summary() if row.name == "map"] == ["mask"]
 
 
 def test_a_reader_sees_the_values_the_optimizer_has_just_changed():
     net, x = Reader(calls=False), torch.randn(4, 6)
     handle = slice_model(net, R, targets="map", also_train=[])
-    (live,) = handle
+    (view,) = handle
     with torch.no_grad():
-        live.parameter.zero_()
+        view.parameter.zero_()
     torch.testing.assert_close(net(x), F.linear(x, net.map.weight.detach(), net.map.bias))
-    assert torch.count_nonzero(net.map.weight[:, live.indices]) == 0
+    assert torch.count_nonzero(net.map.weight[:, view.indices]) == 0
     with torch.no_grad():
-        live.parameter.fill_(2.0)
+        view.parameter.fill_(2.0)
         assert isinstance(net.map.weight, nn.Parameter)
-        assert (net.map.weight[:, live.indices] == 2).all()
+        assert (net.map.weight[:, view.indices] == 2).all()
 
 
 @pytest.mark.parametrize("axis", ["column", "row"])
@@ -183,7 +183,7 @@ def test_scores_of_a_masked_parameter_are_the_norms_of_its_dense_gradient(axis):
     dense = nn.ConvTranspose2d(6, 8, 3)
     net = nn.ModuleDict({"part": copy.deepcopy(dense)})
     slice_model(net, R, targets="part", also_train=[])
-    net["part"].slicefine.listen(axis)
+    net["part"].slicefine.start_score(axis)
     x = torch.randn(2, 6, 5, 5)
     for model in (net["part"], dense):
         model(x).square().sum().backward()
@@ -196,11 +196,11 @@ def test_readers_compile_to_one_graph(backend):
     torch.compiler.reset()
     net, x = Reader(calls=True), torch.randn(4, 6)
     handle = slice_model(net, R, targets="map", also_train=[], backend=backend)
-    (live,) = handle
+    (view,) = handle
     torch.compile(net, backend="aot_eager", fullgraph=True)(x).square().sum().backward()
-    compiled, live.parameter.grad = live.parameter.grad, None
+    compiled, view.parameter.grad = view.parameter.grad, None
     net(x).square().sum().backward()
-    torch.testing.assert_close(compiled, live.parameter.grad)
+    torch.testing.assert_close(compiled, view.parameter.grad)
 
 
 def test_an_embedding_that_rescales_itself_is_refused():
@@ -216,16 +216,16 @@ def test_a_gradient_penalty_goes_through_the_masked_backend():
     for model in (net, dense):
         (gradient,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
         gradient.square().sum().backward()
-    for live in handle:
-        torch.testing.assert_close(live.parameter.grad, block(dense.get_submodule(live.name).weight.grad, live))
+    for view in handle:
+        torch.testing.assert_close(view.parameter.grad, block(dense.get_submodule(view.name).weight.grad, view))
 
 
 def test_changing_a_slice_between_a_read_and_backward_is_an_error():
     net = Reader(calls=False)
-    (live,) = slice_model(net, R, targets="map", also_train=[])
+    (view,) = slice_model(net, R, targets="map", also_train=[])
     loss = net(torch.randn(4, 6)).sum()
     with torch.no_grad():
-        live.parameter.add_(1)
+        view.parameter.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -250,9 +250,9 @@ def test_names_of_the_network_are_not_hidden():
     assert list(net.state_dict()) == list(dense.state_dict())
     for model in (net, dense):
         model(x).square().sum().backward()
-    for live in handle:
-        owner = dense.get_submodule(live.name).weight if live.name in ("slice", "blocks") else getattr(dense, live.name)
-        torch.testing.assert_close(live.parameter.grad, block(owner.grad, live))
+    for view in handle:
+        owner = dense.get_submodule(view.name).weight if view.name in ("slice", "blocks") else getattr(dense, view.name)
+        torch.testing.assert_close(view.parameter.grad, block(owner.grad, view))
     copy.deepcopy(net), handle.summary()
     handle.close()
     assert list(dict(net.named_modules())) == list(dict(dense.named_modules()))
