@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slicefine_pl.analysis.kernel import alignment, drift, kernel, slice_parameters, target_weights
 from slicefine_pl.callbacks.slicefine import slicefine_of
 from slicefine_pl.callbacks.support.other_callbacks import check_before_weight_averaging
-from slicefine_pl.slicing import SliceView, SliceHandle, as_dense
+from slicefine_pl.slicing import SliceHandle, SliceView, as_dense
 from slicefine_pl.slicing.distributed.shards import is_sharded
 
 
