@@ -190,6 +190,6 @@ def test_every_way_of_computing_experts_trains_the_slice(implementation):
 def test_the_summary_shows_what_a_slice_of_experts_is():
     handle = slice_model(build("Mixtral"), RANK, targets=EXPERTS)
     rows = {row.name.split(".")[-1]: row for row in handle.summary() if "experts" in row.name}
-    assert (rows["gate_up_proj"].shape, rows["gate_up_proj"].told) == ((2 * INNER, WIDTH, E), "3 columns")
+    assert (rows["gate_up_proj"].shape, rows["gate_up_proj"].detail) == ((2 * INNER, WIDTH, E), "3 columns")
     assert rows["down_proj"].backend == "mask"
     assert handle.counts().in_slices == RANK * E * (2 * INNER + WIDTH)
