@@ -3,16 +3,22 @@
 import json
 import math
 
-import accuracy
-import accuracy_report
 import numpy as np
 import pytest
 import torch
-from accuracy import SEEDS, Method, NotThereError, Runs, fixed_slices, prepare, search
-from accuracy_report import Estimate, at_cost, difference, overall, pareto, read, table
 from lightning.pytorch import LightningModule, Trainer
 from scipy import stats
 from torch import nn
+
+from benchmarks.accuracy import report, run
+from benchmarks.accuracy.plot import draw
+from benchmarks.accuracy.preparation import NotApplicableError, fixed_slices, prepare
+from benchmarks.accuracy.report import cost_table, mean_table, score_table
+from benchmarks.accuracy.run import SEEDS, search
+from benchmarks.accuracy.scores import Estimate, difference, read_scores
+from benchmarks.accuracy.studies import ALLOWED, MethodConfig, Studies, studies
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.results import RunLog
 
 TASK = "tweets"
 
@@ -76,31 +82,31 @@ def runs(tmp_path):
     return written(tmp_path / "runs.jsonl", rows)
 
 
-def test_report_takes_the_rate_that_validation_chose_and_only_whole_cells(runs):
-    cells = read(runs)
-    assert set(cells) == {(TASK, "column r=32 every=100"), (TASK, "lora r=16"), (TASK, "probe")}
-    assert cells[TASK, "column r=32 every=100"].rate == 1e-3
-    assert cells[TASK, "column r=32 every=100"].tests == pytest.approx([100 * test for test in SLICES])
+def test_report_takes_the_rate_that_validation_chose_and_only_finished_scores(runs):
+    scores = read_scores(runs)
+    assert set(scores) == {(TASK, "column r=32 every=100"), (TASK, "lora r=16"), (TASK, "probe")}
+    assert scores[TASK, "column r=32 every=100"].rate == 1e-3
+    assert scores[TASK, "column r=32 every=100"].tests == pytest.approx([100 * test for test in SLICES])
 
 
 @pytest.mark.parametrize(("choose", "rate"), [("loss", 1e-3), ("score", 2e-3)])
 def test_the_rate_is_chosen_by_the_loss_or_by_the_score(tmp_path, monkeypatch, choose, rate):
-    """The search and the report choose alike; equal scores are told apart by the loss."""
+    """The search and the report agree; equal scores are ordered by the loss."""
     found = {5e-4: (0.7, 0.91), 1e-3: (0.3, 0.90), 2e-3: (0.6, 0.91), 4e-3: (0.9, 0.91)}
 
     def train(task, method, lr, seed):
         val_loss, val = found[lr]
         return {"val_loss": val_loss, "val": val, "test": lr, "trained": 1}
 
-    monkeypatch.setattr(accuracy, "train", train)
-    monkeypatch.setitem(accuracy.FIRST_RATES, "lora", 1e-3)
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setitem(studies().first_rates, "lora", 1e-3)
     path = tmp_path / "runs.jsonl"
-    accuracy.compare(Runs(path, "abc"), TASK, Method.parse("lora r=16"), choose)
-    cell = read(path, choose)[TASK, "lora r=16"]
-    assert cell.rate == rate
-    assert cell.tests == pytest.approx([100 * rate] * 5)
-    assert cell.outermost == (choose == "score")  # nothing better beyond 2e-3, but nothing was tried there either
-    assert ("*" in table(read(path, choose), "MiniLM")) == cell.outermost
+    run.compare(RunLog(path), TASK, "lora r=16", choose)
+    chosen = read_scores(path, choose)[TASK, "lora r=16"]
+    assert chosen.rate == rate
+    assert chosen.tests == pytest.approx([100 * rate] * 5)
+    assert chosen.outermost == (choose == "score")  # nothing better beyond 2e-3, but nothing was tried there either
+    assert ("*" in score_table(read_scores(path, choose), "MiniLM")) == chosen.outermost
 
 
 def test_intervals_are_students(runs):
@@ -111,18 +117,18 @@ def test_intervals_are_students(runs):
 
 
 def test_difference_is_the_paired_one(runs):
-    found, tasks = difference(read(runs), "column r=32 every=100", [TASK, "reviews"])
+    found, tasks = difference(read_scores(runs), "column r=32 every=100", [TASK, "reviews"])
     assert tasks == 1
     pairs = 100 * (np.array(SLICES) - np.array(LORA))
     low, high = stats.t.interval(0.95, 4, loc=pairs.mean(), scale=stats.sem(pairs))
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
-    assert difference(read(runs), "full", [TASK]) is None
+    assert difference(read_scores(runs), "full", [TASK]) is None
 
 
 def test_the_mean_over_networks_is_of_the_tasks_that_have_both_methods(runs):
     """On the digits slices are two points ahead in every seed, so all of the spread is that of the text.
 
-    More epochs of a set are no other set.
+    A longer run on the same data does not count as another task.
     """
     rows = [*rows_of("column r=32 every=100", 1e-3, [0.92] * 5), *rows_of("lora r=16", 1e-3, [0.90] * 5)]
     with runs.open("a") as file:
@@ -130,48 +136,48 @@ def test_the_mean_over_networks_is_of_the_tasks_that_have_both_methods(runs):
             file.writelines(json.dumps(row | {"task": task}) + "\n" for row in rows)
     pairs = (100 * (np.array(SLICES) - np.array(LORA)) + 2) / 2
     half = stats.sem(pairs) * stats.t.ppf(0.975, 4)
-    assert overall(read(runs)).splitlines()[2:] == [
+    assert mean_table(read_scores(runs)).splitlines()[2:] == [
         "| probe | -12.0 ± 2.0 | 1 |",
         f"| column r=32 every=100 | {pairs.mean():+.1f} ± {half:.1f} | 2 |",
     ]
 
 
-def test_table_and_plot_show_every_whole_cell(runs, tmp_path):
-    lines = table(read(runs), "MiniLM").splitlines()
+def test_table_and_plot_show_every_finished_method(runs, tmp_path):
+    lines = score_table(read_scores(runs), "MiniLM").splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| probe", "| lora r=16", "| column r=32 every=100"]
     costs = {"lora r=16": {"time": 1.4, "memory_mb": 150.0}, "column r=32 every=100": {"time": 1.0, "memory_mb": 100.0}}
-    assert at_cost(read(runs), costs).splitlines()[2:] == [
+    assert cost_table(read_scores(runs), costs).splitlines()[2:] == [
         "| column r=32 every=100 | 1.00 | 100 | 93.0 ± 2.0 |",
         "| lora r=16 | 1.40 | 150 | 92.0 ± 2.0 |",
     ]
-    pareto(read(runs), costs, tmp_path / "plot.png")
+    draw(read_scores(runs), costs, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_report_of_the_command_line(runs, tmp_path, monkeypatch, capsys):
     """A method that is not finished is an error, and so is a missing file."""
 
-    def report(*arguments):
-        monkeypatch.setattr("sys.argv", ["accuracy_report.py", *map(str, arguments)])
-        accuracy_report.main()
+    def reported(*arguments):
+        monkeypatch.setattr("sys.argv", ["report", *map(str, arguments)])
+        report.main()
         return capsys.readouterr().out
 
-    assert "| lora r=16 | 7 | 92.0 ± 2.0 (0.001*) |" in report(runs)
+    assert "| lora r=16 | 7 | 92.0 ± 2.0 (0.001*) |" in reported(runs)
     with pytest.raises(SystemExit):
-        report(runs, "--against", "full")
+        reported(runs, "--against", "full")
     assert "'full'; finished are probe, lora r=16, column r=32 every=100" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        report(tmp_path / "nowhere.jsonl")
+        reported(tmp_path / "nowhere.jsonl")
     assert "nowhere.jsonl does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:No new output head was found")
-@pytest.mark.parametrize(("place", "columns"), [("first", [0, 1, 2]), ("last", [8, 9, 10])])
-def test_slices_can_be_placed_at_either_end(place, columns):
+@pytest.mark.parametrize(("position", "columns"), [("first", [0, 1, 2]), ("last", [8, 9, 10])])
+def test_slices_can_be_placed_at_either_end(position, columns):
     """Only these columns of the weight change."""
     net = nn.Sequential(nn.Linear(11, 5), nn.Tanh(), nn.Linear(5, 2))
     before = net[0].weight.detach().clone()
-    fixed_slices(net, Method.parse(f"column r=3 place={place}"), seed=0)
+    fixed_slices(net, MethodConfig("column", 3, position=position), seed=0)
     optimizer = torch.optim.SGD([parameter for parameter in net.parameters() if parameter.requires_grad], lr=1.0)
     net(torch.randn(4, 11)).sum().backward()
     optimizer.step()
@@ -179,29 +185,28 @@ def test_slices_can_be_placed_at_either_end(place, columns):
     assert (after != before).any(0).nonzero().squeeze(1).tolist() == columns
 
 
-def test_a_run_in_the_file_is_not_made_again(tmp_path, monkeypatch):
+def test_a_run_in_the_file_is_not_made_again(tmp_path):
     made = []
 
-    def train(task, method, rate, seed):
+    def train(seed):
         made.append(seed)
         return {"val_loss": 0.1, "test": 0.9}
 
-    monkeypatch.setattr(accuracy, "train", train)
     for _ in range(2):
-        runs = Runs(tmp_path / "runs.jsonl", "abc")
+        log = RunLog(tmp_path / "runs.jsonl")
         for seed in (0, 1):
-            assert runs.get(TASK, Method.parse("full"), 1e-4, seed)["test"] == 0.9
+            assert log.get({"task": TASK, "seed": seed}, lambda seed=seed: train(seed))["test"] == 0.9
     assert made == [0, 1]
 
 
 @pytest.mark.filterwarnings("ignore:No new output head was found")
-@pytest.mark.parametrize("line", ["full weights=random", "bitfit"])
-def test_methods_that_a_network_does_not_have_are_told_apart_from_errors(line):
+@pytest.mark.parametrize("config", [MethodConfig("full", weights="random"), MethodConfig("bitfit")])
+def test_a_method_that_does_not_apply_to_a_network_raises_its_own_error(config):
     class Module:
         model = nn.Sequential(nn.Linear(40, 40, bias=False))
 
-    with pytest.raises(NotThereError):
-        prepare(Method.parse(line), Module(), seed=0)
+    with pytest.raises(NotApplicableError):
+        prepare(config, Module(), seed=0)
 
 
 class Attention(LightningModule):
@@ -211,49 +216,79 @@ class Attention(LightningModule):
 
 
 @pytest.mark.filterwarnings("ignore:No new output head was found")
-@pytest.mark.parametrize("line", ["lora r=2", "column r=2 place=random", "row r=2 place=last", "column r=2 every=10"])
-def test_a_method_of_queries_and_values_works_on_no_other_map(line):
+@pytest.mark.parametrize(
+    "config",
+    [
+        MethodConfig("lora", 2, "query_value"),
+        MethodConfig("column", 2, "query_value", position="random"),
+        MethodConfig("row", 2, "query_value", position="last"),
+        MethodConfig("column", 2, "query_value", interval=10),
+    ],
+)
+def test_a_method_of_queries_and_values_works_on_no_other_map(config):
     module = Attention()
-    callbacks = prepare(Method.parse(f"{line} on=qv"), module, seed=0)
+    callbacks = prepare(config, module, seed=0)
     trainer = Trainer(logger=False, enable_checkpointing=False, callbacks=callbacks)
     for callback in callbacks:
         callback.setup(trainer, module, "fit")  # opens the slices that move
     trained = {name: each.numel() for name, each in module.model.named_parameters() if each.requires_grad}
     assert {name.split(".")[0] for name in trained} == {"query", "value"}
-    lines = 2 * 40 * (2 if line.startswith("lora") else 1)  # two lines of 40 numbers each; LoRA's two matrices
+    lines = 2 * 40 * (2 if config.kind == "lora" else 1)  # two lines of 40 numbers each; LoRA's two matrices
     assert sum(trained.values()) == 2 * lines
 
 
 @pytest.mark.filterwarnings("ignore:No new output head was found")
-@pytest.mark.parametrize("line", ["lora r=2 on=qv", "column r=2 place=random on=qv", "column r=2 every=10 on=qv"])
-def test_a_network_without_queries_leaves_methods_of_queries_out(line):
+@pytest.mark.parametrize(
+    "config",
+    [
+        MethodConfig("lora", 2, "query_value"),
+        MethodConfig("column", 2, "query_value", position="random"),
+        MethodConfig("column", 2, "query_value", interval=10),
+    ],
+)
+def test_a_network_without_queries_leaves_methods_of_queries_out(config):
     class Module:
         model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
 
-    with pytest.raises(NotThereError, match="named as a query or value"):
-        prepare(Method.parse(line), Module(), seed=0)
+    with pytest.raises(NotApplicableError, match="named as a query or value"):
+        prepare(config, Module(), seed=0)
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("settings", "message"),
     [
-        ("adapter r=4", "Unknown method 'adapter'"),
-        ("column r=32 evry=100", "no setting 'evry' .* it has r, on, every, order, place, weights"),
-        ("dora r=16 on=qv", "dora has no setting 'on'"),
-        ("lora r=16 on=qkv", "'on=qkv'.*on is qv"),
-        ("column r=32 every=100 order=random-walk", "order is random or sweep or importance"),
-        ("lora r=0", "r is a whole number > 0"),
-        ("lora", "says no rank"),
-        ("lora r=16 r=8", "says r twice"),
-        ("column r=8 place=random order=importance", "have no order"),
-        ("column r=32", "say one of the two"),
-        ("column r=32 every=100 place=first", "say one of the two"),
+        ({"kind": "adapter", "rank": 4}, "kind='adapter' does not exist"),
+        ({"kind": "column", "rank": 32, "intervall": 100}, "setting 'intervall'; choose from rank, layers, interval"),
+        ({"kind": "full", "rank": 16}, "full does not have the setting 'rank'"),
+        ({"kind": "lora", "rank": 16, "layers": "qkv"}, "layers='qkv' is not allowed; use all or query_value"),
+        ({"kind": "column", "rank": 32, "interval": 100, "order": "walk"}, "use random or sweep or importance"),
+        ({"kind": "lora", "rank": 0}, "rank=0 is not allowed; use a whole number > 0"),
+        ({"kind": "lora", "rank": True}, "rank=True is not allowed; use a whole number > 0"),
+        ({"kind": "lora"}, "rank is missing"),
+        ({"kind": "column", "rank": 8, "position": "random", "order": "importance"}, "do not have an order"),
+        ({"kind": "column", "rank": 32}, "set one of the two"),
+        ({"kind": "column", "rank": 32, "interval": 100, "position": "first"}, "set one of the two"),
     ],
 )
-def test_a_method_that_nobody_knows_is_an_error_before_any_run(line, told):
-    with pytest.raises(ValueError, match=told):
-        Method.parse(line)
+def test_an_invalid_method_is_an_error_before_any_run(settings, message):
+    with pytest.raises(ValueError, match=f"^'x': .*{message}"):
+        MethodConfig.read("x", settings)
 
 
-def test_all_methods_of_all_studies_are_known():
-    assert {Method.parse(line).kind for lines in accuracy.STUDIES.values() for line in lines} == set(accuracy.ALLOWED)
+def test_a_study_can_only_name_methods_of_the_file():
+    content = {"methods": {"full": {"kind": "full"}}, "cost_studies": [], "first_rates": {"full": 1e-4}}
+    assert Studies.read({**content, "studies": {"one": ["full"]}}).methods == {"full": MethodConfig("full")}
+    with pytest.raises(ValueError, match="Study 'one' has the method 'lora'"):
+        Studies.read({**content, "studies": {"one": ["full", "lora"]}})
+    with pytest.raises(ValueError, match="first_rates has no learning rate of 'full'"):
+        Studies.read({**content, "studies": {}, "first_rates": {}})
+
+
+def test_the_studies_use_every_kind_and_every_method():
+    assert {method.kind for method in studies().methods.values()} == set(ALLOWED)
+    assert {name for names in studies().studies.values() for name in names} == set(studies().methods)
+
+
+def test_every_committed_result_can_be_read():
+    [path] = (ROOT / "benchmarks" / "results").glob("accuracy_*.jsonl")
+    assert len(read_scores(path)) > 50  # tasks and methods; an unknown method would raise

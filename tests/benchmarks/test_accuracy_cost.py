@@ -1,15 +1,22 @@
 """The cost of the accuracy benchmark's methods, on a tiny BERT and batches of unequal length."""
 
-import accuracy_cost
 import pytest
 import torch
-from accuracy import Method
-from tasks import Task
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-SLICES = ["column r=4 every=100 on=qv", "column r=4 every=100", "column r=4 place=random"]
-LINES = ["floor", "lora r=2 on=qv", "lora r=2", *SLICES, "full"]
+from benchmarks.accuracy import cost
+from benchmarks.accuracy.studies import MethodConfig, studies
+from benchmarks.accuracy.tasks import Task
+
+METHODS = {
+    "lora on=qv": MethodConfig("lora", 2, layers="query_value"),
+    "lora": MethodConfig("lora", 2),
+    "column on=qv": MethodConfig("column", 4, interval=100, layers="query_value"),
+    "column": MethodConfig("column", 4, interval=100),
+    "column, static": MethodConfig("column", 4, position="random"),
+    "full": MethodConfig("full"),
+}
 
 
 class Module(nn.Module):
@@ -35,24 +42,20 @@ class Data:
 
 @pytest.fixture
 def costs(monkeypatch):
-    monkeypatch.setitem(accuracy_cost.TASKS, "tiny", Task(lambda *given: (Module(), Data()), "BERT", epochs=1))
-    monkeypatch.setattr(accuracy_cost, "LINES", LINES)
-    return accuracy_cost.measure("tiny", rounds=2)
-
-
-def test_every_method_of_the_studies_can_be_measured():
-    assert accuracy_cost.LINES[0] == "floor"
-    assert all(Method.parse(line) for line in accuracy_cost.LINES[1:])
+    monkeypatch.setitem(cost.TASKS, "tiny", Task(lambda *given: (Module(), Data()), "BERT", epochs=1))
+    for name, config in METHODS.items():
+        monkeypatch.setitem(studies().methods, name, config)
+    return cost.measure("tiny", [cost.BASELINE, *METHODS], rounds=2)
 
 
 def test_memory_beyond_the_weights_is_that_of_what_is_trained_and_kept(costs):
-    """Full fine-tuning under AdamW: a gradient and two moments of each number; slices keep as much anywhere."""
-    assert list(costs) == LINES
-    assert costs["floor"]["time"] == 1.0
+    """Full fine-tuning under AdamW: a gradient and two moments per weight; slices need the same at any position."""
+    assert list(costs) == [cost.BASELINE, *METHODS]
+    assert costs[cost.BASELINE]["time"] == 1.0
     trained = sum(parameter.numel() for parameter in Module().parameters())
     assert costs["full"]["memory_mb"] - costs["full"]["saved_mb"] == pytest.approx(3 * 4 * trained / 1e6, rel=0.02)
-    assert costs["column r=4 every=100"]["memory_mb"] == costs["column r=4 place=random"]["memory_mb"]
-    kept = {line: costs[line]["saved_mb"] for line in LINES}
-    assert kept["floor"] < kept["column r=4 every=100"] < kept["lora r=2"] < kept["full"]
-    assert kept["column r=4 every=100 on=qv"] < kept["column r=4 every=100"]
-    assert kept["floor"] < kept["lora r=2 on=qv"] < kept["lora r=2"]
+    assert costs["column"]["memory_mb"] == costs["column, static"]["memory_mb"]
+    saved = {name: row["saved_mb"] for name, row in costs.items()}
+    assert saved[cost.BASELINE] < saved["column"] < saved["lora"] < saved["full"]
+    assert saved["column on=qv"] < saved["column"]
+    assert saved[cost.BASELINE] < saved["lora on=qv"] < saved["lora"]

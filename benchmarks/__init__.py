@@ -1,0 +1,1 @@
+"""Measurements of what methods cost and what they learn; README.md lists the questions and their commands."""

@@ -1,0 +1,1 @@
+"""What each method learns from the same data in the same number of steps."""

@@ -1,0 +1,1 @@
+"""What all benchmarks share: methods, networks, interleaved timing, memory, result files, plots."""

@@ -1,0 +1,106 @@
+"""The machine that a benchmark runs on: its description, a clock for the parts of a step, and percentiles."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+
+ROOT = Path(__file__).parents[2]
+OUTPUTS = ("benchmarks/results", "docs")  # benchmarks write here, so changes here do not make a commit dirty
+
+
+def machine(device: str) -> dict[str, object]:
+    """Describe machine, versions, commit and command; stored with every result.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+    threads = torch.get_num_threads()
+    module = sys.modules["__main__"].__spec__
+    script = sys.argv[0] if module is None else f"-m {module.name}"
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join(["python", script, *sys.argv[1:]]),
+        "commit": commit(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads} thread{'s' * (threads > 1)}",
+        "processor": processor(),
+        "load": round(os.getloadavg()[0], 2),  # of the last minute; near the number of threads on a quiet machine
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }
+
+
+def commit() -> str:
+    """Short hash of the current commit, with ``-dirty`` if source files differ from it; empty outside a repository.
+
+    Changes in ``OUTPUTS`` are ignored.
+    """
+    changed = _git("status", "--porcelain", "--", ".", *(f":!{folder}" for folder in OUTPUTS))
+    return _git("describe", "--always") + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def processor() -> str:
+    """Name of the processor as Linux reports it; elsewhere its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+class Clock:
+    """Time the parts of a step without synchronizing a GPU between them.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device == "cuda"
+        self._marks: list[float] = []
+        self._events: list[torch.cuda.Event] = []
+        if self._cuda:
+            torch.cuda.synchronize()
+        self.mark()
+
+    def mark(self) -> None:
+        """End one part and begin the next."""
+        self._marks.append(time.perf_counter())
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record()
+            self._events.append(event)
+
+    def stop(self) -> list[float]:
+        """Wait for the device; return the seconds of each part, then of the whole."""
+        self.mark()
+        if self._cuda:
+            torch.cuda.synchronize()
+        whole = time.perf_counter() - self._marks[0]
+        if self._cuda:
+            pairs = zip(self._events, self._events[1:], strict=False)
+            return [*(1e-3 * first.elapsed_time(second) for first, second in pairs), whole]
+        return [*(second - first for first, second in zip(self._marks, self._marks[1:], strict=False)), whole]
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """The median, and the 16th and 84th percentile."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    places = {"p16": 0.16, "median": 0.5, "p84": 0.84}
+    return {name: round(ordered[round(place * last)], 4) for name, place in places.items()}

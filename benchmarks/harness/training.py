@@ -1,0 +1,110 @@
+"""Training runs: one method, on its own copy of a network, with AdamW on one batch.
+
+``prepare`` applies the method, compiles the network if the method asks for it, and takes the first step.  The checks
+that a run trains what it should, and nothing else, are in ``checks.py``.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness.machine import Clock
+from benchmarks.harness.methods import Method
+from benchmarks.harness.networks import Workload
+from slicefine_pl.slicing import SliceHandle
+
+PARTS = ("forward", "backward", "update")
+
+
+@dataclass
+class TrainingRun:
+    """A network in training.
+
+    Attributes:
+        workload: Copy of the network, and its batch.
+        method: The method that prepared it.
+        model: What computes the loss: the network, or its compiled form.
+        handle: Handle of the slices; ``None`` for other methods.
+        optimizer: ``None`` if no parameter is trainable, as in the frozen baseline of a language model.
+        startup_seconds: From the plain network to the end of the first step.
+    """
+
+    workload: Workload
+    method: Method
+    model: Callable[..., Any]
+    handle: SliceHandle | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    startup_seconds: float = 0.0
+
+    def step(self, clock: Clock) -> None:
+        """Take one training step; mark the ends of forward and backward."""
+        loss = self.loss()
+        clock.mark()
+        loss.backward()  # type: ignore[no-untyped-call]
+        clock.mark()
+        if self.optimizer is not None:
+            self.optimizer.step()
+        if self.handle is not None:
+            self.handle.write()
+        self.workload.net.zero_grad(set_to_none=True)
+
+    def loss(self) -> Tensor:
+        return self.workload.compute(self.model, self.workload.batch)  # type: ignore[arg-type]
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.workload.net.parameters() if parameter.requires_grad]
+
+    @property
+    def moving_slices(self) -> SliceHandle | None:
+        """Handle of the slices, if they move during training."""
+        return self.handle if self.method.moves else None
+
+
+def prepare(workload: Workload, method: Method, rank: int, device: str) -> TrainingRun:
+    """Apply a method to ``workload``, whose network changes in place, and take the first step.
+
+    Raises:
+        ValueError: The method has nothing to train in this network; the message says why.
+    """
+    clock = Clock(device)
+    handle = method.prepare(workload.net, workload.new_head, workload.targets(), rank)
+    # Isolated: otherwise the copies of one network share a cache, and the last ones run uncompiled.
+    model: Any = workload.net
+    if method.compiled:
+        model = torch.compile(workload.net, isolate_recompiles=True)  # type: ignore[call-overload]  # not in its stubs
+    run = TrainingRun(workload, method, model, handle)
+    run.optimizer = adamw(run.trainable())
+    run.step(clock)
+    run.startup_seconds = clock.stop()[-1]
+    return run
+
+
+def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
+    """AdamW without weight decay, which would also shrink the weights that masked gradients leave alone."""
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0) if parameters else None
+
+
+def timed_step(run: TrainingRun, device: str) -> dict[str, float]:
+    """Seconds of one step and its parts, and of the move that follows if slices move."""
+    clock = Clock(device)
+    run.step(clock)
+    seconds = dict(zip((*PARTS, "step"), clock.stop(), strict=True))
+    if run.moving_slices is not None:
+        clock = Clock(device)
+        run.moving_slices.move()
+        seconds["move"] = clock.stop()[-1]
+    return seconds
+
+
+def require_compiler(device: str) -> None:
+    """Stop the program if ``torch.compile`` cannot work, instead of timing uncompiled networks.
+
+    On a CPU it needs a C++ compiler.  Too many recompilations raise an error later.
+    """
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    if device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise SystemExit("--compile needs a C++ compiler on a CPU, and none was found. Install g++, or omit --compile.")

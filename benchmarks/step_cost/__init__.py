@@ -1,0 +1,1 @@
+"""Time, memory and disk space of one training step."""

@@ -1,0 +1,1 @@
+"""Bytes sent between processes, behaviour after a fault, speed of video decoding."""
