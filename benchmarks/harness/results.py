@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.machine import ROOT, commit
-from slicefine_pl.files.atomic import write_whole
+from slicefine_pl.files.atomic import write_atomic
 
 RESULTS = ROOT / "benchmarks" / "results"
 Row = dict[str, Any]
@@ -40,7 +40,7 @@ def result_path(text: str) -> Path:
 def write_result(path: Path | None, result: Mapping[str, Any]) -> None:
     """Write a result as JSON, whole or not at all; ``None`` writes nothing."""
     if path is not None:
-        write_whole(path, json.dumps(result, indent=1) + "\n")
+        write_atomic(path, json.dumps(result, indent=1) + "\n")
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How much time does SparsityCallback add to a training step?
 
-OMP_NUM_THREADS=1 python -m benchmarks.pruning.sparsity_step --network minilm --rounds 15 --out FILE
+OMP_NUM_THREADS=1 python -m benchmarks.pruning.step_cost --network minilm --rounds 15 --out FILE
 
 Five Trainers train the same network (random weights, no dropout) on the same batch with AdamW and take one step each in
 turn, so that a machine that slows down slows all of them:

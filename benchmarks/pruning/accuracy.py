@@ -1,6 +1,6 @@
 """What does pruning cost in accuracy, at equal steps?  Dense, 50 %, 75 % and 2:4; from scratch and pretrained.
 
-python -m benchmarks.pruning.pruned_accuracy --out runs.jsonl digits reviews
+python -m benchmarks.pruning.accuracy --out runs.jsonl digits reviews
 
 - ``digits`` trains the vision transformer of ``recipes/sparse.py`` from random weights, 24 epochs of 1,500 digits.
 - ``reviews`` trains all weights of the pretrained MiniLM of ``recipes/text.py``, one epoch of film reviews at the
