@@ -28,11 +28,11 @@ from torch.utils._pytree import tree_map
 
 from slicefine_pl.files.atomic import replace_folder
 from slicefine_pl.files.safe_load import check_sharded_checkpoint, load_plain
+from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.slicing.distributed.fsdp import shard_model, sharded_bytes
 from slicefine_pl.slicing.distributed.saved_activations import count_activations
 from slicefine_pl.slicing.distributed.shards import is_sharded, local_slice_of, to_local
 from slicefine_pl.slicing.optimizer_state import has_types_of, restore_types
-from slicefine_pl.slicing.targets import Patterns
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -71,7 +71,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
-        self._blocks: Patterns | None = blocks
+        self._blocks: NamePatterns | None = blocks
         self._offload = offload
         self._told = False
 

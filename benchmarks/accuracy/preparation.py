@@ -13,7 +13,7 @@ from benchmarks.accuracy.tasks import Module
 from benchmarks.harness.methods import METHODS, queries_and_values
 from slicefine_pl import SliceFineCallback
 from slicefine_pl.slicing import slice_model
-from slicefine_pl.slicing.heads import find_heads
+from slicefine_pl.network.heads import find_heads
 
 
 class NotApplicableError(Exception):

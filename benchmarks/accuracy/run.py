@@ -31,7 +31,7 @@ from benchmarks.accuracy.tasks import TASKS, Task
 from benchmarks.harness.lightning import QUIET
 from benchmarks.harness.results import Row, RunLog, argument_parser, result_path
 from slicefine_pl.callbacks.linear_probe import LinearProbe
-from slicefine_pl.slicing.heads import find_heads
+from slicefine_pl.network.heads import find_heads
 
 TUNING_SEEDS = (0, 1)
 SEEDS = (0, 1, 2, 3, 4)

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from slicefine_pl.analysis.preserve_state import preserve_state
 from slicefine_pl.analysis.spectra import effective_rank
 from slicefine_pl.analysis.targets import target_matrices, weights_of
+from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.slicing import SliceView
 from slicefine_pl.slicing.distributed.shards import is_sharded
-from slicefine_pl.slicing.targets import Patterns
 
 B = TypeVar("B")
 
 
-def target_weights(net: nn.Module, targets: Patterns | None = None, rank: int = 1) -> list[nn.Parameter]:
+def target_weights(net: nn.Module, targets: NamePatterns | None = None, rank: int = 1) -> list[nn.Parameter]:
     """The weights of all layers that would be sliced, each once; for a network whose slices are closed.
 
     Args:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from slicefine_pl.eval_mode import eval_mode
+from slicefine_pl.network.eval_mode import eval_mode
 from slicefine_pl.slicing.slice import Slice
 
 

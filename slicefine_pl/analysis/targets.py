@@ -4,11 +4,12 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.slicing.layers.registry import SliceableMatrix
-from slicefine_pl.slicing.targets import Patterns, TargetSettings, find_targets
+from slicefine_pl.slicing.targets import TargetSettings, find_targets
 
 
-def target_matrices(net: nn.Module, targets: Patterns | None = None, rank: int = 1) -> list[SliceableMatrix]:
+def target_matrices(net: nn.Module, targets: NamePatterns | None = None, rank: int = 1) -> list[SliceableMatrix]:
     """The matrices that ``slice_model(net, rank, targets=targets)`` would slice, in the order of ``named_modules``.
 
     Args:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from slicefine_pl.analysis.preserve_state import preserve_state
+from slicefine_pl.network.layers import transformers_conv1d
 
 B = TypeVar("B")
 
@@ -156,7 +157,7 @@ def task_energy(
     handles = [
         layer.register_forward_pre_hook(partial(listener.hear, name))
         for name, layer in layers.items()
-        if isinstance(layer, nn.Linear | _ConvNd) or type(layer).__name__ == "Conv1D"  # transformers' linear map
+        if isinstance(layer, nn.Linear | _ConvNd) or transformers_conv1d(layer)
     ]
     try:
         with preserve_state(net):

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from slicefine_pl.analysis import regression
 from slicefine_pl.analysis.layer_inputs import record_inputs
-from slicefine_pl.eval_mode import eval_mode
-from slicefine_pl.slicing.heads import last_linear
+from slicefine_pl.network.eval_mode import eval_mode
+from slicefine_pl.network.heads import last_linear
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the L2 penalty on standardised inputs; validation chooses
 

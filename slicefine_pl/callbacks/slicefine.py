@@ -47,11 +47,11 @@ from slicefine_pl.callbacks.support.training_checks import (
     check_unexpected_trainable,
     raise_missing_gradient,
 )
+from slicefine_pl.network.names import shortlist
 from slicefine_pl.run_length import run_length
 from slicefine_pl.slicing import AxisSchedule, Backend, Order, SliceHandle, SliceSummary, SliceView, slice_model
 from slicefine_pl.slicing.cursor import slice_type
 from slicefine_pl.slicing.schedule import check_choice, check_rank
-from slicefine_pl.slicing.targets import some
 
 OptimizerState = Literal["reset", "keep"]
 NonFinite = Literal["raise", "skip"]
@@ -343,9 +343,9 @@ class SliceFineCallback(ResumableCallback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if unsynced := self.opened().unsynced():
             raise MisconfigurationException(
-                f"The slices of {some(unsynced)} changed after the last optimizer step, and the forward pass did not"
-                " see it: compiled networks, and layers in eval mode, compute with the weights of that step. Optimizers"
-                " that evaluate several times a step (LBFGS, SAM) need train mode, and no torch.compile."
+                f"The slices of {shortlist(unsynced)} changed after the last optimizer step, and the forward pass did"
+                " not see it: compiled networks, and layers in eval mode, compute with the weights of that step."
+                " Optimizers that evaluate several times a step (LBFGS, SAM) need train mode, and no torch.compile."
             )
         if not loss.requires_grad:
             check_loss_requires_grad(self.opened(), self._reached_within)

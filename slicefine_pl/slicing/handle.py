@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.slicing.cursor import SliceCursor, SliceSettings, slice_type
 from slicefine_pl.slicing.distributed.shards import full_tensors, reshard
 from slicefine_pl.slicing.layers.base import NoGradReason, SlicedLayer, close_layer, open_layer
@@ -29,7 +30,7 @@ from slicefine_pl.slicing.layers.registry import Backend, SliceableMatrix
 from slicefine_pl.slicing.schedule import AxisSchedule, Order, check_choice
 from slicefine_pl.slicing.slice import duplicated_numel
 from slicefine_pl.slicing.summary import SliceCounts, SliceSummary, summarize
-from slicefine_pl.slicing.targets import Patterns, TargetSelection, TargetSettings, find_targets
+from slicefine_pl.slicing.targets import TargetSelection, TargetSettings, find_targets
 from slicefine_pl.slicing.view import MoveListener, SliceView
 
 
@@ -240,8 +241,8 @@ def slice_model(
     rank: int = 32,
     axis: AxisSchedule = "column",
     order: Order = "random",
-    targets: Patterns | None = None,
-    also_train: Patterns | None = None,
+    targets: NamePatterns | None = None,
+    also_train: NamePatterns | None = None,
     seed: int = 0,
     slice_dtype: torch.dtype | str | None = None,
     backend: Backend = "auto",

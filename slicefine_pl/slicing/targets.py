@@ -2,24 +2,22 @@
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 
 from torch import nn
 
+from slicefine_pl.network.heads import Head, find_heads
+from slicefine_pl.network.layers import tied_parameters
+from slicefine_pl.network.names import NamePatterns, match_names, shortlist
 from slicefine_pl.slicing.distributed.shards import is_sharded
 from slicefine_pl.slicing.frozen import FrozenMatrix, FrozenReport
-from slicefine_pl.slicing.heads import Head, find_heads
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.layers.masked import MaskedLayer
 from slicefine_pl.slicing.layers.registry import COMPACT, Backend, SliceableMatrix, sliceable_matrices
-from slicefine_pl.slicing.name_patterns import matching
 from slicefine_pl.slicing.packed import PackedMatrix, can_be_trained, count_entries, packed_matrices, untrainable_reason
 from slicefine_pl.slicing.schedule import Axis
-
-Patterns = str | Sequence[str]
 
 OUTPUT_HEAD = "output head"
 FROZEN = "frozen already"
@@ -33,8 +31,8 @@ FAMILIAR_NAME = re.compile(r"(^|_)(pos|positions?|positional|cls|class|tokens?|b
 class TargetSettings:
     """What the user asks for; the arguments of ``slice_model`` that decide about targets."""
 
-    targets: Patterns | None
-    also_train: Patterns | None
+    targets: NamePatterns | None
+    also_train: NamePatterns | None
     backend: Backend
     rank: int
     axes: tuple[Axis, ...]
@@ -74,7 +72,7 @@ def find_targets(net: nn.Module, settings: TargetSettings) -> TargetSelection:
     """
     open_already = [name for name, module in net.named_modules() if isinstance(module, SlicedLayer)]
     if open_already:
-        raise ValueError(f"{some(open_already)} are already sliced; close() the handle of these slices first.")
+        raise ValueError(f"{shortlist(open_already)} are already sliced; close() the handle of these slices first.")
     if any(is_sharded(parameter) for parameter in net.parameters()):
         raise ValueError(
             "The network is sharded already, and slices are opened before: let FullyShardedStrategy shard it, or call"
@@ -82,7 +80,7 @@ def find_targets(net: nn.Module, settings: TargetSettings) -> TargetSelection:
         )
     if lazy := [name for name, module in net.named_modules() if _is_uninitialised(module)]:
         raise ValueError(
-            f"{some(f'{name} (not initialised yet)' for name in lazy)} cannot be frozen or sliced; pass one batch"
+            f"{shortlist(f'{name} (not initialised yet)' for name in lazy)} cannot be frozen or sliced; pass one batch"
             " through the network before slices are opened."
         )
     heads = find_heads(net)
@@ -94,7 +92,7 @@ def find_targets(net: nn.Module, settings: TargetSettings) -> TargetSelection:
         named = {name for name, candidate in present.items() if candidate.layer}
         chosen = [name for name in present if name in named and reasons[name] is None]
     else:
-        named = set(matching("targets", settings.targets, present, "layer or parameter"))
+        named = set(match_names("targets", settings.targets, present, "layer or parameter"))
         chosen = [name for name in present if name in named]
         _refuse([present[name] for name in chosen], reasons, settings)
     found.chosen = [present[name] for name in chosen]
@@ -106,7 +104,7 @@ def find_targets(net: nn.Module, settings: TargetSettings) -> TargetSelection:
         room = _room((present[name] for name in named), reasons, settings)
         raise ValueError(
             f"targets={settings.targets!r} meets nothing that can be sliced."
-            f" This network has {some(_explained(found.skipped))}."
+            f" This network has {shortlist(_explained(found.skipped))}."
             + (f" Choose a rank of at most {max(room)}." if room else "")
             + (f"\n{found.frozen}" if found.frozen.has_unexpected and not room else "")
         )
@@ -124,19 +122,18 @@ def _is_uninitialised(module: nn.Module) -> bool:
 
 def _excluded(net: nn.Module, heads: list[Head], found: TargetSelection) -> dict[str, set[int]]:
     """Reasons for which a parameter is left out, each with the ids of the parameters it holds for."""
-    owners = Counter(id(parameter) for module in net.modules() for parameter in module._parameters.values())
     return {
-        "its weight is tied": {owned for owned, count in owners.items() if count > 1},
+        "its weight is tied": tied_parameters(net),
         "trained in full": {id(parameter) for parameter in found.fully_trained.values()},
         OUTPUT_HEAD: {id(parameter) for head in heads for parameter in head.module.parameters()},
         FROZEN: {id(parameter) for parameter in net.parameters() if not parameter.requires_grad},
     }
 
 
-def _trained_whole(net: nn.Module, heads: list[Head], also_train: Patterns | None) -> dict[str, nn.Parameter]:
+def _trained_whole(net: nn.Module, heads: list[Head], also_train: NamePatterns | None) -> dict[str, nn.Parameter]:
     """The parameters that ``also_train`` names, or those of the new heads that are not frozen."""
     if also_train is not None:
-        return matching("also_train", also_train, dict(net.named_parameters()), "parameter")
+        return match_names("also_train", also_train, dict(net.named_parameters()), "parameter")
     new = (head.module.named_parameters(prefix=head.name) for head in heads if not head.pretrained)
     return {name: parameter for name, parameter in chain.from_iterable(new) if parameter.requires_grad}
 
@@ -178,7 +175,7 @@ def _refuse(chosen: Iterable[SliceableMatrix], reasons: Mapping[str, str | None]
         told = _explained({each.name: reason for each, reason in refused.items()})
         room = _room(refused, {each.name: reason for each, reason in refused.items()}, settings)
         raise ValueError(
-            f"targets={settings.targets!r} matches {some(told)}. Narrow the pattern so that it leaves these out"
+            f"targets={settings.targets!r} matches {shortlist(told)}. Narrow the pattern so that it leaves these out"
             + (f", or choose a rank of at most {min(room)}." if len(room) == len(refused) else ".")
         )
 
@@ -195,18 +192,18 @@ def _room(
 
 
 def _head_notice(
-    net: nn.Module, found: TargetSelection, also_train: Patterns | None, frozen_heads: list[str]
+    net: nn.Module, found: TargetSelection, also_train: NamePatterns | None, frozen_heads: list[str]
 ) -> str | None:
     if also_train is not None:
         trained = tuple(found.fully_trained)
         frozen = [head for head in frozen_heads if not any(name.startswith(head + ".") for name in trained)]
-        return f"also_train={also_train!r} leaves the output head {some(frozen)} frozen." if frozen else None
+        return f"also_train={also_train!r} leaves the output head {shortlist(frozen)} frozen." if frozen else None
     if frozen_heads:
         return None
     last = [candidate.name for candidate in found.chosen[-3:]]
     return (
         "No new output head was found, so only slices are trained. If the network has one, name it:"
-        f" also_train={last[-1]!r}, for instance (the last layers are {some(last)})."
+        f" also_train={last[-1]!r}, for instance (the last layers are {shortlist(last)})."
     )
 
 
@@ -262,10 +259,3 @@ def _frozen_notice(found: TargetSelection, settings: TargetSettings) -> str | No
 
 def _explained(reasons: Mapping[str, str | None]) -> list[str]:
     return [f"{name} ({reason})" for name, reason in reasons.items()]
-
-
-def some(names: Iterable[str], most: int = 3) -> str:
-    """The first few names of many, for a message."""
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return (", ".join(islice(listed, most)) or "none") + more

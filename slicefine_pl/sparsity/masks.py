@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from slicefine_pl.network.names import NamePatterns, shortlist
 from slicefine_pl.sparsity.mask_selection import select_by_layer, select_globally
 from slicefine_pl.sparsity.mask_tensors import apply_mask, pack_mask, unpack_mask
 from slicefine_pl.sparsity.patterns import Blocks, NofM, Pattern
 from slicefine_pl.sparsity.scores import Score
-from slicefine_pl.sparsity.targets import Criterion, Patterns, Prunable, find_targets, some
+from slicefine_pl.sparsity.targets import Criterion, Prunable, find_targets
 
 Scope = Literal["layer", "global"]
 
@@ -79,7 +80,7 @@ class NetworkMasks:
         pattern: Pattern,
         criterion: Criterion = "magnitude",
         scope: Scope = "layer",
-        targets: Patterns | None = None,
+        targets: NamePatterns | None = None,
         seed: int = 0,
     ) -> None:
         if scope == "global" and isinstance(pattern, NofM | Blocks):
@@ -149,7 +150,7 @@ class NetworkMasks:
         empty = [name for name, each in self._chosen.items() if not each.parameter.count_nonzero()]
         if empty:
             raise ValueError(
-                f"{some(empty)} contains only zeros and would never train; choose targets without it, or give it"
+                f"{shortlist(empty)} contains only zeros and would never train; choose targets without it, or give it"
                 " other values."
             )
         self._masks = {name: each.parameter != 0 for name, each in self._chosen.items()}
@@ -274,7 +275,7 @@ class NetworkMasks:
         if saved != present:
             wrong = sorted(name for name in saved.keys() | present.keys() if saved.get(name) != present.get(name))
             raise ValueError(
-                f"the saved masks belong to another network or to other targets: {some(wrong)} differ in name or"
+                f"the saved masks belong to another network or to other targets: {shortlist(wrong)} differ in name or"
                 " shape; resume with the settings of the saved run."
             )
         self._masks = {

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from slicefine_pl.eval_mode import eval_mode
+from slicefine_pl.network.eval_mode import eval_mode
 from slicefine_pl.sparsity.targets import Prunable
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]

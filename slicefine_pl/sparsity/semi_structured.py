@@ -38,9 +38,9 @@ from torch.sparse import (
 )
 from torch.utils._pytree import tree_leaves
 
+from slicefine_pl.network.names import shortlist
 from slicefine_pl.sparsity.detect import is_two_four
 from slicefine_pl.sparsity.positions import Example, call, evaluating
-from slicefine_pl.sparsity.targets import some
 
 HALVES = (torch.float16, torch.bfloat16)
 WARM_UP = 5
@@ -135,7 +135,7 @@ def export_semi_structured(
     converted = tuple(name for name, reason in reasons.items() if reason is None)
     kept = {name: reason for name, reason in reasons.items() if reason is not None}
     if not converted:
-        found = some((f"{name} ({reason})" for name, reason in kept.items()), none="no linear layer")
+        found = shortlist((f"{name} ({reason})" for name, reason in kept.items()), none="no linear layer")
         raise ValueError(f"no layer can be converted to a 2:4 tensor: this network has {found}.")
     sparse = copy.deepcopy(net).eval()
     for name in converted:

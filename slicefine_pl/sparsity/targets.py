@@ -8,18 +8,18 @@ Source:  Frantar et al., arXiv:2309.08520 and its code, for what is pruned; the 
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from slicefine_pl.network.layers import tied_parameters, transformers_conv1d
+from slicefine_pl.network.names import NamePatterns, match_names, shortlist
 from slicefine_pl.sparsity.patterns import Pattern, Unstructured
 
 Criterion = Literal["magnitude", "wanda", "gradient", "random"]
-Patterns = str | Sequence[str]
 
 SMALLEST = 4096  # weights; a smaller matrix stays dense unless it is named
 POSITIONS = re.compile(r"pos(ition)?(al)?_?(emb|bias)|relative_attention_bias|(^|\.)w[pt]?pe($|\.)")
@@ -85,11 +85,13 @@ def prunable(net: nn.Module) -> Iterator[Prunable]:
             yield Prunable(f"{prefix}weight", module, embedding=True)
         elif isinstance(module, nn.Linear | _ConvNd) and not isinstance(module, nn.modules.lazy.LazyModuleMixin):
             yield Prunable(f"{prefix}weight", module, transposed=bool(getattr(module, "transposed", False)))
-        elif any(base.__name__ == "Conv1D" for base in type(module).__mro__):  # transformers': a linear map, (I, O)
+        elif transformers_conv1d(module) is not None:
             yield Prunable(f"{prefix}weight", module, transposed=True)
 
 
-def find_targets(net: nn.Module, pattern: Pattern, criterion: Criterion, targets: Patterns | None = None) -> Targets:
+def find_targets(
+    net: nn.Module, pattern: Pattern, criterion: Criterion, targets: NamePatterns | None = None
+) -> Targets:
     """Decide what is pruned.
 
     Args:
@@ -104,32 +106,25 @@ def find_targets(net: nn.Module, pattern: Pattern, criterion: Criterion, targets
         ValueError: A pattern matches nothing, or something that cannot be pruned; or nothing is left.
     """
     present = {each.name: each for each in prunable(net)}
-    owners = Counter(id(parameter) for module in net.modules() for parameter in module._parameters.values())
-    tied = {name for name, each in present.items() if owners[id(each.parameter)] > 1}
+    shared = tied_parameters(net)
+    tied = {name for name, each in present.items() if id(each.parameter) in shared}
     hidden = _read_by_attention(net) if criterion == "wanda" else set()
     refusals = {name: _obstacle(each, pattern, tied, hidden) for name, each in present.items()}
     if targets is None:
         skipped = {name: refusals[name] or _too_small(each) for name, each in present.items()}
     else:
-        named = _matching(targets, present)
+        named = match_names("targets", targets, present, "prunable weight")
         if refused := [f"{name} ({refusals[name]})" for name in named if refusals[name]]:
             raise ValueError(
-                f"targets={targets!r} matches {some(refused)}; narrow the pattern so that it leaves these out."
+                f"targets={targets!r} matches {shortlist(refused)}; narrow the pattern so that it leaves these out."
             )
         skipped = {name: None if name in named else "not named" for name in present}
     found = Targets([present[name] for name, reason in skipped.items() if reason is None])
     found.skipped = {name: reason for name, reason in skipped.items() if reason is not None}
     if not found.chosen:
-        told = some(f"{name} ({reason})" for name, reason in found.skipped.items())
+        told = shortlist((f"{name} ({reason})" for name, reason in found.skipped.items()), none="no matrix")
         raise ValueError(f"nothing can be pruned with pattern '{pattern}': this network has {told}.")
     return found
-
-
-def some(names: Iterable[str], most: int = 3, none: str = "no linear map, convolution or attention") -> str:
-    """The first few names of many, for a message."""
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return (", ".join(listed[:most]) or none) + more
 
 
 def _read_by_attention(net: nn.Module) -> set[int]:
@@ -154,18 +149,3 @@ def _too_small(each: Prunable) -> str | None:
     if each.embedding and POSITIONS.search(each.name):
         return "a table of positions"
     return f"fewer than {SMALLEST} weights" if each.parameter.numel() < SMALLEST else None
-
-
-def _matching(targets: Patterns, present: dict[str, Prunable]) -> set[str]:
-    named: set[str] = set()
-    for pattern in [targets] if isinstance(targets, str) else targets:
-        try:
-            hits = {name for name in present if re.search(pattern, name)}
-        except re.error as error:
-            raise ValueError(f"targets={pattern!r} is not a regular expression: {error}.") from error
-        if not hits:
-            raise ValueError(
-                f"targets={pattern!r} matches no weight that can be pruned; this network has {some([*present])}."
-            )
-        named |= hits
-    return named

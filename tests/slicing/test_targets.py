@@ -8,8 +8,8 @@ import torchvision
 import transformers
 from torch import nn
 
+from slicefine_pl.network.heads import find_heads
 from slicefine_pl.slicing import slice_model
-from slicefine_pl.slicing.heads import find_heads
 
 TEXT = {"vocab_size": 50, "num_labels": 3}
 
@@ -138,7 +138,7 @@ def test_targets_and_also_train_are_searched_as_regular_expressions():
     [
         (
             {"targets": "decoder"},
-            r"targets='decoder' matches no layer or parameter name; similar names: bert\.encoder\.layer\.0",
+            r"targets='decoder' does not match any layer or parameter name; similar names: bert\.encoder\.layer\.0",
         ),
         (
             {"also_train": "clasifier"},
@@ -148,15 +148,15 @@ def test_targets_and_also_train_are_searched_as_regular_expressions():
             {"also_train": "head"},
             r"the last names of this network: bert\.pooler\.dense\.bias, classifier\.weight, classifier\.bias\.$",
         ),
-        ({"targets": ["attention", "decoder"]}, "targets='decoder' matches no layer"),
+        ({"targets": ["attention", "decoder"]}, "targets='decoder' does not match"),
         ({"targets": "("}, r"targets='\(' is not a regular expression"),
-        ({"targets": "LayerNorm"}, "targets='LayerNorm' matches no layer or parameter name"),
+        ({"targets": "LayerNorm"}, "targets='LayerNorm' does not match any layer or parameter name"),
         (
             {"targets": "embeddings", "backend": "compact"},
             r"word_embeddings \(no compact layer; these have one: ",
         ),
         ({"targets": "classifier"}, r"classifier \(trained in full\)"),
-        ({"also_train": "lm_head"}, "also_train='lm_head' matches no parameter name"),
+        ({"also_train": "lm_head"}, "also_train='lm_head' does not match any parameter name"),
     ],
 )
 def test_patterns_that_miss_are_refused(settings, message):

@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from slicefine_pl.callbacks.support.deferred_setup import cancel_deferred
 from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
+from slicefine_pl.network.names import shortlist
 from slicefine_pl.slicing.layers.base import SlicedLayer
-from slicefine_pl.slicing.targets import some
 
 HOOK = "configure_callbacks"  # of the module: the first hook of every run, before any callback's
 
@@ -76,7 +76,7 @@ class _PendingCleanup:
         for undo in list(self.undo.values()):
             undo()
         self.leave()
-        names = some(type(callback).__name__ for callback in left)
+        names = shortlist(type(callback).__name__ for callback in left)
         if left and trainer is (self.trainer and self.trainer()) and not set(left) <= set(trainer_callbacks(trainer)):
             raise MisconfigurationException(
                 f"This trainer has lost its callbacks, {names} among them: a search took them off and failed before it"
@@ -87,8 +87,8 @@ class _PendingCleanup:
         sliced = [name for name, module in self._pl_module.named_modules() if isinstance(module, SlicedLayer)]
         if sliced and not left:
             raise MisconfigurationException(
-                f"This module is a copy that was made while slices were open: {some(sliced)} would train a few lines,"
-                " and all else is frozen. Call slicefine_pl.slicing.close_slices(module) and"
+                f"This module is a copy that was made while slices were open: {shortlist(sliced)} would train a few"
+                " lines, and all else is frozen. Call slicefine_pl.slicing.close_slices(module) and"
                 " module.requires_grad_(True), or copy it after the fit."
             )
 

@@ -6,8 +6,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.distributed.device_mesh import DeviceMesh
 
+from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.slicing.distributed.fsdp import shard_model
-from slicefine_pl.slicing.targets import Patterns
 
 DEFERRED = "slicefine_deferred"  # an attribute of the module: what is to be done when its model exists
 
@@ -36,7 +36,7 @@ def after_configure_model(trainer: Trainer, pl_module: LightningModule, action: 
 def shard_sliced_model(
     pl_module: LightningModule,
     mesh: DeviceMesh | None = None,
-    blocks: Patterns | None = None,
+    blocks: NamePatterns | None = None,
     offload: bool = False,
 ) -> list[str]:
     r"""Share a module out among processes from within its own ``configure_model``, after its slices were opened.

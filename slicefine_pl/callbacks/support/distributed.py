@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
-from slicefine_pl.slicing.targets import some
+from slicefine_pl.network.names import shortlist
 from slicefine_pl.strategy import FullyShardedStrategy
 
 
@@ -68,8 +68,8 @@ def check_same_on_all_ranks(trainer: Trainer, choices: Mapping[str, Tensor], wha
         rank, _ = apart[0]
         names = [name for number, name in enumerate(choices) if [rank, number] in apart]
         raise RuntimeError(
-            f"Process {rank} has {what} in {some(names)} other than process 0 has. All processes need the same seed and"
-            " settings, and the same network; check what differs between them before this callback comes."
+            f"Process {rank} has {what} in {shortlist(names)} other than process 0 has. All processes need the same"
+            " seed and settings, and the same network; check what differs between them before this callback comes."
         )
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from slicefine_pl.callbacks.support.optimizer_slices import parameters_of
+from slicefine_pl.network.names import shortlist
 from slicefine_pl.slicing.distributed.shards import to_local
-from slicefine_pl.slicing.targets import some
 
 
 class NonFiniteCheck:
@@ -74,4 +74,4 @@ def describe_nonfinite(net: nn.Module, loss: Tensor | None) -> str:
         if parameter.grad is not None and not torch.isfinite(to_local(parameter.grad)).all()
     ]
     value = "unknown" if loss is None else f"{loss.float().mean().item():g}"
-    return f"the loss is {value} and the gradient is not finite in {some(guilty)}"
+    return f"the loss is {value} and the gradient is not finite in {shortlist(guilty)}"

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from slicefine_pl.network.names import shortlist
 from slicefine_pl.slicing import SliceHandle
-from slicefine_pl.slicing.targets import some
 
 
 def check_optimizers(handle: SliceHandle, owned: Collection[int]) -> None:
@@ -23,14 +23,14 @@ def check_optimizers(handle: SliceHandle, owned: Collection[int]) -> None:
     times = Counter(owned)
     if shared := [view.name for view in handle if times[id(view.parameter)] > 1]:
         raise MisconfigurationException(
-            f"Several optimizers hold the slices of {some(shared)}, and a slice moves with the steps of one; give"
+            f"Several optimizers hold the slices of {shortlist(shared)}, and a slice moves with the steps of one; give"
             " each optimizer parameters of its own."
         )
     slices = [f"the slice of {view.name}" for view in handle if id(view.parameter) not in times]
     whole = [name for name, parameter in handle.fully_trained.items() if id(parameter) not in times]
     if slices or whole:
         raise MisconfigurationException(
-            f"No optimizer holds {some(slices + whole)}. Collect the parameters in configure_optimizers, from"
+            f"No optimizer holds {shortlist(slices + whole)}. Collect the parameters in configure_optimizers, from"
             " self.parameters() or from those that require a gradient: what is collected earlier, for instance in"
             " __init__, lacks the slices."
         )
@@ -50,9 +50,9 @@ def check_unexpected_trainable(handle: SliceHandle, named: Iterable[tuple[str, n
     strays = [name for name, parameter in named if parameter.requires_grad and id(parameter) not in known]
     if strays:
         raise MisconfigurationException(
-            f"{some(strays)} require a gradient but are neither slices nor in also_train: something made or unfroze"
-            " them after the slices were opened. Build the model in __init__, setup or configure_model, and do not"
-            " combine SliceFineCallback with callbacks that unfreeze parameters."
+            f"{shortlist(strays)} require a gradient but are neither slices nor in also_train: something made or"
+            " unfroze them after the slices were opened. Build the model in __init__, setup or configure_model, and do"
+            " not combine SliceFineCallback with callbacks that unfreeze parameters."
         )
 
 
@@ -66,9 +66,9 @@ def check_requires_grad(handle: SliceHandle, names: Iterable[str]) -> None:
     frozen = [view.name for view in handle if view.name in wanted and not view.parameter.requires_grad]
     if frozen:
         raise MisconfigurationException(
-            f"The slices of {some(frozen)} do not require a gradient any more: something froze them after they were"
-            " opened, such as requires_grad_(False), freeze() or a callback. Take it out, as SliceFineCallback freezes"
-            " all that it does not train."
+            f"The slices of {shortlist(frozen)} do not require a gradient any more: something froze them after they"
+            " were opened, such as requires_grad_(False), freeze() or a callback. Take it out, as SliceFineCallback"
+            " freezes all that it does not train."
         )
 
 
@@ -88,7 +88,7 @@ def raise_missing_gradient(handle: SliceHandle, names: Collection[str], steps: i
     unrecorded = handle.no_grad_reasons(names)
     if checkpointed := [name for name in unrecorded if unrecorded[name] == "checkpoint"]:
         raise MisconfigurationException(
-            f"The slices of {some(checkpointed)} received no gradient {when}: the layers run in"
+            f"The slices of {shortlist(checkpointed)} received no gradient {when}: the layers run in"
             " torch.utils.checkpoint with use_reentrant=True, whose inputs do not require a gradient, as all before"
             " them is frozen. Pass use_reentrant=False (transformers:"
             " gradient_checkpointing_enable({'use_reentrant': False})), or have the inputs require a gradient"
@@ -96,14 +96,14 @@ def raise_missing_gradient(handle: SliceHandle, names: Collection[str], steps: i
         )
     if unrecorded:
         raise MisconfigurationException(
-            f"The slices of {some(unrecorded)} received no gradient {when}: the layers run where no gradient is"
+            f"The slices of {shortlist(unrecorded)} received no gradient {when}: the layers run where no gradient is"
             " recorded, as under torch.no_grad(). Have them run with gradients, or leave them out with targets that"
             " name the others."
         )
     raise MisconfigurationException(
-        f"The slices of {some(names)} received no gradient {when}: the network does not use these layers, or reaches"
-        " their weights past the module. Leave them out, for instance with targets that name the others; if layers take"
-        " turns (experts, towers, LayerDrop), raise max_steps_without_grad."
+        f"The slices of {shortlist(names)} received no gradient {when}: the network does not use these layers, or"
+        " reaches their weights past the module. Leave them out, for instance with targets that name the others; if"
+        " layers take turns (experts, towers, LayerDrop), raise max_steps_without_grad."
     )
 
 

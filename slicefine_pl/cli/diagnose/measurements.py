@@ -21,10 +21,10 @@ from slicefine_pl.analysis.task_energy import Moments, TaskEnergy, task_energy
 from slicefine_pl.analysis.winners import Winners, winners
 from slicefine_pl.callbacks.kernel_drift import singles
 from slicefine_pl.cli.diagnose.subject import Subject
+from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.slicing import slice_model
 from slicefine_pl.slicing.layers.registry import SliceableMatrix
 from slicefine_pl.slicing.schedule import Axis
-from slicefine_pl.slicing.targets import Patterns
 
 MATRICES = 48  # of which spectra are taken, spread evenly over the network
 KERNEL_ROWS = 32
@@ -36,7 +36,7 @@ class Settings:
     """What the flags of the command say about the measurements."""
 
     rank: int
-    targets: Patterns | None
+    targets: NamePatterns | None
     groups: int
     candidates: int
     kernel_samples: int

@@ -23,9 +23,9 @@ from slicefine_pl.analysis.reinitialize import reinitialize
 from slicefine_pl.analysis.targets import target_matrices
 from slicefine_pl.data import ImageDataModule, TextDataModule
 from slicefine_pl.modules import ImageClassifier, TextClassifier
+from slicefine_pl.network.heads import last_linear
+from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.pretrained import parse_backbone, read_config
-from slicefine_pl.slicing.heads import last_linear
-from slicefine_pl.slicing.targets import Patterns
 
 Batch = Mapping[str, Tensor]
 Kind = Literal["text", "image"]
@@ -115,7 +115,7 @@ def kind_of(model: str, kind: Kind | None) -> Kind:
     return "image" if visual else "text"
 
 
-def load(wish: Wish, targets: Patterns | None, rank: int) -> Subject:
+def load(wish: Wish, targets: NamePatterns | None, rank: int) -> Subject:
     """Load network and data, and fit the head where it is new.
 
     Args:

@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from slicefine_pl.eval_mode import eval_mode
+from slicefine_pl.network.eval_mode import eval_mode
 
 TOKENS = 4  # of each of the two examples
 

@@ -11,7 +11,6 @@ Answers: in which groups do weights travel, and what does a process have to keep
         handle.write()
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,10 +20,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
+from slicefine_pl.network.names import NamePatterns, match_names
 from slicefine_pl.slicing.distributed.shards import is_sharded, num_shards, to_local
-from slicefine_pl.slicing.name_patterns import nearest
 from slicefine_pl.slicing.slice import Slice
-from slicefine_pl.slicing.targets import Patterns
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class ShardedBytes:
         )
 
 
-def find_blocks(net: nn.Module, blocks: Patterns | None = None) -> list[str]:
+def find_blocks(net: nn.Module, blocks: NamePatterns | None = None) -> list[str]:
     """Names of the modules whose parameters travel together, outermost first.
 
     Args:
@@ -82,12 +80,8 @@ def find_blocks(net: nn.Module, blocks: Patterns | None = None) -> list[str]:
         ValueError: A pattern matches no module.
     """
     if blocks is not None:
-        named = [name for name, _ in net.named_modules() if name]
-        patterns = [blocks] if isinstance(blocks, str) else list(blocks)
-        for pattern in patterns:
-            if not any(re.fullmatch(pattern, name) for name in named):
-                raise ValueError(f"blocks={pattern!r} matches the whole name of no module; {nearest(pattern, named)}.")
-        return [name for name in named if any(re.fullmatch(pattern, name) for pattern in patterns)]
+        named = {name: module for name, module in net.named_modules() if name}
+        return list(match_names("blocks", blocks, named, "module", whole=True))
     return list(_repeated(net, ""))
 
 
@@ -105,7 +99,7 @@ def _repeated(module: nn.Module, prefix: str) -> Iterator[str]:
 def shard_model(
     net: nn.Module,
     mesh: DeviceMesh | None = None,
-    blocks: Patterns | None = None,
+    blocks: NamePatterns | None = None,
     offload: bool = False,
 ) -> list[str]:
     """Share all parameters of a network out among processes, in place; its slices must be open.

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from slicefine_pl.network.layers import transformers_conv1d
 from slicefine_pl.slicing.distributed.shards import MatrixLayout
 from slicefine_pl.slicing.layers.attention import SlicedMultiheadAttention
 from slicefine_pl.slicing.layers.base import SlicedLayer
@@ -96,11 +97,8 @@ def compact_class(module: nn.Module) -> type[SlicedLayer] | None:
         return SlicedLinear if forward is nn.Linear.forward else None
     if isinstance(module, CONVOLUTIONS):
         return SlicedConv if _convolves_plainly(module) else None
-    names = {(base.__module__, base.__name__) for base in type(module).__mro__ if "forward" in vars(base)}
-    # By name, because this floor imports torch only; the one forward must be Conv1D's own.
-    if names == {("transformers.pytorch_utils", "Conv1D"), ("torch.nn.modules.module", "Module")}:
-        return SlicedConv1D
-    return None
+    conv1d = transformers_conv1d(module)
+    return SlicedConv1D if conv1d is not None and forward is conv1d.forward else None
 
 
 def _convolves_plainly(module: nn.Module) -> bool:

@@ -260,7 +260,7 @@ def test_the_kind_is_told_from_the_model(model, given, kind):
         (["--model", "/no/such/folder"], "'/no/such/folder' is not a folder"),
         (["--data", "/no/such/file.csv"], "'/no/such/file.csv' is no file or folder"),
         (["--rank", "17"], "17"),
-        (["--targets", "nowhere"], "'nowhere' matches no"),
+        (["--targets", "nowhere"], "'nowhere' does not match"),
         (["--targets", "("], "targets='(' is not a regular expression"),
         (["--task", "regression", "--label-column", "one"], "have the label 1, so that there is nothing to learn"),
         (["--label-column", "stars"], "stars"),

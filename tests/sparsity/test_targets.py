@@ -1,0 +1,27 @@
+"""Which weights can be pruned, and how they are stored."""
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D as TransformersConv1D
+
+from slicefine_pl.sparsity.targets import prunable
+
+
+class Conv1D(nn.Module):
+    """A foreign layer that shares transformers' class name, and stores its weight as ``(O, I)``."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 7))
+
+    def forward(self, x):
+        return x @ self.weight.t()
+
+
+class Subclass(TransformersConv1D):
+    pass
+
+
+def test_only_transformers_own_conv1d_is_stored_as_inputs_by_outputs():
+    net = nn.ModuleDict({"foreign": Conv1D(), "own": TransformersConv1D(5, 7), "subclass": Subclass(5, 7)})
+    assert {each.name: each.transposed for each in prunable(net)} == {"own.weight": True, "subclass.weight": True}
