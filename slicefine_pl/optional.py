@@ -19,7 +19,7 @@ EXTRAS = {  # name of an optional package in Python, and the extra that installs
     "pyarrow": "text",
     "pytorchvideo": "video",
     "rich": "recipes",
-    "safetensors": "text",
+    "safetensors": "recipes",
     "scipy": "scaling",
     "timm": "image",
     "tokenizers": "text",

@@ -45,6 +45,7 @@ OPTIONAL = {  # the first extra that installs it
     "jinja2": "plots",
     "jsonargparse": "recipes",
     "rich": "recipes",
+    "safetensors": "recipes",
 }
 # What a package that does not fit may raise; torch says by assertion that it has no CUDA.
 FOREIGN_ERRORS = (ImportError, OSError, RuntimeError, AttributeError, ValueError, AssertionError)
