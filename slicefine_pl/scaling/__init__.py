@@ -1,24 +1,21 @@
-"""The scaling law of sparse networks, L(S, N, D): fitted to runs, and asked for advice.  Numpy and scipy.
+"""The scaling law of sparse networks: the expected loss from sparsity, size and amount of data.
 
-Source: Frantar et al., Scaling Laws for Sparsely-Connected Foundation Models, arXiv:2309.08520.
+The law is L(S, N, D) = (a_S·(1 − S)^b_S + c_S)·N^(−b_N) + (a_D/D)^b_D + c.  S is the sparsity (fraction of zero
+weights), N the number of non-zero parameters, D the number of training images or tokens.  The other seven are
+coefficients.
+
+``VIT_JFT4B`` and ``T5_C4`` are the published laws.  ``fit_scaling_law`` fits a law to training runs, and reports how
+far the runs determine it.  From a law follow the best sparsity for a training budget, under three costs of training
+(``costs``), and the dense model that a sparse one is worth (``gains``).  ``advice`` turns both into recommendations.
+
+The package needs numpy.  Fitting also needs scipy, which is imported when a fit starts.
+
+Source:  Frantar et al., Scaling Laws for Sparsely-Connected Foundation Models, arXiv:2309.08520.
 """
 
-from typing import TYPE_CHECKING
-
-from slicefine_pl.optional import lazy_names
 from slicefine_pl.scaling import costs
+from slicefine_pl.scaling.fitting import FittedLaw, fit_scaling_law
 from slicefine_pl.scaling.gains import Gains, gains
 from slicefine_pl.scaling.law import T5_C4, VIT_JFT4B, ScalingLaw
-
-if TYPE_CHECKING:
-    from slicefine_pl.scaling.fitting import FittedLaw, fit_scaling_law
-else:  # scipy
-    __getattr__ = lazy_names(
-        __name__,
-        {
-            "FittedLaw": "slicefine_pl.scaling.fitting",
-            "fit_scaling_law": "slicefine_pl.scaling.fitting",
-        },
-    )
 
 __all__ = ["T5_C4", "VIT_JFT4B", "FittedLaw", "Gains", "ScalingLaw", "costs", "fit_scaling_law", "gains"]

@@ -1,4 +1,4 @@
-"""Peak throughput of some devices, and the FLOPs that hours on them give.
+"""Peak throughput of common devices, to convert hours into FLOPs.
 
 Units:  FLOP/s
 """
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Device(NamedTuple):
-    """What one device can do.
+    """Throughput of one device.
 
     Attributes:
-        peak: FLOP/s of dense matrix products in 16 bits with sums in 32, without sparsity.
-        two_four: Whether it has 2:4 matrix products.
-        source: Where the number stands.
+        peak: FLOP/s of dense 16-bit matrix products with 32-bit accumulation.
+        two_four: Whether it can multiply 2:4 matrices.
+        source: Source of the number.
     """
 
     peak: float
@@ -34,11 +34,17 @@ DEVICES = {
 }
 
 
-def flops_of(hours: float, device: str, devices: int, utilisation: float) -> float:
-    """FLOPs that hours on so many devices give, at a share of their peak.
+def device_flops(hours: float, device: str, devices: int, utilisation: float) -> float:
+    """Return the FLOPs of a training run.
+
+    Args:
+        hours: Duration.
+        device: Name in ``DEVICES``.
+        devices: Number of devices.
+        utilisation: Fraction of the peak that training reaches, in (0, 1].
 
     Raises:
-        ValueError: An unknown device, no device at all, or a utilisation that is not a share.
+        ValueError: The device is unknown, ``devices`` is below 1, or ``utilisation`` is out of range.
     """
     if device not in DEVICES:
         raise ValueError(
@@ -46,6 +52,6 @@ def flops_of(hours: float, device: str, devices: int, utilisation: float) -> flo
         )
     if devices < 1 or not 0 < utilisation <= 1:
         raise ValueError(
-            f"devices={devices}, utilisation={utilisation} are not possible; give devices >= 1, utilisation in (0, 1]."
+            f"devices={devices}, utilisation={utilisation} are out of range; give at least 1, and a share in (0, 1]."
         )
     return hours * 3600 * DEVICES[device].peak * devices * utilisation

@@ -1,85 +1,82 @@
-"""Scaling laws in files: what ``slicefine fit-law`` writes and ``slicefine advise`` reads.
+"""JSON files of scaling laws: ``slicefine fit-law`` writes them, ``slicefine advise`` reads them.
 
-Answers one question: which law is meant, what was it fitted to, and which other laws do the same runs allow?  The
-published laws lie beside this file in the same format: their coefficients are as published; the bootstrap is ours, of
-the runs that were published with them.
+A file contains the coefficients, the ranges of the fitted runs, and the laws of a bootstrap.  The published laws are in
+the folder ``published``.  Their coefficients are the published ones; their bootstrap is ours, from the published runs.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from slicefine_pl.scaling.law import NAMES, ScalingLaw
-from slicefine_pl.scaling.runs import Ranges
-
-if TYPE_CHECKING:
-    from slicefine_pl.scaling.fitting import FittedLaw  # imports scipy
+from slicefine_pl.scaling.fitting import FittedLaw
+from slicefine_pl.scaling.law import COEFFICIENTS, ScalingLaw
+from slicefine_pl.scaling.runs import FittedRanges
 
 PUBLISHED = {"vit": "vit_jft4b.json", "t5": "t5_c4.json"}
 
 
 @dataclass(frozen=True)
-class KnownLaw:
-    """A law with what is known of its reliability.
+class SavedLaw:
+    """A law from a file, with what is needed to judge it.
 
     Attributes:
-        law: The coefficients.
-        ranges: What it was fitted to.
-        replicates: Laws that the same runs allow, from a bootstrap; may be empty.
-        statement: Which coefficients the runs do not determine.
-        source: Where it comes from.
+        law: The law.
+        ranges: Ranges of the runs that it was fitted to.
+        replicates: Laws fitted to bootstrap samples of the same runs; may be empty.
+        statement: Sentence on the coefficients that the runs do not determine.
+        source: Origin of the runs, for the reader.
     """
 
     law: ScalingLaw
-    ranges: Ranges
+    ranges: FittedRanges
     replicates: tuple[ScalingLaw, ...]
     statement: str
     source: str
 
 
-def written(fit: "FittedLaw", source: str) -> dict[str, Any]:
-    """A fit as JSON: ``law``, ``ranges``, ``replicates`` and ``statement`` are read again, the rest is for people."""
-    told = asdict(fit)
+def law_json(fit: FittedLaw, source: str) -> str:
+    """Format a fit as JSON, one line per key.
+
+    :func:`read_law` reads ``law``, ``ranges``, ``replicates``, ``statement`` and ``source``; the rest is for people.
+
+    Args:
+        fit: The fitted law.
+        source: Origin of the runs, for the reader.
+    """
     replicates = [[float(f"{value:.7g}") for value in law.coefficients.values()] for law in fit.replicates]
-    return (
-        {"source": source, "statement": fit.statement}
-        | told
-        | {
-            "ranges": fit.ranges._asdict(),
-            "replicates": replicates,
-        }
-    )
-
-
-def text_of(told: dict[str, Any]) -> str:
-    """JSON with a line for every key."""
-    lines = (f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in told.items())
+    content: dict[str, Any] = {"source": source, "statement": fit.statement} | asdict(fit)
+    content |= {"ranges": fit.ranges._asdict(), "replicates": replicates}
+    lines = (f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def read_law(name: str) -> KnownLaw:
-    """A published law by name, or one in a file.
+def read_law(name: str) -> SavedLaw:
+    """Read a published law by name, or a law from a file.
 
     Args:
-        name: ``"vit"``, ``"t5"``, or a file that ``slicefine fit-law --json`` wrote.
+        name: ``"vit"``, ``"t5"``, or the path of a file that ``slicefine fit-law --json`` wrote.
 
     Raises:
-        ValueError: Neither a name nor such a file.
+        ValueError: The file cannot be read or does not contain a law.
     """
     path = Path(__file__).parent / "published" / PUBLISHED[name] if name in PUBLISHED else Path(name)
     try:
-        told = json.loads(path.read_text("utf-8"))
-        law = ScalingLaw(**told["law"])
+        content = json.loads(path.read_text("utf-8"))
+        law = ScalingLaw(**content["law"])
         replicates = tuple(
-            ScalingLaw(**dict(zip(NAMES, values, strict=True)), data_unit=law.data_unit)
-            for values in told["replicates"]
+            ScalingLaw(**dict(zip(COEFFICIENTS, values, strict=True)), data_unit=law.data_unit)
+            for values in content["replicates"]
         )
-        ranges = Ranges(*((float(low), float(high)) for low, high in (told["ranges"][n] for n in Ranges._fields)))
-        return KnownLaw(law, ranges, replicates, str(told["statement"]), str(told["source"]))
+        ranges = FittedRanges(
+            *((float(low), float(high)) for low, high in (content["ranges"][n] for n in FittedRanges._fields))
+        )
+        return SavedLaw(law, ranges, replicates, str(content["statement"]), str(content["source"]))
     except OSError as error:
         raise ValueError(
             f"law={name!r} cannot be read ({error.strerror}); give 'vit', 't5' or a file of slicefine fit-law --json."
         ) from error
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"law={name!r} holds no law ({error}); write it with slicefine fit-law --json.") from error
+        raise ValueError(
+            f"law={name!r} does not contain a law ({error}); write it with slicefine fit-law --json."
+        ) from error

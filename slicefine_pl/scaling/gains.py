@@ -1,10 +1,10 @@
-"""What sparsity buys, honestly.
+"""Dense models that a sparse model is worth, depending on what both have in common.
 
-Answers one question: against which dense model does a sparse one win?  The same gain looks good beside a dense model of
-as many non-zeros, modest at equal ideal cost, and is a loss beside the dense parent, which costs the same on GPUs.
+Compared with a dense model of as many non-zero parameters, a sparse model is clearly better.  At equal ideal training
+cost it is slightly better.  At equal training cost on today's GPUs it is worse.
 
 Shapes:  elementwise on arrays of sparsities
-Units:   ratios of parameters: above 1, the sparse model is the better one
+Units:   ratios of parameters; above 1, the sparse model is better
 Source:  Frantar et al., arXiv:2309.08520 (gain); Jin et al., *The Journey Matters*, arXiv:2501.12486 (average)
 """
 
@@ -18,13 +18,15 @@ from slicefine_pl.scaling.law import ScalingLaw
 
 @dataclass(frozen=True)
 class Gains:
-    """One sparse model, as a multiple of the dense models it may be measured against; all on the same data.
+    """Size of the dense model of equal loss, divided by the size of another dense model; all trained on the same data.
 
     Attributes:
-        equal_inference: Against a dense model of as many non-zeros, where inference follows the non-zeros: the gain.
-        equal_ideal_cost: Against the dense model that costs the same to train if FLOPs followed the non-zeros.
-        equal_real_cost: Against the dense parent, which costs the same to train on today's GPUs; below 1 by far.
-        average_parameters: The gain in Jin et al.'s view, in which the parameters count that training had on average.
+        equal_inference: Divided by a dense model of as many non-zero parameters, whose inference costs the same if
+            FLOPs follow the non-zeros.  This is the gain of Frantar et al.
+        equal_ideal_cost: Divided by the dense model that costs the same to train if FLOPs follow the non-zeros.
+        equal_real_cost: Divided by the unpruned (parent) model, which costs the same to train on today's GPUs.
+        average_parameters: The gain by Jin et al.: the average number of parameters during training, divided by the
+            final number of non-zero parameters.
     """
 
     equal_inference: Array
@@ -34,12 +36,15 @@ class Gains:
 
 
 def gains(law: ScalingLaw, sparsity: ArrayLike, cost: Ideal = ideal) -> Gains:
-    """All ratios at once.
+    """Compute all ratios.
 
     Args:
         law: The scaling law.
         sparsity: Final sparsities in [0, 1).
-        cost: The schedule on which the weights were pruned.
+        cost: Ideal cost of the pruning schedule.
+
+    Raises:
+        ValueError: A sparsity is not in [0, 1).
     """
     gain = law.dense_equivalent(sparsity)
     return Gains(

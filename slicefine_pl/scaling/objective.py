@@ -1,13 +1,12 @@
-"""How far a law is from training runs, and which law is the nearest.
+"""Distance of a law from training runs, and the search for the nearest law.
 
-Answers one question: which seven numbers make the runs least surprising?  How sure they are is a matter of ``fitting``.
-
-The numbers θ are all logarithms, around the geometric means N₀, D₀ and L₀ of the runs, so that each is of order one:
+The seven parameters θ are logarithms relative to the geometric means N₀, D₀ and L₀ of the runs, so that each is of
+order one:
 
     L/L₀ = (e^θ₀·(1 − S)^(e^θ₁) + e^θ₂)·(N/N₀)^(−e^θ₃) + e^θ₄·(D/D₀)^(−e^θ₅) + e^θ₆
 
-The mean Huber loss of the residuals is divided by δ²: a fit to one percent then scores about one, not 1e-6, which an
-optimizer would take for converged.  L-BFGS-B minimises it with its analytic gradient, from many starts.
+The objective is the mean Huber loss of the residuals divided by δ².  Without that division a good fit scores about
+1e-6, which is below the tolerances of an optimizer.  L-BFGS-B minimises it with its analytic gradient from many starts.
 
 Shapes:  R runs · θ (7,) · derivatives (7, R)
 Source:  objective of Frantar et al., arXiv:2309.08520; scaling, gradient and search are ours.
@@ -18,16 +17,15 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import huber
 
+from slicefine_pl.optional import optional_imports
 from slicefine_pl.scaling.costs import Array
 from slicefine_pl.scaling.law import ScalingLaw
-from slicefine_pl.scaling.runs import Runs
+from slicefine_pl.scaling.runs import TrainingRuns
 
 Residual = Literal["log", "plain"]
 
-STARTS = np.log([[0.01, 1], [0.1, 3], [0.01, 3], [0.03, 2], [0.01, 1], [0.03, 3], [0.1, 1.5]])
+START_RANGES = np.log([[0.01, 1], [0.1, 3], [0.01, 3], [0.03, 2], [0.01, 1], [0.03, 3], [0.1, 1.5]])
 BOUNDS = np.log(
     [[1e-4, 10], [1e-2, 20], [1e-4, 10], [1e-3, 10], [1e-4, 10], [0.03, 10], [1e-3, 10]]
 )  # below 0.03, a_D leaves float64
@@ -41,16 +39,16 @@ class Objective:
     Args:
         runs: The runs.
         residual: ``"log"`` for ln(law/measured), ``"plain"`` for law − measured.
-        delta: Where the Huber loss turns from square to linear, in the unit of the residual.
+        delta: Residual at which the Huber loss turns from quadratic to linear.
     """
 
-    runs: Runs
+    runs: TrainingRuns
     residual: Residual
     delta: float
 
     @cached_property
     def means(self) -> tuple[float, float, float]:
-        """N₀, D₀ and L₀."""
+        """Geometric means N₀, D₀ and L₀."""
         size, data, loss = (
             np.exp(np.log(a).mean()) for a in (self.runs.nonzero_params, self.runs.data, self.runs.loss)
         )
@@ -58,7 +56,7 @@ class Objective:
 
     @cached_property
     def inputs(self) -> tuple[Array, Array, Array]:
-        """ln(1 − S), ln(N/N₀) and ln(D/D₀) of every run."""
+        """ln(1 − S), ln(N/N₀) and ln(D/D₀) of all runs, each of shape ``(R,)``."""
         size, data, _ = self.means
         return (
             np.log1p(-self.runs.sparsity),
@@ -67,7 +65,7 @@ class Objective:
         )
 
     def residuals(self, theta: Array) -> tuple[Array, Array]:
-        """Residual of every run (R,) and its derivatives with respect to θ (7, R)."""
+        """Return the residuals, shape ``(R,)``, and their derivatives with respect to θ, shape ``(7, R)``."""
         density, size, data = self.inputs
         pruned, b_S, kept, b_N, unseen, b_D, c = np.exp(theta)
         pruned = pruned * np.exp(b_S * density - b_N * size)
@@ -90,19 +88,29 @@ class Objective:
         return law * self.means[2] - self.runs.loss, slopes * self.means[2]
 
     def __call__(self, theta: Array, weights: Array) -> tuple[float, Array]:
-        """Weighted mean Huber loss over δ², and its gradient (7,); the weights (R,) sum to one."""
+        """Return the weighted mean Huber loss divided by δ², and its gradient, shape ``(7,)``.
+
+        Args:
+            theta: θ, shape ``(7,)``.
+            weights: Weights of the runs, shape ``(R,)``, with sum 1.
+        """
         residuals, slopes = self.residuals(theta)
-        value = weights @ huber(self.delta, residuals) / self.delta**2
+        size = np.abs(residuals)
+        huber = np.where(size <= self.delta, 0.5 * residuals**2, self.delta * (size - 0.5 * self.delta))
+        value = weights @ huber / self.delta**2
         gradient = slopes @ (weights * np.clip(residuals, -self.delta, self.delta)) / self.delta**2
         return float(value), gradient
 
-    def minimum(self, theta: Array, weights: Array) -> tuple[float, Array]:
-        """The lowest value that can be reached downhill from one start, and its place."""
+    def minimize(self, theta: Array, weights: Array) -> tuple[float, Array]:
+        """Search from one start; return the value at the minimum and its θ."""
+        with optional_imports():
+            from scipy.optimize import minimize
+
         found = minimize(self, theta, args=(weights,), jac=True, method="L-BFGS-B", bounds=BOUNDS, options=SEARCH)
         return float(found.fun), np.asarray(found.x)
 
     def law(self, theta: Array, data_unit: str) -> ScalingLaw:
-        """The law in single parameters and single images or tokens."""
+        """Convert θ to a law in single parameters and single images or tokens."""
         size, data, loss = self.means
         pruned, b_S, kept, b_N, unseen, b_D, c = (float(value) for value in np.exp(theta))
         return ScalingLaw(
@@ -118,5 +126,5 @@ class Objective:
 
 
 def random_start(random: np.random.Generator) -> Array:
-    """A θ from which to search, uniform in the logarithms."""
-    return random.uniform(STARTS[:, 0], STARTS[:, 1])
+    """Draw a θ to start a search from, uniformly in ``START_RANGES``."""
+    return random.uniform(START_RANGES[:, 0], START_RANGES[:, 1])

@@ -1,15 +1,13 @@
-"""Numbers as people write them: ``"22M"`` read as 22e6, and 22e6 written as ``"22M"``."""
-
-import argparse
+"""Parse and format large numbers: ``"22M"`` is 22e6."""
 
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 
-def quantity(text: str) -> float:
-    """A positive number with or without K, M, B (or G), T: ``"22M"`` is 22e6.
+def parse_quantity(text: str) -> float:
+    """Parse a positive number with an optional suffix K, M, B (or G) or T: ``"22M"`` is 22e6.
 
     Raises:
-        argparse.ArgumentTypeError: The text is no such number.
+        ValueError: The text is not a positive number.
     """
     factor = SUFFIXES.get(text[-1:].upper(), 1.0)
     try:
@@ -17,12 +15,12 @@ def quantity(text: str) -> float:
     except ValueError:
         number = -1.0
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number; write it as 22e6, 22000000 or 22M.")
+        raise ValueError(f"{text!r} is not a positive number; write it as 22e6, 22000000 or 22M.")
     return number
 
 
-def readable(number: float) -> str:
-    """A count as people write it, to three significant digits: 85e6 is ``"85M"``, 8.63e19 is ``"8.63e19"``."""
+def format_count(number: float) -> str:
+    """Format a count to three significant digits: 85e6 is ``"85M"``, 8.63e19 is ``"8.63e19"``."""
     rounded = float(f"{number:.3g}")
     if not 1e3 <= rounded < 1e15:
         return f"{rounded:.3g}".replace("e+", "e")
@@ -30,12 +28,12 @@ def readable(number: float) -> str:
     return f"{rounded / factor:.3g}{suffix}"
 
 
-def plain(number: float) -> str:
-    """A number to three significant digits, without an exponent where it is large: 54600 is ``"54,600"``."""
+def format_number(number: float) -> str:
+    """Format a number to three significant digits, without an exponent if it is large: 54600 is ``"54,600"``."""
     rounded = float(f"{number:.3g}")
     return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:.3g}"
 
 
-def percent(share: float) -> str:
-    """A share in percent: 1.0 is ``"100 %"``."""
-    return f"{plain(100 * share)} %"
+def format_percent(share: float) -> str:
+    """Format a share as a percentage: 1.0 is ``"100 %"``."""
+    return f"{format_number(100 * share)} %"

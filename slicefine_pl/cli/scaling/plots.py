@@ -15,32 +15,32 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from slicefine_pl.scaling import ScalingLaw, costs
-from slicefine_pl.scaling.files import KnownLaw
+from slicefine_pl.scaling.files import SavedLaw
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = "osD^vPX"
 CONTOURS = (0.0, 0.5, 0.75, 0.875)
-Runs = Mapping[str, NDArray[np.float64]]
+RunColumns = Mapping[str, NDArray[np.float64]]
 
 
-def plot_fit(known: KnownLaw, runs: Runs) -> Figure:
+def plot_fit(saved: SavedLaw, runs: RunColumns) -> Figure:
     """Three panels: the law through the longest runs, the residuals of all runs, the contours."""
     figure = Figure(figsize=(15, 4.8), layout="constrained")
     axes = figure.subplots(1, 3)
-    _fit_panel(axes[0], known.law, runs)
-    _residual_panel(axes[1], known.law, runs)
-    draw_contours(axes[2], known)
-    figure.suptitle(f"Scaling law of sparse models: {known.source}", fontsize=11)
+    _fit_panel(axes[0], saved.law, runs)
+    _residual_panel(axes[1], saved.law, runs)
+    draw_contours(axes[2], saved)
+    figure.suptitle(f"Scaling law of sparse models: {saved.source}", fontsize=11)
     return figure
 
 
 def plot_advice(
-    known: KnownLaw, tokens_per_item: float, nonzero_params: float, flops: float, sparsities: Mapping[str, float]
+    saved: SavedLaw, tokens_per_item: float, nonzero_params: float, flops: float, sparsities: Mapping[str, float]
 ) -> Figure:
     """The contours, and where the user's budget lies among them.
 
     Args:
-        known: The law.
+        saved: The law.
         tokens_per_item: FLOPs over 6·N·D: tokens in one image, 1 for tokens.
         nonzero_params: N of the user.
         flops: Budget of the user.
@@ -48,7 +48,7 @@ def plot_advice(
     """
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     axes = figure.subplots()
-    draw_contours(axes, known, tokens_per_item, (nonzero_params, flops))
+    draw_contours(axes, saved, tokens_per_item, (nonzero_params, flops))
     axes.set(title="Best sparsity where data are without limit, and yours")
     axes.plot(nonzero_params, flops, "*", color="black", markersize=16, zorder=5)
     best = "\n".join(f"{name}: {100 * sparsity:.0f} %" for name, sparsity in sparsities.items())
@@ -66,28 +66,28 @@ def plot_advice(
 
 
 def draw_contours(
-    axes: Axes, known: KnownLaw, tokens_per_item: float = 1.0, point: tuple[float, float] | None = None
+    axes: Axes, saved: SavedLaw, tokens_per_item: float = 1.0, point: tuple[float, float] | None = None
 ) -> None:
     """Lines of equal best sparsity: solid where FLOPs follow the non-zeros, dashed at masked-dense cost."""
-    low, high = known.ranges.nonzero_params
+    low, high = saved.ranges.nonzero_params
     places = [low, high, point[0]] if point else [low, high]
     sizes = np.geomspace(min(places) / 2, max(places) * 2, 50)
     axes.axvspan(low, high, color="0.93", zorder=0, label="sizes fitted")
     for sparsity, colour in zip(CONTOURS, COLOURS, strict=False):
         for cost, style in ((costs.ideal, "-"), (costs.masked_dense, "--")):
-            flops = known.law.contour(sparsity, cost) * known.law.chinchilla_compute(sizes) * tokens_per_item
+            flops = saved.law.contour(sparsity, cost) * saved.law.chinchilla_compute(sizes) * tokens_per_item
             words = f"{100 * sparsity:g} % best" if sparsity else "dense best below"
             axes.plot(sizes, flops, style, color=colour, label=words if style == "-" else None)
     axes.plot([], [], "-", color="0.4", label="FLOPs follow non-zeros (ideal)")
     axes.plot([], [], "--", color="0.4", label="masked dense (today)")
     axes.set(xscale="log", yscale="log", xlim=(sizes[0], sizes[-1]))
     axes.set(xlabel="non-zero parameters, without embeddings", ylabel="training compute, FLOPs", title="Best sparsity")
-    if tokens_per_item == 1 and known.law.data_unit == "images":
+    if tokens_per_item == 1 and saved.law.data_unit == "images":
         axes.set(ylabel="training compute, FLOPs per token of an image")
     axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
 
 
-def _fit_panel(axes: Axes, law: ScalingLaw, runs: Runs) -> None:
+def _fit_panel(axes: Axes, law: ScalingLaw, runs: RunColumns) -> None:
     longest = np.isclose(runs["data"], runs["data"].max())
     sizes = np.geomspace(runs["nonzero_params"].min() / 1.5, runs["nonzero_params"].max() * 1.5, 80)
     for sparsity, colour, marker in zip(np.unique(runs["sparsity"]), COLOURS * 9, MARKERS * 9, strict=False):
@@ -101,7 +101,7 @@ def _fit_panel(axes: Axes, law: ScalingLaw, runs: Runs) -> None:
     axes.legend(fontsize=8)
 
 
-def _residual_panel(axes: Axes, law: ScalingLaw, runs: Runs) -> None:
+def _residual_panel(axes: Axes, law: ScalingLaw, runs: RunColumns) -> None:
     predicted = law.loss(runs["sparsity"], runs["nonzero_params"], runs["data"])
     percent = 100 * (predicted / runs["loss"] - 1)
     for sparsity, colour, marker in zip(np.unique(runs["sparsity"]), COLOURS * 9, MARKERS * 9, strict=False):

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModel
 from slicefine_pl.cli.main import main
 from slicefine_pl.cli.scaling.model_size import parameters_of
 from slicefine_pl.scaling import T5_C4, VIT_JFT4B, costs
-from slicefine_pl.scaling.devices import DEVICES, flops_of
-from slicefine_pl.scaling.units import percent, quantity, readable
+from slicefine_pl.scaling.devices import DEVICES, device_flops
+from slicefine_pl.scaling.units import format_count, format_percent, parse_quantity
 
 TINY_BERT = str(Path(__file__).parents[3] / "recipes" / "configs" / "smoke" / "tiny_bert")
 
@@ -74,13 +74,13 @@ def test_dense_models_that_cost_the_same_really_do(advise):
     [(85e6, "85M"), (8.634e19, "8.63e19"), (999.7e6, "1B"), (1234.0, "1.23K"), (999.4, "999"), (1e15, "1e15")],
 )
 def test_counts_are_written_as_people_write_them(number, written):
-    assert readable(number) == written
-    assert quantity(written) == pytest.approx(number, rel=5e-3)
+    assert format_count(number) == written
+    assert parse_quantity(written) == pytest.approx(number, rel=5e-3)
 
 
 @pytest.mark.parametrize(("share", "written"), [(1.0, "100 %"), (12.3, "1,230 %"), (0.875, "87.5 %"), (0.0, "0 %")])
 def test_shares_are_written_without_an_exponent(share, written):
-    assert percent(share) == written
+    assert format_percent(share) == written
 
 
 def test_the_answer_explains_the_letters_of_the_law_and_writes_no_exponents_for_counts(advise):
@@ -90,16 +90,16 @@ def test_the_answer_explains_the_letters_of_the_law_and_writes_no_exponents_for_
 
 
 def test_hours_are_flops_of_the_device():
-    assert flops_of(2, "a100", 8, 0.5) == pytest.approx(2 * 3600 * 312e12 * 8 * 0.5)
+    assert device_flops(2, "a100", 8, 0.5) == pytest.approx(2 * 3600 * 312e12 * 8 * 0.5)
     assert all(device.peak > 0 and device.source for device in DEVICES.values())
 
 
-def test_hours_and_the_devices_pattern_reach_the_question(advise):
+def test_hours_and_the_devices_pattern_reach_the_request(advise):
     told, _ = advise("--law", "t5", "--parameters", "50M", "--hours", "3", "--device", "h100", "--utilisation", "0.3")
-    assert told["question"]["flops"] == pytest.approx(3 * 3600 * 989.4e12 * 0.3)
-    assert told["question"]["two_four"] is True
+    assert told["request"]["flops"] == pytest.approx(3 * 3600 * 989.4e12 * 0.3)
+    assert told["request"]["two_four"] is True
     off, _ = advise("--law", "t5", "--parameters", "50M", "--hours", "3", "--device", "h100", "--no-two-four")
-    assert off["question"]["two_four"] is False
+    assert off["request"]["two_four"] is False
 
 
 def test_without_the_pattern_the_dense_parent_wins(advise):
@@ -128,21 +128,21 @@ def test_a_timing_of_ones_own_is_a_third_cost(advise):
 
 def test_data_alone_are_one_dense_pass_and_all_data_are_used(advise):
     told, printed = advise("--law", "t5", "--parameters", "20M", "--data", "20B")
-    assert told["question"]["flops"] == pytest.approx(6 * 2e7 * 2e10)
+    assert told["request"]["flops"] == pytest.approx(6 * 2e7 * 2e10)
     assert "1 dense passes" in printed
     rich, _ = advise("--law", "vit", "--parameters", "20M", "--data", "300M", "--compute", str(6 * 2e7 * 3e8 * 196 * 2))
-    assert rich["best"][1]["held_by"] == "data"
+    assert rich["best"][1]["limited_by"] == "data"
     assert rich["best"][1]["sparsity"] == pytest.approx(0.5)  # twice the compute of a pass: half the parent is zeros
 
 
 def test_a_dense_model_at_hand_is_pruned_if_its_cost_is_sunk_only(advise):
     flags = ["--law", "t5", "--parameters", "50M", "--compute", "1e18", "--two-four"]
-    flags += ["--dense-at-hand", "100M", "--dense-data", "60B"]
+    flags += ["--dense-model", "100M", "--dense-data", "60B"]
     sunk, printed = advise(*flags)
     assert sunk["start"]["from_dense"] is True
     assert sunk["start"]["optimistic"] < sunk["start"]["pessimistic"]
     assert sunk["start"]["data"] == pytest.approx(1e18 / (6 * 100e6))
-    assert "Prune the dense model at hand to 50 %" in printed
+    assert "Prune your dense model to 50 %" in printed
     counted, printed = advise(*flags, "--no-sunk-cost")
     assert counted["start"]["from_dense"] is False
     assert "costs more than the whole budget" in printed
@@ -160,12 +160,12 @@ def test_extrapolation_is_warned_of_by_its_factor(advise):
 
 def test_pruning_a_dense_model_beyond_the_fit_is_warned_of(advise):
     flags = ["--law", "t5", "--parameters", "85M", "--data", "40B", "--device", "a100", "--hours", "24"]
-    told, printed = advise(*flags, "--dense-at-hand", "8.5B", "--dense-data", "60B")
+    told, printed = advise(*flags, "--dense-model", "8.5B", "--dense-data", "60B")
     assert told["start"]["from_dense"] is True
-    assert any("pruning to 99 %" in line and "beyond 87.5 %" in line for line in told["warnings"])
+    assert any("pruning to 99 %" in line and "sparser than 87.5 %" in line for line in told["warnings"])
     assert any("while pruning the dense model" in line for line in told["warnings"])
     assert "does not fit 2:4" in printed
-    assert "is to be timed" not in printed
+    assert "measure on your hardware" not in printed
 
 
 def test_the_picture_is_written(advise, tmp_path):
@@ -184,7 +184,7 @@ def test_vision_backbones_are_counted_too(advise):
     """ViT-S/16 as in Touvron et al., 22.05M parameters with its head and its table of 197 positions: 21.59M without."""
     assert parameters_of("timm/vit_small_patch16_224") == pytest.approx(22.05e6 - 385e3 - 197 * 384, rel=5e-4)
     told, _ = advise("--law", "vit", "--model", "timm/vit_small_patch16_224", "--data", "1B")
-    assert told["question"]["nonzero_params"] == parameters_of("timm/vit_small_patch16_224")
+    assert told["request"]["nonzero_params"] == parameters_of("timm/vit_small_patch16_224")
 
 
 BASE = ["--law", "t5", "--parameters", "20M"]
@@ -196,18 +196,18 @@ BASE = ["--law", "t5", "--parameters", "20M"]
         ([*BASE, "--compute", "1e9"], "compute=1B FLOPs is less than one step of 65,536 items"),
         ([*BASE, "--compute", "1e18", "--data", "100"], "data=100 is less than one step"),
         (BASE, "no budget is given; add --data, --compute"),
-        ([*BASE, "--compute", "-5"], "'-5' is no positive number"),
-        ([*BASE, "--data", "lots"], "'lots' is no positive number; write it as 22e6"),
-        ([*BASE, "--hours", "3"], "hours=3 need a device; add --device"),
+        ([*BASE, "--compute", "-5"], "'-5' is not a positive number"),
+        ([*BASE, "--data", "lots"], "'lots' is not a positive number; write it as 22e6"),
+        ([*BASE, "--hours", "3"], "hours=3 needs a device; add --device"),
         ([*BASE, "--hours", "3", "--device", "abacus"], "device='abacus' is unknown; choose one of v100"),
         ([*BASE, "--hours", "3", "--device", "a100", "--utilisation", "2"], "utilisation=2.0"),
-        ([*BASE, "--data", "1B", "--speedup", "1.3"], "speedup=1.3 is that of 2:4 products"),
-        ([*BASE, "--data", "1B", "--dense-data", "40M"], "name it with --dense-at-hand"),
-        ([*BASE, "--data", "1B", "--no-sunk-cost"], "name it with --dense-at-hand"),
-        ([*BASE, "--data", "1B", "--dense-at-hand", "40M"], "dense-at-hand=40M needs what it was trained on"),
-        ([*BASE, "--data", "1B", "--dense-at-hand", "10M", "--dense-data", "1B"], "is not fewer than the 10M"),
+        ([*BASE, "--data", "1B", "--speedup", "1.3"], "speedup=1.3 is the timing of a 2:4 step"),
+        ([*BASE, "--data", "1B", "--dense-data", "40M"], "name it with --dense-model"),
+        ([*BASE, "--data", "1B", "--no-sunk-cost"], "name it with --dense-model"),
+        ([*BASE, "--data", "1B", "--dense-model", "40M"], "dense-model=40M needs what it was trained on"),
+        ([*BASE, "--data", "1B", "--dense-model", "10M", "--dense-data", "1B"], "is not fewer than the 10M"),
         (["--law", "t6", "--parameters", "20M", "--data", "1B"], "law='t6' cannot be read"),
-        (["--law", TINY_BERT + "/config.json", "--parameters", "2M", "--data", "1B"], "holds no law"),
+        (["--law", TINY_BERT + "/config.json", "--parameters", "2M", "--data", "1B"], "does not contain a law"),
         (["--law", "t5", "--model", "./no/such/model", "--data", "1B"], "model='./no/such/model' cannot be counted"),
         (["--law", "t5", "--model", "timm/no_such_net", "--data", "1B"], "model='timm/no_such_net' cannot be counted"),
         (["--law", "t5", "--data", "1B"], "one of the arguments --parameters --model is required"),

@@ -91,7 +91,7 @@ def test_published_files_hold_the_published_coefficients(name, law):
         (lambda t: t, FLAGS[2:], "column 'sparsity' (sparsity) is not among"),
         (lambda t: t.assign(val=-t.val), FLAGS, "loss=-"),
         (lambda t: t.assign(zeros=100 * t.zeros), FLAGS, "sparsity=50 is not in [0, 1)"),
-        (lambda t: t.assign(millions=t.millions / 1e6), FLAGS, "nonzero_params=2 is too few to be single ones"),
+        (lambda t: t.assign(millions=t.millions / 1e6), FLAGS, "nonzero_params=2 is too small"),
         (lambda t: t.assign(val=["diverged", *t.val[1:]]), FLAGS, "column 'val', run 0 holds 'diverged'"),
         (lambda t: t.assign(val=True), FLAGS, "column 'val', run 0 holds 'True'"),
         (lambda t: t[t.zeros == 0], FLAGS, "sparsity takes 1 value(s), 0, but"),
