@@ -12,8 +12,8 @@ from benchmarks.accuracy.studies import SLICES, MethodConfig
 from benchmarks.accuracy.tasks import Module
 from benchmarks.harness.methods import METHODS, queries_and_values
 from slicefine_pl import SliceFineCallback
-from slicefine_pl.slicing import slice_model
 from slicefine_pl.network.heads import find_heads
+from slicefine_pl.slicing import slice_model
 
 
 class NotApplicableError(Exception):
