@@ -50,6 +50,16 @@ def optional_imports(extra: str | None = None) -> Iterator[None]:
         ) from error
 
 
+def require(package: str) -> None:
+    """Import an optional package now, so that a missing one is reported before it is needed.
+
+    Raises:
+        ModuleNotFoundError: The package is missing; the message contains the ``pip install`` line.
+    """
+    with optional_imports():
+        import_module(package)
+
+
 def lazy_names(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
     """Make the ``__getattr__`` of a package whose public names are imported when they are first used (PEP 562).
 

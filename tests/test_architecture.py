@@ -28,8 +28,8 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "analysis": ({"slicing", "files", "network"}, MATHS | {"matplotlib"}),
     "strategy": ({"slicing", "network", "files"}, {"torch", "lightning"}),
     "callbacks": (
-        {"slicing", "sparsity", "analysis", "strategy", "run_length", "files", "network"},
-        MATHS | {"lightning", "matplotlib"},
+        {"optional", "slicing", "sparsity", "analysis", "strategy", "run_length", "files", "network"},
+        MATHS | {"optional", "lightning", "matplotlib"},
     ),
     "modules": ({"optional", "pretrained", "inputs", "run_length", "files", "network"}, None),
     "data": ({"optional", "pretrained", "inputs", "files"}, None),

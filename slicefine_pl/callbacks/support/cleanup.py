@@ -1,7 +1,7 @@
-"""What callbacks have changed in a module, and change back before the next fit if the run ends without a word to them.
+"""Clean up a module at the start of its next fit, if the last run ended without notifying our callbacks.
 
-Lightning reports the end of a run by ``on_fit_end``, ``teardown`` or ``on_exception``, but to the callbacks that the
-trainer has at that moment: a search (``Tuner.lr_find``) takes them off, and if it fails it does not put them back
+Lightning reports the end of a run by ``on_fit_end``, ``teardown`` or ``on_exception``, but only to the callbacks that
+the trainer has at that moment.  A search (``Tuner.lr_find``) removes them, and does not restore them if it fails
 (Lightning 2.6.6, ``tuner/lr_finder.py``).
 """
 
@@ -19,83 +19,90 @@ from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
 from slicefine_pl.network.names import shortlist
 from slicefine_pl.slicing.layers.base import SlicedLayer
 
-HOOK = "configure_callbacks"  # of the module: the first hook of every run, before any callback's
+HOOK = "configure_callbacks"  # the module's hook that Lightning calls first in every run, before any callback
 
 
 def register_cleanup(
-    trainer: Trainer, pl_module: LightningModule, callback: Callback, undo: Callable[[], None]
+    trainer: Trainer, pl_module: LightningModule, callback: Callback, cleanup: Callable[[], None]
 ) -> None:
-    """Have ``undo`` called at the start of the module's next fit, by whichever trainer, unless it is settled before.
+    """Call ``cleanup`` at the start of the module's next fit, with any trainer, unless it is unregistered before.
 
     Args:
-        trainer: Of this run.
+        trainer: Trainer of this run.
         pl_module: The module that is about to be changed.
-        callback: That changes it.
-        undo: Changes it back, and calls :func:`unregister_cleanup`.
+        callback: The callback that changes it.
+        cleanup: Changes it back, and calls :func:`unregister_cleanup`.
     """
     pending = pl_module.__dict__.get(HOOK)
     if not isinstance(pending, _PendingCleanup):
         pending = pl_module.__dict__[HOOK] = _PendingCleanup(pl_module)
     pending.trainer = weakref.ref(trainer)
-    pending.undo[callback] = undo
+    pending.cleanups[callback] = cleanup
 
 
 def unregister_cleanup(pl_module: LightningModule, callback: Callback) -> None:
-    """Say that a callback has nothing to undo in the module any more."""
+    """Drop a callback's cleanup, because the module has been changed back."""
     pending = pl_module.__dict__.get(HOOK)
     if isinstance(pending, _PendingCleanup):
-        pending.undo.pop(callback, None)
-        if not pending.undo:
-            pending.leave()
+        pending.cleanups.pop(callback, None)
+        if not pending.cleanups:
+            pending.remove()
 
 
 class _PendingCleanup:
-    """Stands before the ``configure_callbacks`` of a module while callbacks have it changed.
+    """Replaces a module's ``configure_callbacks`` while callbacks have the module changed.
 
-    A copy of the module (deepcopy, pickle) gets one that can undo nothing, as no callback knows the copy.
+    A copy of the module (deepcopy, pickle) gets an instance without cleanups, because no callback knows the copy.
     """
 
     def __init__(self, pl_module: LightningModule) -> None:
-        self.undo: dict[Callback, Callable[[], None]] = {}
+        self.cleanups: dict[Callback, Callable[[], None]] = {}
         self.trainer: weakref.ref[Trainer] | None = None
         self._pl_module = pl_module
-        self._own = pl_module.__dict__.get(HOOK)  # somebody may have put a function there
+        self._replaced = pl_module.__dict__.get(HOOK)  # a function that the user assigned to the instance
 
     def __call__(self) -> Any:
-        """Clean up if this is a fit, then do what the module does by itself."""
+        """Clean up if this run is a fit, then call the module's own hook."""
         trainer = self._pl_module.trainer
         if trainer.state.fn == TrainerFn.FITTING:
             self._clean_up(trainer)
-        return type(self._pl_module).configure_callbacks(self._pl_module) if self._own is None else self._own()
+        if self._replaced is None:
+            return type(self._pl_module).configure_callbacks(self._pl_module)
+        return self._replaced()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _PendingCleanup, (self._pl_module,)
 
     def _clean_up(self, trainer: Trainer) -> None:
-        left = list(self.undo)
-        for undo in list(self.undo.values()):
-            undo()
-        self.leave()
-        names = shortlist(type(callback).__name__ for callback in left)
-        if left and trainer is (self.trainer and self.trainer()) and not set(left) <= set(trainer_callbacks(trainer)):
+        callbacks = list(self.cleanups)
+        for cleanup in list(self.cleanups.values()):
+            cleanup()
+        self.remove()
+        if not callbacks:
+            self._refuse_sliced_copy()
+            return
+        names = shortlist(type(callback).__name__ for callback in callbacks)
+        same_trainer = trainer is (self.trainer and self.trainer())
+        if same_trainer and not set(callbacks) <= set(trainer_callbacks(trainer)):
             raise MisconfigurationException(
-                f"This trainer has lost its callbacks, {names} among them: a search took them off and failed before it"
-                " put them back. The module is as it was before; make a new Trainer."
+                f"This trainer has lost its callbacks, {names} among them: a search removed them and failed before it"
+                " restored them. The module is as it was before; make a new Trainer."
             )
-        if left:
-            rank_zero_info(f"{names}: the last run was broken off; what it left open in the module is closed now.")
+        rank_zero_info(f"{names}: the last run was aborted; the changes it left in the module are undone now.")
+
+    def _refuse_sliced_copy(self) -> None:
         sliced = [name for name, module in self._pl_module.named_modules() if isinstance(module, SlicedLayer)]
-        if sliced and not left:
+        if sliced:
             raise MisconfigurationException(
                 f"This module is a copy that was made while slices were open: {shortlist(sliced)} would train a few"
-                " lines, and all else is frozen. Call slicefine_pl.slicing.close_slices(module) and"
-                " module.requires_grad_(True), or copy it after the fit."
+                " lines, and all other parameters are frozen. Call slicefine_pl.slicing.close_slices(module) and"
+                " module.requires_grad_(True), or copy the module after the fit."
             )
 
-    def leave(self) -> None:
-        """Give the module its own hook back."""
+    def remove(self) -> None:
+        """Restore the module's own hook."""
         cancel_deferred(self._pl_module)
-        if self._own is None:
+        if self._replaced is None:
             self._pl_module.__dict__.pop(HOOK, None)
         else:
-            self._pl_module.__dict__[HOOK] = self._own
+            self._pl_module.__dict__[HOOK] = self._replaced

@@ -1,4 +1,4 @@
-"""When does the module's model exist?  A callback that changes it waits until then, and sharding until after that."""
+"""Run an action as soon as a module's model exists, before the model is sharded."""
 
 from collections.abc import Callable
 
@@ -9,15 +9,15 @@ from torch.distributed.device_mesh import DeviceMesh
 from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.slicing.distributed.fsdp import shard_model
 
-DEFERRED = "slicefine_deferred"  # an attribute of the module: what is to be done when its model exists
+DEFERRED = "slicefine_deferred"  # attribute of the module: the actions to run when its model exists
 
 
 def after_configure_model(trainer: Trainer, pl_module: LightningModule, action: Callable[[], None]) -> None:
-    """Run ``action`` now, or after ``configure_model`` where the module builds its model in that or in ``setup``.
+    """Run ``action`` now, or after ``configure_model`` if the module overrides that hook or ``setup``.
 
-    To be called in ``Callback.setup``, which comes before both.  The module has the types of the trainer's precision
-    then: Lightning converts it only after it has restored a checkpoint, and a float32 module that loads what a
-    "64-true" run saved has lost half of the digits.
+    Call this in ``Callback.setup``, which runs before both.  The module is first converted to the trainer's precision.
+    Lightning itself converts it only after it has restored a checkpoint, and a float32 module that loads a checkpoint
+    of a "64-true" run loses half of the digits.
     """
 
     def convert_then_act() -> None:
@@ -29,7 +29,7 @@ def after_configure_model(trainer: Trainer, pl_module: LightningModule, action: 
         return
     if DEFERRED not in pl_module.__dict__:
         pl_module.__dict__[DEFERRED] = []
-        _run_after_configure_model(pl_module)
+        _wrap_configure_model(pl_module)
     pl_module.__dict__[DEFERRED].append(convert_then_act)
 
 
@@ -39,15 +39,15 @@ def shard_sliced_model(
     blocks: NamePatterns | None = None,
     offload: bool = False,
 ) -> list[str]:
-    r"""Share a module out among processes from within its own ``configure_model``, after its slices were opened.
+    r"""Open the slices of a module, then shard it; for use in the module's own ``configure_model``.
 
-    Only who wants another mesh or other blocks than ``FullyShardedStrategy`` takes needs it: that shards by itself.
+    ``FullyShardedStrategy`` shards a module by itself.  Use this function only for another mesh or other blocks.
 
     Args:
-        pl_module: The module, whose model exists by now.
-        mesh: See :func:`slicefine_pl.slicing.distributed.fsdp.shard_model`; ``None`` takes all processes.
-        blocks: Likewise.
-        offload: Likewise.
+        pl_module: The module; its model exists.
+        mesh: See :func:`slicefine_pl.slicing.distributed.fsdp.shard_model`; ``None`` uses all processes.
+        blocks: See ``shard_model``.
+        offload: See ``shard_model``.
 
     Returns:
         Names of the blocks.
@@ -64,8 +64,8 @@ def shard_sliced_model(
     return shard_model(pl_module, mesh, blocks, offload)
 
 
-def _run_after_configure_model(pl_module: LightningModule) -> None:
-    """Have what waits run once, right after the module's next ``configure_model``: the model exists from then on."""
+def _wrap_configure_model(pl_module: LightningModule) -> None:
+    """Run the deferred actions once, right after the module's next ``configure_model``."""
     configure_model = pl_module.configure_model
 
     def configure_then_act() -> None:
@@ -75,7 +75,7 @@ def _run_after_configure_model(pl_module: LightningModule) -> None:
             del pl_module.__dict__["configure_model"]
         _run_deferred(pl_module)
 
-    # Not a wrapper in Lightning's eyes (no functools.wraps): it then calls the hook even if the class has none.
+    # Without functools.wraps, so that Lightning calls the hook even if the class does not override it.
     pl_module.__dict__["configure_model"] = configure_then_act
 
 
@@ -85,7 +85,7 @@ def _run_deferred(pl_module: LightningModule) -> None:
 
 
 def cancel_deferred(pl_module: LightningModule) -> None:
-    """Drop what still waits for the model, as the run ended before it was built."""
+    """Drop the deferred actions of a run that ended before the model was built."""
     if DEFERRED in pl_module.__dict__:
         del pl_module.__dict__[DEFERRED]
         pl_module.__dict__.pop("configure_model", None)

@@ -1,4 +1,4 @@
-"""What a callback needs where several processes train one network: who may shard it, and whether all agree."""
+"""Checks for runs of several processes: which strategies are supported, and whether all processes agree."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,25 +15,25 @@ from slicefine_pl.strategy import FullyShardedStrategy
 
 
 def check_slicing_strategy(trainer: Trainer) -> None:
-    """Refuse strategies that cut weights in ways in which live lines would be read or written wrongly.
+    """Check that the strategy does not shard weights, or is ``FullyShardedStrategy``.
 
     Raises:
-        MisconfigurationException: The strategy shards, and is not ours.
+        MisconfigurationException: It is another strategy that shards.
     """
     if _shards(trainer) and not isinstance(trainer.strategy, FullyShardedStrategy):
         raise MisconfigurationException(
-            f"SliceFineCallback does not work with {type(trainer.strategy).__name__}, which cuts weights where slices"
-            " do not find them, or cannot read its own checkpoint while they are open. Use"
+            f"SliceFineCallback does not work with {type(trainer.strategy).__name__}, which shards weights in a way"
+            " that slices do not support, or cannot load its own checkpoint while they are open. Use"
             " slicefine_pl.FullyShardedStrategy(), which is FSDP2 with slices (in recipes --trainer.strategy fsdp2), or"
             " 'ddp'."
         )
 
 
 def check_pruning_strategy(trainer: Trainer) -> None:
-    """Refuse strategies that cut weights: masks are made of, and put on, whole ones.
+    """Check that the strategy does not shard weights.
 
     Raises:
-        MisconfigurationException: The strategy shards.
+        MisconfigurationException: It does.
     """
     if _shards(trainer):
         raise MisconfigurationException(
@@ -47,15 +47,15 @@ def _shards(trainer: Trainer) -> bool:
 
 
 def check_same_on_all_ranks(trainer: Trainer, choices: Mapping[str, Tensor], what: str) -> None:
-    """Make sure that every process has chosen the same; all processes call it.
+    """Check that all processes have made the same choices.  All processes must call it.
 
     Args:
-        trainer: Its strategy knows the processes.
-        choices: What this process has chosen, by the name of a weight.
+        trainer: The trainer; its strategy communicates.
+        choices: Choices of this process, by the name of a weight.
         what: What is chosen, for the message.
 
     Raises:
-        RuntimeError: A process differs from the first; it and the weight are named.
+        RuntimeError: A process differs from rank 0; the message names it and the weights.
     """
     if trainer.world_size == 1:
         return
@@ -63,17 +63,17 @@ def check_same_on_all_ranks(trainer: Trainer, choices: Mapping[str, Tensor], wha
     everywhere = own.new_empty(trainer.world_size * len(own))
     dist.all_gather_into_tensor(everywhere, own)
     everywhere = everywhere.view(trainer.world_size, -1)
-    apart = (everywhere != everywhere[0]).nonzero().tolist()  # the same on every process, so that all of them stop
-    if apart:
-        rank, _ = apart[0]
-        names = [name for number, name in enumerate(choices) if [rank, number] in apart]
+    different = (everywhere != everywhere[0]).nonzero().tolist()  # equal on every process, so that all of them raise
+    if different:
+        rank, _ = different[0]
+        names = [name for number, name in enumerate(choices) if [rank, number] in different]
         raise RuntimeError(
-            f"Process {rank} has {what} in {shortlist(names)} other than process 0 has. All processes need the same"
-            " seed and settings, and the same network; check what differs between them before this callback comes."
+            f"Process {rank} and process 0 have different {what} in {shortlist(names)}. All processes need the same"
+            " seed, settings and network; check what differs between them before this callback runs."
         )
 
 
 def _digest(chosen: Tensor) -> int:
-    """Eight bytes that stand for the numbers of a tensor."""
+    """Return eight bytes of a tensor's hash, as an integer."""
     numbers = chosen.detach().cpu().contiguous().numpy().tobytes()
     return int.from_bytes(hashlib.sha256(numbers).digest()[:8], "big", signed=True)

@@ -1,4 +1,4 @@
-"""What one optimizer has to do with slices: which are its own, how many steps it made, what it forgets at a move."""
+"""The slices that one optimizer updates: its steps, and its state when slices move."""
 
 from collections.abc import Collection, Iterable, Sequence
 from copy import deepcopy
@@ -15,15 +15,15 @@ class OptimizerSlices:
     """The slices that one optimizer updates.
 
     Args:
-        optimizer: Before its first step.
-        slices: Those it updates.
-        names: Of the sliced modules.
+        optimizer: The optimizer, before its first step.
+        slices: Parameters of the slices that it updates.
+        names: Names of the slices.
 
     Attributes:
-        names: As given.
-        steps: Steps the optimizer has made, without those that had nothing to apply.
-        first_step: What ``steps`` was at the beginning.
-        unreached: Those of ``names`` whose slice has not received a gradient yet.
+        names: Names of the slices.
+        steps: Steps that the optimizer has made, without those that had no gradients to apply.
+        first_step: Value of ``steps`` at the start of the run.
+        without_gradient: Names of the slices that have not received a gradient yet.
     """
 
     def __init__(self, optimizer: Optimizer, slices: Sequence[nn.Parameter], names: Sequence[str] = ()) -> None:
@@ -31,55 +31,55 @@ class OptimizerSlices:
         self.names = list(names)
         self._slices = list(slices)
         self.steps = self.first_step = 0
-        self.unreached = self.names
+        self.without_gradient = self.names
         self._parts = list(wrapped_by(optimizer))
-        self._settings = [set(group) for group in optimizer.param_groups]
+        self._initial_keys = [set(group) for group in optimizer.param_groups]
         _init_fused_momentum(optimizer)
-        # Most optimizers make a parameter's state at its first step; Adagrad makes it in its constructor.
-        self._initial: list[dict[nn.Parameter, Any]] = [
+        # Most optimizers create a parameter's state at its first step; Adagrad creates it in its constructor.
+        self._initial_state: list[dict[nn.Parameter, Any]] = [
             {parameter: deepcopy(part.state[parameter]) for parameter in slices if parameter in part.state}
             for part in self._parts
         ]
 
-    def begin(self, steps: int) -> None:
-        """Start to train, after so many steps of an earlier run that goes on."""
+    def start(self, steps: int) -> None:
+        """Start training after ``steps`` steps of an earlier run."""
         self.steps = self.first_step = steps
 
     def frozen(self) -> list[str]:
-        """Names of the slices that neither hold nor require a gradient."""
+        """Return the names of the slices that have no gradient and do not require one."""
         pairs = zip(self.names, self._slices, strict=True)
         return [name for name, each in pairs if each.grad is None and not each.requires_grad]
 
-    def changes_more_than(self, trained: Collection[int]) -> bool:
-        """Whether the next step would change a parameter whose id is not among those that are to be trained."""
+    def updates_others_than(self, trained: Collection[int]) -> bool:
+        """Whether the next step would change a parameter whose id is not in ``trained``."""
         return any(each.grad is not None and id(each) not in trained for each in parameters_of(self.optimizer))
 
-    def forget(self, moved: Iterable[nn.Parameter]) -> None:
-        """Give slices the optimizer state of the first step; keeps the groups.
+    def reset_state(self, moved: Iterable[nn.Parameter]) -> None:
+        """Reset the optimizer state of slices that have moved; parameter groups keep their settings.
 
-        What an optimizer counts by the group is forgotten where the whole group moves; where it does not, that is
-        refused before (:mod:`slicefine_pl.callbacks.support.optimizer_trial`).
+        What an optimizer counts per group is reset if all slices of the group moved.  A group for which that would be
+        wrong is refused earlier (:mod:`slicefine_pl.callbacks.support.optimizer_trial`).
         """
         moved = list(moved)
-        for part, initial in zip(self._parts, self._initial, strict=True):
+        for part, initial in zip(self._parts, self._initial_state, strict=True):
             if isinstance(part, torch.optim.LBFGS):
-                part.state.clear()  # one joint history for all parameters, kept under the first
+                part.state.clear()  # one history for all parameters, stored under the first
                 continue
             for parameter in moved:
                 part.state.pop(parameter, None)
                 if parameter in initial:
                     part.state[parameter] = deepcopy(initial[parameter])
-        places = {id(parameter) for parameter in moved}
-        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=False):
-            if all(id(parameter) in places for parameter in group["params"]):
-                for counted in group.keys() - settings:
-                    del group[counted]
+        ids = {id(parameter) for parameter in moved}
+        for group, initial_keys in zip(self.optimizer.param_groups, self._initial_keys, strict=False):
+            if all(id(parameter) in ids for parameter in group["params"]):
+                for counter in group.keys() - initial_keys:
+                    del group[counter]
 
 
 def _init_fused_momentum(optimizer: Optimizer) -> None:
-    """Have fused SGD begin with a momentum of zero, which is the same unless it is dampened.
+    """Initialize the momentum of fused SGD with zeros, which changes nothing unless the momentum is dampened.
 
-    It cannot make a step where some parameters of a group have a momentum and others, which have just moved, do not.
+    Fused SGD cannot step a group in which some parameters have a momentum and others, just moved, have none.
     """
     for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
         if group["fused"] and group["momentum"] and not group["dampening"]:
@@ -88,32 +88,33 @@ def _init_fused_momentum(optimizer: Optimizer) -> None:
 
 
 def disable_differentiable(optimizer: Optimizer) -> bool:
-    """Have an optimizer made with ``differentiable=True`` make steps as others do; whether it was one.
+    """Turn off ``differentiable=True``, which torch does not allow for leaf parameters.
 
-    torch allows no recorded step on parameters, which are leaves; so there is nothing to record in a training loop.
+    Returns:
+        Whether it was on.
     """
-    recorded = bool(optimizer.defaults.get("differentiable"))
-    if recorded:
+    differentiable = bool(optimizer.defaults.get("differentiable"))
+    if differentiable:
         optimizer.defaults["differentiable"] = False
         for group in optimizer.param_groups:
             group["differentiable"] = False
-    return recorded
+    return differentiable
 
 
 def has_gradients(optimizer: Optimizer) -> bool:
-    """Whether a step of the optimizer has anything to apply."""
+    """Whether a step of the optimizer has gradients to apply."""
     return any(parameter.grad is not None for parameter in parameters_of(optimizer))
 
 
 def has_stepped(optimizer: Optimizer) -> bool:
-    """Whether the call of ``step`` that ends just now changed anything; for hooks that come after it.
+    """Whether the ``step`` that has just returned changed the parameters; for post-step hooks.
 
-    Where gradients overflow, a loss scaler does not call ``step``; but that of an optimizer which unscales by itself
-    (fused ones) it does, with ``found_inf``.  To read that is to wait for the device.
+    If gradients overflow, a loss scaler does not call ``step``.  Fused optimizers unscale by themselves, so it calls
+    their ``step`` with ``found_inf``; reading that value synchronizes with the device.
     """
     return has_gradients(optimizer) and not bool(getattr(optimizer, "found_inf", False))
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """All parameters of an optimizer, of all its groups."""
+    """Return the parameters of all groups of an optimizer."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,8 +1,8 @@
-"""Can an optimizer train slices?  Before the run begins, one like it tries on matrices of a slice's size.
+"""Find out before a run whether an optimizer can train slices, by a trial on small matrices.
 
-Asks for behaviour and not for names, so that optimizers of all packages are covered.
+The trial tests behavior and not class names, so that it covers the optimizers of all packages.
 
-Shapes:  R rank of the slice · L numbers of a line
+Shapes:  R rank of the slice · L numbers per line
 """
 
 import inspect
@@ -14,86 +14,113 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from slicefine_pl.callbacks.support.optimizer_slices import OptimizerSlices
+from slicefine_pl.callbacks.support.optimizer_slices import OptimizerSlices, disable_differentiable
 from slicefine_pl.slicing import SliceView
 from slicefine_pl.slicing.optimizer_state import wrapped_by
 
 STEPS = 3  # before the move, and after it
-SPIKE = 10.0  # the last gradient is so many times as large, for those that clip
-DIFFERENT = 0.02  # of the largest change; rounding, of bfloat16 too, stays below
+SPIKE = 10.0  # factor of the last gradient, for optimizers that clip
+DIFFERENT = 0.02  # relative to the largest change; rounding stays below, in bfloat16 too
 
 ERRORS = (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError)  # which optimizers raise
-Make = Callable[[Sequence[nn.Parameter]], Optimizer]
+OptimizerFactory = Callable[[Sequence[nn.Parameter]], Optimizer]
 
 
 @dataclass(frozen=True)
 class OptimizerRequirements:
-    """What the slices of a run ask of their optimizer.
+    """What the slices of a run require of their optimizer.
 
     Attributes:
-        compact: Whether slices give no second derivatives.
-        alternating: Whether rows and columns take turns; the shorter lines are padded then.
+        compact: Whether slices give first derivatives only.
+        alternating: Whether columns and rows take turns; the shorter lines are then padded with zeros.
         moving: Whether slices move.
-        kept: Whether the optimizer's memory of a slice stays at a move, rather than being cleared.
+        keep_state: Whether the optimizer keeps a slice's state at a move, rather than resetting it.
     """
 
     compact: bool
     alternating: bool
     moving: bool
-    kept: bool
+    keep_state: bool
 
 
-def check_optimizer(optimizer: Optimizer, slices: Sequence[SliceView], demands: OptimizerRequirements) -> None:
-    """Refuse an optimizer that would fail, or go wrong, on slices.
+def prepare_optimizer(
+    optimizer: Optimizer, slices: Sequence[SliceView], requirements: OptimizerRequirements
+) -> OptimizerSlices:
+    """Check an optimizer, and take over its slices.
 
     Args:
-        optimizer: Before its first step.
-        slices: Those it updates.
-        demands: What is asked of it.
+        optimizer: The optimizer, before its first step.
+        slices: The slices that it updates.
+        requirements: What the slices require of it.
 
     Raises:
-        MisconfigurationException: It cannot make a step, or what it makes of a slice depends on what it must not.
+        MisconfigurationException: See :func:`check_optimizer`.
+    """
+    if disable_differentiable(optimizer):
+        rank_zero_warn(
+            f"{type(optimizer).__name__}(differentiable=True) runs with differentiable=False: torch does not"
+            " differentiate through steps on a network's own parameters."
+        )
+    check_optimizer(optimizer, slices, requirements)
+    return OptimizerSlices(optimizer, [view.parameter for view in slices], [view.name for view in slices])
+
+
+def check_optimizer(optimizer: Optimizer, slices: Sequence[SliceView], requirements: OptimizerRequirements) -> None:
+    """Refuse an optimizer that would fail, or compute wrong steps, on slices.
+
+    Args:
+        optimizer: The optimizer, before its first step.
+        slices: The slices that it updates.
+        requirements: What the slices require of it.
+
+    Raises:
+        MisconfigurationException: It cannot make a step, or its steps depend on the padding of slices or on their
+            earlier positions.
     """
     wrapped = list(wrapped_by(optimizer))
     name = type(optimizer).__name__
-    if demands.compact and getattr(optimizer, "is_second_order", False):
+    if requirements.compact and getattr(optimizer, "is_second_order", False):
         raise MisconfigurationException(
-            f"{name} needs second derivatives, which do not go through compact slices; choose backend='mask' and call"
+            f"{name} needs second derivatives, which compact slices do not give; choose backend='mask' and call"
             " self.manual_backward(loss, create_graph=True), or choose another optimizer."
         )
-    if demands.moving and demands.kept and len(wrapped) > 1:
+    if requirements.moving and requirements.keep_state and len(wrapped) > 1:
         raise MisconfigurationException(
-            f"{name} wraps {type(wrapped[-1]).__name__} and may remember the weights of a slice's old place, which"
+            f"{name} wraps {type(wrapped[-1]).__name__} and may store the weights of a slice's earlier position, which"
             " optimizer_state='keep' would write to the new one; choose optimizer_state='reset'."
         )
-    ours = {id(view.parameter) for view in slices}
+    slice_ids = {id(view.parameter) for view in slices}
     for each in wrapped:
         for group in each.param_groups:
             held = {id(parameter) for parameter in group["params"]}
-            make = _maker(each, group)
-            if held & ours and make is not None:
+            make = _factory_of(each, group)
+            if held & slice_ids and make is not None:
                 own = [view for view in slices if id(view.parameter) in held]
-                _TrialRun(type(each).__name__, make, own, demands).check(shared=not held <= ours)
+                trial = _Trial(type(each).__name__, make, own, requirements)
+                trial.check(shared=not held <= slice_ids)
 
 
-class _TrialRun:
-    """An optimizer's constructor, tried on matrices ``(R, L)``."""
+class _Trial:
+    """Steps of a new optimizer of the same class and settings, on matrices of shape ``(R, L)``."""
 
-    def __init__(self, name: str, make: Make, slices: Sequence[SliceView], demands: OptimizerRequirements) -> None:
-        self._name, self._make, self._demands = name, make, demands
-        narrow = min(slices, key=lambda view: min(view.shape[:2]) / max(view.shape[:2]))  # the most padded one
+    def __init__(
+        self, name: str, make: OptimizerFactory, slices: Sequence[SliceView], requirements: OptimizerRequirements
+    ) -> None:
+        self._name, self._make, self._requirements = name, make, requirements
+        narrow = min(slices, key=lambda view: min(view.shape[:2]) / max(view.shape[:2]))  # has the most padding
         self._device = narrow.parameter.device
         self._shape = (len(narrow.indices), min(narrow.shape[:2]) * math.prod(narrow.shape[2:]))
-        self._padded = demands.alternating and narrow.shape[0] != narrow.shape[1]
+        self._padded = requirements.alternating and narrow.shape[0] != narrow.shape[1]
 
     def check(self, shared: bool) -> None:
-        """Raise where the optimizer does not do what is asked of it.
+        """Raise if the optimizer does not meet the requirements.
 
         Args:
-            shared: Whether slices are in one group with parameters that are trained whole.
+            shared: Whether the group also contains parameters that are trained whole.
         """
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -104,17 +131,17 @@ class _TrialRun:
                     f"{self._name} computes with means or sizes of whole matrices, so that the padding of alternating"
                     " slices would change its steps; choose axis='column' or axis='row', or an optimizer such as AdamW."
                 )
-            moving, kept = self._demands.moving, self._demands.kept
-            if moving and not kept and shared and not self._starts_afresh(alone, start):
+            moving, keep_state = self._requirements.moving, self._requirements.keep_state
+            if moving and not keep_state and shared and not self._resets(alone, start):
                 raise MisconfigurationException(
-                    f"{self._name} does not start afresh on a slice that has moved, while parameters that are trained"
-                    " whole go on in the same group (it counts steps by the group, or is fused and dampened). Give the"
+                    f"{self._name} cannot reset its state for a slice that has moved while parameters that are trained"
+                    " whole continue in the same group (it counts steps per group, or is fused and dampened). Give the"
                     " slices a group of their own in configure_optimizers (the names of their parameters end in"
                     " '.trainable'), or choose optimizer_state='keep'."
                 )
-            if moving and kept and self._remembers_weights(start):
+            if moving and keep_state and self._stores_weights(start):
                 raise MisconfigurationException(
-                    f"{self._name} remembers the weights of a slice's old place, which optimizer_state='keep' would"
+                    f"{self._name} stores the weights of a slice's earlier position, which optimizer_state='keep' would"
                     " write to the new one; choose optimizer_state='reset'."
                 )
 
@@ -131,32 +158,32 @@ class _TrialRun:
         length = start.shape[1]
         return self._trained([F.pad(start, (0, length))])[:, :length]
 
-    def _starts_afresh(self, alone: Tensor, start: Tensor) -> bool:
+    def _resets(self, alone: Tensor, start: Tensor) -> bool:
         try:
-            again = self._trained([start, start], moved=start, forget=True)
-        except ERRORS:  # fused SGD cannot mix parameters with a momentum and without
+            again = self._trained([start, start], moved=start, reset=True)
+        except ERRORS:  # fused SGD cannot step parameters with and without a momentum together
             return False
         return not self._differ(alone, again, start)
 
-    def _remembers_weights(self, start: Tensor) -> bool:
+    def _stores_weights(self, start: Tensor) -> bool:
         one, other = (self._trained([sign * start], moved=start) for sign in (1, -1))
         return self._differ(one, other, start)
 
-    def _trained(self, starts: list[Tensor], moved: Tensor | None = None, forget: bool = False) -> Tensor:
-        """What the first of some matrices becomes, after a move if there is one."""
+    def _trained(self, starts: list[Tensor], moved: Tensor | None = None, reset: bool = False) -> Tensor:
+        """Return the first of some matrices after training, with a move in the middle if ``moved`` is given."""
         matrices = [nn.Parameter(each.clone()) for each in starts]
         optimizer = self._make(matrices)
-        share = OptimizerSlices(optimizer, matrices[:1])
+        slices = OptimizerSlices(optimizer, matrices[:1])
         if moved is not None:
             self._step(optimizer, matrices)
             matrices[0].data.copy_(moved)
-        if forget:
-            share.forget(matrices[:1])
+        if reset:
+            slices.reset_state(matrices[:1])
         self._step(optimizer, matrices)
         return matrices[0].detach()
 
     def _step(self, optimizer: Optimizer, matrices: list[nn.Parameter]) -> None:
-        torch.manual_seed(0)  # some draw numbers
+        torch.manual_seed(0)  # some optimizers draw random numbers
         for step in range(1, STEPS + 1):
             gradient = self._numbers(step) * (SPIKE if step == STEPS else 1.0)
             for matrix in matrices:
@@ -164,7 +191,7 @@ class _TrialRun:
             optimizer.step(lambda: 1.0)
 
     def _numbers(self, step: int) -> Tensor:
-        """Values or gradients, other ones for each step, shape ``(R, L)``."""
+        """Return values or gradients that differ from step to step, shape ``(R, L)``."""
         count = torch.arange(math.prod(self._shape), device=self._device)
         return torch.sin(1.7 * count + 0.9 * step + 0.3).view(self._shape)
 
@@ -173,8 +200,8 @@ class _TrialRun:
         return bool((one - other).abs().max() > DIFFERENT * (one - start).abs().max())
 
 
-def _maker(optimizer: Optimizer, group: dict[str, Any]) -> Make | None:
-    """What builds an optimizer of the same class and settings; ``None`` for one that is built otherwise."""
+def _factory_of(optimizer: Optimizer, group: dict[str, Any]) -> OptimizerFactory | None:
+    """Return a factory of optimizers of the same class and settings; ``None`` if the constructor is unusual."""
     known = inspect.signature(type(optimizer)).parameters
     settings = {name: value for name, value in group.items() if name in known and name != "params"}
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -183,7 +210,7 @@ def _maker(optimizer: Optimizer, group: dict[str, Any]) -> Make | None:
     if unusual or isinstance(optimizer, LBFGS) or getattr(optimizer, "is_second_order", False):
         return None
     if isinstance(settings.get("lr"), float):
-        settings["lr"] = 0.01  # a warm-up begins at zero
+        settings["lr"] = 0.01  # a warm-up starts at zero
     if "weight_decay" in settings:
-        settings["weight_decay"] = 0.0  # what decays may depend on the weights
+        settings["weight_decay"] = 0.0  # the decay may depend on the weights
     return lambda matrices: type(optimizer)(matrices, **settings)

@@ -1,4 +1,4 @@
-"""What else stands in a trainer's list of callbacks: who cannot be there, who must come first, what others need."""
+"""How our callbacks deal with the other callbacks of a trainer: conflicts, order, and missing or wrong calls."""
 
 from collections.abc import Iterator
 
@@ -21,71 +21,85 @@ from slicefine_pl.strategy import FullyShardedStrategy
 
 
 def trainer_callbacks(trainer: Trainer) -> list[Callback]:
-    """The callbacks of a trainer, in the order in which they are called; ``Trainer`` does not declare them."""
+    """Return the callbacks of a trainer in calling order; ``Trainer`` does not declare the attribute."""
     found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return found
 
 
 def check_before_weight_averaging(callback: Callback, trainer: Trainer) -> None:
-    """Weight averaging must come later than a callback that reads slices.
+    """Check that no weight averaging comes before a callback that opens or reads slices.
 
-    It copies the module in ``setup``, and must copy the one that has slices; at the end of training it puts averages in
-    the places of the slices, which by then have been at many.
+    Weight averaging copies the module in ``setup``, and must copy one with open slices.  At the end of training it
+    replaces the slices' values by averages over many positions, so a callback that reads them must come first.
+
+    Raises:
+        MisconfigurationException: Weight averaging comes first, or the weights are sharded.
     """
     averaging = (WeightAveraging, StochasticWeightAveraging)
     callbacks = trainer_callbacks(trainer)
     averages = [type(each).__name__ for each in callbacks if isinstance(each, averaging)]
     if averages and isinstance(trainer.strategy, FullyShardedStrategy):
-        raise MisconfigurationException(f"{averages[0]} cannot average weights that are sharded; use strategy='ddp'.")
+        raise MisconfigurationException(f"{averages[0]} cannot average sharded weights; use strategy='ddp'.")
     for earlier in callbacks[: callbacks.index(callback)]:
         if isinstance(earlier, averaging):
             name = type(callback).__name__
             raise MisconfigurationException(
-                f"{type(earlier).__name__} stands before {name}, which must see the slices as they are trained; put"
-                f" {name} before it in the list of callbacks."
+                f"{type(earlier).__name__} stands before {name}, which needs the slices as they are trained; put"
+                f" {name} first in the list of callbacks."
             )
 
 
-def check_no_second(callback: Callback, kind: type[Callback], trainer: Trainer) -> None:
-    """There must be no second callback of a kind.
+def check_no_second(kind: type[Callback], trainer: Trainer) -> None:
+    """Check that the trainer has one callback of a kind.
 
-    Lightning itself refuses two that have the same class; subclasses, and those appended later, it does not.
+    Lightning refuses two callbacks of the same class, but not subclasses, and not callbacks that are appended later.
+
+    Raises:
+        MisconfigurationException: There are several.
     """
     if len(found := [type(each).__name__ for each in trainer_callbacks(trainer) if isinstance(each, kind)]) > 1:
         raise MisconfigurationException(
-            f"The trainer has {len(found)} callbacks of the kind {kind.__name__} ({', '.join(found)}), and each would"
-            " take the same weights. Keep one; targets takes a list of patterns."
+            f"The trainer has {len(found)} callbacks of the kind {kind.__name__} ({', '.join(found)}), which would work"
+            " on the same weights. Keep one; targets takes a list of patterns."
         )
 
 
 def check_no_model_pruning(callback: Callback, trainer: Trainer) -> None:
-    """Lightning's ``ModelPruning`` puts other parameters into the place of those that a callback works on."""
+    """Check that there is no ``ModelPruning``, which replaces the parameters that a callback works on.
+
+    Raises:
+        MisconfigurationException: There is one.
+    """
     for each in trainer_callbacks(trainer):
         if isinstance(each, ModelPruning):
             raise MisconfigurationException(
                 f"{type(each).__name__} does not work with {type(callback).__name__}: it replaces each weight by"
-                " weight_orig and weight_mask in the middle of the run. To prune, use"
-                " slicefine_pl.SparsityCallback, which works alone and with SliceFineCallback."
+                " weight_orig and weight_mask during the run. To prune, use slicefine_pl.SparsityCallback, which works"
+                " alone and with SliceFineCallback."
             )
 
 
 def check_no_finetuning(callback: Callback, trainer: Trainer) -> None:
-    """``BackboneFinetuning`` and its kind decide, like a callback that slices, what requires a gradient."""
+    """Check that there is no ``BackboneFinetuning`` or similar, which also sets ``requires_grad``.
+
+    Raises:
+        MisconfigurationException: There is one.
+    """
     for each in trainer_callbacks(trainer):
         if isinstance(each, BaseFinetuning):
             name = type(callback).__name__
             raise MisconfigurationException(
                 f"{type(each).__name__} does not work with {name}: both set which parameters require a gradient, and it"
-                f" freezes the slices or unfreezes whole layers. Take it out; {name} trains what its targets and"
-                " also_train name."
+                f" freezes the slices or unfreezes whole layers. Remove it; {name} trains what targets and also_train"
+                " match."
             )
 
 
 def move_searches_after(callback: Callback, trainer: Trainer) -> None:
-    """Have searches come right behind a callback.
+    """Move learning-rate and batch-size searches right behind a callback.
 
-    ``LearningRateFinder`` and ``BatchSizeFinder``, which ``Tuner`` uses, train in ``on_fit_start``.  Lightning calls
-    them first, before the callback has prepared and checked what is trained.
+    ``LearningRateFinder`` and ``BatchSizeFinder``, which ``Tuner`` uses too, train in ``on_fit_start``.  Lightning puts
+    them first, so they would train before the callback has prepared and checked the module.
     """
     callbacks = trainer_callbacks(trainer)
     place = callbacks.index(callback)
@@ -95,29 +109,33 @@ def move_searches_after(callback: Callback, trainer: Trainer) -> None:
 
 
 def check_no_search_on_resume(trainer: Trainer) -> None:
-    """After a search at the start of a run that resumes, Lightning has forgotten the checkpoint's loops and optimizers.
+    """Check that a resumed run does not start with a search.
 
-    In ``on_fit_start`` they are still to be restored, but the search takes the checkpoint away (2.6.6, ``resume_end``).
+    Lightning restores loops and optimizers after ``on_fit_start``, but a search in that hook drops the checkpoint
+    (2.6.6, ``resume_end``).
+
+    Raises:
+        MisconfigurationException: It does.
     """
     at_the_start = LearningRateFinder.on_fit_start, BatchSizeFinder.on_fit_start
     for each in trainer_callbacks(trainer) if trainer.ckpt_path is not None else ():
         if type(each).on_fit_start in at_the_start:
             raise MisconfigurationException(
-                f"{type(each).__name__} searches at the start of a run that resumes, and Lightning then forgets the"
-                " optimizer's state and the step of the checkpoint. Search before the first run, or resume without it."
+                f"{type(each).__name__} searches at the start of a resumed run, and Lightning then drops the optimizer"
+                " state and the step of the checkpoint. Search before the first run, or resume without it."
             )
 
 
 def replay_epoch_start(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Have callbacks do what they do when an epoch starts, in a run that resumes in the middle of one.
+    """Call ``on_train_epoch_start`` of the callbacks that need it, in a run that resumes in the middle of an epoch.
 
-    Lightning does not call ``on_train_epoch_start`` then (2.6.6, ``fit_loop.py``): until the next epoch, gradients
-    would not be accumulated, and stochastic weight averaging would keep the schedule from before it began.  Called
-    twice in an epoch, these two do the same as once.
+    Lightning does not call the hook then (2.6.6, ``fit_loop.py``).  Until the next epoch, gradients would not be
+    accumulated, and stochastic weight averaging would use the learning-rate schedule from before it began.  Both
+    callbacks tolerate a second call in the same epoch.
 
     Raises:
-        MisconfigurationException: The epoch is the one in which weight averaging collects the statistics of batches;
-            Lightning has forgotten what it needs to end it.
+        MisconfigurationException: The epoch is the one in which weight averaging collects batch statistics; the
+            checkpoint lacks what it needs to end that epoch.
     """
     for each in trainer_callbacks(trainer):
         if isinstance(each, StochasticWeightAveraging) and trainer.current_epoch > each.swa_end:
@@ -130,7 +148,7 @@ def replay_epoch_start(trainer: Trainer, pl_module: LightningModule) -> None:
 
 
 def reset_best_checkpoints(trainer: Trainer) -> None:
-    """Have each ``ModelCheckpoint`` that monitors a score take the next one for the best so far."""
+    """Reset each ``ModelCheckpoint`` that monitors a metric, so that the next score is its best."""
     for callback in trainer_callbacks(trainer):
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
             worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
@@ -139,9 +157,9 @@ def reset_best_checkpoints(trainer: Trainer) -> None:
 
 
 def averaged_models(trainer: Trainer) -> Iterator[nn.Module]:
-    """Copies of the module that weight averaging keeps: a weight that is pruned now must be zero there too."""
+    """Yield the averaged copies of the module, in which pruned weights must be zero as well."""
     for callback in trainer_callbacks(trainer):
-        average = getattr(callback, "_average_model", None)
+        average = getattr(callback, "_average_model", None)  # Lightning's callbacks have no public name for it
         if isinstance(callback, WeightAveraging) and average is not None:
             yield average.module
         elif isinstance(callback, StochasticWeightAveraging) and average is not None:

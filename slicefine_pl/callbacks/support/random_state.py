@@ -1,5 +1,8 @@
-"""The random numbers of training, kept apart from those of validation and data loading, so that a resumed run repeats
-an uninterrupted one.
+"""The random state of training, separate from that of validation and data loading.
+
+A run that resumes makes new data iterators, and may skip a validation that the uninterrupted run did.  Both draw from
+the global generators.  To repeat the uninterrupted run, training continues from the state at the end of its last batch:
+after a validation, at the start of an epoch and after a resume.
 """
 
 import random
@@ -10,45 +13,41 @@ import torch
 
 
 class TrainingRandomState:
-    """Holds the generators' state at the end of the last training batch, and puts it back where training goes on.
-
-    A run that resumes builds its data iterators anew and may skip a validation that the uninterrupted run made; both
-    draw from the global generators.  So training goes on from where its own last batch left them: after validation, at
-    the start of an epoch, and after a resume, in a resumed and in an uninterrupted run alike.
-    """
+    """The state of all generators at the end of the last training batch, restored where training continues."""
 
     def __init__(self) -> None:
         self._state: dict[str, Any] | None = None
-        self._due = False
+        self._changed = False
 
-    def remember(self) -> None:
-        """Take the generators' state, at the end of a training batch."""
+    def save(self) -> None:
+        """Save the generators' state at the end of a training batch."""
         self._state = {
             "python": random.getstate(),
             "numpy": np.random.get_state(legacy=False),
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if _on_gpu() else None,  # of this process's device
+            "cuda": torch.cuda.get_rng_state() if _uses_cuda() else None,  # of this process's device
         }
 
-    def expect_detour(self) -> None:
-        """Say that something else has drawn numbers since; the next batch starts from the remembered state."""
-        self._due = True
+    def mark_changed(self) -> None:
+        """Have the next batch restore the saved state, because other code may have drawn numbers."""
+        self._changed = True
 
     def before_epoch(self, iterator_exists: bool) -> None:
-        """Put the remembered state back before the epoch's data iterator is made, which may shuffle by it.
+        """Restore the saved state before the epoch's data iterator is made, which may shuffle with it.
 
         Args:
-            iterator_exists: It was made already, and will draw its order lazily from what it has left.
+            iterator_exists: Whether the iterator exists already.  It may still draw its order from the current state,
+                so nothing is restored.
         """
         if not iterator_exists:
             self._restore()
-        self._due = True
+        self._changed = True
 
     def before_batch(self) -> None:
-        """Put the remembered state back if somebody else may have drawn numbers since."""
-        if self._due:
+        """Restore the saved state if other code may have drawn numbers."""
+        if self._changed:
             self._restore()
-            self._due = False
+            self._changed = False
 
     def _restore(self) -> None:
         if self._state is None:
@@ -60,7 +59,7 @@ class TrainingRandomState:
             torch.cuda.set_rng_state(self._state["cuda"])
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The remembered state as numbers, strings and tensors."""
+        """Return the saved state as numbers, strings and tensors."""
         if self._state is None:
             return None
         numpy = self._state["numpy"]
@@ -69,16 +68,16 @@ class TrainingRandomState:
         return {**self._state, "numpy": flat}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Take a saved state and go on from it."""
+        """Restore a state of :meth:`state_dict`, now and at the next batch."""
         if state is None:
             return
         saved = state["numpy"]
         key = saved["state"]["key"].numpy().astype(np.uint32)
         self._state = {**state, "numpy": {**saved, "state": {"key": key, "pos": saved["state"]["pos"]}}}
         self._restore()
-        self._due = True
+        self._changed = True
 
 
-def _on_gpu() -> bool:
-    """Whether this process uses one; to ask whether there is one takes a millisecond."""
+def _uses_cuda() -> bool:
+    """Whether this process uses a GPU; ``torch.cuda.is_available`` would take a millisecond."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Masks where slices are open: what is trained there is not the pruned weight but a few of its lines."""
+"""Apply pruning masks where slices are open and only a few lines of a pruned weight are trained."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,12 +13,12 @@ from slicefine_pl.sparsity import NetworkMasks
 
 
 class MaskedSlices:
-    """The open slices of a network that lie in pruned weights; a :class:`MoveListener`.
+    """The open slices of a network that lie in pruned weights; a :class:`slicefine_pl.slicing.MoveWatcher`.
 
     Args:
         net: The network; its slices are open.
-        masks: Of its weights.
-        optimizers: Those that update the slices.
+        masks: The masks of its weights.
+        optimizers: The optimizers that update the slices.
     """
 
     def __init__(self, net: nn.Module, masks: NetworkMasks, optimizers: Sequence[Optimizer]) -> None:
@@ -36,33 +36,33 @@ class MaskedSlices:
         return len(self._found)
 
     def write(self) -> None:
-        """Bring the pruned weights in step with their slices, before they are scored."""
+        """Write the slices to the pruned weights, before these are scored."""
         for _, layer, slice_ in self._found:
             slice_.write(layer.slicefine_shard(slice_), slice_.trainable)
 
-    def follow(self) -> None:
-        """Give the slices the masks as they are now; a slice keeps to them wherever it moves."""
+    def update_masks(self) -> None:
+        """Give the slices the current masks; a slice applies its mask wherever it moves."""
         for name, _, slice_ in self._found:
             slice_.pruning_mask = slice_.layout.view(self._masks[name])
 
-    def respect(self) -> None:
-        """Have the slices keep to the masks as they are now, in their values and in what optimizers remember."""
-        self.follow()
+    def apply_masks(self) -> None:
+        """Apply the current masks to the slices' values and to the optimizers' state of them."""
+        self.update_masks()
         self.write()
         for slice_ in self:
-            self._clear(slice_)
+            self._mask_optimizer_state(slice_)
 
     def before_move(self, slices: Sequence[SliceView]) -> None:
-        """Slices that move have written their zeros already."""
+        """Do nothing: slices that move have written their zeros."""
 
     def after_move(self, slices: Sequence[SliceView]) -> None:
-        """Clear what optimizers have kept of another place and a mask prunes here."""
+        """Clear the optimizers' state of the earlier position where the mask prunes the new one."""
         arrived = {id(view.parameter) for view in slices}
         for slice_ in self:
             if id(slice_.trainable) in arrived and slice_.pruning_mask is not None:
-                self._clear(slice_)
+                self._mask_optimizer_state(slice_)
 
-    def _clear(self, slice_: Slice) -> None:
+    def _mask_optimizer_state(self, slice_: Slice) -> None:
         states = (optimizer.state.get(slice_.trainable, {}) for optimizer in self._optimizers)
         for value in (value for state in states for value in state.values()):
             if isinstance(value, Tensor) and value.shape == slice_.trainable.shape:
@@ -70,7 +70,7 @@ class MaskedSlices:
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Set the gradient of every pruned live value to zero."""
+        """Set the gradients of pruned values to zero."""
         for slice_ in self:
             if slice_.trainable.grad is not None and slice_.pruning_mask is not None:
                 slice_.trainable.grad.masked_fill_(slice_.pruned_entries(), 0)

@@ -1,26 +1,112 @@
-"""Is what shall be trained, and nothing else, really trained?  If not, which of the possible causes is it?"""
+"""Check that the slices, and nothing else, are trained; if not, find the cause."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
 
+from slicefine_pl.callbacks.support.nonfinite import NonFiniteCheck
+from slicefine_pl.callbacks.support.optimizer_slices import OptimizerSlices, has_gradients, parameters_of
 from slicefine_pl.network.names import shortlist
-from slicefine_pl.slicing import SliceHandle
+from slicefine_pl.slicing import SliceHandle, SliceView
 
 
-def check_optimizers(handle: SliceHandle, owned: Collection[int]) -> None:
-    """The optimizers must hold all that is to be trained, and of slices each its own.
+class TrainingChecks:
+    """The checks of one fit, at each backward pass and each optimizer step.
 
     Args:
         handle: The open slices.
-        owned: Ids of the parameters of all optimizers, with repetitions.
+        pl_module: The module.
+        max_steps_without_grad: Optimizer steps within which each slice must receive a gradient.
+        skip_nonfinite: Whether steps with a non-finite loss or gradient are skipped; otherwise they raise.
+    """
+
+    def __init__(
+        self, handle: SliceHandle, pl_module: LightningModule, max_steps_without_grad: int, skip_nonfinite: bool
+    ) -> None:
+        self._handle = handle
+        self._pl_module = pl_module
+        self._max_steps = max_steps_without_grad
+        self._nonfinite = NonFiniteCheck(skip_nonfinite)
+        self._trained = self._trained_ids()
+
+    def _trained_ids(self) -> set[int]:
+        slices = (view.parameter for view in self._handle)
+        return {id(parameter) for parameter in (*slices, *self._handle.fully_trained.values())}
+
+    def check_parameters(self) -> None:
+        """Check that only slices, and the parameters trained whole, require a gradient.
+
+        Raises:
+            MisconfigurationException: Another parameter requires a gradient.
+        """
+        named, trained = self._pl_module.named_parameters(), self._trained_ids()
+        others = [name for name, each in named if each.requires_grad and id(each) not in trained]
+        if others:
+            raise MisconfigurationException(
+                f"{shortlist(others)} require a gradient but are neither slices nor in also_train: something created or"
+                " unfroze them after the slices were opened. Build the model in __init__, setup or configure_model, and"
+                " do not combine SliceFineCallback with callbacks that unfreeze parameters."
+            )
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Check that the loss depends on the slices as they are.
+
+        Raises:
+            MisconfigurationException: It does not.
+        """
+        if unsynced := self._handle.unsynced():
+            raise MisconfigurationException(
+                f"The slices of {shortlist(unsynced)} changed after the last optimizer step, and the forward pass did"
+                " not use the new values: a compiled network, and layers in eval mode, compute with the weights of"
+                " that step. Optimizers that evaluate several times per step (LBFGS, SAM) need train mode and no"
+                " torch.compile."
+            )
+        if not loss.requires_grad:
+            names = [view.name for view in self._handle]
+            check_requires_grad(self._handle, names)
+            if self._handle.no_grad_reasons(names):
+                raise_missing_gradient(self._handle, names, self._max_steps)
+        self._nonfinite.record_loss(loss)
+
+    def before_step(self, trainer: Trainer, slices: OptimizerSlices) -> None:
+        """Check the gradients right before an optimizer's step.
+
+        Raises:
+            MisconfigurationException: A slice receives no gradient, or another parameter would be changed.
+            FloatingPointError: The loss or a gradient is not finite.
+        """
+        if frozen := slices.frozen():
+            check_requires_grad(self._handle, frozen)
+        if not has_gradients(slices.optimizer):
+            return  # training_step returned None
+        if slices.updates_others_than(self._trained):
+            self.check_parameters()
+        self.check_gradients(slices)
+        self._nonfinite.check(trainer, self._pl_module, slices.optimizer)
+
+    def check_gradients(self, slices: OptimizerSlices) -> None:
+        """Check that every slice has received a gradient, once that is due.
+
+        Raises:
+            MisconfigurationException: A slice has not.
+        """
+        slices.without_gradient = self._handle.without_gradient(slices.without_gradient)
+        if slices.without_gradient and slices.steps + 1 - slices.first_step >= self._max_steps:
+            raise_missing_gradient(self._handle, slices.without_gradient, self._max_steps)
+
+
+def slices_by_optimizer(handle: SliceHandle, optimizers: Sequence[Optimizer]) -> list[list[SliceView]]:
+    """Return the slices that each optimizer updates.
 
     Raises:
-        MisconfigurationException: They do not.
+        MisconfigurationException: No optimizer holds a slice or a parameter trained whole, or several hold a slice.
     """
-    times = Counter(owned)
+    held = [{id(parameter) for parameter in parameters_of(optimizer)} for optimizer in optimizers]
+    times = Counter(each for ids in held for each in ids)
     if shared := [view.name for view in handle if times[id(view.parameter)] > 1]:
         raise MisconfigurationException(
             f"Several optimizers hold the slices of {shortlist(shared)}, and a slice moves with the steps of one; give"
@@ -31,33 +117,14 @@ def check_optimizers(handle: SliceHandle, owned: Collection[int]) -> None:
     if slices or whole:
         raise MisconfigurationException(
             f"No optimizer holds {shortlist(slices + whole)}. Collect the parameters in configure_optimizers, from"
-            " self.parameters() or from those that require a gradient: what is collected earlier, for instance in"
+            " self.parameters() or from those that require a gradient: a list that is made earlier, for instance in"
             " __init__, lacks the slices."
         )
-
-
-def check_unexpected_trainable(handle: SliceHandle, named: Iterable[tuple[str, nn.Parameter]]) -> None:
-    """Nothing may be trained that the handle does not know of.
-
-    Args:
-        handle: The open slices.
-        named: Parameters of the module, by name.
-
-    Raises:
-        MisconfigurationException: A parameter requires a gradient, and is neither a slice nor trained whole.
-    """
-    known = {id(view.parameter) for view in handle} | {id(parameter) for parameter in handle.fully_trained.values()}
-    strays = [name for name, parameter in named if parameter.requires_grad and id(parameter) not in known]
-    if strays:
-        raise MisconfigurationException(
-            f"{shortlist(strays)} require a gradient but are neither slices nor in also_train: something made or"
-            " unfroze them after the slices were opened. Build the model in __init__, setup or configure_model, and do"
-            " not combine SliceFineCallback with callbacks that unfreeze parameters."
-        )
+    return [[view for view in handle if id(view.parameter) in ids] for ids in held]
 
 
 def check_requires_grad(handle: SliceHandle, names: Iterable[str]) -> None:
-    """Slices must still require the gradient with which they were opened.
+    """Check that slices still require a gradient.
 
     Raises:
         MisconfigurationException: Some do not.
@@ -67,57 +134,41 @@ def check_requires_grad(handle: SliceHandle, names: Iterable[str]) -> None:
     if frozen:
         raise MisconfigurationException(
             f"The slices of {shortlist(frozen)} do not require a gradient any more: something froze them after they"
-            " were opened, such as requires_grad_(False), freeze() or a callback. Take it out, as SliceFineCallback"
-            " freezes all that it does not train."
+            " were opened, such as requires_grad_(False), freeze() or a callback. Remove it; SliceFineCallback freezes"
+            " everything that it does not train."
         )
 
 
 def raise_missing_gradient(handle: SliceHandle, names: Collection[str], steps: int) -> None:
-    """Say why slices received no gradient, as far as it can be seen.
+    """Explain why slices received no gradient, as far as the cause can be seen.
 
     Args:
         handle: The open slices.
-        names: Those without a gradient.
-        steps: Optimizer steps within which each should have received one.
+        names: Names of the slices without a gradient.
+        steps: Optimizer steps within which each slice must receive a gradient.
 
     Raises:
         MisconfigurationException: Always.
     """
     check_requires_grad(handle, names)
     when = "at the first step" if steps == 1 else f"in the first {steps} steps"
-    unrecorded = handle.no_grad_reasons(names)
-    if checkpointed := [name for name in unrecorded if unrecorded[name] == "checkpoint"]:
+    no_grad_reasons = handle.no_grad_reasons(names)
+    if checkpointed := [name for name in no_grad_reasons if no_grad_reasons[name] == "checkpoint"]:
         raise MisconfigurationException(
             f"The slices of {shortlist(checkpointed)} received no gradient {when}: the layers run in"
-            " torch.utils.checkpoint with use_reentrant=True, whose inputs do not require a gradient, as all before"
-            " them is frozen. Pass use_reentrant=False (transformers:"
+            " torch.utils.checkpoint with use_reentrant=True, whose inputs do not require a gradient, because all"
+            " earlier parameters are frozen. Pass use_reentrant=False (transformers:"
             " gradient_checkpointing_enable({'use_reentrant': False})), or have the inputs require a gradient"
             " (transformers: enable_input_require_grads())."
         )
-    if unrecorded:
+    if no_grad_reasons:
         raise MisconfigurationException(
-            f"The slices of {shortlist(unrecorded)} received no gradient {when}: the layers run where no gradient is"
-            " recorded, as under torch.no_grad(). Have them run with gradients, or leave them out with targets that"
-            " name the others."
+            f"The slices of {shortlist(no_grad_reasons)} received no gradient {when}: the layers run where no gradient"
+            " is recorded, as under torch.no_grad(). Run them with gradients, or leave them out with targets that match"
+            " only the others."
         )
     raise MisconfigurationException(
-        f"The slices of {shortlist(names)} received no gradient {when}: the network does not use these layers, or"
-        " reaches their weights past the module. Leave them out, for instance with targets that name the others; if"
-        " layers take turns (experts, towers, LayerDrop), raise max_steps_without_grad."
+        f"The slices of {shortlist(names)} received no gradient {when}: the network does not use these layers, or reads"
+        " their weights without calling the module. Leave them out, for instance with targets that match only the"
+        " others; if layers take turns (experts, towers, LayerDrop), raise max_steps_without_grad."
     )
-
-
-def check_loss_requires_grad(handle: SliceHandle, steps: int) -> None:
-    """Say why a loss does not require a gradient, if the slices show it; torch says so, but not why.
-
-    Args:
-        handle: The open slices.
-        steps: See :func:`raise_missing_gradient`.
-
-    Raises:
-        MisconfigurationException: The slices are frozen, or their layers ran without recording gradients.
-    """
-    names = [view.name for view in handle]
-    check_requires_grad(handle, names)
-    if handle.no_grad_reasons(names):
-        raise_missing_gradient(handle, names, steps)

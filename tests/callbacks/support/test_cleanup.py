@@ -235,7 +235,7 @@ def test_the_next_fit_cleans_up_after_a_trainer_that_is_gone_and_a_validation_do
     run = trainer(tmp_path)
     with caplog.at_level("INFO"):
         run.fit(module)
-    assert "SliceFineCallback, SparsityCallback: the last run was broken off" in caplog.text
+    assert "SliceFineCallback, SparsityCallback: the last run was aborted" in caplog.text
     assert mine in run.callbacks  # the module's own hook works as before
     assert_as_before(module, Watched())
 
@@ -411,7 +411,7 @@ def test_a_search_in_a_resumed_run_is_refused_where_lightning_would_forget_the_s
     run.fit(Module())
     run.save_checkpoint(tmp_path / "half.ckpt")
     more = {"ckpt_path": tmp_path / "half.ckpt"}
-    with pytest.raises(MisconfigurationException, match="at the start of a run that resumes"):
+    with pytest.raises(MisconfigurationException, match="at the start of a resumed run"):
         trainer(tmp_path, search(), sliced(), max_epochs=2).fit(Module(), **more)
     resumed = trainer(tmp_path, Midway(num_training_steps=4, update_attr=False), sliced(), max_epochs=2)
     resumed.fit(Module(), **more)
