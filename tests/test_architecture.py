@@ -29,7 +29,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "strategy": ({"slicing", "network", "files"}, {"torch", "lightning"}),
     "callbacks": (
         {"optional", "slicing", "sparsity", "analysis", "strategy", "run_length", "files", "network"},
-        MATHS | {"optional", "lightning", "matplotlib"},
+        MATHS | {"lightning", "matplotlib"},
     ),
     "modules": ({"optional", "pretrained", "inputs", "run_length", "files", "network"}, None),
     "data": ({"optional", "pretrained", "inputs", "files"}, None),
