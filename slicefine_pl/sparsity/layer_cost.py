@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from slicefine_pl.sparsity.detect import detect_pattern, is_two_four
-from slicefine_pl.sparsity.targets import Prunable
+from slicefine_pl.sparsity.targets import PrunableWeight
 
 Kind = Literal["linear", "attention", "convolution", "embedding", "other"]
 BACKWARD = 2  # forward passes that a backward pass costs: gradient of the input and gradient of the weight
@@ -127,7 +127,7 @@ class LayerCost:
         return self.pattern != "dense"
 
 
-def matrix_cost(each: Prunable, positions: tuple[int, ...], tied_to: str | None = None) -> LayerCost:
+def matrix_cost(each: PrunableWeight, positions: tuple[int, ...], tied_to: str | None = None) -> LayerCost:
     """Count one matrix.
 
     Args:
@@ -177,7 +177,7 @@ def remaining_cost(parameters: list[nn.Parameter]) -> LayerCost:
     )
 
 
-def kind_of(each: Prunable) -> Kind:
+def kind_of(each: PrunableWeight) -> Kind:
     """Return the kind of the layer that owns a weight."""
     if each.embedding:
         return "embedding"

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from slicefine_pl.sparsity.patterns import Pattern, keep_best, kept_units
-from slicefine_pl.sparsity.targets import Prunable
+from slicefine_pl.sparsity.targets import PrunableWeight
 
 
 def select_by_layer(
-    prunable: Mapping[str, Prunable], scores: Mapping[str, Tensor], target: float, pattern: Pattern
+    prunable: Mapping[str, PrunableWeight], scores: Mapping[str, Tensor], target: float, pattern: Pattern
 ) -> dict[str, Tensor]:
     """Prune every matrix to the target sparsity, in a pattern.
 
     Args:
         prunable: Matrices by parameter name.
         scores: Scores of their weights, by the same names.
-        target: Sparsity in [0, 1); see :meth:`slicefine_pl.sparsity.targets.Prunable.sparsity` for embeddings.
+        target: Sparsity in [0, 1); see :meth:`slicefine_pl.sparsity.targets.PrunableWeight.sparsity` for embeddings.
         pattern: How pruned weights lie.
 
     Returns:
@@ -38,7 +38,9 @@ def select_by_layer(
     return masks
 
 
-def select_globally(prunable: Mapping[str, Prunable], scores: Mapping[str, Tensor], target: float) -> dict[str, Tensor]:
+def select_globally(
+    prunable: Mapping[str, PrunableWeight], scores: Mapping[str, Tensor], target: float
+) -> dict[str, Tensor]:
     """Rank the weights of all matrices together; every matrix keeps at least its best weight.
 
     Arguments, return value and errors are those of :func:`select_by_layer`, without a pattern.

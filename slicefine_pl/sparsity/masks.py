@@ -26,7 +26,7 @@ from slicefine_pl.sparsity.mask_selection import select_by_layer, select_globall
 from slicefine_pl.sparsity.mask_tensors import apply_mask, pack_mask, unpack_mask
 from slicefine_pl.sparsity.patterns import Blocks, NofM, Pattern
 from slicefine_pl.sparsity.scores import Score
-from slicefine_pl.sparsity.targets import Criterion, Prunable, find_targets
+from slicefine_pl.sparsity.targets import Criterion, PrunableWeight, find_targets
 
 Scope = Literal["layer", "global"]
 
@@ -110,7 +110,7 @@ class NetworkMasks:
         return name in self._masks
 
     @property
-    def prunable(self) -> Mapping[str, Prunable]:
+    def prunable(self) -> Mapping[str, PrunableWeight]:
         """The pruned weights by parameter name."""
         return self._chosen
 
@@ -216,7 +216,7 @@ class NetworkMasks:
                 apply_mask(each.parameter.data, self._masks[name])
         self._masked = {}
 
-    def _kept_zeros(self, name: str, each: Prunable, optimizer: Optimizer | None, scalings: int) -> bool:
+    def _kept_zeros(self, name: str, each: PrunableWeight, optimizer: Optimizer | None, scalings: int) -> bool:
         gradient, version = self._masked.get(name, (None, -1))
         untouched = gradient is not None and gradient is each.parameter.grad and gradient._version == version + scalings
         return type(optimizer) in ELEMENTWISE and untouched

@@ -26,7 +26,7 @@ from torch import nn
 
 from slicefine_pl.sparsity.layer_cost import Flops, LayerCost, Stored, matrix_cost, remaining_cost
 from slicefine_pl.sparsity.positions import Example, count_positions
-from slicefine_pl.sparsity.targets import prunable
+from slicefine_pl.sparsity.targets import find_prunable
 from slicefine_pl.text_table import text_table
 
 FORMATS = {"two_four": "2:4", "bitmask": "a bitmask", "csr": "CSR"}
@@ -147,7 +147,7 @@ def cost_report(net: nn.Module, example: Example | None = None, tokens: int = 1)
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
         raise ValueError(f"tokens={tokens!r} is not a number of tokens; choose at least 1, or give an example.")
     _check_filled(net)
-    matrices = list(prunable(net))
+    matrices = list(find_prunable(net))
     parts = {each.name: 3 if each.key == "in_proj_weight" else 1 for each in matrices}
     positions = (
         {each.name: (0 if each.embedding else tokens,) * parts[each.name] for each in matrices}

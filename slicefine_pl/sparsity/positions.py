@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from slicefine_pl.network.eval_mode import eval_mode
-from slicefine_pl.sparsity.targets import Prunable
+from slicefine_pl.sparsity.targets import PrunableWeight
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
 ParameterKey = tuple[int, str]  # id of a module, name of its parameter
@@ -49,7 +49,7 @@ def evaluating(*nets: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def count_positions(net: nn.Module, matrices: Sequence[Prunable], example: Example) -> dict[str, tuple[int, ...]]:
+def count_positions(net: nn.Module, matrices: Sequence[PrunableWeight], example: Example) -> dict[str, tuple[int, ...]]:
     """Count the positions of each matrix in a forward pass in eval mode.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
-from slicefine_pl.sparsity.targets import Criterion, Prunable
+from slicefine_pl.sparsity.targets import Criterion, PrunableWeight
 
 
 class Score:
@@ -35,7 +35,7 @@ class Score:
             ``"gradient"``.
     """
 
-    def __init__(self, each: Prunable, criterion: Criterion, seed: int) -> None:
+    def __init__(self, each: PrunableWeight, criterion: Criterion, seed: int) -> None:
         self.each = each
         self.criterion = criterion
         self.seed = seed

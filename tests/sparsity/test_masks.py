@@ -59,7 +59,7 @@ def test_what_is_pruned_and_why_the_rest_is_not():
         "head.weight": "fewer than 4096 weights",
     }
     assert NetworkMasks(untied(), parse_pattern("unstructured")).skipped == {
-        "position_embeddings.weight": "a table of positions",
+        "position_embeddings.weight": "position embeddings",
         "head.weight": "fewer than 4096 weights",
     }
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
-from slicefine_pl.sparsity.targets import prunable
+from slicefine_pl.sparsity.targets import find_prunable
 
 
 class Conv1D(nn.Module):
@@ -24,4 +24,4 @@ class Subclass(TransformersConv1D):
 
 def test_only_transformers_own_conv1d_is_stored_as_inputs_by_outputs():
     net = nn.ModuleDict({"foreign": Conv1D(), "own": TransformersConv1D(5, 7), "subclass": Subclass(5, 7)})
-    assert {each.name: each.transposed for each in prunable(net)} == {"own.weight": True, "subclass.weight": True}
+    assert {each.name: each.transposed for each in find_prunable(net)} == {"own.weight": True, "subclass.weight": True}
