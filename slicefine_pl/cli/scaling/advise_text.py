@@ -156,12 +156,13 @@ def _comparison_table(answer: dict[str, Any], unit: str) -> str:
         gap = row["loss"] - own
         word = "-" if abs(gap) < 5e-6 else f"{abs(gap):.2g} {'better' if gap > 0 else 'worse'}"
         rows.append((row["against"], format_count(row["parameters"]), data, f"{row['loss']:#.4g}", word))
+    sparsity = format_percent(answer["compared_sparsity"])
     enough = all(row["enough_data"] for row in answer["comparisons"])
     return text_table(
         ("what is equal", "non-zero parameters", unit, "expected loss", "sparse is"),
         [rows],
         numbers_from=1,
-        title=f"{format_percent(answer['compared_sparsity'])} sparse, trained on your hardware, and dense models",
+        title=f"{sparsity} sparse at your hardware's cost, compared with dense models",
         caption="" if enough else "* more data than available; repeated data are worth less",
     )
 
