@@ -15,6 +15,7 @@ from torch import Tensor
 
 from slicefine_pl.analysis.plots import png_bytes
 from slicefine_pl.files.atomic import warn_on_error, write_atomic
+from slicefine_pl.optional import optional_imports
 
 COLUMNS = 8
 LINE = 17  # characters of a title that fit above an image
@@ -69,7 +70,7 @@ class PredictionGrid(Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # asking for it takes all processes
         if self._kept and trainer.is_global_zero:
             data: Any = getattr(trainer, "datamodule", None)
-            with warn_on_error(folder / "predictions.png"):
+            with warn_on_error(folder / "predictions.png"), optional_imports():
                 draw(self._kept, getattr(pl_module, "label_names", None), getattr(data, "input", None), folder)
 
 

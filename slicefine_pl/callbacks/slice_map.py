@@ -12,6 +12,7 @@ from slicefine_pl.callbacks.slicefine import SliceFineCallback, slicefine_of
 from slicefine_pl.callbacks.support.other_callbacks import check_before_weight_averaging
 from slicefine_pl.callbacks.support.slice_map_plot import draw_map, write_changes
 from slicefine_pl.files.atomic import warn_on_error
+from slicefine_pl.optional import optional_imports
 from slicefine_pl.slicing import UpdateTracker
 
 
@@ -74,7 +75,7 @@ class SliceMap(Callback):
             steps = f"optimizer steps {self._since:,} to {trainer.global_step:,}, the others were not observed"
         with warn_on_error(folder / "slices.csv"):
             write_changes(folder / "slices.csv", lines)
-        with warn_on_error(folder / "slices.png"):
+        with warn_on_error(folder / "slices.png"), optional_imports():
             figure = draw_map(lines, steps)
             save_figure(figure, folder / "slices.png")
             for logger in trainer.loggers:

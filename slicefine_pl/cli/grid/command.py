@@ -23,6 +23,7 @@ from slicefine_pl.cli.recipe.report import RunReport
 from slicefine_pl.cli.scaling.fit_law import draw, publish
 from slicefine_pl.cli.scaling.model_size import parameters_of
 from slicefine_pl.files.atomic import warn_on_error
+from slicefine_pl.optional import optional_imports
 from slicefine_pl.scaling import fit_scaling_law
 
 VECTORS = ("sparsity", "nonzero_params", "data", "loss")  # of a law
@@ -114,7 +115,7 @@ def _conclude(folder: Path, rows: Mapping[Point, Row]) -> None:
     )
     law = folder / "law.json"
     publish(fit, f"grid {folder.name}", law)
-    with warn_on_error(picture := folder / "law.png"):
+    with warn_on_error(picture := folder / "law.png"), optional_imports():
         draw(fit, runs, f"grid {folder.name}", picture)
     size, data = np.median(runs["nonzero_params"]), runs["data"].max()
     print(f"\nRuns, law and picture are in {folder}. How sparse, for a size and data of your own:\n")

@@ -6,6 +6,7 @@ Models are built on the meta device from their settings alone: no weight is read
 import torch
 from torch import nn
 
+from slicefine_pl.optional import optional_imports
 from slicefine_pl.pretrained import parse_backbone, read_config, split_gguf
 from slicefine_pl.sparsity.targets import POSITIONS
 
@@ -18,12 +19,13 @@ def parameters_of(model: str) -> float:
             ``"torchvision/<name>"``, ``"package:<package>/<place>"``.
 
     Raises:
+        ModuleNotFoundError: The library of the model is not installed.
         ValueError: No settings of such a model can be read.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), optional_imports():
             network = _network(model)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(
             f"model={model!r} cannot be counted ({first}); give a folder with config.json, a name, or --parameters."

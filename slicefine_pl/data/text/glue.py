@@ -11,6 +11,7 @@ from typing import Any
 
 from slicefine_pl.data.cells import labels_of
 from slicefine_pl.data.tables import Table, split_by_text
+from slicefine_pl.optional import optional_imports
 
 HUB = "nyu-mll/glue"
 
@@ -47,12 +48,8 @@ def load_glue(name: str) -> dict[str, Table]:
         ModuleNotFoundError: ``datasets`` is not installed.
         OSError: The hub cannot be reached.
     """
-    try:
+    with optional_imports():
         import datasets
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "GLUE tasks need the package 'datasets'; run: pip install slicefine-pl[glue]"
-        ) from error
     task = TASKS[name]
     try:
         sets = datasets.load_dataset(HUB, name)

@@ -12,6 +12,7 @@ from torch import nn
 
 from slicefine_pl.inputs import ImageInput, trained_input
 from slicefine_pl.modules.weights import read_weights
+from slicefine_pl.optional import optional_imports
 from slicefine_pl.pretrained import parse_backbone, read_config
 
 
@@ -46,7 +47,7 @@ def load_backbone(backbone: str | nn.Module, num_classes: int | None) -> LoadedB
         num_classes: Classes; ``None`` keeps the head as it is.
 
     Raises:
-        ImportError: Its library is not installed.
+        ModuleNotFoundError: Its library is not installed.
         ValueError: The network or its weights cannot be loaded.
     """
     if isinstance(backbone, nn.Module):
@@ -57,9 +58,8 @@ def load_backbone(backbone: str | nn.Module, num_classes: int | None) -> LoadedB
         if kind not in load:
             raise ValueError("the folder holds a module of your own; build it, load model.safetensors, and give it")
         seen = trained_input(name, ImageInput) if weights == "default" else None
-        return replace(load[kind](name, weights, num_classes), seen=seen)
-    except ImportError as error:
-        raise ImportError(f"backbone={backbone!r} needs {kind} ({error}); pip install slicefine-pl[image]") from error
+        with optional_imports("image"):
+            return replace(load[kind](name, weights, num_classes), seen=seen)
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # each library has its own way to refuse
         raise ValueError(
             f"backbone={backbone!r} could not be loaded ({' '.join(str(error).split())[:400]}); give timm/<name> or "
