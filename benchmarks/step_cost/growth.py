@@ -78,7 +78,7 @@ def measure(name: str, values: tuple[int, ...], base: dict[str, int], rounds: in
 def exponent(values: tuple[int, ...], costs: list[float]) -> float:
     """Slope of the costs in log-log coordinates."""
     slope, _ = np.polyfit(np.log(values), np.log(costs), 1)
-    return round(float(slope), 3) + 0.0  # turns -0.0 into 0.0
+    return round(float(slope), 3)
 
 
 def table(properties: dict[str, Row]) -> str:
@@ -86,7 +86,7 @@ def table(properties: dict[str, Row]) -> str:
     lines = [
         [
             f"{name}, {row['values'][0]} to {row['values'][-1]}",
-            *(f"{row[method]['time_exponent']:.2f} · {row[method]['saved_exponent']:.2f}" for method in COMPARED),
+            *(f"{row[method]['time_exponent']:z.2f} · {row[method]['saved_exponent']:z.2f}" for method in COMPARED),
         ]
         for name, row in properties.items()
     ]

@@ -120,7 +120,7 @@ def draw_growth(result: Row, target: Path) -> None:
 def _curves(axes: Axes, row: Row, costs: dict[str, list[float]], exponent: str) -> None:
     for place, (method, (colour, marker)) in enumerate(CURVES.items()):
         axes.loglog(row["values"], costs[method], color=colour, marker=marker, markersize=5)
-        label = f"{row[method][exponent]:.2f}"
+        label = f"{row[method][exponent]:z.2f}"
         axes.text(0.04, 0.95 - 0.09 * place, label, color=colour, transform=axes.transAxes, va="top", weight="bold")
     axes.xaxis.set_major_locator(FixedLocator(row["values"]))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

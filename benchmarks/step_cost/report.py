@@ -1,4 +1,4 @@
-"""Print results of ``benchmarks.step_cost.run`` as Markdown: time, memory, and which goals are met.
+"""Print results of ``benchmarks.step_cost.run`` as Markdown: time, memory, and which thresholds are met.
 
 python -m benchmarks.step_cost.report benchmarks/results/cost_minilm_r8.json ...
 """
@@ -87,21 +87,21 @@ def peak(row: Row) -> float:
     return float(row["sum_mb"]) if measured is None else measured
 
 
-def goals(result: Row) -> str:
-    """Column slices against our goals; those relative to LoRA are the gains that PaCA (arXiv:2503.01905) published."""
+def thresholds(result: Row) -> str:
+    """Column slices against our thresholds; those relative to LoRA are what PaCA (arXiv:2503.01905) published."""
     lines = [
-        [goal, f"{value:.3f}", f"{'at least' if more else 'at most'} {wanted}", _verdict(value, wanted, more)]
-        for goal, value, wanted, more in _goals(result)
+        [name, f"{value:.3f}", f"{'at least' if more else 'at most'} {wanted}", _verdict(value, wanted, more)]
+        for name, value, wanted, more in _thresholds(result)
     ]
-    return markdown_table(["goal for column slices", "measured", "wanted", ""], lines)
+    return markdown_table(["column slices", "measured", "threshold", ""], lines)
 
 
 def _verdict(value: float, wanted: float, more: bool) -> str:
     return "met" if (value >= wanted if more else value <= wanted) else "**missed**"
 
 
-def _goals(result: Row) -> Iterator[tuple[str, float, float, bool]]:
-    """Goal, measured value, wanted value, and whether more is better."""
+def _thresholds(result: Row) -> Iterator[tuple[str, float, float, bool]]:
+    """Name, measured value, threshold, and whether more is better."""
     rows, slowest = result["rows"], 1.05 if result["width"] >= 1024 else 1.10
     for title, compiled, ending in (("", "", ""), ("compiled: ", "compiled_", ", compiled")):
         if COLUMN + ending not in rows:
@@ -117,7 +117,7 @@ def _goals(result: Row) -> Iterator[tuple[str, float, float, bool]]:
 def main() -> None:
     for source in map(Path, sys.argv[1:]):
         result = read_result(source)
-        print(table(result), "", goals(result), "", sep="\n")
+        print(table(result), "", thresholds(result), "", sep="\n")
         print("{device}, {processor}, torch {torch}, {date}, commit {commit}\n".format(**result["machine"]))
 
 

@@ -18,7 +18,7 @@ Reported for each method:
 - the allocator's peak on a GPU; on a CPU, the growth of a process of its own (``harness/rss.py``);
 - bytes that are stored on disk.
 
-The last table compares column slices with our goals.
+The last table compares column slices with our thresholds.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from benchmarks.harness.results import Row, argument_parser, result_path, write_
 from benchmarks.harness.rounds import interleaved
 from benchmarks.harness.rss import SUPPORTED, rss_growth
 from benchmarks.harness.training import PARTS, TrainingRun, prepare, require_compiler, timed_step
-from benchmarks.step_cost.report import BASELINE, goals, table
+from benchmarks.step_cost.report import BASELINE, table, thresholds
 
 REFERENCES = {"baseline": BASELINE, "lora": "lora"}  # what times and saved bytes are divided by
 
@@ -148,7 +148,7 @@ def main() -> None:
     described = machine(arguments.device)  # before measuring: it contains the load
     result = measure(arguments)
     write_result(arguments.out, {"machine": described, **result})
-    print(table(result), "", goals(result), sep="\n")
+    print(table(result), "", thresholds(result), sep="\n")
 
 
 if __name__ == "__main__":

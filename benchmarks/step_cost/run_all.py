@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.harness.machine import ROOT
 from benchmarks.harness.results import argument_parser, read_result
 from benchmarks.step_cost.pictures import draw_growth, draw_network
-from benchmarks.step_cost.report import goals, table
+from benchmarks.step_cost.report import table, thresholds
 
 RANKS = {
     **dict.fromkeys(("minilm", "large", "vit", "llama", "mvit"), (8, 64, 1)),
@@ -53,7 +53,7 @@ def main() -> None:
         measured = [read_result(out) for out in files.values()]
         draw_network(measured, arguments.pictures / f"cost_{network}.png")
         for result in measured:
-            print(table(result), "", goals(result), "", sep="\n")
+            print(table(result), "", thresholds(result), "", sep="\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from benchmarks.harness.methods import METHODS, lora_query_value, vera
 from benchmarks.harness.networks import Network, Workload, bert
 from benchmarks.harness.training import TrainingRun, prepare
 from benchmarks.step_cost.growth import exponent
-from benchmarks.step_cost.report import goals, table
+from benchmarks.step_cost.report import table, thresholds
 from benchmarks.step_cost.run import measure
 
 B, I, H, O = 5, 7, 11, 3  # examples, inputs, hidden, outputs: odd and unequal
@@ -134,18 +134,18 @@ def test_the_whole_comparison(monkeypatch):
     assert {name for name, row in result["rows"].items() if "move_ms" in row} == {
         f"slice, {axis}" for axis in ("column", "row", "alternate")
     }
-    for text in (table(result), goals(result)):
+    for text in (table(result), thresholds(result)):
         assert "nan" not in text
     assert all(f"| {name} |" in table(result) for name in METHODS)
 
 
-def test_goals_are_met_at_their_limits_and_missed_beyond():
+def test_thresholds_are_met_at_their_limits_and_missed_beyond():
     def row(baseline, lora, saved, memory):
         ratios = {"time_vs_baseline": {"median": baseline}, "time_vs_lora": {"median": lora}}
         return {**ratios, "saved_vs_baseline": saved, "allocator_mb": None, "sum_mb": memory}
 
     rows = {"slice, column": row(1.05, 1 / 1.25, 1.03, 84), "lora": row(1.3, 1.0, 1.6, 100)}
-    verdicts = [line.split("|")[-2].strip() for line in goals({"rows": rows, "width": 1024}).splitlines()[2:]]
+    verdicts = [line.split("|")[-2].strip() for line in thresholds({"rows": rows, "width": 1024}).splitlines()[2:]]
     assert verdicts == ["met", "**missed**", "met", "**missed**"]
 
 
