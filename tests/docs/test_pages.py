@@ -110,6 +110,7 @@ MARKED = re.compile(r"^<!-- runs with the base install -->\s*^```python\n(.*?)^`
 EXAMPLES = [(page, code) for page in PAGES for code in MARKED.findall(page.read_text("utf-8"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "code"), EXAMPLES, ids=[named(page) for page, _ in EXAMPLES])
 def test_marked_examples_run(page, code, tmp_path):
     """.ci/wheel.py runs those of README.md again, with the wheel and base dependencies only."""

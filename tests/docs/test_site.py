@@ -34,6 +34,7 @@ needs_mkdocs = pytest.mark.skipif(
     not (MKDOCS or REQUIRED), reason="needs MkDocs: uv run --group docs pytest tests/docs"
 )
 needs_chromium = pytest.mark.skipif(not (CHROMIUM or REQUIRED), reason="needs Chromium, such as Debian's package")
+pytestmark = pytest.mark.slow
 CONSOLE = re.compile(r':CONSOLE[:(]\d+\)?\] (".*)')  # what a page prints, or fails to load
 FLAGS = "--rank 3 --groups 4 --candidates 5 --kernel-samples 3 --examples 64".split()  # noqa: SIM905
 
