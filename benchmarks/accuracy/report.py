@@ -1,7 +1,6 @@
 """Tables and plots of the accuracy benchmark: scores, differences to LoRA, and accuracy against cost.
 
-python -m benchmarks.accuracy.report benchmarks/results/accuracy_2026-11-26.jsonl \
-    --cost benchmarks/results/accuracy_cost.json --plot docs/images/accuracy.png
+python -m benchmarks.accuracy.report RUNS --cost COST --plot docs/images/accuracy.png
 
 ``--against "column r=32 place=random"`` takes differences to slices that do not move, for instance.  ``scores.py``
 explains intervals and differences.

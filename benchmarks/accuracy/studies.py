@@ -101,7 +101,7 @@ class Studies:
             if missing := [name for name in names if name not in methods]:
                 raise ValueError(f"Study {study!r} has the method {missing[0]!r}; add it under methods.")
         if missing := sorted({method.kind for method in methods.values()} - {"probe", *content["first_rates"]}):
-            raise ValueError(f"first_rates has no learning rate of {missing[0]!r}; add one.")
+            raise ValueError(f"first_rates lacks a learning rate for {missing[0]!r}; add one.")
         return cls(methods, content["studies"], content["cost_studies"], content["first_rates"])
 
     @property

@@ -50,7 +50,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a log of JSON lines; a missing file has no rows."""
+    """Read a log of JSON lines; a missing file counts as empty."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -66,7 +66,7 @@ class RunLog:
         self._path, self._commit = path, commit()
 
     def get(self, key: Mapping[str, Any], run: Callable[[], Row]) -> Row:
-        """Return the row with these values, after running it if the file does not have it.
+        """Return the row with these values, after running it unless the file contains it.
 
         The file is read each time, because another process may append other runs to it.
         """

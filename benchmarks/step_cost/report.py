@@ -3,11 +3,10 @@
 python -m benchmarks.step_cost.report benchmarks/results/cost_minilm_r8.json ...
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.harness.results import Row, markdown_table, read_result, with_spread
+from benchmarks.harness.results import Row, argument_parser, markdown_table, read_result, with_spread
 
 BASELINE, COLUMN, LORA = "frozen baseline", "slice, column", "lora"
 
@@ -115,8 +114,9 @@ def _thresholds(result: Row) -> Iterator[tuple[str, float, float, bool]]:
 
 
 def main() -> None:
-    for source in map(Path, sys.argv[1:]):
-        result = read_result(source)
+    parser = argument_parser(__doc__)
+    parser.add_argument("results", type=Path, nargs="+", help="JSON files")
+    for result in map(read_result, parser.parse_args().results):
         print(table(result), "", thresholds(result), "", sep="\n")
         print("{device}, {processor}, torch {torch}, {date}, commit {commit}\n".format(**result["machine"]))
 

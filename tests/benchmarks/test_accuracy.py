@@ -280,7 +280,7 @@ def test_a_study_can_only_name_methods_of_the_file():
     assert Studies.read({**content, "studies": {"one": ["full"]}}).methods == {"full": MethodConfig("full")}
     with pytest.raises(ValueError, match="Study 'one' has the method 'lora'"):
         Studies.read({**content, "studies": {"one": ["full", "lora"]}})
-    with pytest.raises(ValueError, match="first_rates has no learning rate of 'full'"):
+    with pytest.raises(ValueError, match="first_rates lacks a learning rate for 'full'"):
         Studies.read({**content, "studies": {}, "first_rates": {}})
 
 
