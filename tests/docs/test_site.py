@@ -6,6 +6,7 @@ SCREENSHOTS=DIR ... pytest tests/docs                   # keeps the pictures in 
 Chromium is Debian's package (apt-get install chromium), started once for each page.
 """
 
+import importlib
 import importlib.util
 import os
 import random
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import zlib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -120,6 +122,24 @@ def visit(server, page, picture, size="1400,1800"):
 def colours(picture):
     """How many different colours a picture has: a blank page has one."""
     return len(np.unique((imread(picture)[::4, ::4, :3] * 255).astype(int).reshape(-1, 3), axis=0))
+
+
+@needs_mkdocs
+@pytest.mark.parametrize("package", ["slicing", "sparsity", "scaling", "callbacks", "modules", "data", "cli"])
+def test_the_api_reference_contains_every_public_name(site, package):
+    inventory = zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
+    described = {line.split()[0] for line in inventory.splitlines()}
+    public = importlib.import_module(f"slicefine_pl.{package}").__all__
+    path = re.compile(rf"slicefine_pl\.{package}(\.\w+)*\.")
+    assert [name for name in public if not any(path.fullmatch(each.removesuffix(name)) for each in described)] == []
+
+
+@needs_mkdocs
+def test_no_page_loads_anything_from_elsewhere(site):
+    loaded = re.compile(r'(?:src="|<link[^>]*rel="(?:stylesheet|preconnect|preload)"[^>]*href=")(?:https?:)?//[^"]*')
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 30
+    assert {match for page in pages for match in loaded.findall(page.read_text("utf-8"))} == set()
 
 
 @needs_mkdocs
