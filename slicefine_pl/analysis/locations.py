@@ -1,8 +1,6 @@
-"""Where candidate slices lie: drawn by chance, read, and stepped on in the stored weights of a plain network.
+"""Locations of candidate slices in the stored weights of a network, without opening them.
 
-Answers one question: which numbers of a network does a slice hold, while no slice is open?
-
-Shapes:  R lines of a slice
+Shapes:  R rows or columns of a slice
 """
 
 import random
@@ -20,43 +18,52 @@ from slicefine_pl.slicing.schedule import Axis, slice_indices, visiting_order
 
 @dataclass(frozen=True)
 class SliceLocation:
-    """Lines of a matrix.
+    """Rows or columns of a matrix.
 
     Attributes:
         matrix: The matrix.
-        line: Columns or rows.
-        lines: Which, R of them.
+        axis: ``"row"`` or ``"column"``.
+        indices: Indices of the rows or columns, R of them.
     """
 
     matrix: SliceableMatrix
-    line: Axis
-    lines: tuple[int, ...]
+    axis: Axis
+    indices: tuple[int, ...]
 
     def pick(self, like: Tensor) -> Tensor:
-        """These lines of a tensor that has the shape of the stored parameter, shape ``(R, ...)``."""
-        return self._view(like).index_select(0, torch.tensor(self.lines, device=like.device))
+        """Return these rows or columns of a tensor, shape ``(R, ...)``.
+
+        Args:
+            like: Tensor of the shape of the stored parameter.
+        """
+        return self._view(like).index_select(0, torch.tensor(self.indices, device=like.device))
 
     def step(self, gradient: Tensor, lr: float) -> None:
-        """Subtract ``lr`` times the gradient, which has the shape of the stored parameter, on these lines."""
+        """Subtract ``lr`` times the gradient from these rows or columns of the parameter, in place.
+
+        Args:
+            gradient: Gradient of the whole parameter.
+            lr: Learning rate.
+        """
         stored = self.matrix.parameter.data
-        index = torch.tensor(self.lines, device=stored.device)
+        index = torch.tensor(self.indices, device=stored.device)
         self._view(stored).index_add_(0, index, self.pick(gradient), alpha=-lr)
 
     def _view(self, stored: Tensor) -> Tensor:
-        return lines_along(self.matrix.layout.view(stored), self.line)
+        return lines_along(self.matrix.layout.view(stored), self.axis)
 
 
 def candidate_slices(matrices: Sequence[SliceableMatrix], rank: int, count: int, seed: int) -> list[SliceLocation]:
-    """Draw candidates by chance: matrix, kind of line, and place; no matrix again before all had one.
+    """Draw random slices, with a random axis each; every matrix gets one before a matrix gets a second.
 
     Args:
-        matrices: Where slices may lie; see :func:`slicefine_pl.analysis.targets.target_matrices`.
-        rank: Lines of each (R), drawn as ``order="random"`` takes them.
-        count: How many.
-        seed: Of the choice.
+        matrices: Matrices to draw from; see :func:`slicefine_pl.analysis.targets.target_matrices`.
+        rank: Rows or columns per slice (R), chosen as by ``order="random"``.
+        count: Number of slices.
+        seed: Seed of the draw.
 
     Raises:
-        ValueError: Nothing is to be drawn, or a matrix is narrower than ``rank``.
+        ValueError: ``count`` is below 1, there are no matrices, or a matrix has fewer rows or columns than ``rank``.
     """
     if not matrices or count < 1:
         raise ValueError(
@@ -66,10 +73,10 @@ def candidate_slices(matrices: Sequence[SliceableMatrix], rank: int, count: int,
     order: list[SliceableMatrix] = []
     while len(order) < count:
         order += generator.sample(list(matrices), len(matrices))
-    places = []
+    locations = []
     for number, matrix in enumerate(order[:count]):
-        line: Axis = generator.choice(get_args(Axis))
-        size = matrix.shape[0 if line == "row" else 1]
-        lines = slice_indices(0, rank, visiting_order(size, "random", f"{seed}/{number}"))
-        places.append(SliceLocation(matrix, line, tuple(sorted(lines))))
-    return places
+        axis: Axis = generator.choice(get_args(Axis))
+        size = matrix.shape[0 if axis == "row" else 1]
+        indices = slice_indices(0, rank, visiting_order(size, "random", f"{seed}/{number}"))
+        locations.append(SliceLocation(matrix, axis, tuple(sorted(indices))))
+    return locations

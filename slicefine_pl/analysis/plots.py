@@ -1,8 +1,8 @@
-"""Pictures of the measurements: spectra, task energy, kernels, slice gradients.
+"""Plots of the measurements: spectra, task energy, kernels and slice gradients.
 
-Answers one question: how do the numbers look?  Matplotlib is imported when a picture is drawn, never before.
+Matplotlib is imported when a plot is drawn.
 
-Source:  colours of Okabe and Ito, which readers who confuse red and green can tell apart.
+Source:  colours of Okabe and Ito, which colour-blind readers can distinguish.
 """
 
 import io
@@ -21,14 +21,19 @@ from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.slicing.schedule import Axis
 
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "0.55", "#D55E00"
-ROUNDING = 1e-7  # below this share of the trace an eigenvalue of float32 gradients is noise
+ROUNDING = 1e-7  # share of the trace below which an eigenvalue of float32 gradients is noise
 COLOURS: dict[Axis, str] = {"row": BLUE, "column": ORANGE}
 MARKS: dict[Axis, str] = {"row": "o", "column": "s"}
-SHIFTS: dict[Axis, float] = {"row": -0.16, "column": 0.16}  # of the two within a control's place
+SHIFTS: dict[Axis, float] = {"row": -0.16, "column": 0.16}  # vertical, within a control's row of the plot
 
 
 def save_figure(figure: Any, path: str | Path, dpi: int | None = None) -> Path:
-    """Write a figure in the format that the file's suffix names, whole or not at all; by default as PNG.
+    """Write a figure atomically, in the format of the file's suffix; PNG without a suffix.
+
+    Args:
+        figure: A matplotlib figure.
+        path: File to write.
+        dpi: Resolution; by default that of the figure.
 
     Raises:
         OSError: The file cannot be written.
@@ -39,7 +44,7 @@ def save_figure(figure: Any, path: str | Path, dpi: int | None = None) -> Path:
 
 
 def png_bytes(figure: Any) -> bytes:
-    """A figure as the bytes of a PNG file."""
+    """Render a figure as the bytes of a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
@@ -49,14 +54,14 @@ def png_bytes(figure: Any) -> bytes:
 
 
 def plot_spectra(balances: Mapping[str, Mapping[Axis, Mapping[str, Balance]]]) -> Any:
-    """Both spreads of every matrix, control by control, and the decay of one matrix's groups.
+    """Plot both spreads of every matrix for each control, and the decay of one matrix's groups.
 
     Args:
-        balances: Control, then line, then name of the matrix; the first control is the network itself.
+        balances: Balance by control, axis and name of the matrix; the first control is the network itself.
     """
     figure, axes = _figure((1, 3), (15, 5))
     spreads = {
-        "spread_of_means": ("Do groups differ in size?", "spread of means: standard deviation over mean"),
+        "spread_of_means": ("Do groups differ in size?", "spread of means: standard deviation / mean"),
         "spread_of_decay": ("Do groups differ in shape?", "spread of decay: distance from the average curve"),
     }
     for panel, (measure, (title, words)) in zip(axes, spreads.items(), strict=False):
@@ -79,15 +84,15 @@ def plot_spectra(balances: Mapping[str, Mapping[Axis, Mapping[str, Balance]]]) -
 
 
 def _decay(axes: Any, balances: Mapping[str, Mapping[Axis, Mapping[str, Balance]]]) -> None:
-    """The groups' normalised eigenvalues of the matrix whose decay is spread as the median one's."""
+    """Plot the normalized eigenvalues of each group, for the matrix with the median spread of decay."""
     first, by_line = next(iter(balances.items()))
     line, own = next(iter(by_line.items()))
     name = sorted(own, key=lambda each: own[each].spread_of_decay)[len(own) // 2]
     for control, colour in (("Gaussian", GREY), (first, BLUE)):
         for number, curve in enumerate(balances[control][line][name].decay):
-            label = f"{control}, one curve a group" if number == 0 else None
+            label = f"{control}, one curve per group" if number == 0 else None
             axes.plot(np.arange(1, len(curve) + 1), curve, color=colour, lw=1, alpha=0.8, label=label)
-    axes.set(yscale="log", xlabel="number of the eigenvalue", ylabel="eigenvalue over their sum")
+    axes.set(yscale="log", xlabel="index of the eigenvalue", ylabel="eigenvalue / sum")
     axes.set_title(f"Decay of the {line} groups of\n{name}", fontsize=10)
     axes.set_ylim(bottom=max(float(own[name].decay.min()) / 2, ROUNDING))
     axes.legend(fontsize=8)
@@ -96,13 +101,13 @@ def _decay(axes: Any, balances: Mapping[str, Mapping[Axis, Mapping[str, Balance]
 def plot_task_energy(
     layers: Sequence[tuple[str, Tensor]], others: Sequence[tuple[str, Tensor]], rank: int, share: float
 ) -> Any:
-    """Explained variance of every layer's inputs, and how many directions hold the share τ.
+    """Plot the explained variance of every layer's inputs, and the directions that contain the share τ.
 
     Args:
         layers: Name and squared singular values of each layer's inputs, in the order of the network.
-        others: The same without pretraining.
-        rank: Of the slices.
-        share: τ.
+        others: The same for the network without pretraining; may be empty.
+        rank: Rows or columns of the slices.
+        share: τ, in (0, 1].
     """
     from matplotlib import colormaps
 
@@ -129,7 +134,7 @@ def plot_task_energy(
     widths = [len(energies) for _, energies in layers]
     right.plot(range(len(layers)), widths, "_", color="black", ms=9, label="inputs of the layer")
     right.axhline(rank, color=RED, ls="--", label=f"rank {rank} of the slices")
-    right.set(yscale="log", ylabel=f"directions that hold {share:.0%} of the variance")
+    right.set(yscale="log", ylabel=f"directions that contain {share:.0%} of the variance")
     right.set_title(f"k_task({share:g}) by layer, first to last")
     right.set_xticks(range(len(layers)), short_names([name for name, _ in layers])[0], rotation=90, fontsize=8)
     right.grid(axis="y", alpha=0.3)
@@ -138,10 +143,10 @@ def plot_task_energy(
 
 
 def plot_kernels(kernels: Mapping[str, Tensor]) -> Any:
-    """Each kernel over its trace, and its eigenvalues.
+    """Plot each kernel divided by its mean diagonal, and its eigenvalues.
 
     Args:
-        kernels: By what they are of, in words; shapes ``(M, M)``.
+        kernels: Kernels of shape ``(M, M)`` by title.
     """
     figure, axes = _figure((1, len(kernels) + 1), (3.2 * len(kernels) + 4.6, 3.9), (*[1] * len(kernels), 1.4))
     scaled = {words: (kernel / kernel.diagonal().mean()).numpy() for words, kernel in kernels.items()}
@@ -151,24 +156,24 @@ def plot_kernels(kernels: Mapping[str, Tensor]) -> Any:
         image = panel.imshow(values, cmap="PuOr_r", vmin=-most, vmax=most, interpolation="nearest")
         panel.set(xticks=[], yticks=[], xlabel="outputs of the samples")
         panel.set_title(words, fontsize=10)
-    figure.colorbar(image, ax=list(axes[: len(kernels)]), shrink=0.75, label="K over its mean diagonal")
+    figure.colorbar(image, ax=list(axes[: len(kernels)]), shrink=0.75, label="K / mean diagonal")
     for (words, kernel), colour, mark in zip(kernels.items(), (BLUE, ORANGE, GREY, GREEN), "osxd", strict=False):
         eigenvalues = spectrum(kernel).eigenvalues
         shares = (eigenvalues / eigenvalues.sum()).numpy()
         shares = shares[shares > ROUNDING]
         axes[-1].plot(np.arange(1, len(shares) + 1), shares, mark + "-", color=colour, ms=3, lw=1, label=words)
-    axes[-1].set(yscale="log", xlabel="number of the eigenvalue", ylabel="eigenvalue over their sum")
+    axes[-1].set(yscale="log", xlabel="index of the eigenvalue", ylabel="eigenvalue / sum")
     axes[-1].set_title("Spectra of the kernels", fontsize=10)
     axes[-1].legend(fontsize=7)
     return figure
 
 
 def plot_winners(found: Winners, control: Winners | None) -> Any:
-    """Measured against predicted decrease on both sets of examples, energy of the slices, and their full steps.
+    """Plot measured against predicted decrease, the energy of the slices, and their full steps.
 
     Args:
-        found: Of the network.
-        control: Of the network without pretraining.
+        found: Result for the network.
+        control: Result for the network without pretraining, if it was measured.
     """
     figure, axes = _figure((2, 2), (13, 9.2))
     for panel, measured, words in zip(
@@ -186,32 +191,32 @@ def plot_winners(found: Winners, control: Winners | None) -> Any:
             )
             _ranked(axes[1][1], own, colour, mark, f"{words}, own examples")
             _ranked(axes[1][1], held_out, colour, mark, f"{words}, held-out examples", filled=False)
-    axes[1][0].set(xscale="log", xlabel="share of the gradient's energy over share of the parameters")
-    axes[1][0].axvline(1, color="black", ls=":", label="as much as its size")
-    axes[1][0].set_title("How much of the gradient one slice holds", fontsize=11)
+    axes[1][0].set(xscale="log", xlabel="share of the gradient's energy / share of the parameters")
+    axes[1][0].axvline(1, color="black", ls=":", label="proportional to size")
+    axes[1][0].set_title("Share of the gradient in one slice", fontsize=11)
     axes[1][1].axvline(0, color="black", lw=0.8)
-    axes[1][1].axvline(1, color="black", ls=":", label="what was promised")
+    axes[1][1].axvline(1, color="black", ls=":", label="as predicted")
     axes[1][1].set_xscale("symlog", linthresh=1)
-    axes[1][1].set_xlabel("measured over predicted decrease of the loss (below 0: it rose)")
-    axes[1][1].set_title("One full step: a slice that should do the work of all weights", fontsize=11)
+    axes[1][1].set_xlabel("measured / predicted decrease of the loss (below 0: it rose)")
+    axes[1][1].set_title("One full step: the slice alone does the work of all weights", fontsize=11)
     for panel in axes[1]:
-        panel.set(ylim=(0, 1), ylabel="share of the candidates below")
+        panel.set(ylim=(0, 1), ylabel="share of candidates below")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     return figure
 
 
 def _ranked(axes: Any, values: list[float], colour: str, mark: str, words: str, filled: bool = True) -> None:
-    """The distribution of some values: each against the share of values below it."""
+    """Plot the cumulative distribution of values."""
     shares = (np.arange(len(values)) + 0.5) / len(values)
     style = "-" if filled else ":"
     axes.plot(sorted(values), shares, mark + style, color=colour, ms=4, lw=1, label=words)
 
 
 def _steps(axes: Any, found: Winners, measured: str) -> None:
-    """Measured against predicted decrease of every kind of step."""
-    slices = {line: [step for step in found.slices if step.line == line] for line in COLOURS}
-    kinds = [(slices[line], COLOURS[line], MARKS[line], 5, f"one slice of {line}s") for line in COLOURS]
+    """Plot measured against predicted decrease for every kind of step."""
+    slices = {axis: [step for step in found.slices if step.kind == axis] for axis in COLOURS}
+    kinds = [(slices[axis], COLOURS[axis], MARKS[axis], 5, f"one slice of {axis}s") for axis in COLOURS]
     kinds += [(found.layers, GREEN, "D", 5, "one whole layer"), ([found.together], RED, "P", 12, "slices together")]
     kinds += [([found.everything], "black", "*", 14, "all layers, dense")]
     every = [step for steps, *_ in kinds for step in steps if step.predicted > 0]
@@ -222,7 +227,7 @@ def _steps(axes: Any, found: Winners, measured: str) -> None:
         axes.plot(x, y, mark, color=colour, ms=size, alpha=0.75, ls="none", label=words)
     values = [getattr(step, measured) for step in every]
     axes.set(xscale="log", xlabel="predicted decrease of the loss, lr · ||g||²", ylabel="measured decrease of the loss")
-    linear = max(low, found.resolution)  # what is smaller is rounding
+    linear = max(low, found.resolution)  # smaller values are rounding
     axes.set_yscale("symlog", linthresh=linear)
     axes.set_ylim(min(-linear, 3 * min(values)), 4 * max(high, *values))
     axes.axhline(0, color="black", lw=0.8)
@@ -239,7 +244,11 @@ def _figure(
 
 
 def short_names(names: Sequence[str]) -> tuple[list[str], str]:
-    """Names without the modules that all of them lie in, and these modules."""
+    """Split names into what differs and the module path that all of them share.
+
+    Returns:
+        The names without the shared path, and the shared path.
+    """
     paths = [name.split(".") for name in names]
     shared = 0
     while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):

@@ -1,16 +1,13 @@
-"""A linear head on frozen features, solved to its optimum.
+"""Fit a linear head on fixed features: L2-penalized logistic and ridge regression, solved to the optimum.
 
-Answers one question: what weights does an L2-penalised regression on standardised features give?  Which penalty, on
-which examples, and what for, is the caller's.
-
-Shapes:  N examples · D features · C classes (1 for numbers)
+Shapes:  N examples · D features · C classes (1 for regression)
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Weights = tuple[Tensor, Tensor]  # (C, D) and (C,), of the features' type
+Weights = tuple[Tensor, Tensor]  # weight (C, D) and bias (C,), in the type of the features
 
 
 def logistic(
@@ -21,15 +18,18 @@ def logistic(
     start: Weights | None = None,
     intercept: bool = True,
 ) -> Weights:
-    """Weights and intercepts with the least mean cross entropy plus ``strength / 2`` times the squared weights.
+    """Minimize the mean cross entropy plus ``strength / 2`` times the sum of squared weights.
 
     Args:
-        features: Shape ``(N, D)``.
+        features: Standardized features, shape ``(N, D)``.
         labels: Class indices, shape ``(N,)``.
-        classes: How many (C).
-        strength: Of the penalty; intercepts are free.
-        start: Where the search begins; zero by default.
-        intercept: Without, all stay zero.
+        classes: Number of classes (C).
+        strength: Strength of the L2 penalty on the weights; the bias is not penalized.
+        start: Start of the search; zeros by default.
+        intercept: Whether to fit a bias; otherwise it is zero.
+
+    Returns:
+        Weight of shape ``(C, D)`` and bias of shape ``(C,)``.
     """
     zero = features.new_zeros(classes, features.shape[1]), features.new_zeros(classes)
     weight, bias = (each.clone().requires_grad_() for each in start or zero)
@@ -48,7 +48,10 @@ def logistic(
 
 
 def ridge(features: Tensor, labels: Tensor, strength: float, intercept: bool = True) -> Weights:
-    """The same for numbers, with half the mean squared error; from the normal equations."""
+    """Minimize half the mean squared error plus ``strength / 2`` times the sum of squared weights.
+
+    Solves the normal equations.  Arguments and result are those of :func:`logistic`, with numbers as labels and C = 1.
+    """
     targets = labels.to(features)
     mean, centre = features.mean(0) * intercept, targets.mean() * intercept
     centred = features - mean
@@ -58,5 +61,5 @@ def ridge(features: Tensor, labels: Tensor, strength: float, intercept: bool = T
 
 
 def scale_of(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every feature, a little above zero, shape ``(D,)`` each."""
+    """Return mean and standard deviation of every feature, shape ``(D,)`` each; the latter is at least 1e-6."""
     return features.mean(0), features.std(0) + 1e-6

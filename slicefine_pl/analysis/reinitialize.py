@@ -1,4 +1,4 @@
-"""A network without its pretraining: the control for every claim about pretrained weights."""
+"""Copy a network with random weights, as a control for claims about pretrained weights."""
 
 import copy
 from typing import TypeVar
@@ -10,23 +10,23 @@ N = TypeVar("N", bound=nn.Module)
 
 
 def reinitialize(net: N, seed: int) -> N:
-    """A copy of a network whose parameters are all random again.
+    """Return a copy of a network in which all parameters are random.
 
-    Every layer is initialised as torch does by default, which is not always the way its library would; parameters of
-    modules that know no initialisation, such as position embeddings, become normal numbers of their own spread.
+    Layers with ``reset_parameters`` use it; that is torch's default initialization, not always the one of the model's
+    library.  Other parameters, such as position embeddings, get normal numbers with their own standard deviation.
 
     Args:
-        net: The network; not changed, and neither are torch's generators.
-        seed: Of the random numbers.
+        net: The network; not changed.  Torch's random generators are not changed either.
+        seed: Seed of the random numbers.
     """
-    made = copy.deepcopy(net)
+    random_net = copy.deepcopy(net)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        for module in made.modules():
+        for module in random_net.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
                 continue
             for parameter in module.parameters(recurse=False):
                 spread = parameter.std() if parameter.numel() > 1 else parameter.abs().mean()
                 parameter.copy_(torch.randn(parameter.shape).to(parameter) * spread)
-    return made
+    return random_net

@@ -1,21 +1,19 @@
-"""Spectral balance: are groups of a weight's rows, or of its columns, alike in size and in decay of their eigenvalues?
+"""Spectral balance: how similar the eigenvalues of groups of rows, or of columns, of a weight are.
 
-Answers two questions: how far do the groups differ, and how far would they in a matrix that is known to be balanced, or
-known not to be?
+The lines of a weight, which are its rows or its columns, are split into k groups of m consecutive lines each; a
+remainder is left out.  W_g, of shape (m, L), contains the lines of group g.  Its eigenvalues are the min(m, L) squared
+singular values of W_g.  Two measures compare the groups:
 
-The lines (rows, or columns) of a weight are split into k groups of equally many neighbours; lines that are left over at
-the end are left out.  With W_g the m lines of a group, one below the other and L numbers long, the eigenvalues are the
-squared singular values of W_g, min(m, L) of them: those of the smaller Gram matrix, W_g W_gᵀ where m ≤ L and W_gᵀ W_g
-else.  The larger one has the same ones and zeros besides.
+- *Spread of means*: standard deviation of the k mean eigenvalues divided by their mean.  0 if all groups are alike.
+- *Spread of decay*: p_g are the eigenvalues of a group in descending order, divided by their sum; p̄ is the mean of the
+  k curves.  The spread is the mean over the groups of ½ Σ_i |p_gi − p̄_i|.  It is 0 if all groups are alike, below 1,
+  and does not depend on the scale of a group.
 
-*Spread of means*: the mean eigenvalue of each group; standard deviation over mean of these k numbers.  0: all alike.
-*Spread of decay*: p_g, the eigenvalues of a group from large to small over their sum; the mean over the groups of
-½ Σ_i |p_gi − p̄_i|, where p̄ is the mean of the k curves.  0: all alike; always below 1.  Blind to scale.
+A matrix of independent random numbers is balanced as well, the more so the larger it is (Marchenko and Pastur).  So
+balance separates a pretrained weight from an unbalanced one, not from a random one.  ``CONTROLS`` gives matrices that
+are balanced or unbalanced by construction, for comparison.
 
-What balance does not prove: a matrix of independent random numbers is balanced by chance (Marchenko and Pastur), and
-the more so the larger it is.  So balance tells a pretrained weight from an unbalanced one, not from a random one.
-
-Shapes:  O outputs · I inputs · k groups · m lines of a group · L numbers of a line
+Shapes:  O outputs · I inputs · k groups · m lines per group · L entries per line
 Source:  Kowsher et al., SliceFine, arXiv:2510.08513, for the claim; both measures and the controls are ours.
 """
 
@@ -33,13 +31,13 @@ Control = Callable[[Tensor, int, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Balance:
-    """How alike the groups of a matrix are.
+    """Similarity of the groups of a matrix.
 
     Attributes:
-        eigenvalues: Of every group, from large to small, shape ``(k, min(m, L))``, float64.
-        spread_of_means: Standard deviation over mean of the groups' mean eigenvalues.
-        spread_of_decay: Mean distance of a group's normalised eigenvalues from the average curve, in [0, 1).
-        effective_rank: exp of the entropy of the average curve.
+        eigenvalues: Eigenvalues of every group, descending, float64 of shape ``(k, min(m, L))``.
+        spread_of_means: Standard deviation of the mean eigenvalues divided by their mean.
+        spread_of_decay: Mean distance of the normalized eigenvalues of a group from the average curve, in [0, 1).
+        effective_rank: Exponential of the entropy of the average curve.
     """
 
     eigenvalues: Tensor
@@ -49,32 +47,40 @@ class Balance:
 
     @property
     def decay(self) -> Tensor:
-        """Eigenvalues over their sum, shape ``(k, min(m, L))``."""
+        """Eigenvalues divided by the sum of their group, shape ``(k, min(m, L))``."""
         return self.eigenvalues / self.eigenvalues.sum(1, keepdim=True)
 
 
-def lines_matrix(weight: Tensor, line: Axis) -> Tensor:
-    """The lines of a weight ``(O, I, ...)`` one below the other, shape ``(O or I, L)``, float64, on the CPU.
+def lines_matrix(weight: Tensor, axis: Axis) -> Tensor:
+    """Return the rows or columns of a weight as the rows of a matrix, float64 on the CPU.
 
-    A line of a convolution is a channel with all places of the kernel, as in ``slicing``.
+    Args:
+        weight: Shape ``(O, I, ...)``.  A line of a convolution is a channel with its whole kernel.
+        axis: ``"row"`` or ``"column"``.
+
+    Returns:
+        Shape ``(O, L)`` for rows, ``(I, L)`` for columns.
     """
-    return lines_along(weight.detach(), line).flatten(1).double().cpu()
+    return lines_along(weight.detach(), axis).flatten(1).double().cpu()
 
 
 def balance(lines: Tensor, groups: int) -> Balance:
-    """Compare neighbouring groups of lines.
+    """Compare groups of consecutive lines.
 
     Args:
-        lines: Shape ``(size, L)``; see :func:`lines_matrix`.
-        groups: How many (k).
+        lines: Matrix of lines; see :func:`lines_matrix`.
+        groups: Number of groups (k).
 
     Raises:
-        ValueError: Fewer than two groups, fewer lines than groups, or a group of zeros only.
+        ValueError: There are fewer than two groups, fewer lines than groups, or a group contains only zeros.
     """
     eigenvalues = torch.linalg.svdvals(_grouped(lines, groups)).square()
     means = eigenvalues.mean(1)
     if not means.all():
-        raise ValueError(f"{int((means == 0).sum())} of {groups} groups hold zeros only; their decay is not defined.")
+        raise ValueError(
+            f"{int((means == 0).sum())} of {groups} groups contain only zeros, so their decay is undefined; choose "
+            "fewer groups."
+        )
     decay = eigenvalues / eigenvalues.sum(1, keepdim=True)
     average = decay.mean(0)
     return Balance(
@@ -86,7 +92,7 @@ def balance(lines: Tensor, groups: int) -> Balance:
 
 
 def effective_rank(shares: Tensor) -> float:
-    """Exp of the entropy of shares that add up to 1: their number if all are equal, 1 if one is alone.
+    """Return the exponential of the entropy of shares with sum 1: their number if all are equal, 1 if one is 1.
 
     Source:  Roy & Vetterli, EUSIPCO 2007.
     """
@@ -94,7 +100,7 @@ def effective_rank(shares: Tensor) -> float:
 
 
 def _grouped(lines: Tensor, groups: int) -> Tensor:
-    """The lines in k groups, shape ``(k, m, L)``, as a view."""
+    """Return the lines in k groups as a view, shape ``(k, m, L)``."""
     if not 2 <= groups <= len(lines):
         raise ValueError(f"groups={groups} do not fit {len(lines)} lines; choose 2 <= groups <= {len(lines)}.")
     size = len(lines) // groups
@@ -102,43 +108,43 @@ def _grouped(lines: Tensor, groups: int) -> Tensor:
 
 
 def unchanged(lines: Tensor, groups: int, generator: torch.Generator) -> Tensor:
-    """The matrix itself."""
+    """Return the matrix itself."""
     return lines
 
 
 def random_groups(lines: Tensor, groups: int, generator: torch.Generator) -> Tensor:
-    """The same lines in random order: groups as ``order="random"`` chooses slices."""
+    """Return the lines in random order, as ``order="random"`` groups them into slices."""
     return lines[torch.randperm(len(lines), generator=generator)]
 
 
 def gaussian(lines: Tensor, groups: int, generator: torch.Generator) -> Tensor:
-    """Independent normal numbers with the mean and the variance of the entries; balanced by chance."""
+    """Return independent normal numbers with the mean and variance of the entries."""
     return torch.randn(lines.shape, generator=generator, dtype=lines.dtype) * lines.std() + lines.mean()
 
 
 def default_init(lines: Tensor, groups: int, generator: torch.Generator) -> Tensor:
-    """As torch initialises a layer: uniform numbers; their width, 1/sqrt(inputs), is one that both spreads ignore."""
+    """Return uniform numbers, as torch initializes a layer; both spreads are independent of their range."""
     return torch.rand(lines.shape, generator=generator, dtype=lines.dtype) * 2 - 1
 
 
 def half_pruned(lines: Tensor, groups: int, generator: torch.Generator) -> Tensor:
-    """The half of the entries with the smallest magnitude set to zero."""
+    """Set the half of the entries with the smallest magnitude to zero."""
     return lines * (lines.abs() > lines.abs().median())
 
 
 def sorted_by_norm(lines: Tensor, groups: int, generator: torch.Generator) -> Tensor:
-    """The same lines in order of their norm: the most unequal means that groups of these lines can have."""
+    """Sort the lines by their norm: unequal means."""
     return lines[lines.norm(dim=1).argsort()]
 
 
 def collapsed(lines: Tensor, groups: int, generator: torch.Generator) -> Tensor:
-    """Every second group squeezed into a quarter of its directions, at the same norm: unequal decay, equal means."""
-    made = lines.clone()
-    for group in _grouped(made, groups)[::2]:
+    """Reduce every second group to a quarter of its directions at the same norm: unequal decay, equal means."""
+    changed = lines.clone()
+    for group in _grouped(changed, groups)[::2]:
         left, values, right = torch.linalg.svd(group, full_matrices=False)
         kept = values * (torch.arange(len(values)) < -(-len(values) // 4))
         group.copy_(left @ (kept * values.norm() / kept.norm()).diag() @ right)
-    return made
+    return changed
 
 
 CONTROLS: dict[str, Control] = {
@@ -150,4 +156,7 @@ CONTROLS: dict[str, Control] = {
     "sorted by norm": sorted_by_norm,
     "collapsed": collapsed,
 }
-MUST_FAIL = {"sorted by norm": "spread_of_means", "collapsed": "spread_of_decay"}  # what is unbalanced by construction
+MUST_FAIL = {
+    "sorted by norm": "spread_of_means",
+    "collapsed": "spread_of_decay",
+}  # unbalanced by construction, in this measure

@@ -1,4 +1,4 @@
-"""Which matrices of a network are looked at: those that a run with SliceFine would slice."""
+"""Select the matrices to analyze: those that ``slice_model`` would slice."""
 
 from collections.abc import Iterable
 
@@ -10,19 +10,19 @@ from slicefine_pl.slicing.targets import TargetSettings, find_targets
 
 
 def target_matrices(net: nn.Module, targets: NamePatterns | None = None, rank: int = 1) -> list[SliceableMatrix]:
-    """The matrices that ``slice_model(net, rank, targets=targets)`` would slice, in the order of ``named_modules``.
+    """Return the matrices that ``slice_model(net, rank, targets=targets)`` would slice, in module order.
 
     Args:
         net: The network; its slices must be closed.
-        targets: As in :func:`slicefine_pl.slicing.slice_model`.
-        rank: Lines of a slice; ``targets=None`` leaves out what is narrower, in rows or in columns.
+        targets: Layers, as in :func:`slicefine_pl.slicing.slice_model`.
+        rank: Rows or columns of a slice.  ``targets=None`` leaves out matrices with fewer of either.
 
     Raises:
-        ValueError: As ``slice_model``.
+        ValueError: ``slice_model`` would raise it.
     """
     return find_targets(net, TargetSettings(targets, None, "auto", rank, ("column", "row"))).chosen
 
 
 def weights_of(matrices: Iterable[SliceableMatrix]) -> list[nn.Parameter]:
-    """The parameters in which matrices lie, each once; several may lie in one, as in a fused attention."""
+    """Return the parameters that contain the matrices, each once; fused attention has several matrices in one."""
     return list({id(matrix.parameter): matrix.parameter for matrix in matrices}.values())

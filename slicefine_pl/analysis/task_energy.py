@@ -1,15 +1,14 @@
-"""Task energy: in how many directions do the inputs of a layer vary, on the user's data?
+"""Task energy: the number of directions in which the inputs of a layer vary on given data.
 
-Answers one question: how many principal directions hold the share τ of the variance?  With the centred inputs X of a
-layer, one sample a row, and its singular values σ: CEV(k) = Σ_{i≤k} σ_i² / Σ σ_i² (cumulative explained variance), and
-k_task(τ) = min{k : CEV(k) ≥ τ}.  That this is what the paper calls task energy, and that its features are the inputs of
-each layer, is our reading; so is every rank that is read off it.
+X contains the centred inputs of a layer, one sample per row, and σ are its singular values.  The cumulative explained
+variance is CEV(k) = Σ_{i≤k} σ_i² / Σ σ_i², and k_task(τ) = min{k : CEV(k) ≥ τ} directions contain the share τ of the
+variance.  We assume that this is the task energy of the paper, and that its features are the inputs of each layer.
 
-One pass over the batches, in bounded memory: mean and scatter matrix of each layer, d² numbers in float64, merged batch
-by batch with the formula of Chan, Golub & LeVeque (1979).  Samples are tokens, patches or pixels, with padding left out
-where a mask tells it, and beside that examples, each as the mean of its tokens.
+One pass over the batches accumulates mean and scatter matrix per layer, d² float64 numbers, merged by the formula of
+Chan, Golub & LeVeque (1979).  Samples are counted in two ways: as tokens (or patches, or pixels), without padding if a
+mask is given; and as examples, each the mean of its tokens.
 
-Shapes:  B examples · T tokens or places · d inputs of a layer
+Shapes:  B examples · T tokens (or patches, pixels) · d inputs of a layer
 Source:  Kowsher et al., SliceFine, arXiv:2510.08513, as quoted in docs/diagnosis.md.
 """
 
@@ -29,12 +28,12 @@ B = TypeVar("B")
 
 
 class Moments:
-    """Number, mean and scatter matrix of samples that come in parts.
+    """Number, mean and scatter matrix of samples, accumulated in parts.
 
     Attributes:
-        count: Samples so far.
-        mean: Shape ``(d,)``, float64.
-        scatter: Σ (x − mean)(x − mean)ᵀ, shape ``(d, d)``, float64.
+        count: Number of samples so far.
+        mean: Mean, float64 of shape ``(d,)``.
+        scatter: Σ (x − mean)(x − mean)ᵀ, float64 of shape ``(d, d)``.
     """
 
     def __init__(self, width: int) -> None:
@@ -43,37 +42,37 @@ class Moments:
         self.scatter = torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, samples: Tensor) -> None:
-        """Take in samples, shape ``(n, d)``.
+        """Add samples, shape ``(n, d)``.
 
         Raises:
-            ValueError: They are not all finite.
+            ValueError: A sample is not finite.
         """
         if not len(samples):
             return
         rows = samples.double().cpu()
         if not torch.isfinite(rows).all():
-            raise ValueError("The inputs of a layer hold infinite values or NaN; look at the data and the network.")
-        own = rows.mean(0)
-        centred = rows - own
-        step, total = own - self.mean, self.count + len(rows)
+            raise ValueError("The inputs of a layer contain infinite values or NaN; check the data and the network.")
+        mean = rows.mean(0)
+        centred = rows - mean
+        step, total = mean - self.mean, self.count + len(rows)
         self.scatter += centred.T @ centred + torch.outer(step, step) * (self.count * len(rows) / total)
         self.mean += step * (len(rows) / total)
         self.count = total
 
     def energies(self) -> Tensor:
-        """The squared singular values σ² of the centred samples, from large to small, shape ``(d,)``."""
+        """Return the squared singular values σ² of the centred samples, descending, shape ``(d,)``."""
         values: Tensor = torch.linalg.eigvalsh(self.scatter)
         return values.flip(0).clamp_min(0)
 
 
 @dataclass
 class LayerEnergy:
-    """What is known of the inputs of some layers that all see the same ones.
+    """Moments of the inputs of one layer, or of several layers with the same inputs.
 
     Attributes:
-        names: The layers.
-        tokens: Over all tokens (places, pixels).
-        examples: Over examples, each the mean of its tokens.
+        names: Names of the layers.
+        tokens: Moments over all tokens.
+        examples: Moments over examples, each the mean of its tokens.
     """
 
     names: list[str]
@@ -83,11 +82,11 @@ class LayerEnergy:
 
 @dataclass
 class TaskEnergy:
-    """Answer of :func:`task_energy`.
+    """Result of :func:`task_energy`.
 
     Attributes:
-        layers: In the order in which the network calls them.
-        skipped: Layers whose inputs could not be seen, and the reason.
+        layers: Moments of the layers, in the order in which the network calls them.
+        skipped: Reason why the inputs of a layer were not recorded, by its name.
     """
 
     layers: list[LayerEnergy]
@@ -95,33 +94,39 @@ class TaskEnergy:
 
 
 def explained_variance(energies: Tensor) -> Tensor:
-    """CEV(1), CEV(2) ... of squared singular values from large to small, shape ``(d,)``.
+    """Return CEV(1), CEV(2), ..., shape ``(d,)``.
+
+    Args:
+        energies: Squared singular values, descending, shape ``(d,)``.
 
     Raises:
-        ValueError: All are zero: the samples do not vary.
+        ValueError: All values are zero: the samples do not vary.
     """
     total = energies.sum()
     if total <= 0:
-        raise ValueError("The samples are all equal, so that there is no variance to explain; give other data.")
+        raise ValueError("The samples are all equal, so they have no variance to explain; use other data.")
     return energies.cumsum(0) / total
 
 
 def task_directions(energies: Tensor, share: float) -> int:
-    """k_task(τ): the least number of directions that hold the share τ of the variance.
+    """Return k_task(τ), the smallest number of directions that contain the share τ of the variance.
 
     Args:
-        energies: Squared singular values from large to small, shape ``(d,)``.
+        energies: Squared singular values, descending, shape ``(d,)``.
         share: τ, in (0, 1].
+
+    Raises:
+        ValueError: ``share`` is out of range, or all values are zero.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share={share} is no share of the variance; choose 0 < share <= 1.")
+        raise ValueError(f"share={share} is out of range; choose 0 < share <= 1.")
     curve = explained_variance(energies)
-    rounding = len(curve) * torch.finfo(curve.dtype).eps  # else share=1 would count directions of rounding
+    rounding = len(curve) * torch.finfo(curve.dtype).eps  # share=1 must not count directions that are rounding
     return int((curve < share - rounding).sum()) + 1
 
 
 def participation_ratio(energies: Tensor) -> float:
-    """(Σ σ²)² / Σ σ⁴: a number of directions that needs no τ; d if all are equal, 1 if one is alone."""
+    """Return (Σ σ²)² / Σ σ⁴, a number of directions without a τ: d if all are equal, 1 if only one is not zero."""
     return float(energies.sum().square() / energies.square().sum())
 
 
@@ -133,53 +138,53 @@ def task_energy(
     mask: Callable[[B], Tensor | None] = lambda batch: None,
     examples: Callable[[B], int | None] = lambda batch: None,
 ) -> TaskEnergy:
-    """Collect the moments of the inputs of layers, in one pass over the batches.
+    """Accumulate the moments of the inputs of layers in one pass over the batches.
 
-    Layers that are given the very same tensor one after the other, such as query, key and value, share one entry.
-    ``net`` is left as it was, and no gradients are recorded.
+    Layers that are called with the same tensor one after the other, such as query, key and value, share one result.
+    The state of ``net`` is restored, and no gradients are recorded.
 
     Args:
         net: The network.
-        forward: Runs it on a batch.
+        forward: Function that runs the network on a batch.
         batches: The data.
-        layers: Linear maps and convolutions of ``net``, by name; of a convolution the channels are the inputs.  Others,
-            such as an attention as a whole, are skipped with a reason.
-        mask: Which tokens of a batch are none, shape ``(B, T)``, 0 for padding; ``None`` if all count.  It is applied
-            to inputs of shape ``(B, T, d)`` or ``(B·T, d)``.
-        examples: How many a batch has (B); ``None`` if all layers are given inputs ``(B, ...)``.  Of a layer that is
-            given several windows of each, one after the other, ``(B·k, ..., d)``, an example is the mean of its
-            windows; inputs that cannot be told apart so count as tokens only.
+        layers: Linear layers and convolutions of ``net`` by name.  The inputs of a convolution are its channels.  Other
+            layers, such as a whole attention, are skipped with a reason.
+        mask: Function that returns the token mask of a batch, shape ``(B, T)``, 0 for padding; ``None`` counts all
+            tokens.  The mask is applied to inputs of shape ``(B, T, d)`` or ``(B·T, d)``.
+        examples: Function that returns the number of examples in a batch (B); ``None`` if all inputs have the shape
+            ``(B, ...)``.  If a layer sees k windows per example, ``(B·k, ..., d)``, an example is the mean of its
+            windows.  Inputs of any other shape count as tokens only.
 
     Raises:
-        ValueError: No layer can be seen, or there are no batches.
+        ValueError: No inputs were recorded: there are no suitable layers, or no batches.
     """
-    listener = _Listener()
+    recorder = _Recorder()
     handles = [
-        layer.register_forward_pre_hook(partial(listener.hear, name))
+        layer.register_forward_pre_hook(partial(recorder.record, name))
         for name, layer in layers.items()
         if isinstance(layer, nn.Linear | _ConvNd) or transformers_conv1d(layer)
     ]
     try:
         with preserve_state(net):
             for batch in batches:
-                listener.mask, listener.examples = mask(batch), examples(batch)
+                recorder.mask, recorder.examples = mask(batch), examples(batch)
                 forward(batch)
     finally:
         for handle in handles:
             handle.remove()
-    if not listener.entries:
-        raise ValueError(f"No inputs were seen of {list(layers)[:3]}; give linear maps or convolutions, and data.")
-    found = list({id(entry): entry for entry in listener.entries.values()}.values())
-    return TaskEnergy(found, {name: _unseen(layer) for name, layer in layers.items() if name not in listener.entries})
+    if not recorder.entries:
+        raise ValueError(f"No inputs were seen of {list(layers)[:3]}; give linear layers or convolutions, and data.")
+    found = list({id(entry): entry for entry in recorder.entries.values()}.values())
+    return TaskEnergy(found, {name: _unseen(layer) for name, layer in layers.items() if name not in recorder.entries})
 
 
-class _Listener:
-    """Adds up what layers are given.
+class _Recorder:
+    """Accumulates the inputs of layers from forward hooks.
 
     Attributes:
-        entries: By the name of each layer.
-        mask: Of the batch that is being run.
-        examples: In that batch, if that is known.
+        entries: Moments by layer name.
+        mask: Token mask of the current batch.
+        examples: Number of examples in the current batch, if known.
     """
 
     def __init__(self) -> None:
@@ -188,9 +193,9 @@ class _Listener:
         self.examples: int | None = None
         self._last: tuple[Tensor, LayerEnergy] | None = None
 
-    def hear(self, name: str, layer: nn.Module, given: Sequence[Any]) -> None:
-        """Take in the input of a layer, unless another layer has just been given the same tensor."""
-        inputs: Tensor = given[0]
+    def record(self, name: str, layer: nn.Module, args: Sequence[Any]) -> None:
+        """Add the input of a layer, unless the previous layer was called with the same tensor."""
+        inputs: Tensor = args[0]
         samples = inputs.movedim(1, -1) if isinstance(layer, _ConvNd) else inputs
         if name not in self.entries and self._last is not None and self._last[0] is inputs:
             self.entries[name] = self._last[1]
@@ -204,7 +209,7 @@ class _Listener:
 
 
 def _add(entry: LayerEnergy, samples: Tensor, mask: Tensor | None, examples: int | None) -> None:
-    """Take in inputs ``(B, ..., d)``, ``(B·k, ..., d)``, or others."""
+    """Add inputs of shape ``(B, ..., d)``, ``(B·k, ..., d)``, or others."""
     if mask is not None and samples.shape[:-1].numel() == mask.numel() and len(samples) in (len(mask), mask.numel()):
         tokens = samples.reshape(*mask.shape, -1)
         weight = mask.to(samples.device, torch.bool)
@@ -214,12 +219,12 @@ def _add(entry: LayerEnergy, samples: Tensor, mask: Tensor | None, examples: int
         return
     entry.tokens.add(samples.flatten(0, -2))
     known = len(samples) if examples is None else examples
-    transposed = samples.ndim > 2 and samples.shape[1] == known != len(samples)  # tokens first
+    transposed = samples.ndim > 2 and samples.shape[1] == known != len(samples)  # (T, B, d)
     if len(samples) % known == 0 and not transposed:
         entry.examples.add(samples.reshape(known, -1, samples.shape[-1]).double().mean(1))
 
 
 def _unseen(layer: nn.Module) -> str:
     if isinstance(layer, nn.MultiheadAttention):
-        return "an attention as a whole: it computes from several inputs"
-    return "not called as a layer"
+        return "attention, which has several inputs"
+    return "the network does not call it"

@@ -21,7 +21,7 @@ def test_candidates_are_spread_over_all_matrices_and_repeat_with_their_seed(net)
     matrices = target_matrices(net, ["conv", "hidden", r"attention\.out"], R)
     places = candidate_slices(matrices, R, 9, seed=5)
     assert sorted(place.matrix.name for place in places) == sorted(["conv", "hidden", "attention.out_proj"] * 3)
-    assert all(len(set(place.lines)) == R for place in places)
+    assert all(len(set(place.indices)) == R for place in places)
     assert places == candidate_slices(matrices, R, 9, seed=5)
     assert places != candidate_slices(matrices, R, 9, seed=6)
 

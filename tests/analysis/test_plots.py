@@ -83,8 +83,8 @@ def test_kernels_are_drawn_over_their_mean_diagonal_with_their_spectra():
 def steps():
     made = GradientStep(
         name="a.0",
-        line="row",
-        lines=(1, 2),
+        kind="row",
+        indices=(1, 2),
         lr=0.1,
         predicted=1e-3,
         decrease=9e-4,
@@ -94,8 +94,8 @@ def steps():
         energy=0.01,
         parameters=0.02,
     )
-    column = dataclasses.replace(made, line="column", predicted=2e-3, decrease=1.7e-3, energy=0.04)
-    dense = dataclasses.replace(made, line="dense", lines=(), predicted=0.1, decrease=0.06, held_out=0.05, energy=1.0)
+    column = dataclasses.replace(made, kind="column", predicted=2e-3, decrease=1.7e-3, energy=0.04)
+    dense = dataclasses.replace(made, kind="dense", indices=(), predicted=0.1, decrease=0.06, held_out=0.05, energy=1.0)
     full = dataclasses.replace(made, predicted=0.1, decrease=-0.3, held_out=-0.4)
     return Winners(0.1, 1.0, 1.1, [made, column], [full], [dense], made, dense, {"a.0": (1.0, 1.0)}, 1e-8)
 

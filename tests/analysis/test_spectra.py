@@ -120,5 +120,5 @@ def test_groups_that_do_not_fit_are_refused(lines, groups):
 
 def test_a_group_of_zeros_is_refused(lines):
     lines[:M] = 0
-    with pytest.raises(ValueError, match="1 of 4 groups hold zeros only"):
+    with pytest.raises(ValueError, match="1 of 4 groups contain only zeros"):
         balance(lines, K)

@@ -66,7 +66,7 @@ def test_equal_energies_need_their_share_of_directions():
 
 @pytest.mark.parametrize("share", [0, 1.1])
 def test_a_share_that_is_none_is_refused(share):
-    with pytest.raises(ValueError, match=f"share={share} is no share"):
+    with pytest.raises(ValueError, match=f"share={share} is out of range"):
         task_directions(torch.ones(3), share)
 
 
@@ -116,7 +116,7 @@ def test_inputs_of_every_layer_over_tokens_and_over_examples(batches):
     net = Encoder()
     found = task_energy(net, net, batches, layers_of(net), lambda batch: batch["mask"])
     assert [entry.names for entry in found.layers] == [["query", "key", "value"], ["out"], ["head"]]
-    assert found.skipped == {"idle": "not called as a layer"}
+    assert found.skipped == {"idle": "the network does not call it"}
     first, out, head = found.layers
     tokens = np.concatenate([batch["x"][batch["mask"] == 1] for batch in batches])
     np.testing.assert_allclose(first.tokens.energies(), singular_values(tokens) ** 2, rtol=1e-6)

@@ -79,12 +79,12 @@ def test_every_step_is_what_a_dense_backward_pass_gives(net, data):
     gradient = torch.autograd.grad(before, weights)
     total = sum(each.square().sum().item() for each in gradient)
     entries = sum(each.numel() for each in weights)
-    assert {step.line for step in found.slices} == {"row", "column"}
+    assert {step.kind for step in found.slices} == {"row", "column"}
     assert {step.name for step in found.layers} == {"conv", "hidden", "out"}
     assert all(step.lr == 0.3 for step in [*found.slices, *found.layers])
     assert len(found.full) == 12
     for step in [*found.slices, *found.full, *found.layers]:
-        stepped, energy, numbers = by_hand(net, data[:2], step.name, step.line, step.lines, step.lr)
+        stepped, energy, numbers = by_hand(net, data[:2], step.name, step.kind, step.indices, step.lr)
         assert step.predicted == pytest.approx(step.lr * energy)
         assert step.energy == pytest.approx(energy / total)
         assert step.parameters == pytest.approx(numbers / entries)
@@ -102,7 +102,7 @@ def test_every_step_is_what_a_dense_backward_pass_gives(net, data):
     first = {step.name: step for step in reversed(found.slices)}
     assert found.together.energy == pytest.approx(sum(step.energy for step in first.values()))
     for name, step in first.items():  # one after the other, each with the gradient of the beginning
-        moved, _, _ = by_hand(net, data[:2], name, step.line, step.lines, 0.3)
+        moved, _, _ = by_hand(net, data[:2], name, step.kind, step.indices, 0.3)
         with torch.no_grad():
             plain.get_parameter(f"{name}.weight").copy_(moved.get_parameter(f"{name}.weight"))
     assert found.together.decrease == pytest.approx((before - mean_loss(plain, data[:2])).item(), abs=1e-12)

@@ -235,6 +235,6 @@ def _table(own: dict[str, Any]) -> list[list[str]]:
     for step in [found["everything"], found["together"], *found["layers"], *found["slices"], *found["full"]]:
         share = [format_percent(step[name]) for name in ("parameters", "energy")]
         values = [f"{step[name]:.2e}" for name in ("predicted", "decrease", "held_out", "held_out_error")]
-        what = step["line"] if not step["lines"] else f"{len(step['lines'])} {step['line']}s"
+        what = step["kind"] if not step["indices"] else f"{len(step['indices'])} {step['kind']}s"
         rows.append([step["name"], what, f"{step['lr']:.3g}", *share, *values])
     return rows

@@ -91,7 +91,7 @@ def test_everything_asked_for_is_measured_on_both_networks(report):
     for network in (numbers["network"], numbers["without_pretraining"]):
         found = network["slice_gradients"]
         assert len(found["slices"]) == 5
-        assert all(len(step["lines"]) == 3 for step in found["slices"])
+        assert all(len(step["indices"]) == 3 for step in found["slices"])
         assert found["everything"]["predicted"] <= 0.100001 * found["loss"]
         assert found["everything"]["decrease"] > found["everything"]["predicted"] / 2
         assert sum(share["energy"] for share in found["shares"].values()) == pytest.approx(1, rel=1e-5)
