@@ -53,8 +53,8 @@ def kernel(
 ) -> Tensor:
     """Compute K = J Jᵀ in float64.
 
-    **Memory.** At most ``max_rows`` rows of J, with P entries each, exist at a time, in the type of the parameters.  The
-    part of one parameter is converted to float64.
+    **Memory.** At most ``max_rows`` rows of J, with P entries each, exist at a time, in the type of the parameters.
+    Their part for one parameter is converted to float64.
     **Time.** With N·C ≤ ``max_rows``, one backward pass per output; else about N·C/``max_rows`` times as many.  A
     backward pass goes through its own batch only, so batches of one sample are cheapest.
     **State.** The network runs in eval mode, so that the outputs of a sample do not depend on other samples.  Its state
