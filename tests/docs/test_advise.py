@@ -1,6 +1,6 @@
 """The answers printed in docs/scaling-law/advise.md are what ``slicefine advise`` says.
 
-SLICEFINE_WRITE_DOCS=1 uv run pytest tests/docs/test_advise.py      # writes them anew
+SLICEFINE_WRITE_DOCS=1 uv run pytest -n 0 tests/docs/test_advise.py    # writes them anew
 """
 
 import os

@@ -19,6 +19,7 @@ PAGES = sorted(
     {*DOCS.rglob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *ROOT.glob("*/README.md")}
 )
 CURRENT = [page for page in PAGES if page not in HISTORY]
+WORDS = set(re.findall(r"\w+", "".join(path.read_text("utf-8") for path in (ROOT / "slicefine_pl").rglob("*.py"))))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -93,6 +94,13 @@ def exists(name):
     except ModuleNotFoundError:
         return bool(module) and exists(module) and hasattr(importlib.import_module(module), attribute)
     return True
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=named)
+def test_every_function_and_argument_exists(page):
+    """In code spans such as ``handle.write()`` or ``slice_model(..., backend="mask")``: words of the package."""
+    calls = re.findall(r"`([\w.]+\([^`\n]*\))`", prose(page))
+    assert [call for call in calls if not set(re.findall(r"\w+(?=\(|=)", call)) <= WORDS] == []
 
 
 @pytest.mark.parametrize("page", CURRENT, ids=named)
