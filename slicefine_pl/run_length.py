@@ -1,7 +1,7 @@
-"""How many optimizer steps does a run make?
+"""The number of optimizer steps of a run.
 
-The one place that asks this of a trainer.  Lightning's ``estimated_stepping_batches`` answers -1 or infinity where
-nobody knows, and counts a ``GradientAccumulationScheduler`` as no accumulation.  Knows neither schedules nor slices.
+Lightning's ``estimated_stepping_batches`` returns -1 or infinity if the number is unknown, and ignores the accumulation
+of a ``GradientAccumulationScheduler``.
 """
 
 import math
@@ -11,30 +11,30 @@ from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler,
 
 
 def run_length(trainer: Trainer) -> int | None:
-    """Optimizer steps of a whole fit, counted from its first.
+    """Return the optimizer steps of a whole fit, including those made before a resume.
 
-    May make the trainer build its training loader.  A run that is stopped (``max_time``, early stopping) makes fewer.
-    Epochs to come are taken to be as long as the current one, which training loaders that are made anew may change.
+    May make the trainer build its training loader.  A run that is stopped (``max_time``, early stopping) makes fewer
+    steps.  Later epochs are assumed to be as long as the current one, which may be wrong if loaders are reloaded.
 
     Returns:
-        The steps; ``None`` if they are not known before the run ends.
+        The number of steps; ``None`` if it is unknown until the run ends.
     """
-    return None if _obstacle(trainer) else _count(trainer)
+    return None if _why_unknown(trainer) else _count(trainer)
 
 
 def required_run_length(trainer: Trainer, wanted: str, instead: str) -> int:
-    """Optimizer steps of a whole fit, for a setting that depends on them.
+    """Return the optimizer steps of a whole fit, for a setting that depends on them.
 
     Args:
         trainer: See :func:`run_length`.
         wanted: The setting and its value, for the message.
-        instead: A setting that needs no known length, for the message.
+        instead: Settings that do not depend on the number of steps, for the message.
 
     Raises:
-        ValueError: The steps are not known before the run ends.
+        ValueError: The number of steps is unknown until the run ends.
     """
-    if found := _obstacle(trainer):
-        cause, remedy = found
+    if unknown := _why_unknown(trainer):
+        cause, remedy = unknown
         raise ValueError(
             f"{wanted} depends on the number of optimizer steps of the run, which is unknown: {cause}. {remedy}, or"
             f" {instead}."
@@ -42,8 +42,8 @@ def required_run_length(trainer: Trainer, wanted: str, instead: str) -> int:
     return _count(trainer)
 
 
-def _obstacle(trainer: Trainer) -> tuple[str, str] | None:
-    """Why the length is unknown and what makes it known; ``None`` where it is known."""
+def _why_unknown(trainer: Trainer) -> tuple[str, str] | None:
+    """Return why the length is unknown, and what makes it known; ``None`` if it is known."""
     if trainer.max_steps != -1:
         manual = not trainer.lightning_module.automatic_optimization
         if manual and len(trainer.optimizers) > 1:
@@ -61,7 +61,7 @@ def _obstacle(trainer: Trainer) -> tuple[str, str] | None:
 
 
 def _count(trainer: Trainer) -> int:
-    """The steps made before the current epoch, and those of the epochs that are left; at most ``max_steps``."""
+    """Return the steps before the current epoch plus those of the remaining epochs; at most ``max_steps``."""
     if trainer.max_epochs in (None, -1) or math.isinf(batches := _batches(trainer)):
         return trainer.max_steps
     assert trainer.max_epochs is not None
@@ -72,23 +72,23 @@ def _count(trainer: Trainer) -> int:
 
 
 def _steps_of_current_epoch(trainer: Trainer, batches: float) -> int:
-    """Steps already made in the epoch in which a resumed run goes on."""
+    """Return the steps already made in the epoch in which a resumed run continues."""
     loop, current = trainer.fit_loop.epoch_loop, trainer.current_epoch
     if not loop.restarting or trainer.fit_loop.epoch_progress.current.ready == current:
-        return 0  # the second: the checkpoint was written at the last batch of an epoch
-    begun, accumulated = loop.batch_progress.current.ready, _accumulated(trainer, current)
-    return math.ceil(batches / accumulated) if begun >= batches else begun // accumulated
+        return 0  # not resumed, or from a checkpoint of the last batch of an epoch
+    started, accumulated = loop.batch_progress.current.ready, _accumulated(trainer, current)
+    return math.ceil(batches / accumulated) if started >= batches else started // accumulated
 
 
 def _steps_of_epochs(trainer: Trainer, batches: float, epochs: range) -> int:
-    """Steps of a range of epochs; the last batch of each completes a step."""
+    """Return the steps of a range of epochs; the last batch of each completes a step."""
     if not any(isinstance(each, GradientAccumulationScheduler) for each in _callbacks(trainer)):
         return len(epochs) * math.ceil(batches / trainer.accumulate_grad_batches)
     return sum(math.ceil(batches / _accumulated(trainer, epoch)) for epoch in epochs)
 
 
 def _accumulated(trainer: Trainer, epoch: int) -> int:
-    """Batches to an optimizer step in an epoch."""
+    """Return the number of batches per optimizer step in an epoch."""
     for each in _callbacks(trainer):
         if isinstance(each, GradientAccumulationScheduler):
             return each.get_accumulate_grad_batches(epoch)
@@ -96,9 +96,9 @@ def _accumulated(trainer: Trainer, epoch: int) -> int:
 
 
 def _batches(trainer: Trainer) -> float:
-    """Batches of an epoch; infinite where the data have no length and nothing limits them."""
+    """Return the batches of an epoch; infinite if the data have no length and no limit."""
     if trainer.limit_train_batches == 0:
-        return 0  # Lightning then builds no loader, and leaves the number at infinity
+        return 0  # Lightning does not build a loader then, and the number stays infinite
     if trainer.train_dataloader is None:
         trainer.fit_loop.setup_data()
     return trainer.num_training_batches

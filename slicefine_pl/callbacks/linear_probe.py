@@ -1,8 +1,6 @@
-"""What does a linear head on the frozen network achieve?  The number that fine-tuning has to beat.
+"""The callback that trains a linear head on the frozen network, the score that fine-tuning has to beat.
 
-Knows Lightning and where a network's head is; knows neither modules nor data of ours.
-
-Shapes:  N examples · P places or views of each · D inputs of the head · C classes
+Shapes:  N examples · P positions or views of each · D inputs of the head · C classes
 """
 
 import time
@@ -24,24 +22,29 @@ from slicefine_pl.analysis.layer_inputs import record_inputs
 from slicefine_pl.network.eval_mode import eval_mode
 from slicefine_pl.network.heads import last_linear
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the L2 penalty on standardised inputs; validation chooses
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # L2 penalties on standardized inputs; the validation score chooses
 
 
 class LinearProbe(Callback):
     """Fit a linear head on the inputs of the network's own head, before training starts.
 
-    **When.** At the start of ``fit``: collects the head's inputs over the data module's train, validation and, where
-    there is one, test loader, in eval mode, without gradients, except for examples that are ``False`` in a batch's
-    ``"counted"``; then solves a logistic (integer labels) or a ridge
-    regression (labels with a fraction). Model, random generators and training mode stay exactly as they were.
-    **Result.** ``scores``: per split the accuracy, or the Pearson correlation; ``seconds``: what it took.
-    **Checkpoint.** Holds the result: a resumed run keeps that of its beginning.
+    **When.** ``on_fit_start`` collects the head's inputs over the data module's train and validation loaders, and the
+    test loader if there is one, in eval mode and without gradients.  Examples that are ``False`` in a batch's
+    ``"counted"`` are left out.  It then solves a logistic regression (integer labels) or a ridge regression
+    (floating-point labels).  Weights, random generators and train mode do not change.
+    **Checkpoint.** Contains the result, which a resumed run keeps.
     **Limits.** Needs a data module, batches that are mappings with ``"labels"`` or ``(inputs, labels)`` pairs, a
-    ``predict_step`` (or ``forward``) that takes such a batch, and a single process; otherwise it only says so.
-    Of data without a length it takes ``limit_train_batches`` (and so on), if that is a number of batches.
+    ``predict_step`` or ``forward`` that takes such a batch, and a single process; otherwise a message says why nothing
+    was measured.  Data without a length are read for ``limit_train_batches`` batches (and so on), if that is an
+    integer.
 
     Args:
         head: Name of the head's linear layer; ``None`` takes the last linear layer of the head.
+
+    Attributes:
+        scores: Accuracy or Pearson correlation, by split.
+        metric: ``"accuracy"`` or ``"pearson"``.
+        seconds: Time that the measurement took.
     """
 
     def __init__(self, head: str | None = None) -> None:
@@ -51,21 +54,21 @@ class LinearProbe(Callback):
         self.seconds = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure, unless the checkpoint that is being resumed already brought a result."""
+        """Measure, unless a checkpoint contained the result."""
         if self.scores:
             return
         data: Any = getattr(trainer, "datamodule", None)
         if data is None or trainer.world_size > 1 or trainer.ckpt_path is not None:
             rank_zero_info("LinearProbe: not measured; it needs a data module, one process, and a run from the start.")
             return
-        began = time.perf_counter()
+        start = time.perf_counter()
         makers = {"train": data.train_dataloader, "val": data.val_dataloader}
         if is_overridden("test_dataloader", data) and getattr(data, "has_test", True):
             data.setup("test")
             makers["test"] = data.test_dataloader
         with eval_mode(pl_module), isolate_rng():
             loaders = {
-                name: _finite(make(), getattr(trainer, f"limit_{name}_batches")) for name, make in makers.items()
+                name: _limited(make(), getattr(trainer, f"limit_{name}_batches")) for name, make in makers.items()
             }
             if endless := [name for name, loader in loaders.items() if loader is None]:
                 rank_zero_info(
@@ -78,7 +81,7 @@ class LinearProbe(Callback):
             labels = splits["train"][1]
             self.metric = "pearson" if labels.is_floating_point() else "accuracy"
             self.scores = ridge(splits) if labels.is_floating_point() else logistic(splits)
-        self.seconds = time.perf_counter() - began
+        self.seconds = time.perf_counter() - start
         shown = ", ".join(f"{name} {score:.4f}" for name, score in self.scores.items())
         rank_zero_info(f"LinearProbe: {self.metric} {shown} ({self.seconds:.1f} s).")
 
@@ -87,12 +90,12 @@ class LinearProbe(Callback):
         return {"scores": dict(self.scores), "metric": self.metric, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the result of the run that is being resumed."""
+        """Restore the result of the run that is resumed."""
         self.scores = dict(state_dict["scores"])
         self.metric, self.seconds = state_dict["metric"], state_dict["seconds"]
 
     def _collect(self, trainer: Trainer, module: LightningModule, loader: Any) -> tuple[Tensor, Tensor]:
-        """Inputs of the head, shape ``(N, D)``, float32, and labels, shape ``(N,)``, of one loader."""
+        """Return the head's inputs, shape ``(N, D)``, float32, and the labels, shape ``(N,)``, of one loader."""
         inputs: list[Tensor] = []
         labels: list[Tensor] = []
         with torch.no_grad(), record_inputs(self._layer(module)) as recorded:
@@ -112,21 +115,21 @@ class LinearProbe(Callback):
         if self.head is not None:
             return module.get_submodule(self.head)
         if (layer := last_linear(module)) is None:
-            raise ValueError("LinearProbe finds no nn.Linear to take as the head; name it with head=...")
+            raise ValueError("LinearProbe found no nn.Linear to use as the head; pass its name as head=...")
         return layer
 
 
 def logistic(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Accuracy per split of the L2-penalised logistic regression that is best on ``"val"``.
+    """Return the accuracy per split of the L2-penalized logistic regression that is best on ``"val"``.
 
     Args:
-        splits: Inputs, shape ``(N, D)``, and class indices, shape ``(N,)``, of ``"train"``, ``"val"`` and others.
+        splits: Inputs, shape ``(N, D)``, and class indices, shape ``(N,)``, of ``"train"``, ``"val"`` and other splits.
     """
-    features, labels = _standardised(splits), splits["train"][1]
+    features, labels = _standardized(splits), splits["train"][1]
     classes = int(max(target.max() for _, target in splits.values())) + 1
     found: regression.Weights | None = None
     best: dict[str, float] = {"val": -1.0}
-    for strength in sorted(STRENGTHS, reverse=True):  # from strong to weak, each from the last solution
+    for strength in sorted(STRENGTHS, reverse=True):  # from strong to weak, each starting at the last solution
         found = regression.logistic(features["train"], labels, classes, strength, start=found)
         scores = {
             split: (F.linear(features[split], *found).argmax(-1) == target).double().mean().item()
@@ -137,8 +140,12 @@ def logistic(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
 
 
 def ridge(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Pearson correlation per split of the ridge regression that is best on ``"val"``; arguments as ``logistic``."""
-    features, labels = _standardised(splits), splits["train"][1]
+    """Return the Pearson correlation per split of the ridge regression that is best on ``"val"``.
+
+    Args:
+        splits: Inputs, shape ``(N, D)``, and labels, shape ``(N,)``, of ``"train"``, ``"val"`` and other splits.
+    """
+    features, labels = _standardized(splits), splits["train"][1]
     best: dict[str, float] = {"val": -2.0}
     for strength in STRENGTHS:
         found = regression.ridge(features["train"], labels, strength)
@@ -151,17 +158,17 @@ def ridge(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
 
 
 def _per_example(inputs: Tensor, examples: int) -> Tensor:
-    """Average over the places of a feature map and over the views of a video: ``(N P, ..., D)`` to ``(N, D)``."""
+    """Average over the positions of a feature map and the views of a video: ``(N P, ..., D)`` to ``(N, D)``."""
     return inputs.reshape(examples, -1, inputs.shape[-1]).mean(1)
 
 
-def _standardised(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def _standardized(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     mean, scale = regression.scale_of(splits["train"][0])
     return {name: (features - mean) / scale for name, (features, _) in splits.items()}
 
 
-def _finite(loader: Any, limit: float) -> Any:
-    """A loader that ends; one without a length (an IterableDataset) after ``limit`` batches, or ``None``."""
+def _limited(loader: Any, limit: float) -> Any:
+    """Return a loader, limited to ``limit`` batches if it has no length; ``None`` if there is no such limit."""
     if sized_len(loader) is not None:
         return loader
     return islice(loader, limit) if isinstance(limit, int) else None

@@ -1,7 +1,6 @@
-"""Which test images does the network get right?  A picture of some of them, with both labels.
+"""The callback that draws test images with their true and predicted classes.
 
-Knows Lightning; knows neither modules nor data of ours, but asks the data module for ``input`` to undo the
-normalization.
+If the data module has an ``input`` with ``mean`` and ``std``, the images' normalization is undone.
 
 Shapes:  B batch · H, W height and width in pixels · C classes
 """
@@ -15,22 +14,26 @@ from torch import Tensor
 
 from slicefine_pl.analysis.plots import png_bytes
 from slicefine_pl.files.atomic import warn_on_error, write_atomic
-from slicefine_pl.optional import optional_imports
+from slicefine_pl.optional import require
 
 COLUMNS = 8
-LINE = 17  # characters of a title that fit above an image
+MAX_TITLE = 17  # characters that fit above an image
 
 
 class PredictionGrid(Callback):
-    """Draw some images of the test set, spread evenly over it, with their true and their predicted class.
+    """Draw images from all over the test set, each with its true and its predicted class.
 
-    **When.** Keeps a few images of each test batch and predicts them again; at the end of the test writes
-    ``predictions.png`` into the run's log folder. Draws no random numbers.
+    **When.** A few images of each test batch are kept and predicted again.  At the end of the test
+    ``predictions.png`` is written to the run's log folder.  No random numbers are drawn.
     **Limits.** Needs matplotlib, batches with ``"images"`` ``(B, 3, H, W)`` and ``"labels"`` ``(B,)``, and a
-    ``predict_step`` that returns ``(B, C)``; under several processes it shows what the first one sees.
+    ``predict_step`` that returns ``(B, C)``.  With several processes it shows the images of the first.
 
     Args:
-        images: How many to draw.
+        images: Number of images.
+
+    Raises:
+        ValueError: ``images`` is less than 1.
+        ModuleNotFoundError: matplotlib is not installed; raised in ``setup``.
     """
 
     def __init__(self, images: int = 40) -> None:
@@ -39,8 +42,12 @@ class PredictionGrid(Callback):
         self.images = images
         self._kept: list[tuple[Tensor, int, int]] = []
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that the picture can be drawn, before a run that ends with a test."""
+        require("matplotlib")
+
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Forget the images of an earlier test."""
         self._kept = []
 
     def on_test_batch_end(
@@ -58,30 +65,33 @@ class PredictionGrid(Callback):
         if not share:
             return
         rows = torch.linspace(0, len(batch["labels"]) - 1, min(share, len(batch["labels"]))).long()
-        some = {"images": batch["images"][rows], "labels": batch["labels"][rows]}
-        with torch.no_grad():  # on all processes: a network that they share computes nothing for one alone
-            guesses: Any = trainer.strategy.predict_step(some, batch_idx)
-        labels = zip(some["labels"].tolist(), guesses.argmax(-1).tolist(), strict=True)
-        kept = zip(some["images"].float().cpu(), labels, strict=True)
-        self._kept += [(image, truth, guess) for image, (truth, guess) in kept]
+        chosen = {"images": batch["images"][rows], "labels": batch["labels"][rows]}
+        with torch.no_grad():  # on all processes, because a sharded network computes nothing for one alone
+            outputs_of_chosen: Any = trainer.strategy.predict_step(chosen, batch_idx)
+        labels = zip(chosen["labels"].tolist(), outputs_of_chosen.argmax(-1).tolist(), strict=True)
+        kept = zip(chosen["images"].float().cpu(), labels, strict=True)
+        self._kept += [(image, label, predicted) for image, (label, predicted) in kept]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the picture."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asking for it takes all processes
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective call: all processes read it
         if self._kept and trainer.is_global_zero:
-            data: Any = getattr(trainer, "datamodule", None)
-            with warn_on_error(folder / "predictions.png"), optional_imports():
-                draw(self._kept, getattr(pl_module, "label_names", None), getattr(data, "input", None), folder)
+            names = getattr(pl_module, "label_names", None)
+            normalization = getattr(getattr(trainer, "datamodule", None), "input", None)
+            with warn_on_error(folder / "predictions.png"):
+                plot_predictions(self._kept, names, normalization, folder)
 
 
-def draw(kept: list[tuple[Tensor, int, int]], names: list[str] | None, given: Any, folder: Path) -> Path:
+def plot_predictions(
+    kept: list[tuple[Tensor, int, int]], names: list[str] | None, normalization: Any, folder: Path
+) -> Path:
     """Write ``folder/predictions.png``.
 
     Args:
-        kept: Normalised image ``(3, H, W)``, true and predicted class of each.
-        names: Of the classes; ``None`` shows their numbers.
-        given: Has the ``mean`` and ``std`` of the normalization; ``None`` stretches each image to its range.
-        folder: Where to.
+        kept: Normalized image ``(3, H, W)``, true class and predicted class of each.
+        names: Names of the classes; ``None`` shows their numbers.
+        normalization: Object with the ``mean`` and ``std`` of each channel; ``None`` stretches each image to its range.
+        folder: Folder of the file.
 
     Returns:
         The file.
@@ -92,36 +102,42 @@ def draw(kept: list[tuple[Tensor, int, int]], names: list[str] | None, given: An
     rows = -(-len(kept) // COLUMNS)
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
     figure = Figure(figsize=(1.4 * COLUMNS, 1.75 * rows + 0.5), layout=layout, dpi=100)
-    for place, (image, truth, guess) in enumerate(kept):
+    for place, (image, label, predicted) in enumerate(kept):
         axes = figure.add_subplot(rows, COLUMNS, place + 1)
-        axes.imshow(_visible(image, given))
+        axes.imshow(denormalize(image, normalization))
         axes.set(xticks=[], yticks=[])
-        told = [str(label) if names is None else names[label] for label in (truth, guess)]
-        text = _title(*told)
-        axes.set_title(text, fontsize=9, color="black" if truth == guess else "crimson")
-        axes.spines[:].set(linewidth=0.5 if truth == guess else 3, edgecolor="silver" if truth == guess else "crimson")
-    right = sum(truth == guess for _, truth, guess in kept)
-    told_wrong = "" if right == len(kept) else "; the framed ones are wrong"
-    figure.suptitle(f"Predictions on test images: {right} of these {len(kept)} are right{told_wrong}", fontsize=12)
+        shown = [str(each) if names is None else names[each] for each in (label, predicted)]
+        correct = label == predicted
+        axes.set_title(image_title(*shown), fontsize=9, color="black" if correct else "crimson")
+        axes.spines[:].set(linewidth=0.5 if correct else 3, edgecolor="silver" if correct else "crimson")
+    right = sum(label == predicted for _, label, predicted in kept)
+    wrong = "" if right == len(kept) else "; the framed ones are wrong"
+    figure.suptitle(f"Predictions on test images: {right} of these {len(kept)} are right{wrong}", fontsize=12)
     return write_atomic(folder / "predictions.png", png_bytes(figure))
 
 
-def _visible(image: Tensor, given: Any) -> Any:
-    """Values in [0, 1], shape ``(H, W, 3)``."""
-    if given is None:
+def denormalize(image: Tensor, normalization: Any) -> Any:
+    """Return an image for matplotlib: values in [0, 1], shape ``(H, W, 3)``.
+
+    Args:
+        image: Normalized image, shape ``(3, H, W)``.
+        normalization: See :func:`plot_predictions`.
+    """
+    if normalization is None:
         image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-6)
     else:
-        image = image * torch.tensor(given.std)[:, None, None] + torch.tensor(given.mean)[:, None, None]
+        mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
+        image = image * std[:, None, None] + mean[:, None, None]
     return image.clamp(0, 1).permute(1, 2, 0).numpy()
 
 
-def _title(truth: str, guess: str) -> str:
-    """The predicted class, and the true one if it is another; what is too long for one line takes two."""
-    if truth == guess:
-        return _short(guess)
-    together = f"{guess}, not {truth}"
-    return together if len(together) <= LINE else f"{_short(guess)}\n{_short(f'not {truth}')}"
+def image_title(label: str, predicted: str) -> str:
+    """Return the predicted class, and the true class if it is another; on two lines if one is too short."""
+    if label == predicted:
+        return _shorten(predicted)
+    together = f"{predicted}, not {label}"
+    return together if len(together) <= MAX_TITLE else f"{_shorten(predicted)}\n{_shorten(f'not {label}')}"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= LINE else f"{name[: LINE - 1]}…"
+def _shorten(name: str) -> str:
+    return name if len(name) <= MAX_TITLE else f"{name[: MAX_TITLE - 1]}…"

@@ -1,4 +1,4 @@
-"""What a run does when its machine is wanted by somebody else: save where it stands, on all processes, and end."""
+"""Save a run on all processes when its machine is preempted, and end it."""
 
 import signal
 import threading
@@ -14,43 +14,44 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from slicefine_pl.callbacks.support.checkpoint_files import use_atomic_files
-from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
+from slicefine_pl.callbacks.support.other_callbacks import checkpoint_callbacks, trainer_callbacks
 from slicefine_pl.callbacks.support.resume import ResumableCallback
 
-Handler = Callable[[int, FrameType | None], Any] | int | None
+SignalHandler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class PreemptionCheckpoint(Callback):
     """On SIGTERM, finish the optimizer step, save ``preempted.ckpt``, and end the run on every process.
 
-    A run that goes on from that file equals one that was never stopped, as from any other checkpoint.  It is enough
-    that one process receives the signal.  During a validation the run first finishes that.
-    **SLURM.** Lightning saves and requeues a job within its signal handler, where a step may be half done; here it does
-    so after the step.
-    **Limits.** Comes behind ``SliceFineCallback`` and ``SparsityCallback`` in the list of callbacks.
-    **Why not Lightning alone.** Its handler ends the run without a checkpoint, and exchanges a message with the other
-    processes from within the handler, where each of them is at another place.
+    **When.** ``on_train_batch_end``, after the optimizer step that is running when the signal arrives.  During a
+    validation, the run finishes the validation first.  One process that receives the signal is enough.
+    **Checkpoint.** A run that resumes from the file equals an uninterrupted run, as from any other checkpoint.
+    **SLURM.** Lightning's signal handler saves and requeues a job at once, maybe in the middle of a step.  Here it runs
+    after the step.
+    **Why not Lightning's handler for SIGTERM.** It ends the run without a checkpoint.  It also communicates with the
+    other processes from the handler, while each of them is at another point of its step.
+    **Limits.** Must come after ``SliceFineCallback`` and ``SparsityCallback`` in the list of callbacks.
 
     Args:
-        dirpath: Folder of the file; ``None`` takes that of the trainer's first ``ModelCheckpoint``, or its log folder.
+        dirpath: Folder of the file; ``None`` uses that of the trainer's first ``ModelCheckpoint``, or its log folder.
     """
 
     def __init__(self, dirpath: str | Path | None = None) -> None:
         super().__init__()
         self._dirpath = dirpath
-        self._lightnings: dict[int, Handler] = {}
+        self._replaced: dict[int, SignalHandler] = {}  # Lightning's handlers, by signal
         self._received = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make sure that what is saved is what the other callbacks know after the batch, not before it."""
+        """Check that the other callbacks have finished a batch when this one saves."""
         use_atomic_files(trainer)
         callbacks = trainer_callbacks(trainer)
         later = callbacks[callbacks.index(self) + 1 :]
         if names := [type(each).__name__ for each in later if isinstance(each, ResumableCallback)]:
-            raise MisconfigurationException(f"PreemptionCheckpoint stands before {names[0]}; put it behind.")
+            raise MisconfigurationException(f"PreemptionCheckpoint stands before {names[0]}; put it after {names[0]}.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals over from Lightning, which has set its handlers by now and takes them back itself."""
+        """Replace the signal handlers of Lightning, which restores its own at the end of the run."""
         self._received = 0
         if threading.current_thread() is not threading.main_thread():
             return
@@ -58,7 +59,7 @@ class PreemptionCheckpoint(Callback):
         signals = [int(signal.SIGTERM)]
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             signals = [int(environment.requeue_signal or signal.SIGUSR1)]
-        self._lightnings = {number: signal.signal(number, self._receive) for number in signals}
+        self._replaced = {number: signal.signal(number, self._receive) for number in signals}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = number
@@ -66,25 +67,25 @@ class PreemptionCheckpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Act on a signal, wherever it was received."""
+        """Save and end the run, if any process has received a signal."""
+        # Checkpoints do not contain accumulated gradients; Lightning has no public name for this question.
         if trainer.fit_loop._should_accumulate():
-            return  # gradients of half a step are in no checkpoint
+            return
         if not trainer.strategy.reduce_boolean_decision(bool(self._received), all=False):
             return
-        number = self._received or next(iter(self._lightnings), int(signal.SIGTERM))
+        number = self._received or next(iter(self._replaced), int(signal.SIGTERM))
         self._received = 0
         if number != signal.SIGTERM:
-            lightnings = self._lightnings[number]
-            assert callable(lightnings)
-            lightnings(number, None)
+            requeue = self._replaced[number]
+            assert callable(requeue)
+            requeue(number, None)
             return
         path = self._folder(trainer) / "preempted.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
-        rank_zero_info(f"Stopped by SIGTERM after {trainer.global_step} steps; go on with ckpt_path={str(path)!r}.")
+        rank_zero_info(f"Stopped by SIGTERM after {trainer.global_step} steps; resume with ckpt_path={str(path)!r}.")
         raise SIGTERMException
 
     def _folder(self, trainer: Trainer) -> Path:
-        folder = trainer.log_dir or trainer.default_root_dir  # asking for it takes all processes
-        savers: list[Any] = getattr(trainer, "checkpoint_callbacks")  # noqa: B009  (Trainer does not declare it)
-        places = [each.dirpath for each in savers if getattr(each, "dirpath", None)]
-        return Path(self._dirpath or next(iter(places), folder))
+        log_dir = trainer.log_dir or trainer.default_root_dir  # log_dir is a collective call: all processes read it
+        folders = [each.dirpath for each in checkpoint_callbacks(trainer) if each.dirpath]
+        return Path(self._dirpath or next(iter(folders), log_dir))

@@ -1,4 +1,4 @@
-"""What have moving slices learned, and where?  A coverage map of a SliceFine run, and its numbers."""
+"""The callback that draws which lines of each matrix moving slices have trained, and by how much they changed."""
 
 from pathlib import Path
 from typing import Any
@@ -10,73 +10,80 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from slicefine_pl.analysis.plots import save_figure
 from slicefine_pl.callbacks.slicefine import SliceFineCallback, slicefine_of
 from slicefine_pl.callbacks.support.other_callbacks import check_before_weight_averaging
-from slicefine_pl.callbacks.support.slice_map_plot import draw_map, write_changes
+from slicefine_pl.callbacks.support.slice_map_plot import plot_map, write_updates
 from slicefine_pl.files.atomic import warn_on_error
-from slicefine_pl.optional import optional_imports
+from slicefine_pl.optional import require
 from slicefine_pl.slicing import UpdateTracker
 
 
 class SliceMap(Callback):
-    """Draw which lines of each matrix a SliceFine run has trained, and how much it has changed them.
+    """Draw which lines of each matrix a SliceFine run has trained, and how much they changed.
 
-    ``slices.png`` has a row for each sliced matrix, over the position along the sliced axis, from 0 to 1 whatever its
-    size; columns and rows that take turns have a panel each.  The colour is the root mean square of a line's change,
-    as a share of the root mean square that the matrix's visited lines had before; lines never visited are grey.
-    ``slices.csv`` holds both numbers for every visited line.
+    ``slices.png`` has one row for each sliced matrix, over the relative position along the sliced axis.  Columns and
+    rows that alternate have a panel each.  The color is the root mean square (RMS) of a line's change, relative to the
+    RMS of all visited lines of the matrix before training.  Lines that were never visited are grey.  ``slices.csv``
+    contains both numbers for every visited line.
 
-    **When.** Before each move, what the slices learned is added up; at the end of training both files are written into
-    the run's log folder, and the picture to every logger that takes images (TensorBoard).  A run in one process that
-    dies leaves them too, as far as it came; of several processes none can ask the others then, and nothing is written.
-    **What a change is.** Of a line visited once, exactly that of the stored weight.  Of a line visited several times,
-    the root of the summed squares of its changes, visit by visit; a whole copy of the weights would be needed for more.
-    **Memory.** As many numbers as are trained at a time, and two for each line, outside the device.
-    **Checkpoint.** Holds them: the picture of a run that stopped and resumed is that of one that never stopped.  If the
-    checkpoint was written without this callback, the picture begins there, and says so.
-    **Limits.** Needs matplotlib and a SliceFineCallback, before or after it in the list.  Parameters trained whole are
-    not shown.  Comes before weight averaging in the list, and shows what was trained, not its average.
+    **When.** The changes of slices are added up before each move.  At the end of training both files are written to the
+    run's log folder, and the picture is sent to every logger that accepts images (TensorBoard).  If a run in one
+    process ends with an exception, the files show the run up to there.  With several processes nothing is written then,
+    because the processes cannot communicate.
+    **Repeated visits.** For a line that was visited once, the change is exactly that of the stored weight.  For a line
+    that was visited several times, it is the root of the sum of the squared changes of all visits.  The difference to
+    the initial weight would need a copy of all weights.
+    **Memory.** As many numbers as are trained at a time, and two for each line, in the CPU's memory.
+    **Checkpoint.** Contains these numbers, so the picture of a resumed run equals that of an uninterrupted run.  If a
+    checkpoint was written without this callback, the picture begins there, and its title says so.
+    **Limits.** Needs matplotlib, and a SliceFineCallback before or after it in the list.  Parameters trained whole are
+    not shown.  Must come before weight averaging in the list, and shows the trained weights, not their average.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed; raised in ``setup("fit")``.
+        MisconfigurationException: The trainer has no SliceFineCallback, or weight averaging comes first.
     """
 
     def __init__(self) -> None:
-        self._changes: UpdateTracker | None = None
-        self._since = 0
+        self._tracker: UpdateTracker | None = None
+        self._first_step = 0
         self._saved: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a run without slices, and forget another run."""
+        """Check the trainer, and reset the state of an earlier run."""
         if stage == "fit":
-            _slicefine(trainer)
+            require("matplotlib")
+            _required_slicefine(trainer)
             check_before_weight_averaging(self, trainer)
             self._saved = self._saved if trainer.global_step else {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to listen, or go on; every checkpoint has been restored by now."""
-        self._changes = UpdateTracker(_slicefine(trainer).opened())
-        self._since = self._saved.get("since", trainer.global_step)
+        """Start to track the slices, or continue; checkpoints have been restored by now."""
+        self._tracker = UpdateTracker(_required_slicefine(trainer).opened())
+        self._first_step = self._saved.get("first_step", trainer.global_step)
         if self._saved:
-            self._changes.load_state_dict(self._saved["changes"])
+            self._tracker.load_state_dict(self._saved["updates"])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the map; the slices are still open, whichever callback comes first."""
+        """Write the files; the slices are still open, in any order of callbacks."""
         self._finish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what there is."""
-        if self._changes is not None and trainer.world_size == 1:
+        """Write the files up to here."""
+        if self._tracker is not None and trainer.world_size == 1:
             self._finish(trainer)
 
     def _finish(self, trainer: Trainer) -> None:
-        assert self._changes is not None
-        self._saved, lines, self._changes = self.state_dict(), self._changes.lines(), None
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asking for it takes all processes
+        assert self._tracker is not None
+        self._saved, lines, self._tracker = self.state_dict(), self._tracker.lines(), None
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective call: all processes read it
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run"):  # noqa: B009  (Trainer does not declare it)
             return
         steps = f"{trainer.global_step:,} optimizer step" + "s" * (trainer.global_step != 1)
-        if self._since:
-            steps = f"optimizer steps {self._since:,} to {trainer.global_step:,}, the others were not observed"
+        if self._first_step:
+            steps = f"optimizer steps {self._first_step:,} to {trainer.global_step:,}; earlier steps were not observed"
         with warn_on_error(folder / "slices.csv"):
-            write_changes(folder / "slices.csv", lines)
-        with warn_on_error(folder / "slices.png"), optional_imports():
-            figure = draw_map(lines, steps)
+            write_updates(folder / "slices.csv", lines)
+        with warn_on_error(folder / "slices.png"):
+            figure = plot_map(lines, steps)
             save_figure(figure, folder / "slices.png")
             for logger in trainer.loggers:
                 experiment: Any = getattr(logger, "experiment", None)
@@ -85,23 +92,23 @@ class SliceMap(Callback):
                     experiment.add_image("slices", pixels, trainer.global_step, dataformats="HWC")
 
     def state_dict(self) -> dict[str, Any]:
-        """What was learned so far."""
-        if self._changes is None:
+        """Return the changes so far."""
+        if self._tracker is None:
             return self._saved
-        return {"since": self._since, "changes": self._changes.state_dict()}
+        return {"first_step": self._first_step, "updates": self._tracker.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the run that is being resumed, when training starts; or at once, after a search in this run."""
+        """Continue from a checkpoint when training starts; at once after a search, which restores one during a run."""
         self._saved = state_dict
-        if self._changes is not None:
-            self._changes.load_state_dict(state_dict["changes"])
+        if self._tracker is not None:
+            self._tracker.load_state_dict(state_dict["updates"])
 
 
-def _slicefine(trainer: Trainer) -> SliceFineCallback:
+def _required_slicefine(trainer: Trainer) -> SliceFineCallback:
     found = slicefine_of(trainer)
     if found is None:
         raise MisconfigurationException(
-            "SliceMap shows what SliceFineCallback trains, and the trainer has none; add one to the list of"
-            " callbacks, or take SliceMap out."
+            "SliceMap shows what SliceFineCallback trains, and the trainer has none; add one to the list of callbacks,"
+            " or remove SliceMap."
         )
     return found

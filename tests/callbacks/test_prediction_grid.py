@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from slicefine_pl.callbacks import prediction_grid
-from slicefine_pl.callbacks.prediction_grid import LINE, PredictionGrid, _title, _visible
+from slicefine_pl.callbacks.prediction_grid import MAX_TITLE, PredictionGrid, denormalize, image_title
 
 pytest.importorskip("matplotlib")
 
@@ -30,8 +30,8 @@ class Guesser(LightningModule):
 def test_images_are_spread_over_the_test_set_and_written(tmp_path, monkeypatch):
     rows = [{"images": torch.full((3, 4, 4), float(number)), "labels": int(number >= 20)} for number in range(40)]
     seen = []
-    draw = prediction_grid.draw
-    monkeypatch.setattr(prediction_grid, "draw", lambda kept, *rest: (seen.extend(kept), draw(kept, *rest)))
+    draw = prediction_grid.plot_predictions
+    monkeypatch.setattr(prediction_grid, "plot_predictions", lambda kept, *rest: (seen.extend(kept), draw(kept, *rest)))
     run = Trainer(default_root_dir=tmp_path, logger=False, callbacks=[PredictionGrid(8)], accelerator="cpu",
                   enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     run.test(Guesser(), DataLoader(rows, batch_size=5), verbose=False)
@@ -44,7 +44,7 @@ def test_normalisation_is_undone():
     given = SimpleNamespace(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
     colour = torch.tensor([0.1, 0.9, 0.35])
     image = ((colour - torch.tensor(given.mean)) / torch.tensor(given.std))[:, None, None].expand(3, 2, 2)
-    np.testing.assert_allclose(_visible(image, given), colour.expand(2, 2, 3), atol=1e-6)
+    np.testing.assert_allclose(denormalize(image, given), colour.expand(2, 2, 3), atol=1e-6)
 
 
 def test_too_few_images_are_refused():
@@ -53,7 +53,11 @@ def test_too_few_images_are_refused():
 
 
 def test_titles_fit_above_their_images():
-    assert (_title("5", "5"), _title("5", "4"), _title("ape", "bee")) == ("5", "4, not 5", "bee, not ape")
-    long = _title("staffordshire bull terrier", "german shorthaired pointer").split("\n")
+    assert (image_title("5", "5"), image_title("5", "4"), image_title("ape", "bee")) == (
+        "5",
+        "4, not 5",
+        "bee, not ape",
+    )
+    long = image_title("staffordshire bull terrier", "german shorthaired pointer").split("\n")
     assert [line[:9] for line in long] == ["german sh", "not staff"]
-    assert all(len(line) == LINE for line in long)
+    assert all(len(line) == MAX_TITLE for line in long)

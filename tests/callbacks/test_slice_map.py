@@ -145,8 +145,8 @@ def test_a_checkpoint_written_without_it_lets_the_picture_begin_there(tmp_path, 
     told = []
     from slicefine_pl.callbacks import slice_map
 
-    draw = slice_map.draw_map
-    monkeypatch.setattr(slice_map, "draw_map", lambda lines, title: (told.append(title), draw(lines, title))[1])
+    draw = slice_map.plot_map
+    monkeypatch.setattr(slice_map, "plot_map", lambda lines, title: (told.append(title), draw(lines, title))[1])
     fifteen_steps(tmp_path / "before", "column", with_picture=False)
     before = torch.load(tmp_path / "before" / "step=7.ckpt")["state_dict"]
     fifteen_steps(tmp_path / "after", "column", tmp_path / "before" / "step=7.ckpt")

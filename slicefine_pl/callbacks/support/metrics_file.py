@@ -1,7 +1,7 @@
-"""Logs never cost a run, and ``metrics.csv`` of Lightning's ``CSVLogger`` is written whole.
+"""Loggers that do not end a run when they cannot write, and a ``metrics.csv`` that is replaced atomically.
 
-**Why.** A logger that cannot write, as the disk is full or a server is gone, ends the run with its error.  The writer
-of ``metrics.csv`` also empties the file before it writes a new header, so that a kill loses the numbers
+**Why.** A logger that cannot write, because the disk is full or a server is down, ends the run with its error.
+Lightning's ``CSVLogger`` also empties ``metrics.csv`` before it writes a new header, so that a kill loses the numbers
 (``lightning.fabric.loggers.csv_logs._ExperimentWriter.save``, Lightning 2.6).
 """
 
@@ -11,18 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from slicefine_pl.files.atomic import warn_on_error, write_atomic
+from slicefine_pl.files.local import is_local
 
-WRITING = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
+WRITING_METHODS = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint")
 
 
 class AtomicMetricsWriter(ExperimentWriter):
-    """Replace ``metrics.csv`` at each flush; what cannot be written is kept in memory for the next one."""
+    """Replace ``metrics.csv`` at each flush; metrics that cannot be written are kept for the next flush."""
 
     def save(self) -> None:
         """Write the metrics."""
@@ -30,7 +30,7 @@ class AtomicMetricsWriter(ExperimentWriter):
         if not self.metrics:
             return
         with warn_on_error(path):
-            self._record_new_keys()
+            self._record_new_keys()  # Lightning's method; it collects the columns
             text = io.StringIO(newline="")
             writer = csv.DictWriter(text, self.metrics_keys)
             writer.writeheader()
@@ -40,21 +40,22 @@ class AtomicMetricsWriter(ExperimentWriter):
             self.metrics = []
 
     def log_hparams(self, params: dict[str, Any]) -> None:
-        """Write the settings of the module."""
+        """Write the hyperparameters of the module."""
         with warn_on_error(Path(self.log_dir) / self.NAME_HPARAMS_FILE):
             super().log_hparams(params)
 
 
 def use_atomic_metrics(trainer: Trainer) -> None:
-    """Have the loggers of a trainer write that way; their files have been opened by now."""
+    """Have the loggers of a trainer write as above; their files are already open."""
     for logger in trainer.loggers if trainer.is_global_zero else ():
-        if type(logger) is CSVLogger and _is_local_file_protocol(logger.save_dir):
+        if type(logger) is CSVLogger and is_local(logger.save_dir):
             logger.experiment.__class__ = AtomicMetricsWriter
         else:
-            logger.__dict__.update({name: partial(_log, logger, name) for name in WRITING if hasattr(logger, name)})
+            methods = {name: partial(_log, logger, name) for name in WRITING_METHODS if hasattr(logger, name)}
+            logger.__dict__.update(methods)
 
 
 def _log(logger: Logger, name: str, *args: Any, **kwargs: Any) -> None:
-    """Call a method of a logger; errors of disks and connections become a warning."""
+    """Call a method of a logger, with a warning instead of an ``OSError``."""
     with warn_on_error(f"The log of {type(logger).__name__} in {logger.log_dir or logger.save_dir}", (OSError,)):
         getattr(type(logger), name)(logger, *args, **kwargs)

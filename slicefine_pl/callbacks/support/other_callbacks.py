@@ -26,6 +26,11 @@ def trainer_callbacks(trainer: Trainer) -> list[Callback]:
     return found
 
 
+def checkpoint_callbacks(trainer: Trainer) -> list[ModelCheckpoint]:
+    """Return the ``ModelCheckpoint`` callbacks of a trainer."""
+    return [each for each in trainer_callbacks(trainer) if isinstance(each, ModelCheckpoint)]
+
+
 def check_before_weight_averaging(callback: Callback, trainer: Trainer) -> None:
     """Check that no weight averaging comes before a callback that opens or reads slices.
 
@@ -149,8 +154,8 @@ def replay_epoch_start(trainer: Trainer, pl_module: LightningModule) -> None:
 
 def reset_best_checkpoints(trainer: Trainer) -> None:
     """Reset each ``ModelCheckpoint`` that monitors a metric, so that the next score is its best."""
-    for callback in trainer_callbacks(trainer):
-        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+    for callback in checkpoint_callbacks(trainer):
+        if callback.monitor is not None:
             worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
             callback.best_k_models, callback.kth_best_model_path, callback.kth_value = {}, "", worst
             callback.best_model_path, callback.best_model_score = "", None

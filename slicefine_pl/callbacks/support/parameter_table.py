@@ -1,7 +1,7 @@
-"""Lightning's table of parameters at the start of a run, right while slices are open.
+"""Lightning's table of parameters, with correct counts while slices are open.
 
 A slice is a parameter of its own, because the optimizer needs one, but its numbers are entries of the weight in which
-it lies.  Lightning adds up ``module.parameters()`` and would count them twice.
+it lies.  Lightning sums over ``module.parameters()`` and would count them twice.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, RichModelSummary
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_summary.model_summary import LayerSummary
-from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary as Counts
+from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary as SummaryTable
 from torch import nn
 
-from slicefine_pl.slicing.slice import duplicated_numel, padding_numel
+from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
+from slicefine_pl.slicing.slice import padding_of_slices, repeated_by_slices
 
 
 class ParameterTable(ModelSummary):
     """Print the parameters of the module and its parts, without FLOPs.
 
-    Lightning counts FLOPs of ``example_input_array``, and prints 0 for a module without one.
+    Lightning computes FLOPs from ``example_input_array``, and prints 0 for a module without one.
     """
 
     @staticmethod
@@ -43,37 +44,38 @@ class ParameterTable(ModelSummary):
         share = trainable_parameters / max(total_parameters, 1)
         lines.append(
             f"{trainable_parameters:,} of {total_parameters:,} parameters ({share:.2%}) are trained at a time;"
-            f" {model_size:,.1f} MB in all"
+            f" {model_size:,.1f} MB in total"
         )
         rank_zero_info("\n" + "\n".join(lines))
 
 
 def use_parameter_table(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Replace Lightning's tables, where they would print 0 FLOPs, by :class:`ParameterTable` of the same depth."""
+    """Replace Lightning's tables by a :class:`ParameterTable` of the same depth, if they would print 0 FLOPs."""
     if pl_module.example_input_array is not None:
         return
-    for place, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
+    callbacks = trainer_callbacks(trainer)
+    for place, callback in enumerate(callbacks):
         if type(callback) in (ModelSummary, RichModelSummary):
-            trainer.callbacks[place] = ParameterTable(callback._max_depth)  # type: ignore[attr-defined]
+            callbacks[place] = ParameterTable(callback._max_depth)  # type: ignore[attr-defined]  # no public name
 
 
 def patch_model_summary() -> None:
-    """Have all of Lightning's summaries count open slices as the entries of weights that they are.
+    """Have all of Lightning's summaries count the entries of open slices once.
 
-    They offer no way to say what counts, so that three of their properties are replaced, until the process ends.  For a
-    module without open slices they are what they were.
+    The summaries have no setting for what to count, so three of their properties are replaced until the process ends.
+    Counts of a module without open slices do not change.
     """
     for summary, name, module, excess in (
-        (LayerSummary, "num_parameters", "_module", duplicated_numel),
-        (Counts, "total_parameters", "_model", duplicated_numel),
-        (Counts, "trainable_parameters", "_model", padding_numel),
+        (LayerSummary, "num_parameters", "_module", repeated_by_slices),
+        (SummaryTable, "total_parameters", "_model", repeated_by_slices),
+        (SummaryTable, "trainable_parameters", "_model", padding_of_slices),
     ):
         counter = getattr(summary, name).fget
-        if not hasattr(counter, "__wrapped__"):  # else it is replaced already
-            setattr(summary, name, property(_less(counter, module, excess)))
+        if not hasattr(counter, "__wrapped__"):  # otherwise it has been replaced before
+            setattr(summary, name, property(_minus(counter, module, excess)))
 
 
-def _less(counter: Callable[[Any], int], module: str, excess: Callable[[nn.Module], int]) -> Callable[[Any], int]:
+def _minus(counter: Callable[[Any], int], module: str, excess: Callable[[nn.Module], int]) -> Callable[[Any], int]:
     @wraps(counter)
     def count(summary: Any) -> int:
         return counter(summary) - excess(getattr(summary, module))

@@ -1,4 +1,4 @@
-"""A picture of what moving slices have learned, and where: a row for each matrix, and the same as numbers.
+"""The slice map: a picture of how much each line has changed, with one row for each matrix, and the same as a CSV.
 
 Shapes:  size: lines of a matrix along the sliced axis
 """
@@ -17,17 +17,17 @@ from slicefine_pl.analysis.plots import short_names
 from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.slicing import LineUpdates
 
-BINS = 768  # of the horizontal axis; about as many as a row has pixels
-GREY = "#d9d9d9"  # never visited; no colour of the scale is grey
+BINS = 768  # along the horizontal axis; about the width of a row in pixels
+GREY = "#d9d9d9"  # for lines that were never visited; the color scale contains no grey
 DPI = 110
-MOST_NAMES = 240  # in the highest picture
+MAX_NAMES = 240  # as many as fit beside the rows of the highest picture
 COLUMNS = ("matrix", "axis", "index", "rms_change", "rms_before")
 
-Numbers = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
-def write_changes(path: Path, lines: Sequence[LineUpdates]) -> None:
-    """Write a CSV with a row for each visited line: matrix, kind and index of the line, and two root mean squares."""
+def write_updates(path: Path, lines: Sequence[LineUpdates]) -> None:
+    """Write a CSV with a row for each visited line: its matrix, axis and index, its RMS change and its RMS before."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
@@ -40,48 +40,51 @@ def write_changes(path: Path, lines: Sequence[LineUpdates]) -> None:
     write_atomic(path, text.getvalue())
 
 
-def relative_change(each: LineUpdates) -> Numbers:
-    """Each line's RMS change, as a share of the RMS of all visited lines of its matrix before training."""
-    scale = (each.before.nanmean() / each.length).sqrt()  # 0 for a matrix that began with zeros: its changes are inf
-    change: Numbers = each.rms_change.where(each.squares == 0, each.rms_change / scale).numpy()
+def relative_changes(each: LineUpdates) -> FloatArray:
+    """Return each line's RMS change, relative to the RMS of all visited lines of its matrix before training."""
+    scale = (each.before.nanmean() / each.length).sqrt()  # 0 for a matrix of zeros, whose changes become inf
+    change: FloatArray = each.rms_change.where(each.squares == 0, each.rms_change / scale).numpy()
     return change
 
 
-def binned(values: Numbers, bins: int = BINS) -> Numbers:
-    """Values of lines, NaN where never visited, over the relative position along the axis.
+def bin_lines(values: FloatArray, bins: int = BINS) -> FloatArray:
+    """Bin the values of lines by relative position along the axis.
 
     Args:
-        values: Shape ``(size,)``.
+        values: Values, shape ``(size,)``; NaN for lines that were never visited.
         bins: Number of bins.
 
     Returns:
-        Shape ``(bins,)``: the root mean square of the visited lines of each bin, NaN where there is none; where lines
-        are fewer than bins, each bin shows the line in which its middle lies.
+        Root mean square of the visited lines of each bin, shape ``(bins,)``; NaN if there are none.  With fewer lines
+        than bins, each bin has the value of the line at its center.
     """
     size = len(values)
     if size <= bins:
-        shown: Numbers = values[((np.arange(bins) + 0.5) * size / bins).astype(int)]
+        shown: FloatArray = values[((np.arange(bins) + 0.5) * size / bins).astype(int)]
         return shown
     place = np.arange(size) * bins // size
     visited = ~np.isnan(values)
     count = np.bincount(place[visited], minlength=bins)
     total = np.bincount(place[visited], values[visited] ** 2, minlength=bins)
-    mean: Numbers = np.divide(total, count, out=np.full(bins, np.nan), where=count > 0)
+    mean: FloatArray = np.divide(total, count, out=np.full(bins, np.nan), where=count > 0)
     return np.sqrt(mean)
 
 
-def draw_map(lines: Sequence[LineUpdates], steps: str) -> Any:
-    """The map as a matplotlib figure, which is not saved yet.
+def plot_map(lines: Sequence[LineUpdates], steps: str) -> Any:
+    """Draw the map as a matplotlib figure.
 
     Args:
-        lines: What was learned; of both kinds, if columns and rows took turns.
-        steps: In which it was learned, for the title.
+        lines: Changes of the lines of each matrix; columns and rows if they alternated.
+        steps: Description of the steps in which they changed, for the title.
+
+    Returns:
+        The figure, not saved.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = [[each for each in lines if each.axis == kind] for kind in dict.fromkeys(each.axis for each in lines)]
-    changes = [[100 * relative_change(each) for each in panel] for panel in panels]
+    changes = [[100 * relative_changes(each) for each in panel] for panel in panels]
     names, prefix = short_names([each.name for each in panels[0]])
     height = min(max(0.16 * len(names), 2.2), 24)
     figure = Figure(figsize=(5 + 8.5 * len(panels), height + 1.4), layout="constrained", dpi=DPI)
@@ -89,9 +92,9 @@ def draw_map(lines: Sequence[LineUpdates], steps: str) -> Any:
     places = figure.subplots(1, 2 * len(panels), squeeze=False, width_ratios=[7, 1] * len(panels))[0]
     scale = _scale([values for panel in changes for values in panel])
     for panel, values, field, points in zip(panels, changes, places[::2], places[1::2], strict=True):
-        image = _draw_field(field, panel, values, scale)
-        _draw_points(points, values, scale)
-    _name_rows(places[0], names, min(7, 50 * height / len(names)))
+        image = _plot_heatmap(field, panel, values, scale)
+        _plot_means(points, values, scale)
+    _label_rows(places[0], names, min(7, 50 * height / len(names)))
     bar = figure.colorbar(image, ax=places, shrink=min(1, 2.6 / height), aspect=18, pad=0.01, extend="min")
     bar.set_label("RMS change of a line,\n% of its matrix's RMS before")
     bar.minorticks_off()
@@ -101,10 +104,10 @@ def draw_map(lines: Sequence[LineUpdates], steps: str) -> Any:
     return figure
 
 
-def _scale(changes: Sequence[Numbers]) -> Any:
-    """Colours on a logarithmic scale, as single matrices learn ten times as much as others.
+def _scale(changes: Sequence[FloatArray]) -> Any:
+    """Return a logarithmic color scale, because some matrices change ten times as much as others.
 
-    It goes from a round number below all but one in fifty visited lines to a round number above all.
+    It starts at a round number below the 2 % quantile of the visited lines, and ends at a round number above all.
     """
     from matplotlib.colors import LogNorm
 
@@ -118,7 +121,7 @@ def _scale(changes: Sequence[Numbers]) -> Any:
 
 
 def _rounds(low: float, top: float) -> list[float]:
-    """1, 2, 5, 10, 20 ... from below ``low`` to above ``top``."""
+    """Return 1, 2, 5, 10, 20 ... from below ``low`` to above ``top``."""
     exponents = range(math.floor(math.log10(low)), math.floor(math.log10(top)) + 2)
     return [float(f"{digit}e{exponent}") for exponent in exponents for digit in (1, 2, 5)]
 
@@ -127,28 +130,28 @@ def _ticks(scale: Any) -> list[float]:
     return [value for value in _rounds(scale.vmin, scale.vmax) if scale.vmin <= value <= scale.vmax]
 
 
-def _draw_field(axes: Any, panel: Sequence[LineUpdates], changes: Sequence[Numbers], scale: Any) -> Any:
+def _plot_heatmap(axes: Any, panel: Sequence[LineUpdates], changes: Sequence[FloatArray], scale: Any) -> Any:
     from matplotlib import colormaps
 
-    field = np.stack([binned(values) for values in changes])
-    colours = colormaps["viridis"].with_extremes(bad=GREY)
+    field = np.stack([bin_lines(values) for values in changes])
+    colors = colormaps["viridis"].with_extremes(bad=GREY)
     place = {"aspect": "auto", "extent": (0, 1, len(field), 0), "interpolation": "nearest"}
-    image = axes.imshow(field, cmap=colours, norm=scale, **place)
+    image = axes.imshow(field, cmap=colors, norm=scale, **place)
     axes.hlines(range(1, len(field)), 0, 1, color="white", linewidth=0.6)
     visited, size = sum(int(each.visited.sum()) for each in panel), sum(len(each.visited) for each in panel)
     kind = panel[0].axis
-    told = f"{visited:,} of {size:,} {kind}s were visited ({visited / size:.0%}); grey: never"
-    axes.set_title(told, loc="left", fontsize=10)
+    title = f"{visited:,} of {size:,} {kind}s were visited ({visited / size:.0%}); grey: never"
+    axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel(f"position of the {kind} in its matrix, from 0 (first) to 1 (last)")
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     return image
 
 
-def _draw_points(axes: Any, changes: Sequence[Numbers], scale: Any) -> None:
-    """Beside the map, what all visited lines of each matrix learned together."""
+def _plot_means(axes: Any, changes: Sequence[FloatArray], scale: Any) -> None:
+    """Plot the RMS change of all visited lines of each matrix, to the right of the map."""
     means = [float(np.sqrt(np.mean(values[values >= 0] ** 2))) if (values >= 0).any() else np.nan for values in changes]
-    shown = np.clip(means, scale.vmin, scale.vmax)  # as the colours are
+    shown = np.clip(means, scale.vmin, scale.vmax)  # like the colors
     axes.scatter(shown, np.arange(len(means)) + 0.5, c=shown, cmap="viridis", norm=scale, s=22, clip_on=False)
     axes.set(xscale="log", xlim=(scale.vmin, scale.vmax), ylim=(len(means), 0), yticks=[])
     ticks = _ticks(scale)
@@ -159,8 +162,8 @@ def _draw_points(axes: Any, changes: Sequence[Numbers], scale: Any) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _name_rows(axes: Any, names: Sequence[str], fontsize: float) -> None:
-    """Name the rows, or as many of them as there is room for."""
-    places = range(0, len(names), -(-len(names) // MOST_NAMES))
+def _label_rows(axes: Any, names: Sequence[str], fontsize: float) -> None:
+    """Label the rows, or every n-th row if there are too many."""
+    places = range(0, len(names), -(-len(names) // MAX_NAMES))
     axes.set_yticks([place + 0.5 for place in places], [names[place] for place in places], fontsize=max(fontsize, 5))
     axes.tick_params(axis="y", length=0)

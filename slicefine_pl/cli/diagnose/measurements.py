@@ -19,7 +19,7 @@ from slicefine_pl.analysis.spectra import CONTROLS, Balance, balance, lines_matr
 from slicefine_pl.analysis.targets import target_matrices
 from slicefine_pl.analysis.task_energy import Moments, TaskEnergy, task_energy
 from slicefine_pl.analysis.winners import Winners, winners
-from slicefine_pl.callbacks.kernel_drift import singles
+from slicefine_pl.callbacks.support.samples import split_samples
 from slicefine_pl.cli.diagnose.subject import Subject
 from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.slicing import slice_model
@@ -204,7 +204,7 @@ def directions(energy: TaskEnergy) -> list[Directions]:
 
 def _kernels(subject: Subject, settings: Settings) -> Kernels:
     net, samples = subject.module, settings.kernel_samples
-    alone = [one for batch in subject.train[:samples] for one in singles(batch, samples)][:samples]
+    alone = [one for batch in subject.train[:samples] for one in split_samples(batch, samples)][:samples]
     dense = kernel(net, net, alone, target_weights(net, settings.targets, settings.rank), KERNEL_ROWS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the head is frozen, or that narrow layers are left out, is known here

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
@@ -34,6 +33,7 @@ from slicefine_pl.cli.recipe.settings import (
 )
 from slicefine_pl.cli.recipe.text_settings import TextSettings
 from slicefine_pl.files.atomic import write_atomic
+from slicefine_pl.files.local import is_local
 from slicefine_pl.inputs import input_record
 from slicefine_pl.strategy import FullyShardedStrategy
 
@@ -49,7 +49,7 @@ class SaveFitConfig(SaveConfigCallback):
         if stage != "fit":
             return
         self._folder = str(trainer.log_dir)  # asking for it takes all processes
-        self.save_to_log_dir = not _is_local_file_protocol(self._folder)
+        self.save_to_log_dir = not is_local(self._folder)
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -5,9 +5,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from slicefine_pl.files.local import is_local
 
 
 class RunFolder:
@@ -59,4 +60,4 @@ class RunFolder:
 
 def _free(logger: Any) -> bool:
     """Whether a logger is to choose its version, on a disk of this machine."""
-    return logger._version is None and _is_local_file_protocol(str(logger.save_dir))
+    return logger._version is None and is_local(str(logger.save_dir))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from slicefine_pl.analysis.plots import short_names
-from slicefine_pl.callbacks.support.slice_map_plot import GREY, binned, draw_map, relative_change, write_changes
+from slicefine_pl.callbacks.support.slice_map_plot import GREY, bin_lines, plot_map, relative_changes, write_updates
 from slicefine_pl.slicing import LineUpdates
 
 
@@ -19,7 +19,7 @@ def changes(name, change, before=1.0, axis="column"):
 def test_bins_show_every_visited_line_and_nothing_else(size):
     values = np.random.default_rng(0).random(size)
     values[::3] = np.nan
-    found = binned(values, 8)
+    found = bin_lines(values, 8)
     for number in range(8):
         inside = [values[line] for line in range(size) if line * 8 // size == number]
         if size < 8:
@@ -31,20 +31,20 @@ def test_bins_show_every_visited_line_and_nothing_else(size):
 
 def test_changes_are_relative_to_the_matrix_not_to_the_line():
     each = changes("m", [0.1, float("nan"), 0.3, 0.0], before=torch.tensor([1.0, 9.0, 7.0, 1.0]))
-    np.testing.assert_allclose(relative_change(each) * np.sqrt((1 + 49 + 1) / 3), [0.1, np.nan, 0.3, 0])
+    np.testing.assert_allclose(relative_changes(each) * np.sqrt((1 + 49 + 1) / 3), [0.1, np.nan, 0.3, 0])
 
 
 def test_a_matrix_that_began_with_zeros_is_drawn():
     each = changes("m", [0.1, float("nan"), 0.0], before=0.0)
-    np.testing.assert_array_equal(relative_change(each), [np.inf, np.nan, 0])
-    draw_map([each], "").canvas.draw()
+    np.testing.assert_array_equal(relative_changes(each), [np.inf, np.nan, 0])
+    plot_map([each], "").canvas.draw()
 
 
 def test_lines_never_visited_are_grey_and_hardly_changed_ones_are_not():
     """Read from the drawn pixels."""
     from matplotlib.colors import to_rgb
 
-    figure = draw_map([changes("a", [float("nan"), 0.0, 1e-9, 0.5]), changes("b", [0.1] * 4)], "")
+    figure = plot_map([changes("a", [float("nan"), 0.0, 1e-9, 0.5]), changes("b", [0.1] * 4)], "")
     figure.canvas.draw()
     image = np.asarray(figure.canvas.buffer_rgba())[..., :3] / 255
     field = figure.axes[0]
@@ -71,7 +71,7 @@ def test_lines_never_visited_are_grey_and_hardly_changed_ones_are_not():
     ],
 )
 def test_the_scale_has_round_ends_that_are_written_beside_it(values, ends):
-    figure = draw_map([changes("a", values)], "")
+    figure = plot_map([changes("a", values)], "")
     scale = figure.axes[0].images[0].norm
     assert (scale.vmin, scale.vmax) == pytest.approx(ends)
     labels = [float(label.get_text()) for label in figure.axes[-1].get_yticklabels()]
@@ -81,7 +81,7 @@ def test_the_scale_has_round_ends_that_are_written_beside_it(values, ends):
 
 def test_columns_and_rows_have_a_panel_each():
     rows = changes("net.a", [float("nan")] * 3, axis="row")
-    figure = draw_map([changes("net.a", [0.1, 0.2]), changes("net.b", [0.1, 0.2]), rows], "8 optimizer steps")
+    figure = plot_map([changes("net.a", [0.1, 0.2]), changes("net.b", [0.1, 0.2]), rows], "8 optimizer steps")
     fields = [axes for axes in figure.axes if axes.images]
     assert [len(axes.images[0].get_array()) for axes in fields] == [2, 1]
     assert [axes.get_title(loc="left") for axes in fields] == [
@@ -92,7 +92,7 @@ def test_columns_and_rows_have_a_panel_each():
 
 
 def test_a_network_of_many_matrices_is_still_a_picture():
-    figure = draw_map([changes(f"net.{number}", [0.1, 0.2]) for number in range(500)], "")
+    figure = plot_map([changes(f"net.{number}", [0.1, 0.2]) for number in range(500)], "")
     assert figure.get_figheight() < 26
     labels = figure.axes[0].get_yticklabels()
     assert [label.get_text() for label in labels[:2]] == ["0", "3"]
@@ -111,7 +111,7 @@ def test_names_leave_out_what_they_share(names, short, prefix):
 
 
 def test_the_file_holds_every_visited_line(tmp_path):
-    write_changes(tmp_path / "changes.csv", [changes("a", [0.25, float("nan"), 0.0], before=0.5)])
+    write_updates(tmp_path / "changes.csv", [changes("a", [0.25, float("nan"), 0.0], before=0.5)])
     assert (tmp_path / "changes.csv").read_text().split() == [
         "matrix,axis,index,rms_change,rms_before", "a,column,0,0.25,0.5", "a,column,2,0,0.5",
     ]  # fmt: skip

@@ -365,7 +365,7 @@ def test_sigterm_is_no_success(recipe, monkeypatch, caplog):
         recipe("fit")
     assert stopped.value.code == 143
     assert torch.load("runs/t/version_0/checkpoints/preempted.ckpt", weights_only=True)["global_step"] == 3
-    assert "Stopped by SIGTERM after 3 steps; go on with ckpt_path='runs/t/version_0/checkpoints" in caplog.text
+    assert "Stopped by SIGTERM after 3 steps; resume with ckpt_path='runs/t/version_0/checkpoints" in caplog.text
 
 
 def test_output_folder_that_cannot_be_written(refused, tmp_path):
