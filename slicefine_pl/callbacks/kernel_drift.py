@@ -26,10 +26,10 @@ class KernelDrift(Callback):
     r"""Log ‖K_t − K_0‖_F / ‖K_0‖_F of the empirical neural tangent kernel on a small fixed batch.
 
     ``kernel_drift/weights`` is the drift of the kernel of all sliced weights, measured every ``every`` optimizer steps
-    and at the end of training.  K_0 is the kernel at the first step.  ``kernel_drift/slices`` is the drift of the kernel
-    of the trainable lines alone, measured before every move and every ``every`` steps.  There K_0 is the kernel right
-    after the last move of any slice.  Without a SliceFineCallback, only the weights that one would slice are measured,
-    to compare with full fine-tuning.
+    and at the end of training.  K_0 is the kernel at the first step.  ``kernel_drift/slices`` is the drift of the
+    kernel of the trainable lines alone, measured before every move and every ``every`` steps.  There K_0 is the kernel
+    right after the last move of any slice.  Without a SliceFineCallback, only the weights that one would slice are
+    measured, to compare with full fine-tuning.
 
     **Interpretation.** A network in the lazy regime, which the theory of winning slices assumes, stays far below 1.  A
     new output head starts with small weights that scale all gradients.  While they grow, the kernel grows with their
@@ -39,11 +39,12 @@ class KernelDrift(Callback):
     **Batch.** The first samples of the first training batch, as the module receives it; the network is in eval mode
     during a measurement.  Weights, gradients, random numbers and the order of data do not change: a run with this
     callback equals the run without it, bit for bit.
-    **Cost.** A kernel takes a forward pass for each of N samples and a backward pass for each of N·C outputs, and stores
-    ``max_rows`` times P numbers.  If N·C is more than ``max_rows``, about N·C/``max_rows`` times as many passes are
-    needed.  The kernel of the weights is computed once per measurement, that of the slices twice per move.  Measured on
-    MiniLM (10.8 million sliced weights, R = 32, N·C = 8, one CPU thread), relative to the forward and backward pass of
-    32 short sentences: 2.7 for the weights, with 0.34 GB of gradients, and 0.7 for the slices of a move.
+    **Cost.** A kernel takes a forward pass for each of N samples and a backward pass for each of N·C outputs, and
+    stores ``max_rows`` times P numbers.  If N·C is more than ``max_rows``, about N·C/``max_rows`` times as many passes
+    are needed.  The kernel of the weights is computed once per measurement, that of the slices twice per move.  On
+    MiniLM (10.8 million sliced weights, R = 32, N·C = 8, one CPU thread) a measurement of the weights takes 2.7 times
+    as long as the forward and backward pass of 32 short sentences, and 0.34 GB.  The slices of a move take 0.7 times as
+    long.
     **Checkpoint.** Contains the batch and the kernels K_0.  If it was written without this callback, K_0 is the kernel
     at the step where the run resumes, and a message says so.
     **Several processes.** The first process measures on its own batch, and the others wait.  Sharded weights raise.

@@ -190,7 +190,7 @@ def test_network_without_linear_layer_is_refused():
             super().__init__()
             self.body, self.head = nn.Identity(), nn.Bilinear(2, 2, 2)
 
-    with pytest.raises(ValueError, match=r"finds no nn\.Linear"):
+    with pytest.raises(ValueError, match=r"found no nn\.Linear"):
         fit(Convolutions(), Data(problem(1.0, floating=False)), LinearProbe())
 
 

@@ -31,8 +31,8 @@ class CopyBestCheckpoint(Callback):
 
     **When.** ``on_load_checkpoint`` of a fit, before each ``ModelCheckpoint`` restores its state.  The files with the
     best scores are taken from the folder of the checkpoint, or from where they were written.
-    **Limits.** If a file is missing, or a later part of the first run has overwritten it, a warning says so and the best
-    of the resumed part is kept.  Remote folders are not copied.
+    **Limits.** If a file is missing, or a later part of the first run has overwritten it, a warning says so, and the
+    best of the resumed part is kept.  Remote folders are not copied.
     """
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

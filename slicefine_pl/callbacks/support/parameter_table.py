@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
 from torch import nn
 
 from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
-from slicefine_pl.slicing.slice import padding_of_slices, repeated_by_slices
+from slicefine_pl.slicing.slice import duplicated_numel, padding_numel
 
 
 class ParameterTable(ModelSummary):
@@ -66,9 +66,9 @@ def patch_model_summary() -> None:
     Counts of a module without open slices do not change.
     """
     for summary, name, module, excess in (
-        (LayerSummary, "num_parameters", "_module", repeated_by_slices),
-        (SummaryTable, "total_parameters", "_model", repeated_by_slices),
-        (SummaryTable, "trainable_parameters", "_model", padding_of_slices),
+        (LayerSummary, "num_parameters", "_module", duplicated_numel),
+        (SummaryTable, "total_parameters", "_model", duplicated_numel),
+        (SummaryTable, "trainable_parameters", "_model", padding_numel),
     ):
         counter = getattr(summary, name).fget
         if not hasattr(counter, "__wrapped__"):  # otherwise it has been replaced before
