@@ -13,8 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from slicefine_pl.analysis.plots import png_bytes
+from slicefine_pl.callbacks.support.plotting import can_plot
 from slicefine_pl.files.atomic import warn_on_error, write_atomic
-from slicefine_pl.optional import require
 
 COLUMNS = 8
 MAX_TITLE = 17  # characters that fit above an image
@@ -25,15 +25,15 @@ class PredictionGrid(Callback):
 
     **When.** A few images of each test batch are kept and predicted again.  At the end of the test
     ``predictions.png`` is written to the run's log folder.  No random numbers are drawn.
-    **Limits.** Needs matplotlib, batches with ``"images"`` ``(B, 3, H, W)`` and ``"labels"`` ``(B,)``, and a
-    ``predict_step`` that returns ``(B, C)``.  With several processes it shows the images of the first.
+    **Limits.** Needs batches with ``"images"`` ``(B, 3, H, W)`` and ``"labels"`` ``(B,)``, and a ``predict_step`` that
+    returns ``(B, C)``.  With several processes it shows the images of the first.  Without matplotlib, which ``setup``
+    checks, nothing is drawn.
 
     Args:
         images: Number of images.
 
     Raises:
         ValueError: ``images`` is less than 1.
-        ModuleNotFoundError: matplotlib is not installed; raised in ``setup``.
     """
 
     def __init__(self, images: int = 40) -> None:
@@ -41,10 +41,11 @@ class PredictionGrid(Callback):
             raise ValueError(f"images={images} is too few for a picture; choose at least 1.")
         self.images = images
         self._kept: list[tuple[Tensor, int, int]] = []
+        self._plots = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the picture can be drawn, before a run that ends with a test."""
-        require("matplotlib")
+        """Check whether the picture can be drawn, before a fit that is followed by a test."""
+        self._plots = can_plot(self, "predictions.png")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the images of an earlier test."""
@@ -62,7 +63,7 @@ class PredictionGrid(Callback):
         """Keep this batch's share of the images."""
         batches = int(trainer.num_test_batches[dataloader_idx])
         share = self.images * (batch_idx + 1) // batches - self.images * batch_idx // batches
-        if not share:
+        if not share or not self._plots:
             return
         rows = torch.linspace(0, len(batch["labels"]) - 1, min(share, len(batch["labels"]))).long()
         chosen = {"images": batch["images"][rows], "labels": batch["labels"][rows]}

@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from slicefine_pl.analysis.plots import save_figure
 from slicefine_pl.callbacks.slicefine import SliceFineCallback, slicefine_of
 from slicefine_pl.callbacks.support.other_callbacks import check_before_weight_averaging
+from slicefine_pl.callbacks.support.plotting import can_plot
 from slicefine_pl.callbacks.support.slice_map_plot import plot_map, write_updates
 from slicefine_pl.files.atomic import warn_on_error
-from slicefine_pl.optional import require
 from slicefine_pl.slicing import UpdateTracker
 
 
@@ -34,25 +34,23 @@ class SliceMap(Callback):
     **Memory.** As many numbers as are trained at a time, and two for each line, in the CPU's memory.
     **Checkpoint.** Contains these numbers, so the picture of a resumed run equals that of an uninterrupted run.  If a
     checkpoint was written without this callback, the picture begins there, and its title says so.
-    **Limits.** Needs matplotlib, and a SliceFineCallback before or after it in the list.  Parameters trained whole are
-    not shown.  Must come before weight averaging in the list, and shows the trained weights, not their average.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed; raised in ``setup("fit")``.
-        MisconfigurationException: The trainer has no SliceFineCallback, or weight averaging comes first.
+    **Limits.** Needs a SliceFineCallback before or after it in the list, and must come before weight averaging.  It
+    shows the trained weights, not their average, and no parameters that are trained whole.  Without matplotlib, which
+    ``setup`` checks, only ``slices.csv`` is written.
     """
 
     def __init__(self) -> None:
         self._tracker: UpdateTracker | None = None
         self._first_step = 0
         self._saved: dict[str, Any] = {}
+        self._plots = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the trainer, and reset the state of an earlier run."""
         if stage == "fit":
-            require("matplotlib")
             _required_slicefine(trainer)
             check_before_weight_averaging(self, trainer)
+            self._plots = can_plot(self, "slices.png")
             self._saved = self._saved if trainer.global_step else {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,6 +80,8 @@ class SliceMap(Callback):
             steps = f"optimizer steps {self._first_step:,} to {trainer.global_step:,}; earlier steps were not observed"
         with warn_on_error(folder / "slices.csv"):
             write_updates(folder / "slices.csv", lines)
+        if not self._plots:
+            return
         with warn_on_error(folder / "slices.png"):
             figure = plot_map(lines, steps)
             save_figure(figure, folder / "slices.png")

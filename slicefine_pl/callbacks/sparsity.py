@@ -20,7 +20,8 @@ from slicefine_pl.callbacks.support.other_callbacks import (
     reset_best_checkpoints,
     trainer_callbacks,
 )
-from slicefine_pl.callbacks.support.pruning_plot import can_plot, plot_pruning
+from slicefine_pl.callbacks.support.plotting import can_plot
+from slicefine_pl.callbacks.support.pruning_plot import plot_pruning
 from slicefine_pl.callbacks.support.pruning_settings import ScheduleName, ScheduleSettings, target_sparsity
 from slicefine_pl.callbacks.support.resume import ResumableCallback
 from slicefine_pl.callbacks.support.slice_masks import MaskedSlices
@@ -138,7 +139,7 @@ class SparsityCallback(ResumableCallback):
         check_pruning_strategy(trainer)
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._plots = bool(trainer.loggers) and can_plot()
+        self._plots = bool(trainer.loggers) and can_plot(self, "sparsity.png")
         if self._masks is None or trainer.global_step == 0:
             self._masks = NetworkMasks(pl_module, self._pattern, **self._pruning)
             self._schedule, self._steps, self._history = None, 0, []

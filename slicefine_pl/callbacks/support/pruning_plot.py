@@ -3,24 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from slicefine_pl.analysis.plots import save_figure
-from slicefine_pl.optional import require
 from slicefine_pl.sparsity import LayerSparsity
 
 BLUE, GREY = "#0072B2", "#999999"  # distinguishable for color-blind readers
 MAX_NAMES = 60  # with more layers, the bars have no names
-
-
-def can_plot() -> bool:
-    """Whether matplotlib is installed; warns if it is not."""
-    try:
-        require("matplotlib")
-    except ModuleNotFoundError as error:
-        rank_zero_warn(f"SparsityCallback will not draw sparsity.png: {error}.")
-        return False
-    return True
 
 
 def plot_pruning(
