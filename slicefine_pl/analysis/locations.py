@@ -11,8 +11,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from slicefine_pl.slicing.distributed.shards import lines_along
 from slicefine_pl.slicing.layers.registry import SliceableMatrix
+from slicefine_pl.slicing.layout import lines_along
 from slicefine_pl.slicing.schedule import Axis, slice_indices, visiting_order
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slicefine_pl.slicing.distributed.shards import lines_along
+from slicefine_pl.slicing.layout import lines_along
 from slicefine_pl.slicing.schedule import Axis
 
 Control = Callable[[Tensor, int, torch.Generator], Tensor]

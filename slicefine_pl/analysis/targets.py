@@ -6,7 +6,8 @@ from torch import nn
 
 from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.slicing.layers.registry import SliceableMatrix
-from slicefine_pl.slicing.targets import TargetSettings, find_targets
+from slicefine_pl.slicing.obstacles import TargetSettings
+from slicefine_pl.slicing.targets import find_targets
 
 
 def target_matrices(net: nn.Module, targets: NamePatterns | None = None, rank: int = 1) -> list[SliceableMatrix]:

@@ -1,6 +1,6 @@
-"""Which part of a network is its output head.
+"""Find the output head of a network.
 
-Reads the conventions of transformers, timm, torchvision and pytorchvideo without importing any of them.
+Uses the conventions of transformers, timm, torchvision and pytorchvideo, without importing any of them.
 """
 
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ class Head:
     """An output head.
 
     Attributes:
-        name: Of the module, within the network that was searched.
+        name: Name of the module within the network that was searched.
         module: The head itself.
-        pretrained: Whether it came with the backbone, as a language model's head does, rather than being new.
+        pretrained: Whether it was trained with the backbone, as the head of a language model, rather than being new.
     """
 
     name: str
@@ -25,9 +25,9 @@ class Head:
 
 
 def find_heads(net: nn.Module) -> list[Head]:
-    """Find the output heads of every model of a known library inside ``net``.
+    """Find the output heads of all models of known libraries inside ``net``.
 
-    Whether a classifier's head is new cannot be seen from outside; it counts as new, a language model's does not.
+    A classifier's head counts as new, because its origin cannot be seen.  A language model's head counts as pretrained.
     """
     heads = {id(head): (head, pretrained) for model in net.modules() for head, pretrained in _heads_of(model)}
     names = ((name, heads.get(id(module))) for name, module in net.named_modules())
@@ -35,13 +35,13 @@ def find_heads(net: nn.Module) -> list[Head]:
 
 
 def last_linear(net: nn.Module) -> nn.Linear | None:
-    """The last linear layer of the last head of ``net``, or of ``net`` itself where no head is known."""
+    """The last linear layer of the last head of ``net``; of ``net`` itself if no head is found."""
     part = next((head.module for head in reversed(find_heads(net))), net)
     return next((layer for layer in reversed(list(part.modules())) if isinstance(layer, nn.Linear)), None)
 
 
 def _heads_of(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
-    """The heads of one model, each with whether it is pretrained; none for a module that is no whole model."""
+    """The heads of one model, each with whether it is pretrained.  Modules that are not whole models have none."""
     origins = {(base.__module__.split(".")[0], base.__name__) for base in type(model).__mro__}
     if ("transformers", "PreTrainedModel") in origins:
         yield from _transformers_heads(model)
@@ -62,7 +62,7 @@ def _transformers_heads(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
     base = getattr(model, "base_model", model)
     children = dict(model.named_children())
     language_head = model.get_output_embeddings()  # type: ignore[operator]
-    if base is model:  # a bare backbone, or a class that keeps its head beside a backbone of another name
+    if base is model:  # a bare backbone, or a class whose backbone has another name
         candidates = [child for name, child in children.items() if name == "classifier" or child is language_head]
     else:
         candidates = [child for child in children.values() if child is not base]
@@ -73,7 +73,7 @@ def _transformers_heads(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
 
 
 def _is_classifier(model: nn.Module) -> bool:
-    """Whether a torchvision module is a whole model: its blocks come from the same files, but have no head by name."""
+    """Whether a torchvision module is a whole model.  Blocks come from the same files, but have no named head."""
     return any(hasattr(model, name) for name in ("fc", "classifier", "head", "heads"))
 
 

@@ -1,8 +1,17 @@
-"""Which block of a weight is live, and layers that train only that block.  Pure torch."""
+"""Fine-tune a network by training one small slice of each weight: a few of its columns or rows.
+
+:func:`slice_model` freezes a network and opens a slice in each target layer.  The slice is a small parameter that the
+optimizer updates; its values are copied to their position in the frozen weight, so the forward pass stays an ordinary
+dense one.  ``handle.move()`` moves the slices to other columns or rows, and ``handle.close()`` returns a plain network.
+
+Needs torch only, and works in any training loop.  With Lightning, use ``SliceFineCallback``.
+
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
+"""
 
 from slicefine_pl.slicing.frozen import FrozenReport
-from slicefine_pl.slicing.handle import SliceHandle, close_slices, slice_model
-from slicefine_pl.slicing.layers.base import as_dense
+from slicefine_pl.slicing.handle import SliceHandle, slice_model
+from slicefine_pl.slicing.layers.opening import as_dense, close_slices
 from slicefine_pl.slicing.layers.registry import Backend
 from slicefine_pl.slicing.schedule import Axis, AxisSchedule, Order
 from slicefine_pl.slicing.summary import SliceCounts, SliceSummary

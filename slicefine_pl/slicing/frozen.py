@@ -1,27 +1,38 @@
-"""What stays frozen: how much of the network it is, why, and which pattern would slice it.
+"""Report which matrices stay frozen: their share of the network, the reason, and the pattern that would slice them.
 
-Answers in a few lines, however large the network is: names that differ in numbers alone are one group.
+The report has a few lines, however large the network is: names that differ only in numbers form one group.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-SHOWN = 8  # groups in a notice
+from torch import nn
+
+from slicefine_pl.network.heads import Head
+from slicefine_pl.slicing.layers.registry import SliceableMatrix
+from slicefine_pl.slicing.obstacles import BY_NAME, FROZEN, OUTPUT_HEAD, Obstacles
+from slicefine_pl.slicing.packed import PackedMatrix, can_be_trained, count_entries
+
+MAX_GROUPS = 8  # in a printed report
+
+FAMILIAR = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)  # users do not expect these to be sliced
+FAMILIAR_NAME = re.compile(r"(^|_)(pos|positions?|positional|cls|class|tokens?|bias)(_|$)|embed")  # of raw parameters
 
 
 @dataclass(frozen=True)
 class FrozenMatrix:
-    """A matrix that is neither sliced nor trained whole.
+    """A matrix that is neither sliced nor trained in full.
 
     Attributes:
-        name: As ``targets`` is searched in it.
-        size: Its entries.
-        reason: Why it is left out.
-        lines: How many rows or columns it has, where these are too few; else ``None``.
-        sliceable: Whether a pattern that names it slices it.
-        expected: Whether nobody expects it to be sliced, such as an embedding or an output head.
+        name: Its name, in which ``targets`` patterns are searched.
+        size: Number of entries.
+        reason: Why it is not sliced.
+        lines: Its number of rows or columns, if that is the reason; otherwise ``None``.
+        sliceable: Whether a pattern that names it would slice it.
+        expected: Whether users expect it to stay frozen, as with an embedding or an output head.
     """
 
     name: str
@@ -33,12 +44,15 @@ class FrozenMatrix:
 
 
 class FrozenReport:
-    """All matrices that stay frozen; prints as a notice.
+    """All matrices that stay frozen; ``print(handle.frozen)`` shows them in groups.
 
     Args:
         matrices: The matrices, in the order of the network.
-        names: Of all matrices that ``targets`` is searched in, sliced ones as well.
-        total: Parameters of the network.
+        names: Names of all matrices of the network, including sliced ones.
+        total: Number of parameter entries of the network.
+
+    Attributes:
+        matrices: As given.
     """
 
     def __init__(self, matrices: Iterable[FrozenMatrix] = (), names: Iterable[str] = (), total: int = 0) -> None:
@@ -48,7 +62,7 @@ class FrozenReport:
 
     @property
     def has_unexpected(self) -> bool:
-        """Whether there is anything that a user may believe to be trained."""
+        """Whether any of the matrices is one that a user may believe to be trained."""
         return not all(matrix.expected for matrix in self.matrices)
 
     def __str__(self) -> str:
@@ -57,16 +71,16 @@ class FrozenReport:
         groups = self._groups()
         share = _percent(sum(matrix.size for matrix in self.matrices), self._total)
         lines = [f"Left frozen: {share} of all parameters."]
-        lines += [self._line(group) for group in groups[:SHOWN]]
-        if rest := groups[SHOWN:]:
+        lines += [self._line(group) for group in groups[:MAX_GROUPS]]
+        if rest := groups[MAX_GROUPS:]:
             share = _percent(sum(matrix.size for group in rest for matrix in group), self._total)
-            lines.append(f"  and {len(rest)} more groups ({share}); handle.skipped lists all.")
+            lines.append(f"  and {len(rest)} more groups ({share}); handle.skipped lists all of them.")
         if any(group[0].sliceable for group in groups):
-            lines.append("Patterns replace the default selection, so name what else is to be sliced as well.")
+            lines.append("Patterns replace the default selection, so name all other targets as well.")
         return "\n".join(lines)
 
     def _groups(self) -> list[list[FrozenMatrix]]:
-        """Matrices alike in name and reason: surprising ones before expected ones, then the largest first."""
+        """Group matrices alike in name and reason: unexpected ones first, then the largest."""
         groups = defaultdict(list)
         for matrix in self.matrices:
             reason = matrix.reason if matrix.lines is None else ""
@@ -84,7 +98,7 @@ class FrozenReport:
         return f"  {shown}: {share}, {fewest}{widest.reason}{pattern}"
 
     def _pattern(self, names: Sequence[str]) -> str:
-        """A short regular expression that is found in these names and in no others."""
+        """A short regular expression that matches these names and no others."""
         for number in (r"\d+", None):
             parts = "".join(_joined(map(re.escape, names), number)).split(r"\.")
             for first in reversed(range(len(parts))):
@@ -94,8 +108,58 @@ class FrozenReport:
         return "^(" + "|".join(map(re.escape, names)) + ")$"
 
 
+def report_frozen(
+    net: nn.Module,
+    left: Sequence[SliceableMatrix],
+    names: Sequence[str],
+    packed: Sequence[PackedMatrix],
+    heads: Iterable[Head],
+    obstacles: Obstacles,
+) -> FrozenReport:
+    """Make the report of a network.
+
+    Args:
+        net: The network.
+        left: Matrices that are not sliced.
+        names: Names of all matrices, including sliced ones.
+        packed: Quantized or compiled matrices, which are not in ``left``.
+        heads: The output heads.
+        obstacles: Finds the reason for each matrix.
+    """
+    familiar = {id(parameter) for head in heads for parameter in head.module.parameters()}
+    familiar |= {id(each) for module in net.modules() if isinstance(module, FAMILIAR) for each in module.parameters()}
+    frozen = (each for each in reversed(left) if not obstacles.is_trained_in_full(each))
+    distinct = {(id(each.parameter), each.layout): each for each in frozen}  # of tied matrices, the first
+    matrices = [_frozen_matrix(each, familiar, obstacles) for each in reversed(distinct.values())]
+    matrices += [FrozenMatrix(each.name, each.size, each.reason) for each in packed]
+    quantized = [each for each in distinct.values() if not can_be_trained(each.parameter)]
+    total = sum(parameter.numel() for parameter in net.parameters())
+    total += sum(count_entries(each.module, each.parameter) - each.parameter.numel() for each in quantized)
+    return FrozenReport(matrices, names, total + sum(each.size for each in packed if not each.is_parameter))
+
+
+def _frozen_matrix(matrix: SliceableMatrix, familiar: set[int], obstacles: Obstacles) -> FrozenMatrix:
+    parameter, last = matrix.parameter, matrix.name.rpartition(".")[2]
+    is_vector = sum(size > 1 for size in matrix.shape) < 2
+    raw = not matrix.is_layer_weight and FAMILIAR_NAME.search(last) is not None
+    known = is_vector or id(parameter) in familiar or raw
+    reason, narrow = obstacles.by_default(matrix) or BY_NAME, obstacles.too_narrow(matrix)
+    return FrozenMatrix(
+        matrix.name,
+        size=math.prod(matrix.shape) if can_be_trained(parameter) else count_entries(matrix.module, parameter),
+        reason=reason,
+        lines=obstacles.num_lines(matrix)[0] if reason == narrow else None,
+        sliceable=narrow is None and reason in (BY_NAME, OUTPUT_HEAD, FROZEN),
+        expected=reason == FROZEN or (can_be_trained(parameter) and known),
+    )
+
+
 def _joined(names: Iterable[str], number: str | None) -> Iterator[str]:
-    """The pieces of names that differ in numbers alone; where they differ, ``number``, or a choice of those there."""
+    """Merge names that differ only in numbers, piece by piece.
+
+    Yields:
+        The common text, and where numbers differ ``number``, or with ``None`` a group of alternatives.
+    """
     for column in zip(*(re.split(r"(\d+)", name) for name in names), strict=True):
         values = list(dict.fromkeys(column))
         yield values[0] if len(values) == 1 else number or f"({'|'.join(values)})"

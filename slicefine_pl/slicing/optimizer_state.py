@@ -1,7 +1,7 @@
-"""An optimizer's state comes back from a checkpoint as it was saved, to the last bit.
+"""Restore an optimizer's state from a checkpoint bit for bit.
 
-``Optimizer.load_state_dict`` casts every floating-point tensor of the state to the type of its parameter, and NAdam,
-ASGD, transformers' Adafactor and others keep some in another type on purpose.  It also takes texts in a state apart.
+``Optimizer.load_state_dict`` casts every floating-point tensor of the state to the type of its parameter, although
+NAdam, ASGD, transformers' Adafactor and others keep some state in another type.  It also splits strings in a state.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 
 def wrapped_by(optimizer: Optimizer) -> Iterator[Optimizer]:
-    """An optimizer, and those that it wraps, as Lookahead does: one of them holds the state."""
+    """An optimizer, and those that it wraps, as Lookahead does.  One of them has the state."""
     yield optimizer
     for value in vars(optimizer).values():
         if isinstance(value, Optimizer):
@@ -21,7 +21,7 @@ def wrapped_by(optimizer: Optimizer) -> Iterator[Optimizer]:
 
 
 def has_types_of(module: nn.Module, saved: Mapping[str, Any]) -> bool:
-    """Whether the tensors of a module have the types of those that were saved under their names."""
+    """Whether the tensors of a module have the same types as the saved tensors of the same names."""
     return all(
         saved[name].dtype == value.dtype
         for name, value in module.state_dict().items()
@@ -30,11 +30,12 @@ def has_types_of(module: nn.Module, saved: Mapping[str, Any]) -> bool:
 
 
 def restore_types(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    """Give the state that an optimizer has just loaded the types it was saved with.
+    """Give the state that an optimizer has just loaded the types with which it was saved.
 
     Args:
-        optimizer: After ``load_state_dict``; its parameters have the types that they had when the state was saved.
-        saved: What it has loaded.
+        optimizer: The optimizer after ``load_state_dict``.  Its parameters must have the types that they had when the
+            state was saved.
+        saved: The state dict that it has loaded.
     """
     order = (number for group in saved["param_groups"] for number in group["params"])
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
@@ -45,7 +46,7 @@ def restore_types(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
 
 
 def _as_saved(loaded: Any, saved: Any) -> Any:
-    """The saved leaf of a state; a tensor on the device where torch has put it."""
+    """A saved value of a state; a tensor is moved to the device of the loaded one."""
     if not isinstance(saved, Tensor):
         return saved
     return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device, copy=True)

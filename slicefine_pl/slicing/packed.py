@@ -1,7 +1,8 @@
-"""Matrices that cannot be sliced: quantised, packed or compiled weights.
+"""Find matrices that cannot be trained: quantized, packed or compiled weights.
 
-Answers: what multiplies inputs in this network although no parameter of floating-point numbers holds it?  Covers the
-quantised layers of ``torch.ao``, integer buffers as in GPTQ and AWQ, and modules compiled by ``torch.jit``.
+They are not floating-point parameters, yet the network computes with them, so the report of frozen weights must count
+them.  Covers the quantized layers of ``torch.ao``, integer buffers as in GPTQ and AWQ, and modules compiled by
+``torch.jit``.
 """
 
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-CODES = (torch.int8, torch.uint8, torch.int32)  # what quantised weights are packed in; masks and positions are not
-TRAINABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+PACKED_TYPES = (torch.int8, torch.uint8, torch.int32)  # of quantized weights; masks and positions have others
+TRAINABLE_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -21,20 +22,20 @@ class PackedMatrix:
     """A matrix that cannot be trained.
 
     Attributes:
-        name: Of its layer, or of the layer's buffer or compiled parameter.
-        size: Its entries.
+        name: Name of its layer, or of the layer's buffer or compiled parameter.
+        size: Number of entries.
         reason: Why it cannot be trained.
-        parameter: Whether ``net.parameters()`` lists it all the same.
+        is_parameter: Whether ``net.parameters()`` contains it nevertheless.
     """
 
     name: str
     size: int
     reason: str
-    parameter: bool = False
+    is_parameter: bool = False
 
 
 def packed_matrices(net: nn.Module) -> Iterator[PackedMatrix]:
-    """All of them, in the order of ``net.named_modules()``."""
+    """All packed matrices of a network, in the order of ``net.named_modules()``."""
     for name, module in net.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             yield from (
@@ -56,24 +57,27 @@ def packed_matrices(net: nn.Module) -> Iterator[PackedMatrix]:
 
 
 def count_entries(layer: nn.Module, stored: Tensor) -> int:
-    """Entries of what a layer stores; several may share a number in its largest packed tensor, but widths tell."""
+    """The number of matrix entries in a tensor that a layer stores.
+
+    Several entries may be packed into one number of the layer's largest packed tensor; there, the layer's widths count.
+    """
     inputs, outputs = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
-    held = [*layer._parameters.values(), *layer._buffers.values()]
-    packed = [each.numel() for each in held if each is not None and each.dtype not in TRAINABLE]
+    stored_tensors = [*layer._parameters.values(), *layer._buffers.values()]
+    packed = [each.numel() for each in stored_tensors if each is not None and each.dtype not in TRAINABLE_TYPES]
     if isinstance(inputs, int) and isinstance(outputs, int) and stored.numel() == max(packed, default=0):
         return inputs * outputs
     return stored.numel()
 
 
 def can_be_trained(stored: Tensor) -> bool:
-    """Whether it holds plain numbers of a type that optimizers update; torchao's tensors, for instance, do not."""
+    """Whether it is a plain floating-point tensor, unlike a quantized tensor of torchao, for example."""
     plain = type(stored).__torch_dispatch__ is Tensor.__torch_dispatch__
-    return stored.dtype in TRAINABLE and plain
+    return stored.dtype in TRAINABLE_TYPES and plain
 
 
 def untrainable_reason(stored: Tensor) -> str:
-    """Why, in words: its type, its class, or that it is a buffer."""
-    if stored.dtype not in TRAINABLE:
+    """Why a stored tensor cannot be trained: its type, its class, or that it is a buffer."""
+    if stored.dtype not in TRAINABLE_TYPES:
         return f"{stored.dtype} cannot be trained"
     return (
         f"a {type(stored).__name__} cannot be trained" if not can_be_trained(stored) else "a buffer cannot be trained"
@@ -81,12 +85,13 @@ def untrainable_reason(stored: Tensor) -> str:
 
 
 def _is_weight(key: str, buffer: Tensor) -> bool:
-    codes = buffer.dtype in CODES or buffer.is_quantized or (buffer.is_floating_point() and not can_be_trained(buffer))
+    other_float = buffer.is_floating_point() and not can_be_trained(buffer)
+    codes = buffer.dtype in PACKED_TYPES or buffer.is_quantized or other_float
     return buffer.squeeze().ndim > 1 and (codes or key == "weight")
 
 
 def _unpacked(packed: Any) -> Iterator[Tensor]:
-    """The matrices in an object of ``torch.classes``; that of a recurrent layer contains one for each linear map."""
+    """The matrices in an object of ``torch.classes``; a recurrent layer's contains one for each linear map."""
     for leaf in tree_leaves(packed.__getstate__()):
         if isinstance(leaf, torch.ScriptObject):
             yield from _unpacked(leaf)
@@ -95,7 +100,7 @@ def _unpacked(packed: Any) -> Iterator[Tensor]:
 
 
 def _layer(name: str) -> str:
-    """The layer to which a module of packed parameters belongs: the path up to the first private name."""
+    """Name of the layer that owns a module of packed parameters: the path up to the first private name."""
     parts = name.split(".")
     private = next((place for place, part in enumerate(parts) if part.startswith("_")), len(parts))
     return ".".join(parts[:private])

@@ -1,28 +1,42 @@
-"""Where the live slice stands after k moves.
+"""Which lines of a matrix a slice covers after a number of moves.
 
-Answers one question: which lines of a weight are live?  A *line* is a column or a row; pure integers, no tensors.
+A *line* is a row or a column.  This file computes with integers only; it knows neither tensors nor layers.
 
-Source:  Kowsher et al., SliceFine, arXiv:2510.08513 (column sweep, row sweep, row-column alternation).  The wrap at the
-end of an axis, the random first line and the permuted order are ours; the paper's text does not fix them.
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513, for the column sweep, the row sweep and the alternation of both.
+The paper does not say where a sweep starts, what happens at the end of an axis, or which permutation is used.  The
+random start, the wrap-around and the random order are our choices.
 """
 
 import random
 from typing import Literal, get_args
 
 Axis = Literal["column", "row"]
+"""Whether a slice consists of columns (inputs) or of rows (outputs)."""
+
 AxisSchedule = Literal["column", "row", "alternate"]
+"""Which axis each slice has: always the same, or columns and rows in turn."""
+
 Order = Literal["sweep", "random", "importance"]
+"""In which order slices visit the lines of an axis."""
 
 
 def check_choice(name: str, value: object, allowed: object) -> None:
-    """Raise a ``ValueError`` that names the choices when ``value`` is none of the ``Literal``'s."""
+    """Check that a setting is one of the values of a ``Literal`` type.
+
+    Raises:
+        ValueError: It is not.
+    """
     choices = get_args(allowed)
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}.")
 
 
 def check_rank(rank: int) -> None:
-    """Raise a ``ValueError`` unless ``rank`` is a positive integer."""
+    """Check that a rank is a positive integer.
+
+    Raises:
+        ValueError: It is not.
+    """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"rank={rank!r} is not a number of rows or columns; choose an integer of at least 1.")
 
@@ -40,12 +54,12 @@ def visits_before(moves: int, schedule: AxisSchedule) -> int:
 
 
 def visiting_order(size: int, order: Order, key: str) -> list[int]:
-    """All lines of one axis in the order in which slices visit them.
+    """All lines of an axis, in the order in which slices visit them.
 
     Args:
-        size: Number of lines on the axis.
-        order: ``"random"`` permutes the lines; any other order sweeps them from a random first line.
-        key: Seeds the choice.  Equal keys give equal orders in every process.
+        size: Number of lines.
+        order: ``"random"`` permutes the lines.  Any other order takes them one after the other, from a random line on.
+        key: Seed.  Equal keys give equal orders on every process.
 
     Returns:
         A permutation of ``range(size)``.
@@ -58,12 +72,20 @@ def visiting_order(size: int, order: Order, key: str) -> list[int]:
 
 
 def slice_indices(visits: int, rank: int, order: list[int]) -> list[int]:
-    """The ``rank`` lines of the slice number ``visits``, counted from 0, along a visiting order.
+    """The lines of slice number ``visits``, counted from 0, along a visiting order.
 
-    The end wraps to the beginning, so that all lines are visited equally often in the long run.
+    The order wraps around at its end, so that every line is visited equally often in the long run.
+
+    Args:
+        visits: Number of the slice.
+        rank: Number of lines (R).
+        order: A permutation of all lines, from :func:`visiting_order`.
+
+    Returns:
+        R line indices.
 
     Raises:
-        ValueError: If the slice is wider than the axis.
+        ValueError: The slice is wider than the axis.
     """
     size = len(order)
     if rank > size:

@@ -1,10 +1,9 @@
-"""The live lines of one matrix: their values, where they stand, and how they move.
+"""The trainable lines of one matrix: their values and their position, and how they are copied to and from the weight.
 
-Answers: which numbers are trained, and where in the stored parameter do they belong?  Knows neither how a layer
-computes nor when a slice moves.
+Does not know how a layer computes, or when slices move.
 
-Shapes:  O outputs · I inputs · R rank of the slice · a *line* is a column (O numbers) or a row (I numbers), for
-convolutions times the size of the kernel
+Shapes:  O outputs · I inputs · R lines of the slice · L numbers of a line: O for a column and I for a row, times the
+size of a convolution's kernel
 """
 
 import math
@@ -15,28 +14,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.distributed.shards import LocalShard, MatrixLayout, lines_along, local_slice_of, to_local
+from slicefine_pl.slicing.distributed.shards import LocalShard, local_slice_of, to_local
+from slicefine_pl.slicing.layout import MatrixLayout, lines_along
 from slicefine_pl.slicing.schedule import Axis
 
 
 class Slice(nn.Module):
-    """The live lines of a block.  A child of the layer that owns the parameter, without keys of its own.
+    """The trainable lines of a matrix, as a child module of the layer that owns the weight.
 
-    ``live`` holds the lines one below the other, shape ``(R, L)``, whatever the axis: the gradient's matrix product is
-    then several times faster on CPU than in the transposed layout.  ``L`` is the length of a line; where rows and
-    columns alternate it is the longer of the two, and the tail of a shorter line is padding.
+    The values are stored one line per row, shape ``(R, L)``, for columns as well: on CPU the matrix product that
+    computes their gradient is several times faster in this layout.  Where columns and rows alternate, L is the longer
+    of the two, and shorter lines are padded.  A slice has no keys in the state dict, because its values are part of the
+    layer's weight there.
+
+    Args:
+        layout: How the layer's parameter stores the matrix.
+        rank: Number of lines (R).
+        line_length: Numbers per line, with padding (L).
+        like: The parameter, for its shape, type and device.
+        dtype: Type of the trainable values; ``None`` takes the parameter's, and follows it when the model is cast.
 
     Attributes:
-        layout: Where the lines belong.
-        shape: Of the block, ``(O, I, ...)``.
-        trainable: The trainable lines, shape ``(R, L)``.
-        index: Which lines of the axis are live, shape ``(R,)``, int64.
-        line: Whether ``index`` counts columns or rows.
-        score: Importance of every line that could be live next, shape ``(size,)``, float32; ``None`` unless asked for.
-        score_line: Whether ``score`` ranks columns or rows.
-        read_directly: Whether a gradient has come past the layer, from somebody who read its parameter.
-        synced_version: Version of ``live`` when it last held what the stored parameter holds at its place.
-        pruning_mask: Which entries of the matrix are not pruned, bool of the matrix's shape; ``None`` without pruning.
+        layout: As given.
+        shape: Shape of the matrix, ``(O, I, ...)``.
+        trainable: The trainable values, shape ``(R, L)``.
+        axis: Whether the lines are columns or rows.
+        index: Which columns or rows, shape ``(R,)``, int64.
+        score: Importance of every line that the next slice may take, shape ``(I,)`` or ``(O,)``, float32; ``None``
+            unless slices move by importance.
+        score_axis: Whether ``score`` ranks columns or rows.
+        read_directly: Whether a gradient has arrived from code that read the parameter instead of calling the layer.
+        synced_version: Version counter of ``trainable`` when its values last equalled those in the weight.
+        pruning_mask: Which entries of the matrix are not pruned, bool, shape ``(O, I, ...)``; ``None`` without pruning.
             Pruned entries stay zero while the slice is trained.
     """
 
@@ -49,7 +58,7 @@ class Slice(nn.Module):
         self.layout = layout
         self.shape = tuple(layout.view(like).shape)
         self.trainable = nn.Parameter(like.new_zeros(rank, line_length, dtype=dtype))
-        # Plain attributes, no buffers: DDP would send buffers around at every forward pass.
+        # Plain attributes, not buffers: DDP would broadcast buffers at every forward pass.
         self.index = torch.zeros(rank, dtype=torch.int64, device=like.device)
         self.axis: Axis = "column"
         self.score: Tensor | None = None
@@ -59,53 +68,6 @@ class Slice(nn.Module):
         self.pruning_mask: Tensor | None = None
         self._own_dtype = dtype is not None
 
-    @torch.no_grad()
-    def write(self, shard: LocalShard, trainable: Tensor) -> None:
-        """Copy the live values to their place: R lines, no allocation of the matrix's size.
-
-        Args:
-            shard: What this process holds of the block.
-            trainable: All live values, shape ``(R, L)``; ``self.live`` may be this process's share of them.
-        """
-        if self.pruning_mask is not None:
-            trainable = trainable.masked_fill(self.pruned_entries(), 0)
-            self.trainable.copy_(trainable)
-        shard.scatter(trainable[:, : self.line_length].reshape(-1, *self.line_shape), self.axis, self.index)
-        self._mark_synced()
-
-    @torch.no_grad()
-    def read(self, shard: LocalShard) -> None:
-        """Copy the stored values at ``index`` into ``live``."""
-        lines = flatten_lines(shard.gather(self.axis, self.index, self.shape), self.trainable)
-        to_local(self.trainable).copy_(local_slice_of(lines, self.trainable))
-        self._mark_synced()
-
-    @torch.no_grad()
-    def reload(self, shard: LocalShard) -> None:
-        """Gather after the stored values were loaded; a ``live`` that is rounded to these very values stays as it is.
-
-        Only a ``live`` of a finer type has digits to lose: weight averaging loads a second time, after it was restored.
-        """
-        own = to_local(self.trainable).clone()
-        self.read(shard)
-        loaded = to_local(self.trainable)
-        loaded.copy_(torch.where(own.to(shard.values.dtype).to(own.dtype) == loaded, own, loaded))
-
-    @property
-    def in_sync(self) -> bool:
-        """Whether ``live`` holds what the stored parameter holds at its place, as far as torch counts changes."""
-        return not self.trainable.is_inference() and self.synced_version == self.trainable._version
-
-    def _mark_synced(self) -> None:
-        if not (torch.compiler.is_compiling() or self.trainable.is_inference()):  # inference tensors count no changes
-            self.synced_version = self.trainable._version
-
-    def move_to(self, axis: Axis, indices: Sequence[int], shard: LocalShard) -> None:
-        """Leave the live lines where they stand, with what they learned, and make other lines live."""
-        self.axis = axis
-        self.index.copy_(torch.tensor(indices))
-        self.read(shard)
-
     @property
     def line_shape(self) -> tuple[int, ...]:
         """Shape of one line: ``(O, ...)`` for a column, ``(I, ...)`` for a row."""
@@ -113,101 +75,122 @@ class Slice(nn.Module):
 
     @property
     def line_length(self) -> int:
-        """Numbers of a line as it is now; the rest of ``live`` is padding."""
+        """Numbers of one line at the present position; the rest of a row of ``trainable`` is padding."""
         return math.prod(self.line_shape)
 
+    @torch.no_grad()
+    def write(self, shard: LocalShard, values: Tensor) -> None:
+        """Copy trained values to their position in the weight.  Allocates R lines, not a matrix.
+
+        Args:
+            shard: The part of the matrix that this process stores.
+            values: The full trained values, shape ``(R, L)``.  ``self.trainable`` may be one shard of them.
+        """
+        if self.pruning_mask is not None:
+            values = values.masked_fill(self.pruned_entries(), 0)
+            self.trainable.copy_(values)
+        shard.scatter(values[:, : self.line_length].reshape(-1, *self.line_shape), self.axis, self.index)
+        self._mark_synced()
+
+    @torch.no_grad()
+    def read(self, shard: LocalShard) -> None:
+        """Copy the values at the present position of the weight into ``trainable``."""
+        lines = flatten_lines(shard.gather(self.axis, self.index, self.shape), self.trainable)
+        to_local(self.trainable).copy_(local_slice_of(lines, self.trainable))
+        self._mark_synced()
+
+    @torch.no_grad()
+    def reload(self, shard: LocalShard) -> None:
+        """Read the weight after it was loaded; keep trained values that round to the loaded ones.
+
+        A slice of a finer type than the weight would lose digits otherwise, for example when weight averaging restores
+        the weights that it had swapped out.
+        """
+        before = to_local(self.trainable).clone()
+        self.read(shard)
+        loaded = to_local(self.trainable)
+        loaded.copy_(torch.where(before.to(shard.values.dtype).to(before.dtype) == loaded, before, loaded))
+
+    def move_to(self, axis: Axis, indices: Sequence[int], shard: LocalShard) -> None:
+        """Take a new position.  The trained values of the old one must have been written."""
+        self.axis = axis
+        self.index.copy_(torch.tensor(indices))
+        self.read(shard)
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether ``trainable`` is unchanged since its values last equalled those in the weight.
+
+        Relies on torch's version counter, which misses changes of ``parameter.data`` and steps of fused optimizers.
+        """
+        return not self.trainable.is_inference() and self.synced_version == self.trainable._version
+
+    def _mark_synced(self) -> None:
+        if not (torch.compiler.is_compiling() or self.trainable.is_inference()):  # inference tensors have no version
+            self.synced_version = self.trainable._version
+
     def select_lines(self, dense: Tensor) -> Tensor:
-        """The live lines of a dense tensor ``(O, I, ...)``, a matrix or its gradient, shape ``(R, ...)``."""
+        """The lines of this slice in a tensor ``(O, I, ...)``, such as a dense gradient; shape ``(R, ...)``."""
         return lines_along(dense, self.axis).index_select(0, self.index)
 
     def select_flat(self, dense: Tensor) -> Tensor:
-        """The same in the form of ``live``."""
+        """The lines of this slice in a tensor ``(O, I, ...)``, in the shape and type of ``trainable``."""
         return flatten_lines(self.select_lines(dense), self.trainable)
 
     def pruned_entries(self) -> Tensor:
-        """Which live values must stay zero, bool of the shape of ``live``; needs ``keep``."""
+        """Which trainable values are pruned and must stay zero, bool, shape ``(R, L)``; needs ``pruning_mask``."""
         assert self.pruning_mask is not None
         return self.select_flat(self.pruning_mask) == 0
 
     def start_score(self, axis: Axis) -> None:
-        """Start to collect the importance of every column or row, from nothing."""
+        """Begin to add up the importance of all columns or rows, from zero."""
         self.score_axis = axis
         self.score = torch.zeros(self.shape[1 if axis == "column" else 0], device=self.index.device)
+
+    def move_tensors_to(self, device: torch.device | str) -> None:
+        """Move the tensors that are not parameters to the device on which the layer computes."""
+        self.index = self.index.to(device)
+        self.score = None if self.score is None else self.score.to(device)
+        self.pruning_mask = None if self.pruning_mask is None else self.pruning_mask.to(device)
 
     def extra_repr(self) -> str:
         return f"{self.trainable.shape[0]} {self.axis}s of {self.layout.parameter} {self.layout.part}".rstrip()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        trainable = self.trainable.data
+        before = self.trainable.data
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if (
-            self.trainable.dtype != trainable.dtype and self._own_dtype
-        ):  # a cast of the model leaves the slice's precision alone
-            self.trainable.data = trainable.to(self.trainable.device)
+        if self.trainable.dtype != before.dtype and self._own_dtype:  # a cast of the model keeps slice_dtype
+            self.trainable.data = before.to(self.trainable.device)
         self.move_tensors_to(fn(self.index).device)
         return self
 
-    def move_tensors_to(self, device: torch.device | str) -> None:
-        """Have what is no parameter where the layer computes."""
-        self.index = self.index.to(device)
-        self.score = None if self.score is None else self.score.to(device)
-        self.pruning_mask = None if self.pruning_mask is None else self.pruning_mask.to(device)
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.synced_version = -1  # the live lines of a copy count their changes from nothing
+        self.synced_version = -1  # the version counter of a copy starts at zero
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Save nothing: the values stand in the parameter of the layer."""
+        """Save nothing: the values are part of the layer's parameter."""
 
     def _load_from_state_dict(self, *_: Any) -> None:
-        """Load nothing: the layer gathers the values when its parameter has come."""
+        """Load nothing: the layer calls :meth:`reload` when its parameter has been loaded."""
+
+
+def flatten_lines(lines: Tensor, like: Tensor) -> Tensor:
+    """Lines ``(R, ...)`` in the shape ``(R, L)`` and type of ``like``: flattened, and padded with zeros."""
+    lines = lines.flatten(1)
+    padding = like.shape[1] - lines.shape[1]
+    return (F.pad(lines, (0, padding)) if padding else lines).to(like.dtype)
 
 
 def duplicated_numel(net: nn.Module) -> int:
-    """How many of ``net.parameters()``'s numbers are those of slices, and stand in the sliced weights as well."""
+    """The number of parameter entries that ``net.parameters()`` lists twice: in a slice and in the sliced weight."""
     return sum(slice_.trainable.numel() for slice_ in _slices(net))
 
 
 def padding_numel(net: nn.Module) -> int:
-    """How many of them belong to no line: where rows and columns alternate, a shorter line is padded."""
+    """The number of slice entries that are padding, where columns and rows of different lengths alternate."""
     return sum(slice_.trainable.numel() - len(slice_.index) * slice_.line_length for slice_ in _slices(net))
 
 
 def _slices(net: nn.Module) -> Iterator[Slice]:
     return (module for module in net.modules() if isinstance(module, Slice))
-
-
-def refuse_second_derivatives() -> None:
-    """Raise in a backward pass whose result is to be differentiated again: compact layers keep too little for that."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(
-            "Second derivatives (create_graph=True) do not go through compact slices; open them with backend='mask'."
-        )
-
-
-def flatten_lines(lines: Tensor, trainable: Tensor) -> Tensor:
-    """Lines ``(R, ...)`` in the shape, and the type, of ``live``: flattened, and padded with zeros."""
-    lines = lines.flatten(1)
-    padding = trainable.shape[1] - lines.shape[1]
-    return (F.pad(lines, (0, padding)) if padding else lines).to(trainable.dtype)
-
-
-def slice_gradient(lines: Tensor, trainable: Tensor) -> Tensor:
-    """Lines ``(R, ...)`` of a gradient as the gradient of ``live``, in a backward pass that was given ``live``.
-
-    Compiled, it must use the values of ``live``: else they are not kept, and torch cannot notice that the slice changed
-    after the forward pass.
-    """
-    gradient = flatten_lines(lines, trainable)
-    return torch.add(gradient, trainable, alpha=0) if torch.compiler.is_compiling() else gradient
-
-
-def line_norms(gradient: Tensor, axis: Axis) -> Tensor:
-    """Norm of every column or row of a dense gradient ``(O, I, ...)``, shape ``(size,)``."""
-    return zero_nonfinite(lines_along(gradient, axis).flatten(1).float().norm(dim=1))
-
-
-def zero_nonfinite(norms: Tensor) -> Tensor:
-    """Norms that may be added to a score: a step that overflows is dropped later, and counts for nothing."""
-    return norms.nan_to_num(nan=0.0, posinf=0.0)

@@ -1,4 +1,4 @@
-"""How every matrix of a network is trained, or why it is not: a table for people."""
+"""A printable table of how every matrix of a network is trained, or why it is not."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,19 +8,20 @@ from torch import nn
 
 from slicefine_pl.slicing.cursor import SliceCursor
 from slicefine_pl.slicing.layers.masked import MaskedLayer
+from slicefine_pl.slicing.obstacles import TRAINED_IN_FULL
 from slicefine_pl.text_table import text_table
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        name: Of a matrix, or of a parameter that is trained whole.
-        module: Class of its module; empty for whole parameters.
-        shape: ``(O, I, ...)``.
+        name: Name of a matrix, or of a parameter that is trained in full.
+        module: Class of its module; empty for parameters that are trained in full.
+        shape: Shape of the matrix, ``(O, I, ...)``.
         backend: ``"compact"``, ``"mask"``, ``"full"`` or ``"frozen"``.
-        detail: Which lines are live, or why none are.
+        detail: The slice, such as ``"32 columns"``, or the reason why there is none.
     """
 
     name: str
@@ -32,13 +33,13 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class SliceCounts:
-    """How many numbers are, and were, trained.
+    """Numbers of parameter entries.
 
     Attributes:
-        in_slices: In the slices that are open now.
-        in_full: In the parameters that are trained whole, such as a new head.
-        visited: Entries of the sliced weights that have been live at least once.
-        sliced: Entries of all sliced weights.
+        in_slices: Entries of all slices at their present positions.
+        in_full: Entries of the parameters that are trained in full, such as a new output head.
+        visited: Entries of the sliced matrices that have been in a slice at least once.
+        sliced: Entries of all sliced matrices.
         total: Entries of all parameters of the network.
     """
 
@@ -50,20 +51,20 @@ class SliceCounts:
 
     @property
     def trained(self) -> int:
-        """Numbers that the optimizer updates now."""
+        """Entries that the optimizer updates at present."""
         return self.in_slices + self.in_full
 
     @property
     def coverage(self) -> float:
-        """Share of the sliced weights that have been live at least once, in [0, 1]."""
+        """Fraction of the sliced matrices that has been in a slice at least once, in [0, 1]."""
         return self.visited / self.sliced
 
 
 class SliceSummary(tuple[SummaryRow, ...]):
-    """The rows, which print as a table: ``print(handle.summary())``.
+    """The rows of the table, as a tuple that prints as text: ``print(handle.summary())``.
 
     Attributes:
-        counts: How many numbers are trained, and how many there are.
+        counts: How many entries are trained, and how many there are.
     """
 
     counts: SliceCounts
@@ -74,7 +75,7 @@ class SliceSummary(tuple[SummaryRow, ...]):
         return summary
 
     def __getnewargs__(self) -> tuple[tuple[SummaryRow, ...], SliceCounts]:
-        return tuple(self), self.counts  # for copies
+        return tuple(self), self.counts  # copy and pickle call __new__ with these
 
     def __str__(self) -> str:
         return text_table(
@@ -87,23 +88,29 @@ class SliceSummary(tuple[SummaryRow, ...]):
 def summarize(
     cursors: Mapping[str, SliceCursor],
     skipped: Mapping[str, str],
-    trained: Mapping[str, nn.Parameter],
+    fully_trained: Mapping[str, nn.Parameter],
     counts: SliceCounts,
 ) -> SliceSummary:
-    """Collect the rows: the slices, the parameters trained whole, and what is left out with the reason."""
-    sliced = (_sliced(name, cursor) for name, cursor in cursors.items())
-    whole = (SummaryRow(name, "", tuple(parameter.shape), "full", "") for name, parameter in trained.items())
-    frozen = (
-        SummaryRow(name, "", (), "frozen", reason) for name, reason in skipped.items() if reason != "trained in full"
-    )
-    return SliceSummary((*sliced, *whole, *frozen), counts)
+    """Collect the rows: slices, then parameters trained in full, then frozen matrices.
+
+    Args:
+        cursors: The slices, by name of their matrix.
+        skipped: Matrices that are not sliced, and the reason for each.
+        fully_trained: Parameters that are trained in full, by name.
+        counts: The counts for the caption.
+    """
+    sliced = (_row(name, cursor) for name, cursor in cursors.items())
+    full = (SummaryRow(name, "", tuple(parameter.shape), "full", "") for name, parameter in fully_trained.items())
+    left = ((name, reason) for name, reason in skipped.items() if reason != TRAINED_IN_FULL)
+    frozen = (SummaryRow(name, "", (), "frozen", reason) for name, reason in left)
+    return SliceSummary((*sliced, *full, *frozen), counts)
 
 
-def _sliced(name: str, cursor: SliceCursor) -> SummaryRow:
+def _row(name: str, cursor: SliceCursor) -> SummaryRow:
     slice_, layer = cursor.slice_, cursor.layer
     detail = f"{len(slice_.index)} {slice_.axis}s"
     implementation = layer.slicefine_implementation
     masked = issubclass(implementation, MaskedLayer) or slice_.layout not in implementation.slicefine_layouts(layer)
     if not masked and slice_.read_directly:
-        masked, detail = True, f"{detail}; its weight is read past the call"
+        masked, detail = True, f"{detail}; its weight is read without calling the layer"
     return SummaryRow(name, layer.slicefine_dense_class.__name__, slice_.shape, "mask" if masked else "compact", detail)

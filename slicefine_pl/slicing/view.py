@@ -1,4 +1,4 @@
-"""What others see of an open slice: its name, its place, its values, and when it moves."""
+"""The public view of an open slice, and the interface of listeners that follow its moves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from slicefine_pl.slicing.schedule import Axis
 
 @dataclass(frozen=True)
 class SliceView:
-    """One slice that is being trained.
+    """One open slice, as it is now.  After a move, ask the handle for a new view.
 
     Attributes:
-        name: Of its layer; followed by the parameter, and the block in it, where that is not simply ``weight``.
-        line: Whether the slice is made of columns or of rows.
-        indices: Which ones, shape ``(R,)``.
-        parameter: The trainable values, shape ``(R, L)``, one line of the weight below the other.
-        shape: Of the matrix in which they lie, ``(O, I, ...)``.
-        stored: The frozen parameter that holds that matrix; maybe others too, as in a fused attention.
+        name: Name of the layer, followed by the parameter and the part of it where that is not simply ``weight``.
+        axis: Whether the slice consists of columns or of rows.
+        indices: Which columns or rows, shape ``(R,)``, int64.
+        parameter: The trainable values, shape ``(R, L)``: one line of the matrix per row.
+        shape: Shape of the matrix in which the slice lies, ``(O, I, ...)``.
+        stored: The frozen parameter that stores that matrix, and maybe others, as in fused attention weights.
     """
 
     name: str
@@ -31,10 +31,10 @@ class SliceView:
 
 
 class MoveListener(Protocol):
-    """Who is told when slices move, see :meth:`SliceHandle.add_move_listener`."""
+    """An object that is called when slices move; see :meth:`SliceHandle.add_move_listener`."""
 
     def before_move(self, slices: Sequence[SliceView]) -> None:
-        """These slices are about to leave where they stand; what they learned is in the weights."""
+        """Called before these slices move.  Their trained values have been written to the weights."""
 
     def after_move(self, slices: Sequence[SliceView]) -> None:
-        """These slices stand at new places, and have learned nothing there yet."""
+        """Called after these slices moved, before they are trained at their new positions."""

@@ -240,7 +240,7 @@ def test_nothing_frozen_is_said_as_well():
 
 
 def test_a_network_without_a_layer_to_slice_gets_the_pattern_in_the_error():
-    with pytest.raises(ValueError, match=r"meets nothing that can be sliced(.|\n)*targets=r'\^weight_hh_l0\$'"):
+    with pytest.raises(ValueError, match=r"selects nothing that can be sliced(.|\n)*targets=r'\^weight_hh_l0\$'"):
         slice_model(nn.LSTM(WIDTH, WIDTH), RANK, also_train="bias")
 
 

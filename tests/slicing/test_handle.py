@@ -8,7 +8,7 @@ from torch import nn
 
 from slicefine_pl.slicing import close_slices, slice_model
 from slicefine_pl.slicing.distributed.saved_activations import count_activations
-from slicefine_pl.slicing.layers.base import add_slice
+from slicefine_pl.slicing.layers.opening import add_slice
 
 
 def network() -> nn.Sequential:
@@ -230,7 +230,7 @@ def test_indices_travel_with_the_module(copier):
         ({"rank": 0}, "rank=0 is not a number of rows or columns"),
         ({"rank": True}, "rank=True"),
         ({"rank": 2.0}, "rank=2.0"),
-        ({"rank": 13}, r"meets nothing .* has 0 \(10 columns are fewer than rank=13\).* at most 12\.$"),
+        ({"rank": 13}, r"selects nothing .* has 0 \(10 columns are fewer than rank=13\).* at most 12\.$"),
         (
             {"rank": 11, "targets": "^0"},
             r"targets='\^0' matches 0 \(10 columns are fewer than rank=11\).* at most 10\.$",
@@ -254,14 +254,14 @@ def test_bad_settings_are_refused_and_change_nothing(settings, message):
 def test_the_rank_that_would_fit_is_that_of_a_layer_sliced_by_default():
     """Not of the embedding, which has more columns and is sliced only when named."""
     net = nn.Sequential(nn.Embedding(50, 15), nn.Linear(10, 3))
-    with pytest.raises(ValueError, match=r"meets nothing .* Choose a rank of at most 10\.$"):
+    with pytest.raises(ValueError, match=r"selects nothing .* Choose a rank of at most 10\.$"):
         slice_model(net, rank=20, also_train="bias")
 
 
 def test_a_layer_without_a_shape_yet_is_refused_by_that_reason():
     """It could not even be frozen; after one batch it is a layer like others."""
     net = nn.Sequential(nn.Linear(20, 20), nn.LazyLinear(20))
-    with pytest.raises(ValueError, match=r"1 \(not initialised yet\).* pass one batch through the network"):
+    with pytest.raises(ValueError, match=r"1 \(not initialized yet\).* pass one batch through the network"):
         slice_model(net, rank=4, also_train="bias")
     net(torch.randn(3, 20))
     assert [view.name for view in slice_model(net, rank=4, also_train="bias")] == ["0", "1"]

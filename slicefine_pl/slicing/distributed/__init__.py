@@ -1,1 +1,1 @@
-"""Slices of networks that FSDP2 shards over processes."""
+"""Slices in networks whose parameters FSDP2 shards over processes."""

@@ -1,15 +1,14 @@
-"""Which part of a block this process holds: all of it, or its shard of a parameter that FSDP2 spreads over processes.
+"""Read and write slices of weights that FSDP2 shards over processes.
 
-Answers: where are live lines read from, and written to, when nobody holds the whole matrix?  Every function here that
-meets a sharded tensor talks to the other processes, so all of them have to call it, in the same order.
+Everything else in ``slicing`` treats a weight as if it were whole.  The functions here also work on whole tensors.  On
+a sharded tensor they communicate: every process has to call them, in the same order.
 
-Lines are never assigned to a DTensor by index: ``w[a:b] = part`` writes wrong numbers there without an error.
+Lines are never assigned to a DTensor by index, because ``dtensor[a:b] = values`` writes wrong numbers without an error.
 
-Shapes:  O outputs · I inputs · R rank of the slice · L numbers of a line of ``live``
+Shapes:  O outputs · I inputs · R lines of a slice · L numbers of a line
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard, cast
 
 import torch
@@ -19,122 +18,18 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
+from slicefine_pl.slicing.layout import MatrixLayout, lines_along
 from slicefine_pl.slicing.schedule import Axis
 
 
-@dataclass(frozen=True)
-class MatrixLayout:
-    """The matrix, within a parameter of a module, in which a slice lies.
+class Sharding(NamedTuple):
+    """How a DTensor is split over processes.
 
     Attributes:
-        parameter: Name of the parameter in its module.
-        part: Name of the block where a parameter holds several, such as ``"q"`` of a fused ``in_proj_weight``.
-        first_row: First row of the block along the parameter's first dimension.
-        num_rows: Rows of the block; ``None`` takes all.
-        transposed: Whether the parameter, or each matrix of a stack, is stored as ``(I, O)``.
-        stack: How many leading dimensions count matrices, such as the experts of a mixture ``(E, O, I)``; in the block
-            they come last, ``(O, I, E)``, so that a line is the same line of every matrix.
-    """
-
-    parameter: str = "weight"
-    part: str = ""
-    first_row: int = 0
-    num_rows: int | None = None
-    transposed: bool = False
-    stack: int = 0
-
-    def view(self, stored: Tensor) -> Tensor:
-        """The block as a view of the stored parameter, which is whole here, shape ``(O, I, ...)``."""
-        return self._arranged(stored if self.num_rows is None else stored.narrow(0, self.first_row, self.num_rows))
-
-    def local_shard(self, stored: Tensor) -> "LocalShard":
-        """What this process holds of the block, as a view outside autograd."""
-        if not isinstance(stored, DTensor):
-            return LocalShard(self.view(stored.data))
-        sharding = _Sharding.of(stored)
-        values, offset = to_local(stored), sharding.offset
-        if self.num_rows is not None and sharding.dim == 0:
-            start, stop = max(offset, self.first_row), min(offset + len(values), self.first_row + self.num_rows)
-            values = values.narrow(0, min(start - offset, len(values)), max(stop - start, 0))
-            offset = start - self.first_row
-        elif self.num_rows is not None:
-            values = values.narrow(0, self.first_row, self.num_rows)
-        return LocalShard(self._arranged(values), self._order(values.ndim).index(sharding.dim), offset, sharding)
-
-    def _arranged(self, values: Tensor) -> Tensor:
-        return values.permute(self._order(values.ndim)) if self.stack or self.transposed else values
-
-    def _order(self, ndim: int) -> list[int]:
-        """Which dimension of the parameter each dimension of the block is."""
-        first, second, *kernel = range(self.stack, ndim)
-        matrix = [second, first] if self.transposed else [first, second]
-        return [*matrix, *kernel, *range(self.stack)]
-
-
-class LocalShard(NamedTuple):
-    """What a process holds of a block ``(O, I, ...)``.
-
-    Attributes:
-        values: A view, of the block's shape but for ``dim``.
-        dim: The dimension of the block that is cut between processes.
-        offset: Where along it ``values`` begin.
-        sharding: How the parameter is cut; ``None`` if this process holds all of it.
-    """
-
-    values: Tensor
-    dim: int = 0
-    offset: int = 0
-    sharding: "_Sharding | None" = None
-
-    def scatter(self, lines: Tensor, axis: Axis, index: Tensor) -> None:
-        """Store whole lines, shape ``(R, ...)``, at the places ``index``, shape ``(R,)``."""
-        own, index = lines_along(self.values, axis), index.to(self.values.device)
-        lines, dim = lines.to(own), _dim_along(self.dim, axis)
-        if self.sharding is None:
-            own.index_copy_(0, index, lines)
-        elif own.numel() and dim == 0:
-            here = self._holds(index, len(own))
-            own.index_copy_(0, index[here] - self.offset, lines[here])
-        elif own.numel():
-            own.index_copy_(0, index, lines.narrow(dim, self.offset, own.shape[dim]))
-
-    def gather(self, axis: Axis, index: Tensor, shape: Sequence[int]) -> Tensor:
-        """The whole lines at ``index``, shape ``(R, ...)``.
-
-        Args:
-            axis: Columns or rows.
-            index: Which, shape ``(R,)``.
-            shape: Of the block, ``(O, I, ...)``.
-        """
-        own, index = lines_along(self.values, axis), index.to(self.values.device)
-        if self.sharding is None:
-            return own.index_select(0, index)
-        outputs, inputs, *kernel = shape
-        lines = own.new_zeros(len(index), outputs if axis == "column" else inputs, *kernel)
-        dim = _dim_along(self.dim, axis)
-        if own.numel() and dim == 0:
-            here = self._holds(index, len(own))
-            lines[here] = own.index_select(0, index[here] - self.offset)
-        elif own.numel():
-            lines.narrow(dim, self.offset, own.shape[dim]).copy_(own.index_select(0, index))
-        lines = lines.to(self.sharding.device)
-        dist.all_reduce(
-            lines, group=self.sharding.group
-        )  # each number comes from one process, and zeros from the others
-        return lines
-
-    def _holds(self, index: Tensor, lines: int) -> Tensor:
-        return (index >= self.offset) & (index < self.offset + lines)
-
-
-class _Sharding(NamedTuple):
-    """How a DTensor is sharding.
-
-    Attributes:
-        dim: Along which dimension.
-        offset: Where this process's share begins.
-        group: The processes that hold it together.
-        device: On which their exchanges run; the shares themselves may be kept on the CPU.
+        dim: Dimension along which it is split.
+        offset: Index along ``dim`` at which the shard of this process begins.
+        group: The processes that hold the shards of one copy.
+        device: Device type for collectives.  The shards may be on the CPU (offloading) while this is ``"cuda"``.
     """
 
     dim: int
@@ -143,88 +38,164 @@ class _Sharding(NamedTuple):
     device: str
 
     @classmethod
-    def of(cls, stored: DTensor) -> "_Sharding":
-        mesh, placements = stored.device_mesh, stored.placements
-        shardings = [(mesh_dim, place.dim) for mesh_dim, place in enumerate(placements) if type(place) is Shard]
-        if len(shardings) != 1 or sum(place.is_replicate() for place in placements) != len(placements) - 1:
+    def of(cls, tensor: DTensor) -> "Sharding":
+        """Read the placements of a DTensor.
+
+        Raises:
+            ValueError: It is not split along exactly one dimension, for example by tensor parallelism.
+        """
+        mesh, placements = tensor.device_mesh, tensor.placements
+        splits = [(mesh_dim, place.dim) for mesh_dim, place in enumerate(placements) if type(place) is Shard]
+        if len(splits) != 1 or sum(place.is_replicate() for place in placements) != len(placements) - 1:
             raise ValueError(
-                f"A sliced weight of shape {tuple(stored.shape)} is placed as {placements}; slices know weights that"
-                " are cut along one dimension (FSDP2, also with replicas), not tensor parallelism."
+                f"A sliced weight of shape {tuple(tensor.shape)} is placed as {placements}. Slices support weights that"
+                " are sharded along one dimension (FSDP2, also with replicas), not tensor parallelism."
             )
-        [(mesh_dim, dim)] = shardings
-        size, share = stored.shape[dim], -(-stored.shape[dim] // mesh.size(mesh_dim))
-        offset = min(share * mesh.get_local_rank(mesh_dim), size)
+        [(mesh_dim, dim)] = splits
+        size, rows = tensor.shape[dim], -(-tensor.shape[dim] // mesh.size(mesh_dim))
+        offset = min(rows * mesh.get_local_rank(mesh_dim), size)
         return cls(dim, offset, mesh.get_group(mesh_dim), mesh.device_type)
 
 
+class LocalShard(NamedTuple):
+    """The part of a matrix ``(O, I, ...)`` that this process stores, as a view outside autograd.
+
+    Attributes:
+        values: The stored numbers: the shape of the matrix, except along ``dim``.
+        dim: Dimension of the matrix that is split over processes.
+        offset: Index along ``dim`` at which ``values`` begins.
+        sharding: How the parameter is split; ``None`` if this process stores all of it.
+    """
+
+    values: Tensor
+    dim: int = 0
+    offset: int = 0
+    sharding: Sharding | None = None
+
+    @classmethod
+    def of(cls, layout: MatrixLayout, stored: Tensor) -> "LocalShard":
+        """The local part of the matrix that ``layout`` describes, in a stored parameter."""
+        if not isinstance(stored, DTensor):
+            return cls(layout.view(stored.data))
+        sharding = Sharding.of(stored)
+        values, offset = to_local(stored), sharding.offset
+        if layout.num_rows is not None and sharding.dim == 0:
+            start = max(offset, layout.first_row)
+            stop = min(offset + len(values), layout.first_row + layout.num_rows)
+            values = values.narrow(0, min(start - offset, len(values)), max(stop - start, 0))
+            offset = start - layout.first_row
+        elif layout.num_rows is not None:
+            values = values.narrow(0, layout.first_row, layout.num_rows)
+        return cls(layout.arrange(values), layout.order(values.ndim).index(sharding.dim), offset, sharding)
+
+    def scatter(self, lines: Tensor, axis: Axis, index: Tensor) -> None:
+        """Store whole lines; every process keeps its own part of them.
+
+        Args:
+            lines: The lines, shape ``(R, ...)``, equal on all processes.
+            axis: Columns or rows.
+            index: Their indices, shape ``(R,)``.
+        """
+        own, index = lines_along(self.values, axis), index.to(self.values.device)
+        lines, dim = lines.to(own), _dim_along(self.dim, axis)
+        if self.sharding is None:
+            own.index_copy_(0, index, lines)
+        elif own.numel() and dim == 0:
+            here = self._stores(index, len(own))
+            own.index_copy_(0, index[here] - self.offset, lines[here])
+        elif own.numel():
+            own.index_copy_(0, index, lines.narrow(dim, self.offset, own.shape[dim]))
+
+    def gather(self, axis: Axis, index: Tensor, shape: Sequence[int]) -> Tensor:
+        """Collect whole lines from all processes.
+
+        Args:
+            axis: Columns or rows.
+            index: Their indices, shape ``(R,)``.
+            shape: Shape of the whole matrix, ``(O, I, ...)``.
+
+        Returns:
+            The lines, shape ``(R, ...)``, on every process.
+        """
+        own, index = lines_along(self.values, axis), index.to(self.values.device)
+        if self.sharding is None:
+            return own.index_select(0, index)
+        outputs, inputs, *kernel = shape
+        lines = own.new_zeros(len(index), outputs if axis == "column" else inputs, *kernel)
+        dim = _dim_along(self.dim, axis)
+        if own.numel() and dim == 0:
+            here = self._stores(index, len(own))
+            lines[here] = own.index_select(0, index[here] - self.offset)
+        elif own.numel():
+            lines.narrow(dim, self.offset, own.shape[dim]).copy_(own.index_select(0, index))
+        lines = lines.to(self.sharding.device)
+        dist.all_reduce(lines, group=self.sharding.group)  # one process has each number, the others add zero
+        return lines
+
+    def _stores(self, index: Tensor, count: int) -> Tensor:
+        """Which of the lines ``index`` this process stores, bool, shape ``(R,)``."""
+        return (index >= self.offset) & (index < self.offset + count)
+
+
 def is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
-    """Whether processes share a tensor out among them."""
+    """Whether the tensor is a DTensor, split over processes."""
     return isinstance(tensor, DTensor)
 
 
+def num_shards(tensor: DTensor) -> int:
+    """The number of processes that hold one copy of a DTensor together; replicas do not count."""
+    return dist.get_world_size(Sharding.of(tensor).group)
+
+
 def reshard(net: nn.Module) -> None:
-    """Have FSDP2 put its shares in their places: after a forward pass whole copies may stand there, as they were."""
+    """Free the full parameters that FSDP2 may keep after a forward pass, so that reads and writes meet the shards."""
     if getattr(net, "_is_fsdp_managed_module", False):
         for module in net.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
 
-def num_shards(tensor: DTensor) -> int:
-    """How many processes share a tensor out among them, not counting replicas."""
-    return dist.get_world_size(_Sharding.of(tensor).group)
-
-
 def to_local(tensor: Tensor) -> Tensor:
-    """This process's share of a tensor, outside autograd; the tensor itself where it is whole."""
+    """The local shard of a DTensor, or the tensor itself; both outside autograd."""
     return tensor.to_local().data if isinstance(tensor, DTensor) else tensor.data
 
 
-def local_slice_of(whole: Tensor, like: Tensor) -> Tensor:
-    """The share of a whole tensor that this process would hold, were it cut as ``like`` is."""
+def local_slice_of(full: Tensor, like: Tensor) -> Tensor:
+    """The part of a full tensor that this process would store, were it split like ``like``."""
     if not isinstance(like, DTensor):
-        return whole
-    sharding = _Sharding.of(like)
-    return (
-        whole.narrow(sharding.dim, sharding.offset, to_local(like).shape[sharding.dim])
-        if to_local(like).numel()
-        else to_local(like)
-    )
+        return full
+    sharding, local = Sharding.of(like), to_local(like)
+    return full.narrow(sharding.dim, sharding.offset, local.shape[sharding.dim]) if local.numel() else local
 
 
 def full_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors ``(R, L)`` as whole ones; those that are sharded, alike and along R, come by one exchange."""
+    """The full values of tensors ``(R, L)``, outside autograd.
+
+    Sharded tensors of one type, split along R over the same processes, take one collective together.
+    """
     sharded = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
     if not sharded:
         return [tensor.data for tensor in tensors]
-    found = iter(_all_gather(sharded))
-    return [next(found) if is_sharded(tensor) else tensor.data for tensor in tensors]
+    gathered = iter(_all_gather(sharded))
+    return [next(gathered) if is_sharded(tensor) else tensor.data for tensor in tensors]
 
 
 def _all_gather(sharded: Sequence[DTensor]) -> list[Tensor]:
-    shardings = [_Sharding.of(tensor) for tensor in sharded]
-    if (
-        len({(sharding.dim, sharding.group, tensor.dtype) for sharding, tensor in zip(shardings, sharded, strict=True)})
-        > 1
-        or shardings[0].dim
-    ):
-        return [cast("DTensor", tensor.to(shardings[0].device)).full_tensor().data for tensor in sharded]
-    group = shardings[0].group
+    shardings = [Sharding.of(tensor) for tensor in sharded]
+    dim, _, group, device = shardings[0]
+    alike = {(each.dim, each.group, tensor.dtype) for each, tensor in zip(shardings, sharded, strict=True)}
+    if len(alike) > 1 or dim != 0:
+        return [cast("DTensor", tensor.to(device)).full_tensor().data for tensor in sharded]
     size = dist.get_world_size(group)
     rows = [-(-tensor.shape[0] // size) for tensor in sharded]  # of each process but the last ones
     padded = [F.pad(to_local(t), (0, 0, 0, count - len(to_local(t)))) for t, count in zip(sharded, rows, strict=True)]
-    own = torch.cat([values.flatten() for values in padded]).to(shardings[0].device)
+    own = torch.cat([values.flatten() for values in padded]).to(device)
     gathered = own.new_empty(size * len(own))
     dist.all_gather_into_tensor(gathered, own, group=group)
     parts = torch.split(gathered.view(size, -1), [values.numel() for values in padded], dim=1)
     return [part.reshape(-1, tensor.shape[1])[: tensor.shape[0]] for part, tensor in zip(parts, sharded, strict=True)]
 
 
-def lines_along(matrix: Tensor, axis: Axis) -> Tensor:
-    """A matrix ``(O, I, ...)`` as a view of shape ``(size, ...)``, one line after the other."""
-    return matrix.transpose(0, 1) if axis == "column" else matrix
-
-
 def _dim_along(dim: int, axis: Axis) -> int:
-    """The dimension of a block, counted as in :func:`lines_along`."""
+    """Dimension ``dim`` of a matrix, in the order of :func:`lines_along`."""
     return {0: 1, 1: 0}.get(dim, dim) if axis == "column" else dim

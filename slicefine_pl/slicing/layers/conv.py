@@ -1,10 +1,10 @@
-"""Sliced convolutions: one dense forward pass, and the weight gradient of the live channels only.
+"""Sliced convolutions: the ordinary dense forward pass, and the weight gradient of some channels only.
 
-A column is an input channel, a row an output channel, each with all places of the kernel.  With groups, a weight has as
-many columns as a group has input channels, and column j stands for the j-th channel of every group.
+A column is an input channel and a row is an output channel, each with the whole kernel.  With groups, the weight has as
+many columns as one group has input channels, and column j means the j-th channel of every group.
 
-Shapes:  B batch · G groups · O output channels · I input channels of a group · K places of the kernel · R rank
-Source:  Kowsher et al., SliceFine, arXiv:2510.08513; rows and columns of a convolution as channels are our reading.
+Shapes:  B batch · G groups · O output channels · I input channels per group · K kernel size · R lines of the slice
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513.  Channels as the rows and columns of a convolution are our choice.
 """
 
 from typing import Any, NamedTuple
@@ -13,21 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.distributed.shards import MatrixLayout, lines_along
 from slicefine_pl.slicing.layers.base import SlicedLayer
+from slicefine_pl.slicing.layers.gradients import line_norms, refuse_double_backward, slice_gradient
+from slicefine_pl.slicing.layout import MatrixLayout, lines_along
 from slicefine_pl.slicing.schedule import Axis
-from slicefine_pl.slicing.slice import Slice, line_norms, refuse_second_derivatives, slice_gradient
+from slicefine_pl.slicing.slice import Slice
 
-SCORE_EXAMPLES = 1  # the weight gradient of so many examples ranks the channels
-CONVOLUTIONS = {
-    1: F.conv1d,
-    2: F.conv2d,
-    3: F.conv3d,
-}  # by spatial dimensions; unlike torch.convolution known to autocast
+SCORE_EXAMPLES = 1  # examples whose weight gradient ranks the channels
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}  # by spatial dimensions; autocast ignores torch.convolution
 
 
 class Geometry(NamedTuple):
-    """How a convolution lays its kernel; a number for each spatial dimension, and the number of groups (G)."""
+    """Stride, padding and dilation of a convolution, one number per spatial dimension, and its groups (G)."""
 
     stride: list[int]
     padding: list[int]
@@ -36,7 +33,7 @@ class Geometry(NamedTuple):
 
 
 class _SlicedConv(torch.autograd.Function):
-    """A convolution whose weight gradient exists for the live channels only; see :func:`sliced_conv`."""
+    """A convolution that computes the weight gradient of a slice only; see :func:`sliced_conv`."""
 
     @staticmethod
     def forward(
@@ -64,7 +61,7 @@ class _SlicedConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight, trainable, index, sample = ctx.saved_tensors
-        refuse_second_derivatives()
+        refuse_double_backward()
         needs_x, _, needs_bias, needs_slice, *_ = ctx.needs_input_grad
         grad_x = _input_gradient(grad_y, ctx.shape, weight, ctx.geometry) if needs_x else None
         grad_bias = grad_y.transpose(0, 1).flatten(1).sum(1) if needs_bias else None
@@ -79,9 +76,9 @@ class _SlicedConv(torch.autograd.Function):
 
 
 def _channels(index: Tensor, weight: Tensor, groups: int, axis: Axis) -> Tensor | None:
-    """The input channels that the live lines read, once for each line; ``None`` where that is no fewer than all.
+    """The input channels that the slice reads, for each line separately; ``None`` if these are not fewer than all.
 
-    A live column reads a channel of every group, a live row all channels of its own group.
+    A column reads one channel of every group.  A row reads all channels of its own group.
     """
     outputs, inputs = weight.shape[:2]
     if axis == "column":
@@ -94,25 +91,25 @@ def _channels(index: Tensor, weight: Tensor, groups: int, axis: Axis) -> Tensor 
 
 
 def _block_gradient(ctx: Any, grad_y: Tensor, kept: Tensor, weight: Tensor, index: Tensor) -> Tensor:
-    """Weight gradient of the live lines, shape ``(O, R, ...)`` or ``(R, I, ...)``."""
+    """The weight gradient of the slice, shape ``(O, R, ...)`` or ``(R, I, ...)``."""
     geometry: Geometry = ctx.geometry
     if ctx.axis == "column":
         return _weight_gradient(grad_y, kept, weight, geometry)
-    if geometry.groups > 1 and not ctx.own_groups:  # few groups: to take each row's apart would cost more than all rows
+    if geometry.groups > 1 and not ctx.own_groups:  # few groups: all rows together cost less than each alone
         return _weight_gradient(grad_y, kept, weight, geometry).index_select(0, index)
-    lone = geometry._replace(groups=len(index) if ctx.own_groups else 1)
-    return _weight_gradient(grad_y.index_select(1, index), kept, weight, lone)
+    single = geometry._replace(groups=len(index) if ctx.own_groups else 1)
+    return _weight_gradient(grad_y.index_select(1, index), kept, weight, single)
 
 
 def _input_gradient(grad_y: Tensor, shape: torch.Size, weight: Tensor, geometry: Geometry) -> Tensor:
-    like = grad_y.new_empty(1).expand(shape)  # only its shape counts
+    like = grad_y.new_empty(1).expand(shape)  # only the shape is used
     return _backward(grad_y, like, weight.to(grad_y.dtype), geometry, [True, False, False])[0]
 
 
 def _weight_gradient(grad_y: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """Weight gradient between the given channels, shape ``(channels of grad_y, channels of x / G, *kernel)``."""
+    """The weight gradient between given channels, shape ``(channels of grad_y, channels of x / G, *kernel)``."""
     shape = (grad_y.shape[1], x.shape[1] // geometry.groups, *weight.shape[2:])
-    like = grad_y.new_empty(1).expand(shape)  # only its shape counts
+    like = grad_y.new_empty(1).expand(shape)  # only the shape is used
     return _backward(grad_y, x, like, geometry, [False, True, False])[1]
 
 
@@ -131,17 +128,16 @@ def sliced_conv(
     slice_: Slice,
     geometry: Geometry,
 ) -> Tensor:
-    """Convolve with a weight of which only some channels are trainable.
+    """Compute ``F.conv1d``, ``F.conv2d`` or ``F.conv3d``, with a weight gradient for some channels only.
 
-    The value is that of ``F.conv1d``, ``F.conv2d`` or ``F.conv3d``: ``weight`` must already hold the live values.
-    Saves for backward the channels of the input that the live lines read; for rows of no more groups than lines, the
-    input itself.
+    The backward pass saves the input channels that the slice reads.  For rows that is the whole input, unless there are
+    more groups than lines.
 
     Args:
-        x: Input, shape ``(B, G I, ...)``.
-        weight: Shape ``(O, I, ...)``; receives no gradient.
-        bias: Shape ``(O,)``, or ``None``; receives a gradient if it requires one.
-        slice_: The channels that receive a gradient.
+        x: Input, shape ``(B, G · I, ...)``.
+        weight: Weight, shape ``(O, I, ...)``, into which the slice's values have been written; receives no gradient.
+        bias: Bias, shape ``(O,)``, or ``None``; receives a gradient if it requires one.
+        slice_: The channels of the weight that receive a gradient.
         geometry: Stride, padding, dilation and groups.
 
     Returns:
@@ -154,7 +150,7 @@ def sliced_conv(
 
 
 class SlicedConv(SlicedLayer):
-    """A convolution: ``torch.nn.Conv1d``, ``Conv2d`` or ``Conv3d``."""
+    """Sliced ``torch.nn.Conv1d``, ``Conv2d`` or ``Conv3d``."""
 
     bias: nn.Parameter | None
     stride: tuple[int, ...]
@@ -175,7 +171,7 @@ class SlicedConv(SlicedLayer):
         padding = [0] * len(self.stride)
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        elif isinstance(self.padding, str):  # "same" may need more on one side than on the other
+        elif isinstance(self.padding, str):  # "same" may pad one side more than the other
             x = F.pad(x, self._reversed_padding_repeated_twice)
         else:
             padding = list(self.padding)

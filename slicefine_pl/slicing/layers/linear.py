@@ -1,10 +1,11 @@
-"""Sliced linear maps: one dense forward pass, and the gradient of the live lines only.
+"""Sliced linear layers: ``torch.nn.Linear``, and transformers' ``Conv1D``, whose weight is stored transposed.
 
-Covers ``torch.nn.Linear`` and transformers' ``Conv1D``, which is a linear map with a transposed weight.
+The forward pass is the ordinary dense matmul.  The backward pass computes the gradient of the slice only, so a column
+slice saves R columns of the input instead of the whole input.
 
-Shapes:  T tokens (all leading dimensions of the input) · O outputs · I inputs · R rank of the slice
-Source:  Kowsher et al., SliceFine, arXiv:2510.08513; saving only the live columns of the input is also PaCA's idea
-(arXiv:2503.01905).
+Shapes:  T tokens (all leading dimensions of the input) · O outputs · I inputs · R lines of the slice
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513.  PaCA (arXiv:2503.01905) also saves only the trained columns of
+the input.
 """
 
 from typing import Any
@@ -13,16 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.distributed.shards import MatrixLayout
 from slicefine_pl.slicing.layers.base import SlicedLayer
+from slicefine_pl.slicing.layers.gradients import refuse_double_backward, slice_gradient, zero_nonfinite
+from slicefine_pl.slicing.layout import MatrixLayout
 from slicefine_pl.slicing.schedule import Axis
-from slicefine_pl.slicing.slice import Slice, refuse_second_derivatives, slice_gradient, zero_nonfinite
+from slicefine_pl.slicing.slice import Slice
 
-SCORE_TOKENS = 64  # gradients of so many tokens rank the lines; more cost more and rank no better
+SCORE_TOKENS = 64  # tokens whose gradients rank the lines; more tokens cost more and rank no better
 
 
 class _SlicedLinear(torch.autograd.Function):
-    """``F.linear`` whose weight gradient exists for the live lines only; see :func:`sliced_linear`."""
+    """``F.linear`` that computes the weight gradient of a slice only; see :func:`sliced_linear`."""
 
     @staticmethod
     def forward(
@@ -47,18 +49,18 @@ class _SlicedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight, trainable, index, sample = ctx.saved_tensors
-        refuse_second_derivatives()
+        refuse_double_backward()
         needs_x, _, needs_bias, needs_slice, *_ = ctx.needs_input_grad
         outputs = grad_y.reshape(-1, grad_y.shape[-1])  # (T, O)
         inputs = kept.reshape(-1, kept.shape[-1])  # (T, R) for columns, (T, I) for rows
         grad_x = None
         if needs_x:
-            # Of two matrices: grad_y may be a permuted view, and torch multiplies those example by example.
+            # As a product of two matrices: for a permuted view, torch would multiply example by example.
             grad_x = (outputs @ weight.to(grad_y.dtype)).view(*grad_y.shape[:-1], weight.shape[1])
         grad_bias = outputs.sum(0) if needs_bias else None
         grad_slice = None
         if needs_slice:
-            # R first: on CPU several times faster than the (O, R) product.
+            # R first: on CPU this is several times faster than the (O, R) product.
             grad_slice = inputs.t() @ outputs if ctx.axis == "column" else outputs.index_select(1, index).t() @ inputs
             grad_slice = slice_gradient(grad_slice, trainable)
         if ctx.score is not None:
@@ -68,35 +70,35 @@ class _SlicedLinear(torch.autograd.Function):
 
 
 def _sample(x: Tensor) -> Tensor:
-    """At most about ``SCORE_TOKENS`` of the tokens, evenly spread, shape ``(., I)``.
+    """About ``SCORE_TOKENS`` of the tokens, evenly spaced, shape ``(t, I)``.
 
-    An odd stride, so that it does not meet the same place of every sequence when lengths are even.
+    The stride is odd.  With sequences of even length, an even stride would take the same positions of each.
     """
     tokens = x.reshape(-1, x.shape[-1])
     return tokens[:: tokens.shape[0] // SCORE_TOKENS | 1]
 
 
 def _line_norms(inputs: Tensor, outputs: Tensor, axis: Axis) -> Tensor:
-    """Norm of every column or row of the weight gradient ``outputsᵀ @ inputs``, without forming it.
+    """The norm of every column or row of the weight gradient ``outputsᵀ @ inputs``, without computing the gradient.
 
-    With X (t, I) and G (t, O), column j of GᵀX has the squared norm ``x_jᵀ (G Gᵀ) x_j``, and row i ``g_iᵀ (X Xᵀ) g_i``:
-    for few tokens t that is cheap.
+    With X of shape (t, I) and G of shape (t, O), column j of GᵀX has the squared norm ``x_jᵀ (G Gᵀ) x_j``, and row i
+    ``g_iᵀ (X Xᵀ) g_i``.  This is cheap for few tokens t.
     """
     lines, others = (inputs, outputs) if axis == "column" else (outputs, inputs)
     return (lines * (others @ others.t() @ lines)).sum(0).clamp_min(0).sqrt()
 
 
 def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, slice_: Slice) -> Tensor:
-    """Apply a linear map of which only some lines of the weight are trainable.
+    """Compute ``F.linear(x, weight, bias)``, with a gradient for some lines of the weight only.
 
-    The value is ``F.linear(x, weight, bias)``: ``weight`` must already hold the live values.  Saves the live columns of
-    the input for backward, shape ``(T, R)``, or for rows the input itself; the full weight gradient is never formed.
+    For columns, the backward pass saves R columns of the input, shape ``(T, R)``; for rows, the input itself.  The full
+    weight gradient is never computed.
 
     Args:
         x: Input, shape ``(..., I)``.
-        weight: Shape ``(O, I)``; receives no gradient.
-        bias: Shape ``(O,)``, or ``None``; receives a gradient if it requires one.
-        slice_: The lines that receive a gradient.
+        weight: Weight, shape ``(O, I)``, into which the slice's values have been written; receives no gradient.
+        bias: Bias, shape ``(O,)``, or ``None``; receives a gradient if it requires one.
+        slice_: The lines of the weight that receive a gradient.
 
     Returns:
         Output, shape ``(..., O)``.
@@ -108,7 +110,7 @@ def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, slice_: Slice)
 
 
 class SlicedLinear(SlicedLayer):
-    """A linear map: ``torch.nn.Linear``, with its weight stored as ``(O, I)``."""
+    """Sliced ``torch.nn.Linear``, whose weight is stored as ``(O, I)``."""
 
     bias: nn.Parameter | None
 
@@ -124,7 +126,7 @@ class SlicedLinear(SlicedLayer):
 
 
 class SlicedConv1D(SlicedLinear):
-    """A linear map with its weight stored as ``(I, O)``, as in transformers' ``Conv1D`` (GPT-2)."""
+    """Sliced ``transformers.pytorch_utils.Conv1D`` (GPT-2), a linear map whose weight is stored as ``(I, O)``."""
 
     @classmethod
     def slicefine_layouts(cls, dense: nn.Module) -> list[MatrixLayout]:

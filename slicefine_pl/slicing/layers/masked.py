@@ -1,7 +1,7 @@
-"""Sliced layers that compute as their dense classes do: the dense gradient is formed, and the slice takes its part.
+"""Sliced layers that compute as their dense class does.  The slice takes its part of the dense weight gradient.
 
-A parameter that the layer reads stands behind a reader (see ``layer.py``); torch's recurrent layers need help, because
-they read their weights once and keep the list.
+These layers read their parameters through the properties of ``readers.py``.  Recurrent layers need more: torch's read
+their weights once, and keep them in a list.
 """
 
 import weakref
@@ -13,13 +13,13 @@ from slicefine_pl.slicing.layers.base import SlicedLayer
 
 
 class MaskedLayer(SlicedLayer):
-    """Any module: computes as its dense class does, reading its sliced parameters through their readers."""
+    """Any module.  It computes as its dense class does, and reads its sliced parameters through their properties."""
 
 
 class MaskedRecurrent(MaskedLayer):
-    """``torch.nn.LSTM``, ``GRU`` and ``RNN``: readers stand in the list of weights during a forward pass only.
+    """``torch.nn.LSTM``, ``GRU`` and ``RNN``.  The list of weights is read anew for each forward pass.
 
-    Kept beyond it, they could be neither copied nor pickled.
+    It is reset afterwards, because tensors with a gradient function can be neither copied nor pickled.
     """
 
     _flat_weights_names: list[str]
@@ -38,9 +38,9 @@ class MaskedRecurrent(MaskedLayer):
         self._flat_weight_refs = [None if weight is None else weakref.ref(weight) for weight in self._flat_weights]
 
     def _update_flat_weights(self) -> None:
-        """Leave the list as it is: ``forward`` has brought it up to date."""
+        """Do nothing: ``forward`` has updated the list."""
 
 
 def masked_class(module: nn.Module) -> type[MaskedLayer]:
-    """The masked kind of a module."""
+    """The masked class of sliced layer for a module."""
     return MaskedRecurrent if isinstance(module, nn.RNNBase) else MaskedLayer

@@ -14,59 +14,66 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from slicefine_pl.network.layers import transformers_conv1d
-from slicefine_pl.slicing.distributed.shards import MatrixLayout
 from slicefine_pl.slicing.layers.attention import SlicedMultiheadAttention
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.layers.conv import SlicedConv
 from slicefine_pl.slicing.layers.linear import SlicedConv1D, SlicedLinear
 from slicefine_pl.slicing.layers.masked import masked_class
+from slicefine_pl.slicing.layout import MatrixLayout
 from slicefine_pl.slicing.packed import can_be_trained
 
 Backend = Literal["auto", "compact", "mask"]
+"""How the gradient of a slice is computed: alone, as a part of the dense gradient, or alone wherever possible."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 KERNELS = (_ConvNd, nn.Bilinear)
-LAYERS = (nn.Linear, _ConvNd, nn.MultiheadAttention)  # sliced without being named; other parameters only by name
-COMPACT = "nn.Linear, transformers' Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention"
+LAYERS = (nn.Linear, _ConvNd, nn.MultiheadAttention)  # sliced by default; other parameters only by name
+COMPACT_LAYERS = "nn.Linear, transformers' Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention"
 
 
 @dataclass(frozen=True)
 class SliceableMatrix:
-    """A matrix that a slice could lie in.
+    """A matrix of a network that a slice could lie in.
 
     Attributes:
-        name: Of the module; followed by the parameter, and the block, where that is not simply ``weight``.
-        module: The owner of the parameter.
-        implementation: The compact kind of sliced layer, or a ``MaskedLayer``.
-        layout: Where in the module's parameters the matrix lies.
-        layer: Whether the module maps inputs to outputs by this matrix, rather than being an embedding or the like.
+        name: Name of the module, followed by the parameter and the part of it where that is not simply ``weight``.
+        module: The module that owns the parameter.
+        implementation: The class of sliced layer that would train it: a compact one, or a ``MaskedLayer``.
+        layout: How the parameter stores the matrix.
+        is_layer_weight: Whether the matrix is the weight of a linear layer, convolution or attention.  Others, such as
+            embeddings, are sliced only where the user names them.
     """
 
     name: str
     module: nn.Module
     implementation: type[SlicedLayer]
     layout: MatrixLayout
-    layer: bool
+    is_layer_weight: bool
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The parameter that holds the matrix."""
+        """The parameter that stores the matrix."""
         parameter = self.module._parameters[self.layout.parameter]
-        assert parameter is not None  # candidates() has looked
+        assert parameter is not None  # sliceable_matrices() has checked it
         return parameter
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape ``(O, I, ...)``."""
+        """Shape of the matrix, ``(O, I, ...)``."""
         return tuple(self.layout.view(self.parameter).shape)
 
 
 def sliceable_matrices(net: nn.Module, backend: Backend) -> Iterator[SliceableMatrix]:
-    """Everything in a network that has at least two dimensions, in the order of ``net.named_modules()``."""
+    """All matrices of a network: every parameter of two or more dimensions, in the order of ``net.named_modules()``.
+
+    Args:
+        net: The network.
+        backend: ``"mask"`` chooses masked classes throughout.
+    """
     owners = _parametrized(net)
     for name, module in net.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            continue  # compiled: its class cannot be changed
+            continue  # the class of a compiled module cannot be changed
         compact = compact_class(module)
         layouts = [] if compact is None else compact.slicefine_layouts(module)
         served = {layout.parameter for layout in layouts}
@@ -77,14 +84,15 @@ def sliceable_matrices(net: nn.Module, backend: Backend) -> Iterator[SliceableMa
         ]
         chosen = masked_class(module) if backend == "mask" or compact is None else compact
         for layout in [*layouts, *others]:
-            layer = layout in layouts or (layout.parameter == "weight" and isinstance(module, LAYERS))
-            yield SliceableMatrix(_told(name, layout), module, chosen, layout, layer)
+            is_layer_weight = layout in layouts or (layout.parameter == "weight" and isinstance(module, LAYERS))
+            yield SliceableMatrix(_matrix_name(name, layout), module, chosen, layout, is_layer_weight)
 
 
 def compact_class(module: nn.Module) -> type[SlicedLayer] | None:
-    """The kind that computes what ``module`` does, with the gradient of the slice only; ``None`` if there is none.
+    """The compact class of sliced layer that computes what ``module`` does; ``None`` if there is none.
 
-    A subclass counts when it computes exactly what its base class computes; a weight behind a parametrization does not.
+    A subclass of a known layer qualifies if it does not override what the layer computes.  A layer whose weight is
+    parametrized does not qualify.
     """
     forward = type(module).forward
     if isinstance(module, nn.MultiheadAttention):
@@ -96,19 +104,19 @@ def compact_class(module: nn.Module) -> type[SlicedLayer] | None:
     if isinstance(module, nn.Linear):
         return SlicedLinear if forward is nn.Linear.forward else None
     if isinstance(module, CONVOLUTIONS):
-        return SlicedConv if _convolves_plainly(module) else None
+        return SlicedConv if _computes_plain_convolution(module) else None
     conv1d = transformers_conv1d(module)
     return SlicedConv1D if conv1d is not None and forward is conv1d.forward else None
 
 
-def _convolves_plainly(module: nn.Module) -> bool:
+def _computes_plain_convolution(module: nn.Module) -> bool:
     classes = [base for base in CONVOLUTIONS if isinstance(module, base)]
     own = type(module)
     return any(own.forward is base.forward and own._conv_forward is base._conv_forward for base in classes)  # type: ignore[attr-defined]
 
 
 def _parametrized(net: nn.Module) -> dict[int, nn.Module]:
-    """The layer whose parameter a parametrization computes, by the id of the module that holds the original."""
+    """Parametrized layers, by the id of the module that stores their original parameter."""
     return {
         id(originals): layer
         for layer in net.modules()
@@ -118,11 +126,11 @@ def _parametrized(net: nn.Module) -> dict[int, nn.Module]:
 
 
 def _masked_layout(layer: nn.Module, key: str, parameter: nn.Parameter) -> MatrixLayout:
-    """The matrix, or the stack of matrices, that a parameter without a compact kind holds.
+    """How a parameter without a compact class stores a matrix, or a stack of matrices.
 
-    A convolution's kernel and the weight of ``nn.Bilinear`` are ``(O, I, ...)``, and so is what has four dimensions or
-    more.  Three dimensions are a stack of matrices elsewhere, such as experts ``(E, O, I)``; leading dimensions of size
-    1, such as the batch dimension of position embeddings, are a stack of one.
+    The weights of convolutions and of ``nn.Bilinear`` are ``(O, I, ...)``, and so are parameters of four or more
+    dimensions.  Other parameters of three dimensions are stacks, such as experts ``(E, O, I)``.  Leading dimensions of
+    size 1, such as the batch dimension of position embeddings, are stacks of one matrix.
     """
     if isinstance(layer, KERNELS):
         return MatrixLayout(key)
@@ -134,10 +142,10 @@ def _masked_layout(layer: nn.Module, key: str, parameter: nn.Parameter) -> Matri
 
 
 def _stores_inputs_first(layer: nn.Module) -> bool:
-    """Whether experts are stored as ``(E, I, O)``: transformers' modules say so, except Llama 4's."""
+    """Whether experts are stored as ``(E, I, O)``: an attribute in transformers, which Llama 4's experts lack."""
     return getattr(layer, "is_transposed", False) is True or type(layer).__name__ == "Llama4TextExperts"
 
 
-def _told(module: str, layout: MatrixLayout) -> str:
+def _matrix_name(module: str, layout: MatrixLayout) -> str:
     parts = [module, "" if layout.parameter == "weight" else layout.parameter, layout.part]
     return ".".join(filter(None, parts)) or layout.parameter  # the network itself may own the weight

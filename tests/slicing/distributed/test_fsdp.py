@@ -177,13 +177,13 @@ def test_what_a_process_keeps_is_counted():
     one, two = processes.run(counted, 2)
     assert one == two
     slices, weights, rest = 2 * (2 * 8) * 4, 2 * 64 * 4, 32 * 4
-    assert one.whole == slices + weights + rest
+    assert one.full == slices + weights + rest
     assert one.frozen == (weights + rest) // 2
     assert one.trained == slices // 2
     assert one.optimizer == 3 * slices // 2
-    assert one.passing == (64 + 16) * 4
-    assert one.resident == rest
-    assert one.peak == one.frozen + 4 * one.trained + 2 * one.passing + rest
+    assert one.largest_block == (64 + 16) * 4
+    assert one.outside_blocks == rest
+    assert one.peak == one.frozen + 4 * one.trained + 2 * one.largest_block + rest
 
 
 def wrong_use(what):
@@ -205,7 +205,7 @@ def wrong_use(what):
         shard_model(net)
         if what == "twice":
             shard_model(net)
-        if what != "not trusted":
+        if what != "not written":
             handle.write_manually()
         if what == "tensor parallel":
             weight = net.head.weight
@@ -221,18 +221,18 @@ def wrong_use(what):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("what", "told"),
+    ("what", "message"),
     [
-        ("sliced after", "sharded already, and slices are opened before"),
-        ("scalar", r"\['scale'\] are scalars, which cannot be shared out"),
-        ("types", "has to be of one type, but .* is float32 and head.bias is float16"),
-        ("tied", "layers.0.0.bias and layers.1.0.bias are one parameter, and in different blocks"),
+        ("sliced after", "already sharded, but slices must be opened before"),
+        ("scalar", r"\['scale'\] are scalars, which cannot be sharded"),
+        ("types", "must have one type, but .* is float32 and head.bias is float16"),
+        ("tied", "layers.0.0.bias and layers.1.0.bias are one parameter in different blocks"),
         ("meta", "have no values yet"),
-        ("twice", "sharded already; shard_model comes once"),
-        ("not trusted", r"Call handle.write_manually\(\) once, and handle.write\(\)"),
+        ("twice", "already sharded; call shard_model once"),
+        ("not written", r"Call handle.write_manually\(\) once, and handle.write\(\)"),
         ("tensor parallel", "not tensor parallelism"),
     ],
 )
-def test_wrong_use_is_told(what, told):
+def test_wrong_use_is_an_error_that_names_the_cause(what, message):
     for error in processes.run(wrong_use, 2, what):
-        assert re.search(told, error), error
+        assert re.search(message, error), error

@@ -9,10 +9,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
-from slicefine_pl.slicing.distributed.shards import LocalShard, MatrixLayout
-from slicefine_pl.slicing.layers.base import SlicedLayer, add_slice, close_layer, open_layer
+from slicefine_pl.slicing.distributed.shards import LocalShard
+from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.layers.linear import SCORE_TOKENS, sliced_linear
+from slicefine_pl.slicing.layers.opening import add_slice, close_layer, open_layer
 from slicefine_pl.slicing.layers.registry import compact_class
+from slicefine_pl.slicing.layout import MatrixLayout
 from slicefine_pl.slicing.slice import Slice
 
 O, I, R = 5, 7, 2  # odd and unequal, so that a swapped axis cannot pass

@@ -1,0 +1,40 @@
+"""What the backward passes of sliced layers share: the gradient of a slice, and scores of all lines."""
+
+import torch
+from torch import Tensor
+
+from slicefine_pl.slicing.layout import lines_along
+from slicefine_pl.slicing.schedule import Axis
+from slicefine_pl.slicing.slice import flatten_lines
+
+
+def refuse_double_backward() -> None:
+    """Refuse a backward pass that is recorded: compact layers save too little for second derivatives.
+
+    Raises:
+        RuntimeError: The backward pass runs with ``create_graph=True``.
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "Compact slices do not support second derivatives (create_graph=True); open them with backend='mask'."
+        )
+
+
+def slice_gradient(lines: Tensor, trainable: Tensor) -> Tensor:
+    """The gradient of ``trainable``, shape ``(R, L)``, from lines ``(R, ...)`` of a dense gradient.
+
+    A compiled backward pass must use the values of ``trainable``: otherwise they are not saved, and torch cannot detect
+    that the slice was changed in place after the forward pass.
+    """
+    gradient = flatten_lines(lines, trainable)
+    return torch.add(gradient, trainable, alpha=0) if torch.compiler.is_compiling() else gradient
+
+
+def line_norms(gradient: Tensor, axis: Axis) -> Tensor:
+    """The norm of every column or row of a dense gradient ``(O, I, ...)``, shape ``(I,)`` or ``(O,)``."""
+    return zero_nonfinite(lines_along(gradient, axis).flatten(1).float().norm(dim=1))
+
+
+def zero_nonfinite(norms: Tensor) -> Tensor:
+    """Replace NaN and infinity by zero: a step whose gradients overflow is skipped, and must not count in a score."""
+    return norms.nan_to_num(nan=0.0, posinf=0.0)
