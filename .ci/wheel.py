@@ -33,7 +33,7 @@ NEEDS = {
     "video": "from slicefine_pl.modules import VideoClassifier",
     "scaling": "from slicefine_pl.scaling import fit_scaling_law",
     "recipes": "from slicefine_pl.cli import run",
-    "plots": "from slicefine_pl.analysis.plots import plot_spectra",
+    "plots": "from slicefine_pl.analysis.plots import plot_kernels; plot_kernels({})",
 }
 DOCTESTS = """
 import doctest, importlib
