@@ -31,7 +31,12 @@ NEEDS = {
     "text": "from slicefine_pl.modules import TextClassifier",
     "image": "from slicefine_pl.modules import ImageClassifier",
     "video": "from slicefine_pl.modules import VideoClassifier",
-    "scaling": "from slicefine_pl.scaling import fit_scaling_law",
+    "scaling": """
+from slicefine_pl.scaling import fit_scaling_law
+size, data = [1e6, 2e6, 4e6, 8e6] * 4, [each for each in (1e8, 2e8, 4e8, 8e8) for _ in range(4)]
+loss = [2 + 100 / n**0.3 + 100 / d**0.3 for n, d in zip(size, data)]
+fit_scaling_law(sparsity=[0.0, 0.5, 0.75, 0.9] * 4, nonzero_params=size, data=data, loss=loss)
+""",
     "recipes": "from slicefine_pl.cli import run",
     "plots": """
 from lightning.pytorch import Trainer
