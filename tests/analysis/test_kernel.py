@@ -1,4 +1,4 @@
-"""The neural tangent kernel against closed forms and torch.func's Jacobian, in float64; and that it leaves no trace."""
+"""The tangent kernel is checked against closed forms and torch.func's Jacobian, and restores the network."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ N, I, C = 5, 7, 3
 
 
 class Conv(nn.Module):
-    """A convolution, attention, dropout, batch norm and two linear maps, with 3 outputs."""
+    """A convolution, attention, dropout, batch norm and two linear layers, with 3 outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def images():
 
 
 def jacobian(net, x, names):
-    """Rows (sample, output) of the Jacobian to the named parameters, by torch.func; each ``(N C, O, I, ...)``."""
+    """Return the Jacobian by torch.func for the named parameters, each of shape ``(N C, O, I, ...)``."""
     net = copy.deepcopy(net).eval()
     values = {name: parameter.detach() for name, parameter in net.named_parameters()}
     chosen = {name: values[name] for name in names}
@@ -54,7 +54,7 @@ def gram(rows):
     return sum(each.flatten(1) @ each.flatten(1).T for each in rows)
 
 
-def test_linear_map_has_the_closed_form():
+def test_linear_layer_has_the_closed_form():
     """d(W x + b)_c / dW_{kj} = δ_ck x_j, so K = (X Xᵀ) ⊗ I; the bias adds 1 1ᵀ ⊗ I."""
     net, x = nn.Linear(I, C).double(), torch.randn(N, I, dtype=torch.float64)
     found = kernel(net, net, [x], [net.weight])
@@ -65,14 +65,14 @@ def test_linear_map_has_the_closed_form():
 
 @pytest.mark.parametrize("max_rows", [2, 7, 14, 100])
 @pytest.mark.parametrize("parts", [1, 2, N])
-def test_any_network_agrees_with_the_jacobian_of_torch_func(net, images, max_rows, parts):
-    """However the rows and the batch are cut."""
+def test_kernel_agrees_with_the_jacobian_of_torch_func(net, images, max_rows, parts):
+    """Independent of ``max_rows`` and of the number of batches."""
     names = [name for name, _ in net.named_parameters()]
     found = kernel(net, net, images.split(math.ceil(N / parts)), net.parameters(), max_rows)
     torch.testing.assert_close(found, gram(jacobian(net, images, names).values()))
 
 
-def test_no_more_rows_than_allowed_are_held(net, images, monkeypatch):
+def test_max_rows_limits_memory(net, images, monkeypatch):
     held, most = [], []
     zeros = torch.Tensor.new_zeros
 
@@ -94,7 +94,7 @@ def test_no_more_rows_than_allowed_are_held(net, images, monkeypatch):
 @pytest.mark.parametrize("backend", ["auto", "mask"])
 @pytest.mark.parametrize(("axis", "moves"), [("column", 0), ("row", 1), ("alternate", 1)])
 def test_kernel_of_open_slices_is_the_dense_kernel_of_their_entries(net, images, axis, moves, backend):
-    """Gradients of a slice are that block of the dense gradient, so K of the slices sums over their entries only."""
+    """The gradient of a slice is a block of the dense gradient, so its kernel sums over these entries only."""
     names = {"conv": "conv.weight", "hidden": "hidden.weight", "head": "head.weight"}
     dense = jacobian(net, images, names.values())
     handle = slice_model(net, rank=2, axis=axis, targets=list(names), also_train=[r"norm\.bias"], backend=backend)
@@ -108,14 +108,14 @@ def test_kernel_of_open_slices_is_the_dense_kernel_of_their_entries(net, images,
     handle.close()
 
 
-def test_slices_of_full_width_have_the_dense_kernel_of_attention_too(net, images):
+def test_slices_of_full_width_have_the_dense_kernel_of_attention(net, images):
     dense = gram(jacobian(net, images, ["attention.in_proj_weight", "attention.out_proj.weight"]).values())
     handle = slice_model(net, rank=4, targets="attention", also_train="head")
     torch.testing.assert_close(kernel(net, net, [images], slice_parameters(handle)), dense)
 
 
-def test_target_weights_are_those_that_slices_would_lie_in(net):
-    """The four blocks of an attention lie in two parameters, each given once; what is narrower is left out."""
+def test_target_weights_contain_the_slices(net):
+    """The four matrices of attention lie in two parameters, each listed once; narrow layers are left out."""
     weights = target_weights(net, rank=3)
     assert [id(weight) for weight in weights] == [
         id(net.attention.in_proj_weight),
@@ -126,8 +126,8 @@ def test_target_weights_are_those_that_slices_would_lie_in(net):
     assert [id(weight) for weight in target_weights(net, "hid")] == [id(net.hidden.weight)]
 
 
-def test_nothing_is_left_behind(net, images):
-    """Modes, generators, requires_grad, .grad, buffers, and the scores of importance are as before."""
+def test_network_state_is_restored(net, images):
+    """Modes, random generators, requires_grad, .grad, buffers and importance scores are unchanged."""
     net.train()
     net.drop.eval()
     net.hidden.bias.requires_grad_(False)
@@ -149,14 +149,14 @@ def test_nothing_is_left_behind(net, images):
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 
-def test_an_error_inside_leaves_nothing_behind_either(net, images):
+def test_network_state_is_restored_after_an_error(net, images):
     with pytest.raises(ValueError, match=r"shape \(5, 3, 1\)"):
         kernel(net, lambda x: net(x).unsqueeze(-1), [images], [net.head.weight])
     assert net.training
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
-def test_what_the_outputs_do_not_depend_on_adds_nothing(net, images):
+def test_unused_parameters_add_nothing(net, images):
     lonely = nn.Linear(2, 2).double()
     net.add_module("lonely", lonely)
     found = kernel(net, net, [images], [net.head.weight, lonely.weight])
@@ -173,7 +173,7 @@ def test_what_the_outputs_do_not_depend_on_adds_nothing(net, images):
         ({"max_rows": 1}, "max_rows=1 is too small"),
     ],
 )
-def test_what_cannot_be_computed_is_refused(net, images, change, message):
+def test_invalid_arguments_are_refused(net, images, change, message):
     given = {"net": net, "outputs": net, "batches": [images], "parameters": [net.head.weight]} | change
     with pytest.raises(ValueError, match=message):
         kernel(**given)
@@ -198,7 +198,7 @@ def test_spectrum_of_the_identity_and_of_one_direction():
         spectrum(torch.zeros(2, 2))
 
 
-def test_drift_is_relative_and_knows_its_limits():
+def test_drift():
     before = torch.randn(3, 3)
     assert drift(before, before) == 0
     assert drift(1.5 * before, before) == pytest.approx(0.5)
@@ -208,7 +208,7 @@ def test_drift_is_relative_and_knows_its_limits():
         drift(before, torch.zeros(3, 3))
 
 
-def test_alignment_is_a_cosine_and_knows_its_limits():
+def test_alignment():
     one, other = torch.diag(torch.tensor([3.0, 4.0, 0])), torch.diag(torch.tensor([0, 1.0, 0]))
     assert alignment(one, 7 * one) == pytest.approx(1)
     assert alignment(one, other) == pytest.approx(0.8)
@@ -218,8 +218,8 @@ def test_alignment_is_a_cosine_and_knows_its_limits():
         alignment(one, torch.zeros(3, 3))
 
 
-def test_drift_of_a_network_that_was_trained(net, images):
-    """Training moves the kernel of a network that is not linear, and leaves that of a linear one where it was."""
+def test_drift_during_training(net, images):
+    """Training moves the kernel of a nonlinear network, not that of a linear one."""
     linear = nn.Linear(100, C).double()
     for trained, x, moves in ((net, images, True), (linear, images.flatten(1), False)):
         before = kernel(trained, trained, [x], trained.parameters())

@@ -1,4 +1,4 @@
-"""SliceableMatrix slices: how they are drawn, and which numbers of a stored weight they mean."""
+"""Candidate slices: how they are drawn, and which entries of a stored weight they contain."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def net():
     )
 
 
-def test_candidates_are_spread_over_all_matrices_and_repeat_with_their_seed(net):
+def test_candidates_cover_all_matrices_and_depend_on_the_seed(net):
     matrices = target_matrices(net, ["conv", "hidden", r"attention\.out"], R)
     places = candidate_slices(matrices, R, 9, seed=5)
     assert sorted(place.matrix.name for place in places) == sorted(["conv", "hidden", "attention.out_proj"] * 3)
@@ -26,7 +26,7 @@ def test_candidates_are_spread_over_all_matrices_and_repeat_with_their_seed(net)
     assert places != candidate_slices(matrices, R, 9, seed=6)
 
 
-def test_what_cannot_be_drawn_is_refused(net):
+def test_invalid_arguments_are_refused(net):
     matrices = target_matrices(net, "hidden", R)
     with pytest.raises(ValueError, match="count=0 slices of 1 matrices"):
         candidate_slices(matrices, R, 0, 0)
@@ -34,8 +34,8 @@ def test_what_cannot_be_drawn_is_refused(net):
         candidate_slices(matrices, 8, 1, 0)
 
 
-def test_a_step_touches_these_lines_of_the_stored_weight_and_nothing_else(net):
-    """The value block of an attention is the last third of a fused parameter; a column there is one input."""
+def test_step_changes_only_its_rows_or_columns(net):
+    """The value matrix of attention is the last third of a fused parameter; a column is one input."""
     [value] = target_matrices(net, r"attention\.in_proj_weight\.v", R)
     stored = net["attention"].in_proj_weight
     gradient = torch.randn_like(stored)

@@ -1,4 +1,4 @@
-"""The pictures show the numbers they are given, and are real PNG files."""
+"""Plots show the given numbers and are PNG files."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from slicefine_pl.analysis.winners import GradientStep, Winners
 
 
 def points(axes):
-    """Every point that is drawn, rounded so that they can be looked up."""
+    """Return every plotted point, rounded."""
     return {(f"{x:.6g}", f"{y:.6g}") for line in axes.lines for x, y in zip(*line.get_data(), strict=True)}
 
 
@@ -46,13 +46,13 @@ def test_spectra_show_both_spreads_of_every_matrix_and_control(balances):
     assert png_bytes(figure).startswith(b"\x89PNG")
 
 
-def test_spectra_without_rows_are_drawn_from_columns(balances):
-    """A network may have too few rows everywhere."""
+def test_spectra_of_columns_only(balances):
+    """A network may have too few rows in every layer."""
     only = {control: {"column": by_line["column"]} for control, by_line in balances.items()}
     assert png_bytes(plot_spectra(only)).startswith(b"\x89PNG")
 
 
-def test_energy_shows_the_curve_and_the_count_of_every_layer():
+def test_task_energy_shows_curve_and_count_of_every_layer():
     layers = [(f"net.{i}.dense", torch.rand(20, dtype=torch.float64).sort(descending=True).values) for i in range(3)]
     others = [(name, energies.square()) for name, energies in layers]
     figure = plot_task_energy(layers, others, rank=4, share=0.9)
@@ -66,7 +66,7 @@ def test_energy_shows_the_curve_and_the_count_of_every_layer():
     assert png_bytes(figure).startswith(b"\x89PNG")
 
 
-def test_kernels_are_drawn_over_their_mean_diagonal_with_their_spectra():
+def test_kernels_are_normalized_and_shown_with_their_spectra():
     rows = torch.randn(4, 9, dtype=torch.float64)
     kernels = {"all": rows @ rows.T, "slices": 3 * torch.eye(4, dtype=torch.float64)}
     figure = plot_kernels(kernels)
@@ -100,7 +100,7 @@ def steps():
     return Winners(0.1, 1.0, 1.1, [made, column], [full], [dense], made, dense, {"a.0": (1.0, 1.0)}, 1e-8)
 
 
-def test_winners_show_every_step_where_it_belongs(steps):
+def test_winners_show_every_step(steps):
     figure = plot_winners(steps, dataclasses.replace(steps, full=[]))
     own, held_out, energy, full = figure.axes
     assert {("0.001", "0.0009"), ("0.002", "0.0017"), ("0.1", "0.06")} <= points(own)

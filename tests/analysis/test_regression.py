@@ -1,4 +1,4 @@
-"""Linear heads against scikit-learn, with and without an intercept, and begun at the solution."""
+"""Linear heads are checked against scikit-learn, with and without an intercept."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def features():
 
 
 @pytest.mark.parametrize("intercept", [True, False])
-def test_logistic_is_that_of_sklearn(features, intercept):
+def test_logistic_equals_sklearn(features, intercept):
     labels = (features @ torch.randn(D, 3, dtype=torch.float64) + 2 * torch.randn(N, 3)).argmax(1)
     theirs = LogisticRegression(C=1 / (STRENGTH * N), fit_intercept=intercept, tol=1e-10, max_iter=10_000)
     theirs.fit(features.numpy(), labels.numpy())
@@ -26,7 +26,7 @@ def test_logistic_is_that_of_sklearn(features, intercept):
     assert bool((bias != 0).all()) == intercept
 
 
-def test_a_search_that_begins_at_the_solution_stays_there_and_leaves_its_start_alone(features):
+def test_search_from_the_solution_stays_there(features):
     labels = torch.arange(N) % 2
     found = logistic(features, labels, 2, STRENGTH)
     kept = [each.clone() for each in found]
@@ -38,7 +38,7 @@ def test_a_search_that_begins_at_the_solution_stays_there_and_leaves_its_start_a
 
 
 @pytest.mark.parametrize("intercept", [True, False])
-def test_ridge_is_that_of_sklearn(features, intercept):
+def test_ridge_equals_sklearn(features, intercept):
     labels = features @ torch.randn(D, dtype=torch.float64) + torch.randn(N) + 3
     theirs = Ridge(alpha=STRENGTH * N, fit_intercept=intercept).fit(features.numpy(), labels.numpy())
     weight, bias = ridge(features, labels, STRENGTH, intercept)
@@ -46,7 +46,7 @@ def test_ridge_is_that_of_sklearn(features, intercept):
     np.testing.assert_allclose(bias, [theirs.intercept_], rtol=1e-8, atol=1e-12)
 
 
-def test_a_constant_feature_can_be_divided_by_its_scale():
+def test_scale_of_a_constant_feature_is_positive():
     mean, scale = scale_of(torch.ones(5, 2))
     assert mean.tolist() == [1, 1]
     assert (scale > 0).all()

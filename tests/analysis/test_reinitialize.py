@@ -1,4 +1,4 @@
-"""A re-initialised copy: everything random and of known size, and the original as it was."""
+"""A reinitialized copy is random, and the original is unchanged."""
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ class Net(nn.Module):
         self.linear = nn.Linear(50, 60)
 
 
-def test_every_weight_is_drawn_anew_and_the_original_stays():
+def test_every_weight_is_random_and_the_original_is_unchanged():
     net = Net()
     with torch.no_grad():
         net.norm.weight.fill_(7)
@@ -27,11 +27,11 @@ def test_every_weight_is_drawn_anew_and_the_original_stays():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(not torch.equal(value, before[name]) for name, value in made.state_dict().items() if name != "norm.bias")
     assert torch.equal(made.norm.weight, torch.ones(50))
-    assert made.linear.weight.abs().max() <= 50**-0.5  # nn.Linear's own bound
+    assert made.linear.weight.abs().max() <= 50**-0.5  # the bound of nn.Linear
     assert torch.isclose(made.places.std(), before["places"].std(), rtol=0.1)
 
 
-def test_a_seed_makes_one_network():
+def test_result_depends_on_the_seed():
     net = Net()
     one, same, other = (reinitialize(net, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)

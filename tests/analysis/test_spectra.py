@@ -1,4 +1,4 @@
-"""Spectral balance against numpy's eigenvalues of the Gram matrices, and controls whose balance is known."""
+"""Spectral balance is checked against numpy's eigenvalues and on controls of known balance."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def lines():
 
 
 def test_measures_follow_their_definitions(lines):
-    """Eigenvalues of W_g W_gᵀ by numpy, three lines left over; both spreads written out."""
+    """Reference: numpy's eigenvalues of W_g W_gᵀ, with three lines left over, and both spreads written out."""
     found = balance(lines, K)
     groups = [lines[g * M : (g + 1) * M].numpy() for g in range(K)]
     values = np.array([np.sort(np.linalg.eigvalsh(group @ group.T))[::-1] for group in groups])
@@ -32,8 +32,8 @@ def test_measures_follow_their_definitions(lines):
     np.testing.assert_allclose(found.decay, curves)
 
 
-def test_the_smaller_gram_matrix_is_taken():
-    """Groups of 9 lines of 4 numbers: the 4 eigenvalues that W_g W_gᵀ (9 x 9) has besides zeros."""
+def test_number_of_eigenvalues():
+    """Groups of 9 lines with 4 entries have the 4 non-zero eigenvalues of W_g W_gᵀ, which is 9 x 9."""
     lines = torch.randn(18, 4, dtype=torch.float64)
     large = np.linalg.eigvalsh((lines[:9] @ lines[:9].T).numpy())[::-1]
     found = balance(lines, 2).eigenvalues
@@ -42,7 +42,7 @@ def test_the_smaller_gram_matrix_is_taken():
     np.testing.assert_allclose(large[4:], 0, atol=1e-12)
 
 
-def test_equal_groups_have_no_spread_and_scaled_ones_only_in_their_means():
+def test_scaled_groups_differ_in_their_means_only():
     group = torch.randn(M, L, dtype=torch.float64)
     same = balance(torch.cat([group] * K), K)
     assert (same.spread_of_means, same.spread_of_decay) == pytest.approx((0, 0), abs=1e-12)
@@ -52,14 +52,14 @@ def test_equal_groups_have_no_spread_and_scaled_ones_only_in_their_means():
     assert scaled.spread_of_decay == pytest.approx(0, abs=1e-12)
 
 
-def test_means_of_a_gaussian_matrix_spread_as_chi_squared_numbers_do():
-    """||W_g||² has m·L degrees of freedom, hence a relative deviation of sqrt(2 / (m L))."""
+def test_spread_of_means_of_a_gaussian_matrix():
+    """||W_g||² is chi-squared with m·L degrees of freedom: relative deviation sqrt(2 / (m L))."""
     lines = torch.randn(400 * 8, 50, generator=generator(), dtype=torch.float64)
     assert balance(lines, 400).spread_of_means == pytest.approx((2 / (8 * 50)) ** 0.5, rel=0.1)
 
 
-def test_the_numbers_can_fail():
-    """Controls that are unbalanced by construction lie far above a random matrix, and only in what they unbalance."""
+def test_unbalanced_controls_are_detected():
+    """A control that is unbalanced in one measure is far above a random matrix in this measure only."""
     lines = torch.randn(8 * 40, 100, generator=generator(), dtype=torch.float64)
     lines *= torch.linspace(0.7, 1.3, 100)
     chance = balance(gaussian(lines, 8, generator()), 8)
@@ -70,7 +70,7 @@ def test_the_numbers_can_fail():
         assert getattr(made, other) < 3 * getattr(chance, other), name
 
 
-def test_controls_keep_what_they_promise(lines):
+def test_controls_preserve_their_statistics(lines):
     made = {name: control(lines, K, generator()) for name, control in CONTROLS.items()}
     assert all(each.shape == lines.shape for each in made.values())
     assert torch.equal(made["pretrained"], lines)
@@ -83,7 +83,7 @@ def test_controls_keep_what_they_promise(lines):
     assert made["re-initialised"].abs().max() <= 1
 
 
-def test_pruning_takes_the_smaller_half(lines):
+def test_half_pruned_zeroes_the_smaller_half(lines):
     pruned = half_pruned(lines, K, generator())
     stays = pruned != 0
     assert int(stays.sum()) == lines.numel() // 2

@@ -1,4 +1,4 @@
-"""Task energy, one batch at a time, against numpy's SVD of all features at once."""
+"""Task energy in one pass over batches is checked against numpy's SVD of all features."""
 
 import numpy as np
 import pytest
@@ -29,8 +29,8 @@ def taken_in(rows, sizes):
 
 
 @pytest.mark.parametrize("sizes", [23, 1, 7, [1, 0, 10, 12]])
-def test_moments_do_not_depend_on_how_samples_are_cut(sizes):
-    """A mean far from zero, where adding up squares would lose digits."""
+def test_moments_do_not_depend_on_the_batches(sizes):
+    """The mean is far from zero, where sums of squares would lose digits."""
     rows = torch.randn(N, D) * torch.arange(1.0, D + 1) + 1000
     found = taken_in(rows, sizes)
     assert found.count == N
@@ -38,7 +38,7 @@ def test_moments_do_not_depend_on_how_samples_are_cut(sizes):
     np.testing.assert_allclose(found.energies(), singular_values(rows) ** 2, rtol=1e-9)
 
 
-def test_directions_are_counted_as_numpy_counts_them():
+def test_directions_agree_with_numpy():
     rows = torch.randn(N, D, dtype=torch.float64) * torch.tensor([9.0, 5, 3, 1, 0.5])
     energies = taken_in(rows, 4).energies()
     values = singular_values(rows) ** 2
@@ -50,8 +50,8 @@ def test_directions_are_counted_as_numpy_counts_them():
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_features_of_a_known_rank_have_exactly_that_many_directions(rank):
-    """Whatever their mean: a constant vector is no direction."""
+def test_features_of_known_rank(rank):
+    """A constant vector is not a direction, so the mean does not matter."""
     basis = torch.linalg.qr(torch.randn(8, rank, dtype=torch.float64))[0]
     rows = torch.randn(50, rank, dtype=torch.float64) @ basis.T + torch.randn(8, dtype=torch.float64)
     energies = taken_in(rows, 9).energies()
@@ -59,18 +59,18 @@ def test_features_of_a_known_rank_have_exactly_that_many_directions(rank):
     assert task_directions(energies, 1 - 1e-9) == rank
 
 
-def test_equal_energies_need_their_share_of_directions():
+def test_equal_energies():
     assert [task_directions(torch.ones(10), share) for share in (0.05, 0.5, 0.51, 1)] == [1, 5, 6, 10]
     assert participation_ratio(torch.ones(10)) == pytest.approx(10)
 
 
 @pytest.mark.parametrize("share", [0, 1.1])
-def test_a_share_that_is_none_is_refused(share):
+def test_share_out_of_range_is_refused(share):
     with pytest.raises(ValueError, match=f"share={share} is out of range"):
         task_directions(torch.ones(3), share)
 
 
-def test_samples_without_variance_and_broken_ones_are_refused():
+def test_constant_and_nonfinite_samples_are_refused():
     with pytest.raises(ValueError, match="all equal"):
         explained_variance(taken_in(torch.ones(4, D), 2).energies())
     with pytest.raises(ValueError, match="infinite values or NaN"):
@@ -78,7 +78,7 @@ def test_samples_without_variance_and_broken_ones_are_refused():
 
 
 class Encoder(nn.Module):
-    """Three maps of one input, as an attention has, dropout, and a map that nothing calls."""
+    """Three layers with one input, as in attention, dropout, and a layer that is never called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def batches():
         mask[0, 2:] = 0
         mask[1, 5:] = 0
         x = torch.randn(size, T, D)
-        x[mask == 0] = 1e6  # padding that is counted cannot go unnoticed
+        x[mask == 0] = 1e6  # counted padding would change the result
         found.append({"x": x, "mask": mask})
     return found
 
@@ -112,7 +112,7 @@ def layers_of(net):
     return {name: module for name, module in net.named_modules() if isinstance(module, nn.Linear)}
 
 
-def test_inputs_of_every_layer_over_tokens_and_over_examples(batches):
+def test_moments_over_tokens_and_over_examples(batches):
     net = Encoder()
     found = task_energy(net, net, batches, layers_of(net), lambda batch: batch["mask"])
     assert [entry.names for entry in found.layers] == [["query", "key", "value"], ["out"], ["head"]]
@@ -131,7 +131,7 @@ def test_inputs_of_every_layer_over_tokens_and_over_examples(batches):
     np.testing.assert_allclose(out.tokens.energies(), singular_values(rows) ** 2, rtol=1e-5, atol=1e-9)
 
 
-def test_batches_cut_otherwise_give_the_same(batches):
+def test_result_does_not_depend_on_the_batches(batches):
     net = Encoder()
     singles = [{name: value[i : i + 1] for name, value in b.items()} for b in batches for i in range(len(b["x"]))]
     given = [task_energy(net, net, cut, layers_of(net), lambda batch: batch["mask"]) for cut in (batches, singles)]
@@ -140,7 +140,7 @@ def test_batches_cut_otherwise_give_the_same(batches):
         torch.testing.assert_close(one.examples.mean, other.examples.mean, rtol=1e-5, atol=1e-6)
 
 
-def test_channels_are_the_inputs_of_a_convolution_and_pixels_its_samples():
+def test_convolution_has_channels_as_inputs_and_pixels_as_samples():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
     images = torch.randn(5, 3, 6, 7)
     found = task_energy(net, net, [images[:2], images[2:]], {"0": net[0], "2": net[2]})
@@ -152,7 +152,7 @@ def test_channels_are_the_inputs_of_a_convolution_and_pixels_its_samples():
 
 
 class Cut(nn.Module):
-    """A map that is given its examples in another arrangement."""
+    """A layer whose inputs have another shape."""
 
     def __init__(self, how) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ def energy_of_cut(how, batches, **known):
     ],
     ids=["tokens in a row", "windows", "windows of several axes"],
 )
-def test_windows_of_an_example_are_one_example(how):
+def test_windows_of_an_example_count_as_one(how):
     """As in Swin, whose layers see ``(B · windows, tokens, d)``."""
     batches = [{"x": torch.randn(size, T, D)} for size in (4, 3)]
     tokens, examples = energy_of_cut(how, batches, examples=lambda batch: len(batch["x"]))
@@ -187,7 +187,7 @@ def test_windows_of_an_example_are_one_example(how):
     np.testing.assert_allclose(tokens.energies(), singular_values(x.reshape(-1, D)) ** 2, rtol=1e-6)
 
 
-def test_padding_is_left_out_of_tokens_in_a_row_too(batches):
+def test_padding_is_left_out_of_flattened_tokens(batches):
     mask = lambda batch: batch["mask"]
     for one, other in zip(energy_of_cut(lambda x: x, batches, mask=mask),
                           energy_of_cut(lambda x: x.reshape(-1, D), batches, mask=mask), strict=True):  # fmt: skip
@@ -196,14 +196,14 @@ def test_padding_is_left_out_of_tokens_in_a_row_too(batches):
 
 
 @pytest.mark.parametrize("how", [lambda x: x.transpose(0, 1), lambda x: x[:, :5].reshape(-1, 5, D)[1:]])
-def test_examples_that_cannot_be_told_apart_are_not_counted(how, batches):
-    """Tokens first, and a number of windows that is no multiple."""
+def test_unknown_shapes_do_not_count_as_examples(how, batches):
+    """Shape (T, B, d), and a number of windows that is not a multiple of the examples."""
     tokens, examples = energy_of_cut(how, batches[:1], examples=lambda batch: len(batch["x"]))
     assert tokens.count > 0
     assert examples.count == 0
 
 
-def test_nothing_is_left_behind(batches):
+def test_network_state_is_restored(batches):
     net = Encoder().train()
     generator = torch.get_rng_state()
     task_energy(net, net, batches, layers_of(net))
@@ -213,7 +213,7 @@ def test_nothing_is_left_behind(batches):
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_an_attention_as_a_whole_is_skipped_with_a_reason():
+def test_attention_is_skipped_with_a_reason():
     net = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
     layers = {"self_attn.q": net.self_attn, "linear1": net.linear1}
     found = task_energy(net, lambda x: net(x), [torch.randn(2, 3, 8)], layers)

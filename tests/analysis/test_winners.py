@@ -1,4 +1,4 @@
-"""Steps on single slices against dense gradients by hand, in float64, and weights that stay bit-equal."""
+"""Steps on single slices are checked against dense gradients; weights stay bit-equal."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ I, H, C, R = 9, 7, 3, 2
 
 
 class Net(nn.Module):
-    """A grouped convolution, two linear maps, dropout."""
+    """A grouped convolution, two linear layers and dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def net():
 
 @pytest.fixture
 def data():
-    """Two batches to step on and one of others, unequal in size."""
+    """Two batches for the gradient and one held-out batch, of different sizes."""
     return [(torch.randn(n, 4, 5, dtype=torch.float64), torch.randint(C, (n,))) for n in (5, 3, 6)]
 
 
@@ -51,7 +51,7 @@ def mean_loss(net, batches):
 
 
 def by_hand(net, batches, name, line, lines, lr):
-    """The network after one step on these lines, from a dense backward pass of its own."""
+    """Return a copy of the network after one step on these lines, from a dense backward pass."""
     stepped = copy.deepcopy(net).eval()
     weight = stepped.get_parameter(f"{name}.weight")
     mean_loss(stepped, batches).backward()
@@ -67,7 +67,7 @@ def by_hand(net, batches, name, line, lines, lr):
     return stepped, (mask * weight.grad).square().sum().item(), mask.sum().item()
 
 
-def test_every_step_is_what_a_dense_backward_pass_gives(net, data):
+def test_steps_agree_with_a_dense_backward_pass(net, data):
     matrices = target_matrices(net, ["conv", "hidden", "out"], R)
     places = candidate_slices(matrices, R, 12, seed=1)
     found = winners(net, losses_of(net), data[:2], data[2:], matrices, places, lr=0.3)
@@ -101,7 +101,7 @@ def test_every_step_is_what_a_dense_backward_pass_gives(net, data):
     others = torch.autograd.grad(others_before, weights)
     first = {step.name: step for step in reversed(found.slices)}
     assert found.together.energy == pytest.approx(sum(step.energy for step in first.values()))
-    for name, step in first.items():  # one after the other, each with the gradient of the beginning
+    for name, step in first.items():  # one after the other, with the same gradient
         moved, _, _ = by_hand(net, data[:2], name, step.kind, step.indices, 0.3)
         with torch.no_grad():
             plain.get_parameter(f"{name}.weight").copy_(moved.get_parameter(f"{name}.weight"))
@@ -110,8 +110,8 @@ def test_every_step_is_what_a_dense_backward_pass_gives(net, data):
     assert found.everything.held_out_predicted == pytest.approx(0.3 * product)
 
 
-def test_small_steps_do_what_the_first_order_predicts(net, data):
-    """On both sets of examples, with an error that shrinks with the step."""
+def test_small_steps_agree_with_the_first_order(net, data):
+    """On both sets of examples the error shrinks with the step."""
     matrices = target_matrices(net, ["conv", "hidden", "out"], R)
     places = candidate_slices(matrices, R, 6, seed=0)
     found = winners(net, losses_of(net), data[:2], data[2:], matrices, places, lr=1e-5)
@@ -121,8 +121,7 @@ def test_small_steps_do_what_the_first_order_predicts(net, data):
     assert winning(found.slices) == 1
 
 
-def test_a_step_that_is_too_large_loses(net, data):
-    """The number can fail: a huge step raises the loss."""
+def test_too_large_a_step_raises_the_loss(net, data):
     matrices = target_matrices(net, "hidden|out", R)
     found = winners(net, losses_of(net), data[:2], data[2:], matrices, candidate_slices(matrices, R, 8, 0), lr=1e4)
     assert winning(found.slices) == sum(step.decrease > 0 for step in found.slices) / 8 < 0.8
@@ -130,7 +129,7 @@ def test_a_step_that_is_too_large_loses(net, data):
     assert found.everything.decrease < 0
 
 
-def test_the_error_of_the_held_out_decrease_is_that_of_a_mean(net, data):
+def test_standard_error_of_the_held_out_decrease(net, data):
     matrices = target_matrices(net, "out", R)
     place = SliceLocation(matrices[0], "column", (0, 3))
     step = winners(net, losses_of(net), data[:2], data[2:], matrices, [place], lr=0.5).slices[0]
@@ -141,8 +140,8 @@ def test_the_error_of_the_held_out_decrease_is_that_of_a_mean(net, data):
 
 
 @pytest.mark.parametrize("floor", [0, 30])
-def test_the_default_step_size_is_one_at_which_the_dense_step_does_what_it_promises(net, data, floor):
-    """A tenth of the loss to first order, halved until half of it comes true: a floor under the loss needs that."""
+def test_default_learning_rate(net, data, floor):
+    """A tenth of the loss to first order, halved until half of it is measured; a lower bound of the loss needs that."""
     matrices = target_matrices(net, "hidden|out", R)
 
     def losses(batch):
@@ -158,8 +157,8 @@ def test_the_default_step_size_is_one_at_which_the_dense_step_does_what_it_promi
         assert before.everything.decrease <= before.everything.predicted / 2
 
 
-def test_the_resolution_is_the_rounding_of_the_numbers(net, data):
-    """In float64 far below that of float32, which is about the last digit of the loss."""
+def test_resolution_is_the_rounding_error(net, data):
+    """In float32 it is about the last digit of the loss; in float64 it is far smaller."""
     found = []
     for kind in (torch.float64, torch.float32):
         own, given = copy.deepcopy(net).to(kind), [(x.to(kind), y) for x, y in data]
@@ -170,8 +169,8 @@ def test_the_resolution_is_the_rounding_of_the_numbers(net, data):
     assert 1e-9 < found[1] < 1e-6
 
 
-def test_nothing_is_left_behind(data):
-    """Weights bit-equal (float32, where taking back by adding would round), no gradient, generators and modes."""
+def test_network_state_is_restored(data):
+    """Weights are bit-equal in float32; gradients, random generators and modes are unchanged."""
     net = Net().train()
     small = [(x.float(), y) for x, y in data]
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -184,7 +183,7 @@ def test_nothing_is_left_behind(data):
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_an_error_in_the_middle_puts_the_weights_back(net, data):
+def test_weights_are_restored_after_an_error(net, data):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     calls = []
 
@@ -200,7 +199,7 @@ def test_an_error_in_the_middle_puts_the_weights_back(net, data):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_what_cannot_be_measured_is_refused(net, data):
+def test_invalid_arguments_are_refused(net, data):
     matrices = target_matrices(net, "hidden", R)
     places = candidate_slices(matrices, R, 1, 0)
     with pytest.raises(ValueError, match="No candidate slices"):

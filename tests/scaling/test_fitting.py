@@ -1,4 +1,4 @@
-"""Fits against the law that made the runs, against scipy's derivative, and against the published runs of T5."""
+"""Fits are checked against known laws, scipy's derivative, and the published T5 runs."""
 
 import csv
 import os
@@ -19,7 +19,7 @@ LONG = [1e7, 3e7, 1e8, 3e8, 1e9, 1e10]  # data over three decades
 
 
 def grid(sparsities=(0.0, 0.5, 0.75, 0.875), sizes=(1e6, 4e6, 16e6, 64e6), data=LONG):
-    """Every combination, as the keyword arguments of a fit; the loss is still missing."""
+    """Return all combinations as keyword arguments of a fit, without the loss."""
     points = np.array([(s, n, d) for s in sparsities for n in sizes for d in data])
     return {"sparsity": points[:, 0], "nonzero_params": points[:, 1], "data": points[:, 2]}
 
@@ -52,7 +52,7 @@ def t5_fit(t5):
 
 
 @pytest.mark.parametrize(("law", "residual"), [(VIT_JFT4B, "plain"), (VIT_JFT4B, "log"), (T5_C4, "log")])
-def test_the_law_that_made_the_runs_is_found(law, residual):
+def test_known_law_is_recovered(law, residual):
     fit = fit_scaling_law(**runs_of(law), data_unit=law.data_unit, residual=residual, starts=6, replicates=0)
     for name, value in law.coefficients.items():
         assert fit.law.coefficients[name] == pytest.approx(value, rel=1e-4), name
@@ -61,7 +61,7 @@ def test_the_law_that_made_the_runs_is_found(law, residual):
 
 
 @pytest.mark.parametrize("residual", ["log", "plain"])
-def test_gradients_are_those_of_finite_differences(residual):
+def test_gradient_equals_finite_differences(residual):
     runs = runs_of(T5_C4, noise=0.01)
     objective = Objective(checked_runs(**runs), residual, 0.01)
     weights = np.random.default_rng(0).dirichlet(np.ones(len(runs["loss"])))
@@ -72,7 +72,7 @@ def test_gradients_are_those_of_finite_differences(residual):
 
 
 def test_the_objective_is_the_mean_huber_loss():
-    """Worked out from the law's own losses, in their own units, with scipy's Huber loss."""
+    """The reference uses the law's losses and scipy's Huber loss."""
     runs = runs_of(T5_C4, noise=0.005)
     fit = fit_scaling_law(**runs, delta=2e-3, starts=4, replicates=0)
     law = fit.law.loss(runs["sparsity"], runs["nonzero_params"], runs["data"])
@@ -88,7 +88,7 @@ def test_outliers_hardly_move_the_fit():
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_runs_whose_loss_does_not_depend_on_data_leave_those_coefficients_open(scale):
+def test_losses_independent_of_data_do_not_determine_its_coefficients(scale):
     runs = grid(sizes=(1e6, 4e6, 16e6), data=[1e7, 1e8, 1e9])
     wobble = np.random.default_rng(0).uniform(0.99, 1.01, len(runs["data"]))
     fit = fit_scaling_law(
@@ -98,16 +98,16 @@ def test_runs_whose_loss_does_not_depend_on_data_leave_those_coefficients_open(s
     assert np.isfinite([*fit.law.coefficients.values()]).all()
 
 
-def test_short_spans_of_data_leave_their_coefficients_open():
-    """The last 30 % of training cannot tell what endless training would reach; all else stays clear."""
+def test_short_spans_of_data_do_not_determine_its_coefficients():
+    """Runs of 70 % to 100 % of one length do not determine the loss of unlimited data; the rest is determined."""
     fit = fit_scaling_law(**runs_of(T5_C4, noise=2e-3, data=[2e10, 2.3e10, 2.6e10]), starts=6, replicates=20)
     assert {"b_D", "c"} <= set(fit.undetermined)
     assert not {"a_S", "b_S", "c_S", "b_N"} & set(fit.undetermined)
     assert fit.statement.startswith("The runs do not determine")
 
 
-def test_flatness_is_seen_without_noise_and_without_a_bootstrap():
-    """Exact runs give one law in every replicate; the curvature still tells what a thousandth of noise would undo."""
+def test_flat_minimum_is_detected_without_bootstrap():
+    """Exact runs give the same law in every replicate, so the curvature must show what noise would change."""
     fit = fit_scaling_law(**runs_of(T5_C4, data=[2e10, 2.3e10, 2.6e10]), starts=6, replicates=0)
     assert {"b_D", "c"} <= set(fit.undetermined)
     assert "flat" in fit.undetermined["b_D"]
@@ -120,8 +120,8 @@ def test_long_spans_of_data_determine_everything():
     assert fit.statement == "The runs determine all seven coefficients."
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_claim():
-    """Of seven coefficients in four experiments, about 90 % lie in their intervals; 70 % would be broken."""
+def test_intervals_contain_the_true_coefficients():
+    """About 90 % of seven coefficients in four experiments should lie in their intervals."""
     inside = 0
     for seed in range(4):
         runs = runs_of(VIT_JFT4B)
@@ -131,8 +131,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_claim():
     assert inside >= 20
 
 
-def test_left_out_runs_are_predicted_by_the_others():
-    """Exact runs extrapolate exactly; a kink in the largest models shows there, with its sign, and not elsewhere."""
+def test_hold_out_errors():
+    """Exact runs are predicted exactly; a higher loss of the largest models appears there only, with its sign."""
     runs = runs_of(VIT_JFT4B)
     fit = fit_scaling_law(**runs, data_unit="images", starts=6, replicates=0)
     assert [held.runs for held in fit.hold_outs] == [24, 16, 24]
@@ -149,8 +149,8 @@ def test_equal_seeds_give_equal_fits():
     assert first.intervals != other.intervals
 
 
-def test_t5_fit_reaches_the_minimum_that_the_published_one_missed(t5, t5_fit):
-    """Published coefficients score 7.6036e-6 (7.608e-6 with the digits that are printed); the minimum is 4.8801e-6."""
+def test_t5_fit_reaches_a_lower_minimum_than_the_published_one(t5, t5_fit):
+    """The published coefficients score 7.6036e-6 (7.608e-6 as printed); the minimum is 4.8801e-6."""
     published = T5_C4.loss(t5["sparsity"], t5["nonzero_params"], t5["data"])
     assert huber(1e-3, np.log(published / t5["loss"])).mean() == pytest.approx(7.6036e-6, rel=1e-3)
     assert t5_fit.objective <= 4.8802e-6
@@ -161,13 +161,13 @@ def test_t5_fit_reaches_the_minimum_that_the_published_one_missed(t5, t5_fit):
     assert np.abs(published / t5["loss"] - 1).mean() == pytest.approx(0.0081, abs=5e-5)
 
 
-def test_t5_runs_do_not_determine_what_data_are_worth(t5_fit):
+def test_t5_runs_do_not_determine_the_data_term(t5_fit):
     assert {"b_D", "c"} <= set(t5_fit.undetermined)
     assert not {"b_S", "b_N"} & set(t5_fit.undetermined)
 
 
 def test_t5_extrapolation_is_better_with_the_published_coefficients(t5_fit):
-    """604M non-zero parameters at 75 %: measured 1.48278.  A lower objective is no better law."""
+    """604M non-zero parameters at 75 %, measured loss 1.48278: a lower objective does not extrapolate better."""
     point = (0.75, 604e6, 5e5 * TOKENS_PER_STEP)
     assert t5_fit.law.loss(*point) == pytest.approx(1.4551, abs=1e-4)
     assert abs(T5_C4.loss(*point) - 1.48278) < abs(t5_fit.law.loss(*point) - 1.48278)
@@ -206,7 +206,7 @@ def one_changed(index, value):
         ),
     ],
 )
-def test_runs_that_cannot_carry_a_law_are_refused(runs, message):
+def test_insufficient_runs_are_refused(runs, message):
     with pytest.raises(ValueError, match=message):
         fit_scaling_law(**runs)
 
@@ -219,6 +219,6 @@ def test_runs_that_cannot_carry_a_law_are_refused(runs, message):
         ({"delta": -1.0}, "delta=-1"),
     ],
 )
-def test_impossible_settings_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         fit_scaling_law(**runs_of(VIT_JFT4B), **settings)

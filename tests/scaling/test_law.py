@@ -1,4 +1,4 @@
-"""The law against published numbers, closed forms, brute force and scipy."""
+"""The law is checked against published numbers, closed forms, brute force and scipy."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ def budget(law, size, multiple):
     return multiple * float(law.chinchilla_compute(size))
 
 
-def test_loss_is_the_published_formula():
+def test_loss_follows_the_published_formula():
     """The one extrapolated point of the paper: 604M non-zero parameters at 75 %, 500,000 steps of 128·512 tokens."""
     by_hand = (16.79 * 0.25**0.7216 + 45.02) * 604e6**-0.2451 + (6.90e8 / (5e5 * 65536)) ** 0.2027 + 0.6507
     assert T5_C4.loss(0.75, 604e6, 5e5 * 65536) == pytest.approx(by_hand, rel=1e-12)
@@ -31,20 +31,20 @@ def test_shapes_broadcast():
 
 
 @pytest.mark.parametrize(("law", "published"), [(VIT_JFT4B, [1.60, 2.17, 2.63]), (T5_C4, [1.59, 2.16, 2.63])])
-def test_gains_as_published(law, published):
+def test_published_gains(law, published):
     np.testing.assert_allclose(law.dense_equivalent([0.5, 0.75, 0.875]), published, atol=0.006)
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_a_dense_model_of_gain_times_n_has_the_same_loss(law):
+def test_dense_equivalent_has_the_same_loss(law):
     gain = law.dense_equivalent(0.7)
     assert law.loss(0.7, 2e7, 1e9) == pytest.approx(float(law.loss(0.0, gain * 2e7, 1e9)), rel=1e-12)
 
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("size", [1e6, 3e7, 1e9])
-def test_chinchilla_data_are_the_best_split_of_their_budget(law, size):
-    """Brute force: of all sizes at the same N·D, this one has the lowest loss."""
+def test_chinchilla_tokens_are_compute_optimal(law, size):
+    """Brute force: no other size has a lower loss at the same N·D."""
     product = size * float(law.chinchilla_tokens(size))
     best = minimize_scalar(
         lambda x: float(law.loss(0.0, np.exp(x), product / np.exp(x))), bracket=(np.log(size) - 1, np.log(size) + 1)
@@ -61,7 +61,7 @@ def test_chinchilla_data_are_the_best_split_of_their_budget(law, size):
         (T5_C4, costs.masked_dense, [0.5], [71]),
     ],
 )
-def test_contours_as_worked_out_in_the_design(law, cost, sparsities, multiples):
+def test_known_contours(law, cost, sparsities, multiples):
     np.testing.assert_allclose(law.contour(sparsities, cost), multiples, rtol=0.01)
 
 
@@ -82,7 +82,7 @@ def test_contours_do_not_depend_on_the_size(law, cost):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_optimum_equals_the_closed_form_at_masked_dense_cost(law):
+def test_optimum_equals_the_closed_form_for_masked_dense(law):
     """With a multiple of 1/(1 − S) the derivative can be solved for S."""
     size, multiples = np.array([[1e6], [1e8]]), np.geomspace(0.1, 1e4, 7)
     compute = law.chinchilla_compute(size) * multiples
@@ -109,7 +109,7 @@ def test_no_sparsity_of_a_fine_grid_is_better_than_the_optimum(cost, multiple, l
     assert abs(best - grid[losses[:-1].argmin()]) < 1e-4
 
 
-def test_bounds_are_met_exactly():
+def test_optimum_at_its_bounds_is_exact():
     size = 1e7
     below = budget(VIT_JFT4B, size, 0.9 * float(VIT_JFT4B.contour(0.0)))
     above = budget(VIT_JFT4B, size, 1.1 * float(VIT_JFT4B.contour(0.0)))
@@ -119,8 +119,8 @@ def test_bounds_are_met_exactly():
     assert VIT_JFT4B.optimal_sparsity(size, budget(VIT_JFT4B, size, 3), costs.Measured(4.0, share=1.0)) >= 0.5
 
 
-def test_little_data_and_much_compute_buy_sparsity():
-    """A budget that pays for three times the data at hand is spent on sparsity: all data, c_mul = 3."""
+def test_scarce_data_raise_the_best_sparsity():
+    """A budget for three times the available data is spent on sparsity: all data, cost multiple 3."""
     size, data = 1e7, 1e8
     best = VIT_JFT4B.optimal_sparsity(size, 6 * size * data * 3, data_limit=data)
     assert costs.ideal(best) == pytest.approx(3, rel=1e-9)
@@ -137,6 +137,6 @@ def test_little_data_and_much_compute_buy_sparsity():
         (lambda: ScalingLaw(0.0, 1, 1, 1, 1, 1, 1, "tokens"), "a_S=0.0"),
     ],
 )
-def test_impossible_values_are_refused(call, message):
+def test_invalid_values_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

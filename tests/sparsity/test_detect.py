@@ -1,4 +1,4 @@
-"""The pattern found is the pattern made; what holds by chance is not claimed."""
+"""Patterns are detected as they were made, and not by chance."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def made(text: str, sparsity: float, shape: tuple[int, ...]) -> torch.Tensor:
     [("unstructured", 0.5), ("unstructured", 0.95), ("row", 0.5), ("column", 0.3), ("block(4,8)", 0.5),
      ("block(16,2)", 0.75), ("2:4", 0.5), ("1:4", 0.75), ("4:8", 0.5), ("3:8", 0.625), ("5:16", 0.6875)],
 )  # fmt: skip
-def test_the_pattern_that_was_made_is_found(text, sparsity, shape):
+def test_pattern_is_detected_as_made(text, sparsity, shape):
     assert detect_pattern(made(text, sparsity, shape)) == text
 
 
@@ -30,7 +30,7 @@ def test_rows_and_columns_together():
     assert detect_pattern(torch.zeros(8, 8, dtype=torch.bool)) == "row"
 
 
-def test_a_row_of_padding_is_no_pruning():
+def test_padding_row_counts_as_dense():
     mask = torch.ones(200, 64, dtype=torch.bool)
     mask[0] = False
     assert detect_pattern(mask) == "dense"
@@ -41,8 +41,8 @@ def test_a_row_of_padding_is_no_pruning():
 @pytest.mark.parametrize(
     ("text", "sparsity", "fits"), [("2:4", 0.5, True), ("1:4", 0.75, True), ("1:2", 0.5, True), ("4:8", 0.5, False)]
 )
-def test_what_sparse_tensor_cores_can_use(text, sparsity, fits):
-    """Of four inputs at most two: 1:4 and 1:2 are so as well; 4:8 is not; groups that end in the middle are not."""
+def test_two_four_along_the_inputs(text, sparsity, fits):
+    """1:4 and 1:2 satisfy 2:4 as well; 4:8 does not, and neither do incomplete groups."""
     assert is_two_four(made(text, sparsity, (48, 64))) is fits
     assert not is_two_four(torch.zeros(8, 6, dtype=torch.bool))
     assert is_two_four(made("2:4", 0.5, (48, 64)).T) is False  # along the outputs is not along the inputs

@@ -1,4 +1,4 @@
-"""Masks of a network: exact counts, right directions, untouched rest, round trips."""
+"""Masks of a network: exact counts, orientation, unchanged kept weights, saved state."""
 
 import copy
 
@@ -9,11 +9,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from slicefine_pl.sparsity import NetworkMasks, parse_pattern
-from slicefine_pl.sparsity.mask_tensors import CHUNK, apply_mask, pack_mask, unpack_mask
 
 
 class Net(nn.Module):
-    """One of each kind of weight."""
+    """A network with every kind of weight."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +41,7 @@ def untied() -> Net:
     return net
 
 
-def test_what_is_pruned_and_why_the_rest_is_not():
+def test_default_targets_and_reasons():
     masks = NetworkMasks(Net(), parse_pattern("2:4"))
     assert {each.name for each in masks} == {
         "linear.weight",
@@ -65,7 +64,7 @@ def test_what_is_pruned_and_why_the_rest_is_not():
 
 
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.777])
-def test_every_matrix_loses_exactly_its_share_of_least_magnitude(target):
+def test_exact_share_of_smallest_magnitudes_is_pruned(target):
     net = untied()
     before = copy.deepcopy(net.state_dict())
     masks = NetworkMasks(net, parse_pattern("unstructured"))
@@ -82,7 +81,7 @@ def test_every_matrix_loses_exactly_its_share_of_least_magnitude(target):
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "block(4,4)", "row", "column"])
-def test_patterns_lie_along_the_inputs_of_every_kind_of_layer(pattern):
+def test_patterns_lie_along_the_inputs_of_every_layer_type(pattern):
     net = untied()
     masks = NetworkMasks(net, parse_pattern(pattern), targets="linear|hugging|convolution")
     masks.prune(0.5)
@@ -103,7 +102,7 @@ def test_patterns_lie_along_the_inputs_of_every_kind_of_layer(pattern):
         assert (weight == 0).float().mean() == 0.5
 
 
-def test_global_scope_ranks_all_weights_in_one_list_and_spares_the_best_of_each():
+def test_global_scope_ranks_all_weights_and_keeps_the_best_of_each_matrix():
     net = nn.Sequential(nn.Linear(80, 80), nn.Linear(80, 80))
     with torch.no_grad():
         net[1].weight.mul_(1e-3)
@@ -117,7 +116,7 @@ def test_global_scope_ranks_all_weights_in_one_list_and_spares_the_best_of_each(
         NetworkMasks(net, parse_pattern("2:4"), scope="global")
 
 
-def test_what_is_pruned_stays_pruned_while_weights_change():
+def test_pruned_weights_stay_pruned():
     net = nn.Sequential(nn.Linear(80, 80))
     masks = NetworkMasks(net, parse_pattern("2:4"))
     zeros = torch.zeros(80, 80, dtype=torch.bool)
@@ -128,7 +127,7 @@ def test_what_is_pruned_stays_pruned_while_weights_change():
         assert (now | ~zeros).all()
         zeros = now
         with torch.no_grad():
-            net[0].weight.copy_(torch.randn(80, 80))  # the zeros too: as an optimizer without guard would
+            net[0].weight.copy_(torch.randn(80, 80))  # changes the zeros too, as an unmasked optimizer step would
         masks.mask_trained_weights()
     masks.verify()
     with torch.no_grad():
@@ -137,7 +136,7 @@ def test_what_is_pruned_stays_pruned_while_weights_change():
         masks.verify()
 
 
-def test_weights_that_diverged_are_not_taken_for_somebody_s_writing():
+def test_diverged_weights_have_their_own_error():
     net = nn.Linear(4, 4)
     masks = NetworkMasks(net, parse_pattern("unstructured"), targets="weight")
     masks.prune(0.5)
@@ -197,7 +196,7 @@ def test_gradient_is_the_first_order_change_of_the_loss():
     assert total[~mask].abs().max() <= total[mask].abs().min()
 
 
-def test_random_is_the_same_in_every_process_and_another_for_every_weight():
+def test_random_scores_depend_on_seed_and_name_only():
     made = []
     for _ in range(2):
         net = nn.Sequential(nn.Linear(80, 80), nn.Linear(80, 80))
@@ -209,7 +208,7 @@ def test_random_is_the_same_in_every_process_and_another_for_every_weight():
     assert not torch.equal(made[0][0], made[0][1])
 
 
-def test_weights_that_are_no_numbers_change_nothing():
+def test_scores_that_are_not_finite_change_nothing():
     net = nn.Sequential(nn.Linear(80, 80), nn.Linear(80, 80))
     masks = NetworkMasks(net, parse_pattern("unstructured"))
     with torch.no_grad():
@@ -220,14 +219,14 @@ def test_weights_that_are_no_numbers_change_nothing():
     assert (net[0].weight != 0).all()
 
 
-def test_equal_scores_go_by_place():
+def test_of_equal_scores_the_first_is_kept():
     net = nn.Sequential(nn.Linear(80, 80))
     nn.init.ones_(net[0].weight)
     NetworkMasks(net, parse_pattern("unstructured")).prune(0.25)
     assert net[0].weight.flatten().nonzero().flatten().tolist() == list(range(4800))
 
 
-def test_zeros_of_a_pruned_network_are_kept_and_examined():
+def test_zeros_of_a_pruned_network_become_masks():
     net = nn.Sequential(nn.Linear(80, 80))
     with pytest.raises(ValueError, match="no weight is zero"):
         NetworkMasks(net, parse_pattern("2:4")).keep_zeros()
@@ -242,16 +241,7 @@ def test_zeros_of_a_pruned_network_are_kept_and_examined():
         masks.keep_zeros()
 
 
-@pytest.mark.parametrize("shape", [(7,), (3, 5), (8, 8), (2, 3, 1, 5)])
-def test_bits_hold_a_mask(shape):
-    mask = torch.rand(shape) > 0.5
-    bits = pack_mask(mask)
-    assert bits.dtype == torch.uint8
-    assert len(bits) == -(-mask.numel() // 8)
-    assert torch.equal(unpack_mask(bits, shape), mask)
-
-
-def test_masks_of_another_network_are_refused_and_change_nothing():
+def test_masks_of_another_network_are_refused():
     net, other = nn.Sequential(nn.Linear(80, 80)), nn.Sequential(nn.Linear(80, 84))
     masks, saved = (NetworkMasks(each, parse_pattern("2:4")) for each in (net, other))
     saved.prune(0.5)
@@ -264,15 +254,15 @@ def test_masks_of_another_network_are_refused_and_change_nothing():
 
 
 @pytest.mark.parametrize(
-    ("targets", "told"),
+    ("targets", "message"),
     [
         ("nothing", "targets='nothing' does not match any prunable weight name"),
         ("[", r"targets='\[' is not a regular expression"),
         (["linear", "stem"], r"matches stem\.weight \(its 3 inputs are not divisible by 4\); narrow the pattern"),
     ],
 )
-def test_targets_that_do_not_fit(targets, told):
-    with pytest.raises(ValueError, match=told):
+def test_targets_that_do_not_fit(targets, message):
+    with pytest.raises(ValueError, match=message):
         NetworkMasks(Net(), parse_pattern("2:4"), targets=targets)
 
 
@@ -281,8 +271,8 @@ def test_a_network_without_weights_to_prune():
         NetworkMasks(nn.Sequential(nn.Linear(5, 5)), parse_pattern("unstructured"))
 
 
-def test_attention_computes_with_its_zeros():
-    """Packed and plain forward agree: the stored weight itself is zero."""
+def test_attention_uses_pruned_weights():
+    """The forward pass of torch's attention uses the pruned weights."""
     net = untied().eval()
     NetworkMasks(net, parse_pattern("2:4"), targets="attention").prune(0.5)
     x = torch.randn(2, 5, 96)
@@ -292,24 +282,3 @@ def test_attention_computes_with_its_zeros():
     heads = [part.view(2, 5, 2, 48).transpose(1, 2) for part in (q, k, v)]
     mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(2, 5, 96)
     torch.testing.assert_close(net.attention(x, x, x)[0], net.attention.out_proj(mixed))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(3, 5), (CHUNK // 64 + 7, 64), (2, CHUNK + 1), (8, 4, 3, 3)])
-def test_cutting_keeps_the_living_bit_for_bit(dtype, shape):
-    """Also where the pieces do not divide the matrix, where a row is longer than a piece, and in another layout."""
-    values, mask = torch.randn(shape).to(dtype), torch.rand(shape) < 0.5
-    expected = torch.where(mask, values, torch.zeros((), dtype=dtype))
-    turned = values.transpose(0, 1).contiguous().transpose(0, 1)
-    for stored in (values, turned):
-        apply_mask(stored, mask)
-        assert torch.equal(stored, expected)
-
-
-def test_sparse_gradients_are_cut_too():
-    table = nn.Embedding(9, 4, sparse=True)
-    table(torch.tensor([1, 1, 7])).sum().backward()
-    mask = torch.rand(9, 4) < 0.5
-    expected = table.weight.grad.to_dense() * mask
-    apply_mask(table.weight.grad, mask)
-    assert torch.equal(table.weight.grad.to_dense(), expected)

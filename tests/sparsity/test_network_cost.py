@@ -1,4 +1,4 @@
-"""The cost report against torch's FLOP counter, and against tensors really stored in each format."""
+"""The cost report is checked against torch's FLOP counter and against tensors stored in each format."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ SCORES = {"bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu", "_sca
 
 
 def reference_flops(net, *inputs):
-    """What torch counts in eval mode, without the products of attention's scores."""
+    """Return the FLOPs that torch counts in eval mode, without attention scores."""
     net = copy.deepcopy(net).eval()
     torch.backends.mha.set_fastpath_enabled(False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -72,14 +72,14 @@ CASES = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", CASES)
-def test_dense_flops_are_those_that_torch_counts(case):
+def test_dense_flops_equal_torch_counts(case):
     net, shape = CASES[case]
     x = torch.randn(shape)
     assert cost_report(net, x).forward.dense == reference_flops(net, x) > 0
     assert not cost_report(net, x).unseen
 
 
-def test_a_whole_encoder():
+def test_encoder_of_transformers():
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     net = BertModel(BertConfig(vocab_size=50, **sizes))
     words = torch.randint(50, (3, 11))
@@ -91,8 +91,8 @@ def test_a_whole_encoder():
     assert cost_report(net, tokens=7).forward.dense == 2 * 7 * (body + 32 * 32)  # and the pooler
 
 
-def test_ideal_flops_are_those_of_the_network_without_the_pruned_rows():
-    """A real small network is the reference: rows that are zero are taken out of it."""
+def test_ideal_flops_equal_those_of_a_smaller_network():
+    """The reference is a network without the zero rows."""
     net = nn.Conv2d(8, 12, 3, bias=False)
     x = torch.randn(2, 8, 9, 9)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_ideal_flops_are_those_of_the_network_without_the_pruned_rows():
     assert report.layers[0].forward.ideal == 2 * 2 * 7 * 32 * 32
 
 
-def test_training_is_three_times_forward_and_tensor_cores_help_its_forward_pass_alone():
+def test_training_costs_three_forward_passes_of_which_two_four_halves_one():
     net, x = nn.Sequential(nn.Linear(16, 24), nn.Linear(24, 8)), torch.randn(6, 16, requires_grad=True)
     NetworkMasks(net, parse_pattern("2:4"), targets="weight").prune(0.5)
     report = cost_report(net, x)
@@ -117,7 +117,7 @@ def test_training_is_three_times_forward_and_tensor_cores_help_its_forward_pass_
     assert report.training.two_four == 2.5 * report.forward.dense
 
 
-def test_only_linear_maps_run_on_sparse_tensor_cores():
+def test_two_four_halves_linear_layers_only():
     net = nn.Sequential(nn.Conv1d(16, 8, 3), nn.Flatten(1), nn.Linear(32, 8))
     NetworkMasks(net, parse_pattern("2:4"), targets="weight").prune(0.5)
     convolution, linear = cost_report(net, torch.randn(1, 16, 6)).layers[:2]
@@ -126,13 +126,13 @@ def test_only_linear_maps_run_on_sparse_tensor_cores():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_bytes_are_those_of_tensors_stored_in_that_format(dtype):
+def test_bytes_equal_those_of_stored_tensors(dtype):
     net = nn.Linear(256, 64, bias=False).to(dtype)
     NetworkMasks(net, parse_pattern("unstructured")).prune(0.8)
     weight = net.weight.detach()
     values = weight[weight != 0]
     stored = cost_report(net).stored
-    assert stored.dense == stored.two_four == weight.nbytes  # not 2:4: that format keeps it dense
+    assert stored.dense == stored.two_four == weight.nbytes  # stored dense, because it is not 2:4
     assert stored.bitmask == values.nbytes + pack_mask(weight != 0).nbytes
     rows = scipy.sparse.csr_array(weight.double().numpy())
     pointers, columns = rows.indptr.astype("int32"), rows.indices.astype("uint16")
@@ -140,17 +140,17 @@ def test_bytes_are_those_of_tensors_stored_in_that_format(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_bytes_of_2_4_are_those_that_torch_compresses_to(dtype):
-    """Nine sixteenths of dense: torch's own conversion, which needs no GPU, is the reference."""
+def test_two_four_bytes_equal_torch_compression(dtype):
+    """The reference is torch's conversion, which runs on the CPU."""
     net = nn.Linear(256, 64, bias=False).to(dtype)
     NetworkMasks(net, parse_pattern("2:4")).prune(0.5)
     values, places = sparse_semi_structured_from_dense_cutlass(net.weight.detach())
     stored = cost_report(net).stored
     assert stored.two_four == values.nbytes + places.nbytes == 9 / 16 * stored.dense
-    assert stored.bitmask == stored.two_four  # half the values and a bit for each weight, as it happens
+    assert stored.bitmask == stored.two_four  # both: half of the values and one bit per weight
 
 
-def test_wide_rows_need_four_bytes_for_a_column_and_dense_stays_where_a_format_is_larger():
+def test_csr_index_width_and_dense_fallback():
     net = nn.Linear(65_540, 4, bias=False)
     with torch.no_grad():
         net.weight[:, 1::4] = 0
@@ -172,7 +172,7 @@ class Tied(nn.Module):
         return self.head(self.second(self.first(self.words(words))))
 
 
-def test_tied_weights_count_once_in_bytes_and_at_every_use_in_flops():
+def test_tied_weights_count_bytes_once_and_flops_at_every_use():
     net, words = Tied(), torch.randint(50, (2, 7))
     report = cost_report(net, words)
     assert report.forward.dense == reference_flops(net, words)
@@ -185,7 +185,7 @@ def test_tied_weights_count_once_in_bytes_and_at_every_use_in_flops():
     assert report.layers[0].forward.dense == 0  # looked up
 
 
-def test_the_network_is_as_it_was_afterwards():
+def test_network_state_is_restored():
     net = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).train()
     net[2].eval()
     before = copy.deepcopy(net.state_dict())
@@ -201,7 +201,7 @@ def test_the_network_is_as_it_was_afterwards():
     assert not net[0]._forward_hooks
 
 
-def test_weights_that_are_read_past_their_layer_are_named():
+def test_weights_read_without_a_call_are_listed_as_unseen():
     class Reads(nn.Module):
         def __init__(self):
             super().__init__()
@@ -214,7 +214,7 @@ def test_weights_that_are_read_past_their_layer_are_named():
     assert "do not count 1 matrix that the example did not use" in cost_report(Reads(), torch.randn(2, 8)).summary()
 
 
-def test_the_line():
+def test_summary():
     net = nn.Sequential(nn.Linear(256, 256, bias=False), nn.Linear(256, 256, bias=False)).half()
     assert cost_report(net).summary() == "nothing is pruned: 0.3 MB of parameters, all multiplied."
     NetworkMasks(net, parse_pattern("2:4")).prune(0.5)
@@ -228,14 +228,14 @@ def test_the_line():
     assert "MB as a bitmask" in cost_report(net).summary()
 
 
-def test_table_and_json_agree_with_the_sums():
+def test_table_and_json_agree():
     net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(40)))
     NetworkMasks(net, parse_pattern("2:4")).prune(0.5)
     report = cost_report(net, torch.randn(5, 64))
-    told = json.loads(report.to_json())
-    assert told["total"]["stored"]["bitmask"] == sum(each["stored"]["bitmask"] for each in told["layers"])
-    assert told["total"]["forward"]["ideal"] == 40 * 5 * 64 * 64
-    assert len(told["layers"]) == 41
+    content = json.loads(report.to_json())
+    assert content["total"]["stored"]["bitmask"] == sum(each["stored"]["bitmask"] for each in content["layers"])
+    assert content["total"]["forward"]["ideal"] == 40 * 5 * 64 * 64
+    assert len(content["layers"]) == 41
     printed = str(report)
     assert "64 x 64 (40 times)" in printed
     assert "163,840" in printed
@@ -243,14 +243,14 @@ def test_table_and_json_agree_with_the_sums():
     assert str(cost_report(nn.Linear(4, 4))).count("\n") < 12
 
 
-def test_many_unequal_matrices_are_cut():
+def test_long_tables_are_shortened():
     net = nn.Sequential(*(nn.Linear(size, size) for size in range(4, 44)))
     assert math.isclose(str(cost_report(net)).count(" x "), 29, abs_tol=1)
     assert "and 11 smaller ones" in str(cost_report(net))
 
 
 @pytest.mark.parametrize(
-    ("net", "settings", "told"),
+    ("net", "settings", "message"),
     [
         (nn.Linear(4, 4), {"tokens": 0}, "tokens=0"),
         (nn.Linear(4, 4), {"tokens": 1.5}, r"tokens=1\.5"),
@@ -260,6 +260,6 @@ def test_many_unequal_matrices_are_cut():
     ],
 )
 @pytest.mark.filterwarnings("ignore:Lazy modules")
-def test_what_cannot_be_counted(net, settings, told):
-    with pytest.raises(ValueError, match=told):
+def test_networks_that_cannot_be_counted(net, settings, message):
+    with pytest.raises(ValueError, match=message):
         cost_report(net, **settings)

@@ -1,4 +1,4 @@
-"""Masks against plain loops over entries."""
+"""Patterns are checked against plain loops over entries."""
 
 import itertools
 
@@ -13,7 +13,7 @@ SHAPES = [(6, 8), (6, 8, 3), (4, 8, 2, 3)]
 
 
 def loop_n_of_m(scores: torch.Tensor, n: int, m: int) -> torch.Tensor:
-    """One group at a time, along the inputs, first come first kept among equals."""
+    """Keep the n best of each group along the inputs; of equal scores the first."""
     mask = torch.zeros_like(scores, dtype=torch.bool)
     for place in itertools.product(*(range(size) for axis, size in enumerate(scores.shape) if axis != 1)):
         for first in range(0, scores.shape[1], m):
@@ -25,7 +25,7 @@ def loop_n_of_m(scores: torch.Tensor, n: int, m: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (3, 8), (1, 2)])
-def test_n_of_m_keeps_the_best_of_each_group_of_inputs(shape, n, m):
+def test_n_of_m_keeps_the_best_of_each_group(shape, n, m):
     pattern = parse_pattern(f"{n}:{m}")
     scores = torch.randint(5, shape).float()  # with many ties
     units = pattern.units(scores)
@@ -35,7 +35,7 @@ def test_n_of_m_keeps_the_best_of_each_group_of_inputs(shape, n, m):
     assert not pattern.matches(torch.ones(shape, dtype=torch.bool))
 
 
-def test_on_the_way_to_2_4_the_weights_of_the_end_go_last():
+def test_gradual_two_four_prunes_the_final_weights_last():
     scores = torch.rand(8, 16)
     pattern = parse_pattern("2:4")
     final = loop_n_of_m(scores, 2, 4)
@@ -51,7 +51,7 @@ def test_on_the_way_to_2_4_the_weights_of_the_end_go_last():
     ("name", "rows", "columns"), [("row", 1, None), ("column", None, 1), ("block(2,4)", 2, 4), ("block(1,8)", 1, 8)]
 )
 @pytest.mark.parametrize("shape", SHAPES)
-def test_tiles_stay_or_go_as_a_whole_by_the_sum_of_their_scores(name, rows, columns, shape):
+def test_blocks_are_ranked_by_the_sum_of_their_scores(name, rows, columns, shape):
     pattern = parse_pattern(name)
     scores = torch.rand(shape, dtype=torch.float64)
     rows, columns = rows or shape[0], columns or shape[1]
@@ -73,7 +73,7 @@ def test_tiles_stay_or_go_as_a_whole_by_the_sum_of_their_scores(name, rows, colu
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 10])
-def test_the_best_are_exactly_so_many_and_equals_go_by_place(count):
+def test_keep_best_is_exact_and_prefers_the_first_of_equals(count):
     scores = torch.tensor([3.0, 1, 3, 2, 3, 0, 1, 3, 2, 2])
     order = sorted(range(10), key=lambda place: (-scores[place].item(), place))
     assert keep_best(scores, count).nonzero().flatten().tolist() == sorted(order[:count])
@@ -81,22 +81,22 @@ def test_the_best_are_exactly_so_many_and_equals_go_by_place(count):
 
 
 @pytest.mark.parametrize(("units", "sparsity", "kept"), [(10, 0.5, 5), (7, 0.5, 3), (3, 0.99, 1), (1000, 0.123, 877)])
-def test_counts_are_the_nearest_and_never_none(units, sparsity, kept):
+def test_kept_units_are_rounded_and_at_least_one(units, sparsity, kept):
     assert kept_units(units, sparsity) == kept
 
 
-def test_scores_that_are_no_numbers():
+def test_nan_scores_are_refused():
     with pytest.raises(ValueError, match="1 of 3 scores are NaN"):
         keep_best(torch.tensor([1.0, float("nan"), 2.0]), 2)
 
 
 @pytest.mark.parametrize("name", ["2:2", "4:2", "0:4", "block(0,2)", "block(2)", "dense", "2:4 ", ""])
-def test_patterns_that_are_none(name):
+def test_unknown_patterns_are_refused(name):
     with pytest.raises(ValueError, match=r"pattern='.*'"):
         parse_pattern(name)
 
 
 @pytest.mark.parametrize("name", ["2:4", "block(2,4)"])
-def test_sizes_that_do_not_divide(name):
+def test_sizes_that_are_not_divisible(name):
     assert "inputs are not divisible by 4" in parse_pattern(name).obstacle((8, 6))
     assert parse_pattern(name).obstacle((8, 12)) is None

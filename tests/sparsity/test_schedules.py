@@ -1,4 +1,4 @@
-"""Schedules against the paper's formula, and at the places where others miss their target."""
+"""Schedules follow the paper's formula and reach their target exactly."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from slicefine_pl.sparsity import Schedule
 from slicefine_pl.sparsity.schedules import at_once, cubic, in_steps, linear
 
 
-def test_cubic_is_the_paper_s():
+def test_cubic_follows_the_paper():
     steps = np.arange(250, 751, 100)
     schedule = Schedule(cubic, 250, 750, 100)
     expected = 1 - (1 - (steps - 250) / 500) ** 3
@@ -19,7 +19,7 @@ def test_cubic_is_the_paper_s():
     [(250, 750, 100), (250, 749, 100), (3, 4, 100), (0, 7, 3), (5, 5, 1), (250, 750, 1)],
 )
 @pytest.mark.parametrize("ramp", [cubic, linear, at_once])
-def test_the_target_is_reached_exactly_at_end_whatever_the_grid(ramp, start, end, interval):
+def test_target_is_reached_exactly_at_end(ramp, start, end, interval):
     schedule = Schedule(ramp, start, end, interval)
     assert schedule.due(end)
     assert schedule.share(end) == 1
@@ -31,14 +31,14 @@ def test_the_target_is_reached_exactly_at_end_whatever_the_grid(ramp, start, end
 
 
 @pytest.mark.parametrize("steps", [1000, 4000])
-def test_mean_density_of_a_run_tends_to_the_closed_form(steps):
-    """1 - S [(e - s) p / (p + 1) + (1 - e)] for 25 to 75 % and p = 3: 1 - 0.625 S."""
+def test_mean_density_approaches_the_closed_form(steps):
+    """1 - S [(e - s) p / (p + 1) + (1 - e)] is 1 - 0.625 S from 25 % to 75 % with p = 3."""
     schedule = Schedule(cubic, steps // 4, 3 * steps // 4, 1)
     assert schedule.mean_share(steps) == pytest.approx(0.625, abs=2 / steps)
 
 
 @pytest.mark.parametrize(
-    ("ramp", "told"),
+    ("ramp", "message"),
     [
         (lambda p: 1.2 * p, r"returns 1\.008; it must map"),
         (lambda p: p / 2, "ends at 0.5 of the target"),
@@ -47,8 +47,8 @@ def test_mean_density_of_a_run_tends_to_the_closed_form(steps):
         (lambda p: "0.5", "'0.5'"),
     ],
 )
-def test_ramps_that_are_none(ramp, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_ramps_are_refused(ramp, message):
+    with pytest.raises(ValueError, match=message):
         Schedule(ramp, 0, 10, 1)
 
 

@@ -1,4 +1,4 @@
-"""Which layers become 2:4 tensors, what is refused, and the arithmetic of the report; on a GPU, the thing itself."""
+"""Choice of layers, errors and the report of the 2:4 export; the conversion itself on a GPU only."""
 
 import copy
 
@@ -13,7 +13,7 @@ from slicefine_pl.sparsity.semi_structured import SemiStructuredReport, Times
 
 
 class Net(nn.Module):
-    """One layer for every reason."""
+    """A network with one layer per reason."""
 
     def __init__(self):
         super().__init__()
@@ -44,27 +44,27 @@ REASONS = {
 
 
 @pytest.fixture
-def as_if_there_were_a_gpu(monkeypatch):
-    """The conversion is a stand-in: it says what it was given, and errs by 1 %, as a real one may round."""
+def fake_conversion(monkeypatch):
+    """Replace torch's conversion by one that records its weights and scales them by 1.01."""
     given = []
 
-    def stand_in(weight):
+    def convert(weight):
         given.append(weight)
         return weight * 1.01
 
-    monkeypatch.setattr(semi_structured, "to_sparse_semi_structured", stand_in)
+    monkeypatch.setattr(semi_structured, "to_sparse_semi_structured", convert)
     monkeypatch.setattr(semi_structured, "_device", lambda net: torch.device("cpu"))
     return given
 
 
-def test_layers_are_chosen_by_what_torch_demands(as_if_there_were_a_gpu):
+def test_layers_are_chosen_by_torch_constraints(fake_conversion):
     model, x = net(), torch.randn(5, 64, dtype=torch.bfloat16)
     before = copy.deepcopy(model.state_dict())
     sparse, report = export_semi_structured(model, x, rounds=3)
     assert report.converted == ("first", "second")
     assert report.kept.keys() == REASONS.keys()
-    assert all(told in REASONS[name].split("|") for name, told in report.kept.items())
-    assert [tuple(weight.shape) for weight in as_if_there_were_a_gpu] == [(64, 64), (48, 64)]
+    assert all(reason in REASONS[name].split("|") for name, reason in report.kept.items())
+    assert [tuple(weight.shape) for weight in fake_conversion] == [(64, 64), (48, 64)]
     assert torch.equal(sparse.first.weight, before["first.weight"] * 1.01)
     assert torch.equal(sparse.first.bias, before["first.bias"])
     assert not sparse.first.weight.requires_grad
@@ -73,7 +73,7 @@ def test_layers_are_chosen_by_what_torch_demands(as_if_there_were_a_gpu):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_report_compares_outputs_and_times(as_if_there_were_a_gpu, monkeypatch):
+def test_the_report_compares_outputs_and_times(fake_conversion, monkeypatch):
     model, x = net(), torch.randn(5, 64, dtype=torch.bfloat16)
     clock = iter([float(value) for step in range(8) for value in (4 + step, 3 + step)])
     monkeypatch.setattr(semi_structured, "_ms", lambda *_: next(clock))
@@ -93,22 +93,22 @@ def test_the_report_compares_outputs_and_times(as_if_there_were_a_gpu, monkeypat
     )
 
 
-def test_a_slower_copy_is_reported_as_it_is():
+def test_slower_copy_is_reported():
     report = SemiStructuredReport(("a",), {}, Times((1.0, 2.0, 3.0)), Times((2.0, 2.0, 9.0)), 0.0, 1.0, "a card")
     assert report.ratio == 2.0
     assert "2:4 / dense 2.000" in str(report)
 
 
 @pytest.mark.parametrize("cutlass", [False, True])
-def test_the_limits_are_those_of_the_backend_that_torch_takes(monkeypatch, cutlass):
-    """CUTLASS wants 32 rows and 64 columns, cuSPARSELt 16 and 16: as the docstring says, which follows torch."""
+def test_size_constraints_follow_the_active_backend(monkeypatch, cutlass):
+    """CUTLASS requires multiples of 32 rows and 64 columns, cuSPARSELt of 16 and 16."""
     monkeypatch.setattr(SparseSemiStructuredTensor, "_FORCE_CUTLASS", cutlass)
     rows, columns = (32, 64) if cutlass else (16, 16)
     for shape in [(rows, columns), (rows // 2, columns), (rows, columns // 2), (3 * rows, 5 * columns)]:
         layer = nn.Linear(shape[1], shape[0], dtype=torch.float16)
         NetworkMasks(layer, parse_pattern("2:4"), targets="weight").prune(0.5)
-        told = semi_structured.obstacle(layer, layer)
-        assert (told is None) is (shape[0] % rows == 0 and shape[1] % columns == 0), told
+        reason = semi_structured.obstacle(layer, layer)
+        assert (reason is None) is (shape[0] % rows == 0 and shape[1] % columns == 0), reason
 
 
 def test_layers_that_stay_dense_for_their_type_or_class():
@@ -120,7 +120,7 @@ def test_layers_that_stay_dense_for_their_type_or_class():
     handle.close()
 
 
-def test_nothing_to_convert_is_an_error_that_says_why(as_if_there_were_a_gpu):
+def test_network_without_convertible_layers(fake_conversion):
     with pytest.raises(ValueError, match=r"no layer can be converted .* has 0 \(its type is float32"):
         export_semi_structured(nn.Sequential(nn.Linear(64, 64)), torch.randn(2, 64))
     with pytest.raises(ValueError, match="this network has no linear layer"):
@@ -129,7 +129,7 @@ def test_nothing_to_convert_is_an_error_that_says_why(as_if_there_were_a_gpu):
         export_semi_structured(net(), torch.randn(2, 64), rounds=0)
 
 
-def test_other_hardware_is_told_what_is_needed(monkeypatch):
+def test_error_on_other_hardware(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match=r"capability 8.0 .* finds no CUDA device; .* use the plain model"):
         export_semi_structured(net(), torch.randn(2, 64))
@@ -138,7 +138,7 @@ def test_other_hardware_is_told_what_is_needed(monkeypatch):
         export_semi_structured(net(), torch.randn(2, 64))
 
 
-def test_an_older_gpu_is_told_its_capability(monkeypatch):
+def test_error_on_an_older_gpu(monkeypatch):
     class Old(nn.Linear):
         def parameters(self):
             return iter([type("Parameter", (), {"device": torch.device("cuda:0")})()])
@@ -152,7 +152,7 @@ def test_an_older_gpu_is_told_its_capability(monkeypatch):
 
 @pytest.mark.needs_cuda
 @pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor")
-def test_on_a_gpu_the_copy_computes_the_same():
+def test_converted_copy_computes_the_same_on_a_gpu():
     model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256)).to("cuda", torch.float16)
     NetworkMasks(model, parse_pattern("2:4")).prune(0.5)
     x = torch.randn(32, 7, 256, device="cuda", dtype=torch.float16)

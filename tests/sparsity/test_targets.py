@@ -1,4 +1,4 @@
-"""Which weights can be pruned, and how they are stored."""
+"""Weights that can be pruned, and their storage order."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from slicefine_pl.sparsity.targets import find_prunable
 
 
 class Conv1D(nn.Module):
-    """A foreign layer that shares transformers' class name, and stores its weight as ``(O, I)``."""
+    """A layer with the class name of transformers' Conv1D that stores its weight as ``(O, I)``."""
 
     def __init__(self):
         super().__init__()
@@ -22,6 +22,6 @@ class Subclass(TransformersConv1D):
     pass
 
 
-def test_only_transformers_own_conv1d_is_stored_as_inputs_by_outputs():
+def test_only_transformers_conv1d_is_transposed():
     net = nn.ModuleDict({"foreign": Conv1D(), "own": TransformersConv1D(5, 7), "subclass": Subclass(5, 7)})
     assert {each.name: each.transposed for each in find_prunable(net)} == {"own.weight": True, "subclass.weight": True}
