@@ -28,6 +28,10 @@ EXTRAS = {  # name of an optional package in Python, and the extra that installs
 }
 
 
+class MissingExtraError(ModuleNotFoundError):
+    """An optional package is missing; the message contains the ``pip install`` line."""
+
+
 @contextmanager
 def optional_imports(extra: str | None = None) -> Iterator[None]:
     """Name the extra to install if an import in this block fails because an optional package is missing.
@@ -36,15 +40,17 @@ def optional_imports(extra: str | None = None) -> Iterator[None]:
         extra: Extra to name; ``None`` takes the one that ``EXTRAS`` gives for the missing package.
 
     Raises:
-        ModuleNotFoundError: The package is missing; the message contains the ``pip install`` line.
+        MissingExtraError: The package is missing.  An enclosing block does not change the extra.
     """
     try:
         yield
+    except MissingExtraError:
+        raise
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        raise ModuleNotFoundError(
+        raise MissingExtraError(
             f'the package {package!r} is not installed; run: pip install "slicefine-pl[{extra or EXTRAS[package]}]"',
             name=error.name,
         ) from error
@@ -54,7 +60,7 @@ def require(package: str) -> None:
     """Import an optional package now, so that a missing one is reported before it is needed.
 
     Raises:
-        ModuleNotFoundError: The package is missing; the message contains the ``pip install`` line.
+        MissingExtraError: The package is missing.
     """
     with optional_imports():
         import_module(package)

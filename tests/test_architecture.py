@@ -129,6 +129,7 @@ HEAVY = ("lightning", "torchmetrics", "torchvision", "transformers", "pandas", "
         ("slicefine_pl.scaling", (*HEAVY, "torch")),
         ("slicefine_pl.cli.main", (*HEAVY, "torch", "numpy")),
         ("slicefine_pl.cli.scaling.advise", (*HEAVY, "torch")),
+        ("slicefine_pl.cli.diagnose.command", (*HEAVY, "torch", "numpy")),
     ],
 )
 def test_imports_stay_light(name, unwanted):

@@ -133,6 +133,14 @@ def test_packages_of_others_are_not_explained():
         import no_such  # noqa: F401
 
 
+def test_the_innermost_block_chooses_the_extra():
+    def fail():
+        raise ModuleNotFoundError(name="transformers")
+
+    with pytest.raises(ModuleNotFoundError, match=r"\[image\]"), optional_imports(), optional_imports("image"):
+        fail()
+
+
 def test_a_lazy_package_knows_its_names_only():
     get = lazy_names(__name__, {"sqrt": "math"})
     with pytest.raises(AttributeError, match="has no attribute 'square'"):

@@ -1,72 +1,84 @@
-"""The report of ``slicefine diagnose`` as one HTML file that needs nothing else: pictures inside, no links out.
-
-Answers one question: how is the page put together?
-"""
+"""The report of ``slicefine diagnose`` as one HTML file, without links to other files."""
 
 import base64
 from collections.abc import Mapping, Sequence
-from html import escape
+from pathlib import Path
 from typing import Any
 
+from slicefine_pl.optional import optional_imports
+from slicefine_pl.scaling.units import format_percent
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 TITLES = {
     "spectra": "1 · Spectral balance of the weights",
     "energy": "2 · Task energy of the layers' inputs",
     "kernel": "3 · Tangent kernel, all weights and slices",
     "winners": "4 · Slice gradients: is every slice a local winner?",
 }
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-section.plain { background: #f4f7fa; padding: .5rem 1.2rem; border-left: 4px solid #0072B2; }
-img { max-width: 100%; height: auto; } table { border-collapse: collapse; font-size: .85rem; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; } .kind { font-weight: 600; color: #0072B2; }
-code { background: #eee; padding: .1rem .3rem; word-break: break-all; } .scroll { overflow-x: auto; }
-"""
+STEP_COLUMNS = (
+    *("step on", "what", "step size", "parameters", "gradient energy"),
+    *("predicted", "decrease", "held out", "± error"),
+)
 
 
-def page(
-    words: Mapping[str, str],
+def render(
+    paragraphs: Mapping[str, str],
     captions: Mapping[str, Mapping[str, str]],
-    pictures: Mapping[str, bytes],
-    tables: Mapping[str, Sequence[Sequence[str]]],
+    plots: Mapping[str, bytes],
+    steps: Sequence[Sequence[str]],
     setup: Mapping[str, Any],
 ) -> str:
-    """Put the page together.
+    """Render the page.
 
     Args:
-        words: Paragraphs in plain words, by heading.
-        captions: ``meaning``, ``theory`` and ``measured`` of every picture.
-        pictures: PNG files, by the keys of ``TITLES``.
-        tables: Rows of cells below a picture, the headings first.
-        setup: What was looked at, and how, by name.
+        paragraphs: Conclusions, by heading.
+        captions: ``meaning``, ``theory`` and ``measured`` of every plot.
+        plots: PNG files, by the keys of ``TITLES``.
+        steps: Rows of the table below the last plot, the headings first.
+        setup: What was measured, and how, by name.
+
+    Raises:
+        ModuleNotFoundError: Jinja is not installed.
     """
-    parts = [f"<h1>What slices of {escape(str(setup['model']))} would learn on {escape(str(setup['data']))}</h1>"]
-    parts.append('<section class="plain"><h2>In plain words</h2>')
-    parts += [f"<p><b>{escape(heading)}</b> {escape(text)}</p>" for heading, text in words.items()]
-    parts.append("</section>")
-    for name, picture in pictures.items():
-        parts.append(f"<h2>{escape(TITLES[name])}</h2>")
-        encoded = base64.b64encode(picture).decode("ascii")
-        parts.append(f'<img alt="{escape(TITLES[name])}" src="data:image/png;base64,{encoded}">')
-        for kind, heading in (("meaning", "Means."), ("theory", "Theory."), ("measured", "Measured.")):
-            parts.append(f'<p><span class="kind">{heading}</span> {escape(captions[name][kind])}</p>')
-        if name in tables:
-            parts.append(_table(tables[name]))
-    parts.append("<h2>What was looked at</h2>")
-    parts.append(_table([("setting", "value"), *((name, _told(value)) for name, value in setup.items())]))
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>slicefine diagnose</title><style>{STYLE}'
-    return f"{head}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    with optional_imports():
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(TEMPLATE.name).render(
+        titles=TITLES,
+        paragraphs=paragraphs,
+        captions=captions,
+        images={name: base64.b64encode(plot).decode("ascii") for name, plot in plots.items()},
+        steps=steps,
+        setup=setup,
+        settings=[(name, _format(value)) for name, value in setup.items()],
+    )
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    headings, *body = rows
-    made = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in headings) + "</tr>"]
-    made += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body]
-    return '<div class="scroll"><table>' + "".join(made) + "</table></div>"
+def step_table(numbers: Mapping[str, Any]) -> list[Sequence[str]]:
+    """Return one row for every gradient step, the headings first.
+
+    Args:
+        numbers: The network's numbers, from ``to_numbers``.
+    """
+    found = numbers["slice_gradients"]
+    rows: list[Sequence[str]] = [STEP_COLUMNS]
+    for step in [found["everything"], found["together"], *found["layers"], *found["slices"], *found["full"]]:
+        share = [format_percent(step[name]) for name in ("parameters", "energy")]
+        values = [f"{step[name]:.2e}" for name in ("predicted", "decrease", "held_out", "held_out_error")]
+        what = step["kind"] if not step["indices"] else f"{len(step['indices'])} {step['kind']}s"
+        rows.append([step["name"], what, f"{step['lr']:.3g}", *share, *values])
+    return rows
 
 
-def _told(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_told(each)}" for name, each in value.items())
+        return ", ".join(f"{name} {_format(each)}" for name, each in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,5 +1,6 @@
 """slicefine diagnose on a tiny encoder: numbers against numpy and scikit-learn, words, page, refusals."""
 
+import html
 import json
 import random
 import re
@@ -13,10 +14,11 @@ from helpers.words import WORDS
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel
 
-from slicefine_pl.cli.diagnose import subject as subject_module
+from slicefine_pl.cli.diagnose import diagnosed_model, head
+from slicefine_pl.cli.diagnose.config import DiagnoseConfig, kind_of
+from slicefine_pl.cli.diagnose.diagnosed_model import load, without_pretraining
 from slicefine_pl.cli.diagnose.report_html import TITLES
-from slicefine_pl.cli.diagnose.report_text import summary
-from slicefine_pl.cli.diagnose.subject import PENALTY, Wish, kind_of, load, without_pretraining
+from slicefine_pl.cli.diagnose.report_text import conclusions
 from slicefine_pl.cli.main import main
 from slicefine_pl.data import TextDataModule
 
@@ -51,8 +53,8 @@ def report(tiny_bert, reviews, tmp_path_factory):
     return json.loads((folder / "report.json").read_text()), (folder / "report.html").read_text(), flags, folder
 
 
-def wish(tiny_bert, reviews):
-    return Wish(str(tiny_bert), str(reviews), None, ("text",), "label", "classification", "default", None, None, 64, 0)
+def config(tiny_bert, reviews):
+    return DiagnoseConfig(model=str(tiny_bert), data=str(reviews), examples=64, rank=3)
 
 
 def test_spectral_balance_is_that_of_the_weights_in_the_folder(report, tiny_bert):
@@ -127,18 +129,18 @@ def test_the_page_needs_nothing_else_and_tells_everything(report):
     assert not re.findall(r"""(?:href|src)=["'](?!data:image/png;base64,)""", page)
     assert "http" not in page
     assert page.count("data:image/png;base64,iVBOR") == len(TITLES) == 4
-    text = page.replace("&#x27;", "'").replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">")
+    text = html.unescape(page)
     for told in [
-        *numbers["words"].values(),
+        *numbers["conclusions"].values(),
         *(each for kinds in numbers["captions"].values() for each in kinds.values()),
     ]:
-        assert told in text.replace("&amp;", "&")
+        assert told in text
 
 
 def test_a_report_is_replaced_only_when_told_and_an_equal_seed_repeats_it(report, capsys):
     numbers, _, flags, folder = report
     assert main(flags) == 2
-    assert "holds report.html already; give another --folder, or --overwrite" in capsys.readouterr().err
+    assert "contains report.html already; give another --folder, or --overwrite" in capsys.readouterr().err
     assert main([*flags, "--overwrite", "--no-control"]) == 0
     again = json.loads((folder / "report.json").read_text())
     assert again["without_pretraining"] is None
@@ -149,8 +151,8 @@ def test_a_report_is_replaced_only_when_told_and_an_equal_seed_repeats_it(report
 
 def test_the_fitted_head_is_the_one_scikit_learn_finds(tiny_bert, reviews, monkeypatch):
     """On standardised inputs, with the same penalty; the body stays bit-equal."""
-    monkeypatch.setattr(subject_module, "HEAD_EXAMPLES", 128)
-    subject = load(wish(tiny_bert, reviews), None, 3)
+    monkeypatch.setattr(diagnosed_model, "HEAD_EXAMPLES", 128)
+    subject = load(config(tiny_bert, reviews))
     pretrained = AutoModel.from_pretrained(tiny_bert).eval()
     body = subject.module.model.bert.state_dict()
     assert all(torch.equal(body[name], value) for name, value in pretrained.state_dict().items() if name in body)
@@ -167,13 +169,13 @@ def test_the_fitted_head_is_the_one_scikit_learn_finds(tiny_bert, reviews, monke
     labels = torch.cat([batch["labels"] for batch in subject.head_examples]).numpy()
     scaled = (features - features.mean(0)) / (features.std(0, ddof=1) + 1e-6)
     # Two columns of weights ±w/2 pay half of the penalty of one vector w.
-    reference = LogisticRegression(C=2 / (PENALTY * len(scaled)), tol=1e-10, max_iter=10_000).fit(scaled, labels)
+    reference = LogisticRegression(C=2 / (head.PENALTY * len(scaled)), tol=1e-10, max_iter=10_000).fit(scaled, labels)
     margin = (logits[:, 1] - logits[:, 0]).numpy()
     np.testing.assert_allclose(margin, reference.decision_function(scaled), atol=1e-3)
 
 
 def test_the_control_is_random_and_has_a_head_of_its_own(tiny_bert, reviews):
-    subject = load(replace(wish(tiny_bert, reviews), task="regression", label_column="score"), None, 3)
+    subject = load(replace(config(tiny_bert, reviews), task="regression", label_column="score"))
     assert subject.loss_name == "squared error"
     before = {name: value.clone() for name, value in subject.module.state_dict().items()}
     control = without_pretraining(subject, seed=3)
@@ -186,9 +188,9 @@ def test_the_control_is_random_and_has_a_head_of_its_own(tiny_bert, reviews):
 
 
 def test_a_head_that_is_trained_already_is_kept(tiny_bert, reviews, tmp_path):
-    subject = load(wish(tiny_bert, reviews), None, 3)
+    subject = load(config(tiny_bert, reviews))
     folder = subject.module.export(tmp_path / "export")
-    again = load(replace(wish(tiny_bert, reviews), model=str(folder)), None, 3)
+    again = load(replace(config(tiny_bert, reviews), model=str(folder)))
     assert again.head == "came with the model"
     assert torch.equal(again.module.model.classifier.weight, subject.module.model.classifier.weight)
 
@@ -211,8 +213,8 @@ def test_images_too(tmp_path):
 
 def test_the_control_normalises_by_its_own_statistics(tmp_path):
     """Those of the last layer with pretrained weights, and of the inputs that random ones make: as one pass sees it."""
-    images = Wish("timm/resnet10t@random", None, None, (), "", "classification", "default", 32, None, 64, 0)
-    control = without_pretraining(load(images, None, 3), seed=1)
+    images = DiagnoseConfig(model="timm/resnet10t@random", size=32, examples=64, rank=3)
+    control = without_pretraining(load(images), seed=1)
     norms = [layer for layer in control.module.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
     seen = {}
     for layer in norms:
@@ -231,8 +233,8 @@ def test_the_control_normalises_by_its_own_statistics(tmp_path):
 
 def test_batches_are_taken_until_there_are_enough_examples():
     small = [{"labels": torch.zeros(10), "name": "n"} for _ in range(9)]
-    assert [len(subject_module._first(small, wanted)) for wanted in (1, 10, 64, 500)] == [1, 1, 7, 9]
-    assert list(subject_module._first(small, 1)[0]) == ["labels"]
+    assert [len(diagnosed_model._first(small, wanted)) for wanted in (1, 10, 64, 500)] == [1, 1, 7, 9]
+    assert list(diagnosed_model._first(small, 1)[0]) == ["labels"]
 
 
 @pytest.mark.parametrize(
@@ -253,9 +255,9 @@ def test_the_kind_is_told_from_the_model(model, given, kind):
     [
         (["--rank", "0"], "rank=0 is too small; give --rank of at least 1"),
         (["--examples", "63"], "examples=63 is too small"),
-        (["--kernel-samples", "65"], "kernel-samples=65 are taken from examples=64"),
+        (["--kernel-samples", "65"], "kernel-samples=65 is more than examples=64"),
         (["--model", "package:no_such_package/model"], "needs the Python package 'no_such_package'"),
-        (["--model", "pytorchvideo/x3d_xs"], "takes videos; diagnose looks at networks for texts and images"),
+        (["--model", "pytorchvideo/x3d_xs"], "takes videos; diagnose measures models for texts and images"),
         (["--model", "recipes/configs/smoke/tiny_videomae"], "takes videos"),
         (["--model", "/no/such/folder"], "'/no/such/folder' is not a folder"),
         (["--data", "/no/such/file.csv"], "'/no/such/file.csv' is no file or folder"),
@@ -269,7 +271,7 @@ def test_the_kind_is_told_from_the_model(model, given, kind):
 def test_what_cannot_be_looked_at_is_refused_in_one_sentence_before_a_head_is_fitted(
     flags, message, tiny_bert, reviews, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(subject_module, "_fit_head", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(diagnosed_model, "fit_head", lambda *_: pytest.fail("too late"))
     given = ["diagnose", "--model", str(tiny_bert), "--data", str(reviews), "--folder", str(tmp_path / "out"), *FLAGS]
     assert main([*given, *flags]) == 2
     error = capsys.readouterr().err
@@ -299,14 +301,14 @@ def test_words_follow_the_numbers(report):
     for factor, alike, spread, balanced in ((1.1, True, 0.11, True), (3, False, 0.5, False)):
         control_k["median"] = factor * own_k["median"]
         medians["pretrained"]["spread_of_means"] = spread
-        words = summary(own, control, setup)
+        words = conclusions(own, control, setup)
         assert all(text.startswith("In short: ") for text in words.values())
-        assert ("not of pretraining" in words["Which rank?"]) == alike
+        assert ("not the pretraining" in words["Which rank?"]) == alike
         assert ("as balanced as chance" in words["Is every slice a winner?"]) == balanced
         assert ("less balanced than chance" in words["Is every slice a winner?"]) != balanced
     own["slice_gradients"]["everything"]["decrease"] = -1.0
-    assert "No step of all weights" in summary(own, None, setup)["How much to expect?"]
-    assert "check your data" in summary(own, None, setup)["How much to expect?"]
+    assert "No step of all weights" in conclusions(own, None, setup)["How much to expect?"]
+    assert "check your data" in conclusions(own, None, setup)["How much to expect?"]
     wanted = own["task_energy"]["summary"]["tokens"]["k_task"]["0.9"]["median"]
-    for rank, meaning in ((wanted + 1, "you need no larger one"), (wanted - 1, "train with both")):
-        assert meaning in summary(own, None, setup | {"rank": rank})["Which rank?"]
+    for rank, meaning in ((wanted + 1, "you do not need a larger one"), (wanted - 1, "train with both")):
+        assert meaning in conclusions(own, None, setup | {"rank": rank})["Which rank?"]

@@ -1,7 +1,4 @@
-"""The findings of ``slicefine diagnose`` as plain numbers, for ``report.json`` and for the words of the report.
-
-Answers one question: which numbers are kept?  Every dictionary here holds numbers, strings, lists and ``None`` only.
-"""
+"""The numbers of ``slicefine diagnose``: for ``report.json``, and for the text of the report."""
 
 import math
 import statistics
@@ -12,59 +9,66 @@ from slicefine_pl.analysis.kernel import spectrum
 from slicefine_pl.analysis.spectra import MUST_FAIL
 from slicefine_pl.analysis.task_energy import explained_variance, participation_ratio, task_directions
 from slicefine_pl.analysis.winners import GradientStep, Winners, winning
-from slicefine_pl.cli.diagnose.measurements import Directions, Findings, Kernels
+from slicefine_pl.cli.diagnose.measurements import Balances, InputEnergies, KernelPair, Measurements
 
 TAUS = (0.5, 0.8, 0.9, 0.95, 0.99)
-CURVE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # where CEV is written down
+CURVE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # ranks at which explained variance is kept
 
 
-def numbers_of(found: Findings, rank: int) -> dict[str, Any]:
-    """Every number of one network's findings, and summaries of them."""
-    assert found.kernels is not None
-    assert found.winners is not None
+def to_numbers(measured: Measurements, rank: int) -> dict[str, Any]:
+    """Convert measurements, with summaries, to what JSON can store.
+
+    Args:
+        measured: Measurements of one network.
+        rank: Rank of a slice.
+
+    Returns:
+        Nested dictionaries and lists of numbers, strings and ``None``.
+    """
+    energies = measured.input_energies
     return {
-        "matrices": {name: list(shape) for name, shape in found.matrices.items()},
-        "skipped": found.skipped,
-        "spectral_balance": _spectra(found),
+        "matrices": {name: list(shape) for name, shape in measured.matrices.items()},
+        "skipped": measured.skipped,
+        "spectral_balance": _balances(measured.balances),
         "task_energy": {
-            "layers": [_directions(each, rank) for each in found.directions],
-            "summary": {samples: _summary(found.directions, samples, rank) for samples in ("tokens", "examples")},
+            "layers": [_layer(each, rank) for each in energies],
+            "summary": {samples: _summary(energies, samples, rank) for samples in ("tokens", "examples")},
         },
-        "kernel": _kernels(found.kernels),
-        "slice_gradients": _winners(found.winners),
-        "seconds": found.seconds,
+        "kernel": _kernels(measured.kernels),
+        "slice_gradients": _winners(measured.winners),
+        "seconds": measured.seconds,
     }
 
 
-def _spectra(found: Findings) -> dict[str, Any]:
+def _balances(balances: Balances) -> dict[str, Any]:
     measures = ("spread_of_means", "spread_of_decay", "effective_rank")
     controls: dict[str, Any] = {}
-    for control, by_line in found.balances.items():
+    for control, by_axis in balances.items():
         controls[control] = {
-            line: {
+            axis: {
                 "median": {each: statistics.median(getattr(b, each) for b in own.values()) for each in measures},
                 "matrices": {name: {each: getattr(b, each) for each in measures} for name, b in own.items()},
             }
-            for line, own in by_line.items()
+            for axis, own in by_axis.items()
         }
     return {"controls": controls, "must_fail": MUST_FAIL if controls else {}}
 
 
-def _directions(layer: Directions, rank: int) -> dict[str, Any]:
-    told: dict[str, Any] = {"names": layer.names, "inputs": layer.width, "samples": layer.counts}
+def _layer(layer: InputEnergies, rank: int) -> dict[str, Any]:
+    numbers: dict[str, Any] = {"names": layer.names, "inputs": layer.width, "samples": layer.counts}
     for samples, energies in layer.energies.items():
         curve = explained_variance(energies)
-        told[samples] = {
+        numbers[samples] = {
             "k_task": {f"{tau:g}": task_directions(energies, tau) for tau in TAUS},
             "cev": {str(k): float(curve[k - 1]) for k in CURVE if k <= len(curve)},
             "cev_at_rank": float(curve[min(rank, len(curve)) - 1]),
             "participation_ratio": participation_ratio(energies),
         }
-    return told
+    return numbers
 
 
-def _summary(layers: list[Directions], samples: str, rank: int) -> dict[str, Any] | None:
-    """Median and range over the layers; ``None`` where no layer has enough samples."""
+def _summary(layers: list[InputEnergies], samples: str, rank: int) -> dict[str, Any] | None:
+    """Median and range over the layers; ``None`` if no layer has enough samples."""
     energies = [each.energies[samples] for each in layers if samples in each.energies]
     if not energies:
         return None
@@ -76,16 +80,20 @@ def _summary(layers: list[Directions], samples: str, rank: int) -> dict[str, Any
     return {"layers": len(energies), "k_task": k_task, "cev_at_rank": statistics.median(covered)}
 
 
-def _kernels(found: Kernels) -> dict[str, Any]:
-    told: dict[str, Any] = {"alignment": found.alignment, "trace": found.trace, "parameters": found.share}
-    for name, each in (("dense", found.dense), ("slices", found.slices)):
+def _kernels(kernels: KernelPair) -> dict[str, Any]:
+    numbers: dict[str, Any] = {
+        "alignment": kernels.alignment,
+        "trace": kernels.trace,
+        "parameters": kernels.share,
+    }
+    for name, each in (("dense", kernels.dense), ("slices", kernels.slices)):
         values = spectrum(each)
-        told[name] = {
+        numbers[name] = {
             "eigenvalues": values.eigenvalues.tolist(),
             "effective_rank": values.effective_rank,
             "condition": values.condition if math.isfinite(values.condition) else None,
         }
-    return told
+    return numbers
 
 
 def _winners(found: Winners) -> dict[str, Any]:
@@ -108,7 +116,10 @@ def _winners(found: Winners) -> dict[str, Any]:
 
 
 def _winning(steps: list[GradientStep], resolution: float) -> dict[str, float | int | None]:
-    """What steps do to the loss, among those that promise more than rounding; held out, beyond two standard errors."""
+    """Shares of the steps that lower or raise the loss, among those that promise more than rounding error.
+
+    On held-out examples a change counts if it exceeds two standard errors.
+    """
     clear = [step for step in steps if step.predicted > 2 * resolution]
     if not clear:
         return {"clear": 0, "own": None, "held_out_lower": None, "held_out_higher": None, "over_promise": None}
