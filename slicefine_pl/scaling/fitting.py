@@ -128,12 +128,7 @@ def fit_scaling_law(
             range.
         ModuleNotFoundError: scipy is not installed.
     """
-    if residual not in DELTAS:
-        raise ValueError(f"residual={residual!r} is unknown; choose one of {', '.join(map(repr, DELTAS))}.")
-    if starts < 1 or replicates < 0:
-        raise ValueError(
-            f"starts={starts}, replicates={replicates} are out of range; choose starts >= 1 and replicates >= 0."
-        )
+    _check_settings(residual, starts, replicates)
     width = float(checked_positive("delta", DELTAS[residual] if delta is None else delta, f"the {residual} residual"))
     runs = checked_runs(sparsity, nonzero_params, data, loss)
     random = np.random.default_rng(seed)
@@ -157,6 +152,15 @@ def fit_scaling_law(
         ranges=runs.ranges,
         runs=len(runs),
     )
+
+
+def _check_settings(residual: str, starts: int, replicates: int) -> None:
+    if residual not in DELTAS:
+        raise ValueError(f"residual={residual!r} is unknown; choose one of {', '.join(map(repr, DELTAS))}.")
+    if starts < 1 or replicates < 0:
+        raise ValueError(
+            f"starts={starts}, replicates={replicates} are out of range; choose starts >= 1 and replicates >= 0."
+        )
 
 
 def _search(objective: Objective, starts: int, random: np.random.Generator) -> tuple[float, Array, int]:
