@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -25,10 +26,10 @@ def machine(device: str) -> dict[str, object]:
     """
     threads = torch.get_num_threads()
     module = sys.modules["__main__"].__spec__
-    script = sys.argv[0] if module is None else f"-m {module.name}"
+    script = [sys.argv[0]] if module is None else ["-m", module.name]
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", script, *sys.argv[1:]]),
+        "command": shlex.join(["python", *script, *sys.argv[1:]]),
         "commit": commit(),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads} thread{'s' * (threads > 1)}",
         "processor": processor(),
