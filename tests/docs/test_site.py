@@ -144,7 +144,10 @@ def test_no_page_loads_anything_from_elsewhere(site):
 
 @needs_mkdocs
 @needs_chromium
-@pytest.mark.parametrize(("name", "page"), [("start", ""), ("api", "api/slicing/"), ("cost", "benchmarks/cost/")])
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [("start", ""), ("api", "api/slicing/"), ("cost", "benchmarks/cost/"), ("notebook", "notebooks/slice_map/")],
+)
 def test_pages_render_without_errors(site, server, name, page, screenshots):
     assert visit(server, f"site/{page}", screenshots / f"{name}.png") == []
     assert colours(screenshots / f"{name}.png") > 20
