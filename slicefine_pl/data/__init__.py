@@ -1,4 +1,8 @@
-"""LightningDataModules: where examples come from and how they become batches."""
+"""LightningDataModules for texts, images and videos, from files of your own, public datasets or demo data.
+
+Every data module resumes inside an epoch, gives each process the same number of batches, and presents examples to a
+trained network as its training did. Batches are dictionaries of tensors with the key ``labels``.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -8,6 +12,7 @@ if TYPE_CHECKING:
     from slicefine_pl.data.image.datamodule import ImageDataModule
     from slicefine_pl.data.text.classification import TextDataModule
     from slicefine_pl.data.text.instructions import InstructionDataModule
+    from slicefine_pl.data.video.datamodule import VideoDataModule
     from slicefine_pl.data.video.kinetics import KineticsDataModule
 else:
     __getattr__ = lazy_names(
@@ -17,7 +22,8 @@ else:
             "InstructionDataModule": "slicefine_pl.data.text.instructions",
             "KineticsDataModule": "slicefine_pl.data.video.kinetics",
             "TextDataModule": "slicefine_pl.data.text.classification",
+            "VideoDataModule": "slicefine_pl.data.video.datamodule",
         },
     )
 
-__all__ = ["ImageDataModule", "InstructionDataModule", "KineticsDataModule", "TextDataModule"]
+__all__ = ["ImageDataModule", "InstructionDataModule", "KineticsDataModule", "TextDataModule", "VideoDataModule"]

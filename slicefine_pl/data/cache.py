@@ -1,7 +1,7 @@
-"""The folder for what can be made again: downloads and tokenised texts.
+"""The cache folder, for files that can be made again: downloads and tokenized texts.
 
-A file there is whole or absent, as ``files.atomic`` writes it.  What a disk damages later is seen: a checksum
-stands at the end of a file, or the content's own is known.
+Files are written atomically. Damage on the disk is detected: a checksum follows the content, or the checksum of the
+content is known.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ def cache_folder() -> Path:
 
 
 def read_checked(path: Path) -> bytes | None:
-    """Content of a file that ``write_checked`` wrote; ``None`` where it has to be made again.
+    """Return the content of a file written by ``write_checked``, or ``None`` if it has to be made again.
 
-    A damaged file, or one that was written under another name, is reported in a warning.
+    A file that is damaged, or was written under another name, raises a warning.
     """
-    content = read_whole(path)
+    content = read_if_exists(path)
     if content is None:
         return None
     body, checksum = content[:-CHECKSUM], content[-CHECKSUM:]
@@ -38,12 +38,12 @@ def read_checked(path: Path) -> bytes | None:
 
 
 def write_checked(path: Path, content: bytes) -> None:
-    """Write a file with its checksum, as ``write_atomic`` does."""
+    """Write a file atomically, with a checksum at its end."""
     write_atomic(path, content + _checksum(path, content))
 
 
-def read_whole(path: Path) -> bytes | None:
-    """Content of a file; ``None`` where it does not exist or cannot be read."""
+def read_if_exists(path: Path) -> bytes | None:
+    """Return the content of a file, or ``None`` if it does not exist or cannot be read."""
     try:
         return path.read_bytes()
     except OSError:

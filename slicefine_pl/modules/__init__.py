@@ -1,4 +1,8 @@
-"""LightningModules: what is trained, and by which loss."""
+"""LightningModules for texts, images, videos and language models: network, loss, metrics, optimizer and export.
+
+A module loads a pretrained backbone, gives it a head for the classes, and exports the trained network in the format of
+its own library. Slicing and pruning are not part of the modules; callbacks add them.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
-"""The step and the metrics that all classifiers share.
+"""Base class of all classifiers: loss, metrics, and checks that a new head is trained before it is used.
 
-A subclass brings a network; this class brings the training of it.  Knows neither slices nor masks.
+A subclass adds the network. Nothing here depends on slices or masks.
 
 Shapes:  B batch · C classes (1 for regression)
 """
@@ -17,32 +17,26 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
 
-from slicefine_pl.modules.fine_tuning import FineTuningModule, LRDecay
+from slicefine_pl.modules.fine_tuning import FineTuningModule
 
 Batch = Mapping[str, Tensor]
 
 
 class Classifier(FineTuningModule):
-    """Train a network that maps a batch to logits, shape ``(B, C)``; with C = 1 it is a regression.
+    """Train a network that maps a batch to logits, shape ``(B, C)``. With C = 1 it is a regression.
 
     **Logs.** ``train/loss``; at the end of an epoch ``val/loss`` and ``test/loss`` with accuracy, macro F1 and Matthews
-    correlation (classification), or Pearson and Spearman correlation (regression). Each is that of all examples of all
-    processes together, whatever their number.
-    **Batches.** Mappings with ``labels`` and the inputs of ``forward``. Where there is ``counted``, bool of shape
+    correlation (classification), or Pearson and Spearman correlation (regression). They are computed over all examples
+    of all processes.
+    **Batches.** Mappings with ``labels`` and the inputs of ``forward``. If a batch has ``counted``, bool of shape
     ``(B,)``, validation, test and prediction leave out the examples where it is ``False``.
-    **Optimizer.** See :class:`FineTuningModule`.
 
     Args:
-        num_classes: Classes, or 1 for regression.
-        lr: Peak learning rate.
-        head_lr: Peak learning rate of the head; ``None`` means ``lr``.
-        weight_decay: Decoupled weight decay of AdamW.
-        warmup: Share of all steps over which the rate rises, in [0, 1).
-        decay: Shape of the fall after the warm-up.
-        label_smoothing: Share of the target that all classes share in the training loss, in [0, 1); validation and test
-            losses are plain cross entropies.
-        metrics: What validation and test count; ``None`` takes accuracy, macro F1 and Matthews correlation, or for
+        num_classes: Number of classes (C), or 1 for regression.
+        label_smoothing: Label smoothing of the training loss, in [0, 1). Validation and test losses are not smoothed.
+        metrics: Metrics of validation and test. ``None`` means accuracy, macro F1 and Matthews correlation, or for
             regression Pearson and Spearman correlation.
+        optimizer: Optimizer settings, see :class:`FineTuningModule`.
     """
 
     untrained_head = False
@@ -51,24 +45,21 @@ class Classifier(FineTuningModule):
         self,
         *,
         num_classes: int,
-        lr: float,
-        head_lr: float | None,
-        weight_decay: float,
-        warmup: float,
-        decay: LRDecay,
         label_smoothing: float = 0.0,
         metrics: Mapping[str, Metric] | None = None,
+        **optimizer: Any,
     ) -> None:
-        super().__init__(lr=lr, head_lr=head_lr, weight_decay=weight_decay, warmup=warmup, decay=decay)
+        super().__init__(**optimizer)
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing={label_smoothing} is no share; choose 0 <= label_smoothing < 1.")
+            raise ValueError(f"label_smoothing={label_smoothing} is not a fraction; choose 0 <= label_smoothing < 1.")
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         chosen: dict[str, Metric | MetricCollection] = {**(_metrics(num_classes) if metrics is None else metrics)}
-        counted = MetricCollection(chosen, compute_groups=False)  # groups merge what agrees on the first batch for good
-        # Not Lightning's own mean over processes: it divides by their mean number of examples, rounded down (2.6.6).
+        # Compute groups would merge metrics that happen to agree on the first batch.
+        collection = MetricCollection(chosen, compute_groups=False)
+        # Lightning's mean over processes divides by their mean number of examples, rounded down (2.6.6).
         self.losses = nn.ModuleDict({stage: MeanMetric(nan_strategy=math.nan) for stage in ("val", "test")})
-        self.metrics = nn.ModuleDict({stage: counted.clone(prefix=f"{stage}/") for stage in ("val", "test")})
+        self.metrics = nn.ModuleDict({stage: collection.clone(prefix=f"{stage}/") for stage in ("val", "test")})
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
@@ -76,7 +67,7 @@ class Classifier(FineTuningModule):
 
     @abstractmethod
     def head(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters of the head, which learn with ``head_lr``."""
+        """Yield the parameters of the head, which are trained with ``head_lr``."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a training batch."""
@@ -86,53 +77,53 @@ class Classifier(FineTuningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count a validation batch."""
-        self._count(batch, "val")
+        """Update the metrics with a validation batch."""
+        self._update_metrics(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count a test batch."""
-        self._count(batch, "test")
+        """Update the metrics with a test batch."""
+        self._update_metrics(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return probabilities, shape ``(B, C)``, or for regression the values, shape ``(B,)``; always float32.
+        """Return probabilities, shape ``(B, C)``, or for regression values, shape ``(B,)``, in float32.
 
-        They are those of the examples that count.
+        Examples that do not count are left out.
         """
         outputs = counted_rows(batch, self._outputs(batch))
         return outputs if self.num_classes == 1 else outputs.softmax(-1)
 
     def _outputs(self, batch: Batch) -> Tensor:
-        """Logits, shape ``(B, C)``, or for regression values, shape ``(B,)``; float32."""
+        """Return logits, shape ``(B, C)``, or for regression values, shape ``(B,)``, in float32."""
         logits = self.forward(batch).float()
         return logits.squeeze(-1) if self.num_classes == 1 else logits
 
     def _losses(self, outputs: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Loss of each example, shape ``(B,)``."""
+        """Return the loss of each example, shape ``(B,)``."""
         if self.num_classes == 1:
             return F.mse_loss(outputs, labels, reduction="none")
         return F.cross_entropy(outputs, labels, label_smoothing=label_smoothing, reduction="none")
 
-    def _count(self, batch: Batch, stage: str) -> None:
+    def _update_metrics(self, batch: Batch, stage: str) -> None:
         outputs, labels = counted_rows(batch, self._outputs(batch)), counted_rows(batch, batch["labels"])
         loss, metrics = self.losses[stage], self.metrics[stage]
         assert isinstance(loss, MeanMetric)
         assert isinstance(metrics, MetricCollection)
-        if len(labels):  # correlations of nothing would be NaN
+        if len(labels):  # correlations of no examples would be NaN
             loss.update(self._losses(outputs, labels))
             metrics.update(outputs, labels)
         self.log(f"{stage}/loss", loss, batch_size=len(labels))
         self.log_dict(metrics, batch_size=len(labels), prog_bar=stage == "val")
 
     def on_train_start(self) -> None:
-        """Count the head as trained from the first step on."""
+        """Mark the head as trained, from the first step on."""
         super().on_train_start()
         self.untrained_head = False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count the head as trained: the checkpoint brings its weights, for classes in the same order.
+        """Mark the head as trained, since the checkpoint contains its weights.
 
         Raises:
-            ValueError: The checkpoint was trained on other classes, or on these in another order.
+            ValueError: The checkpoint was trained on other classes, or on the same classes in another order.
         """
         super().on_load_checkpoint(checkpoint)
         settings = checkpoint.get("hyper_parameters", {})
@@ -153,18 +144,18 @@ class Classifier(FineTuningModule):
         self.untrained_head = False
 
     def on_validation_start(self) -> None:
-        """Refuse to score a head of random weights; within a fit, Lightning's sanity check may."""
+        """Refuse to evaluate a head with random weights. Lightning's sanity check within a fit is allowed."""
         if self.trainer.state.fn == TrainerFn.VALIDATING:
             self._check_head("scores")
         super().on_validation_start()
 
     def on_test_start(self) -> None:
-        """Refuse to score a head of random weights."""
+        """Refuse to evaluate a head with random weights."""
         self._check_head("scores")
         super().on_test_start()
 
     def on_predict_start(self) -> None:
-        """Refuse to predict with a head of random weights."""
+        """Refuse to predict with a head with random weights."""
         self._check_head("predictions")
         super().on_predict_start()
 
@@ -178,16 +169,20 @@ class Classifier(FineTuningModule):
 
 
 def counted_rows(batch: Batch, values: Tensor) -> Tensor:
-    """Return the rows of ``values``, shape ``(B, ...)``, whose examples count by ``batch["counted"]``."""
+    """Return the rows of ``values``, shape ``(B, ...)``, whose examples count according to ``batch["counted"]``."""
     return values[batch["counted"]] if "counted" in batch else values
 
 
 def resolve_num_classes(num_classes: int | None, names: Sequence[str] | None, least: Literal[1, 2]) -> int | None:
-    """Return the number of classes that two settings tell, before a network is loaded for it; ``None`` if neither does.
+    """Return the number of classes from either setting, or ``None`` if neither is given.
+
+    Args:
+        num_classes: Number of classes, or 1 for regression.
+        names: Names of the classes.
+        least: Smallest allowed number: 1 if regression is possible, else 2.
 
     Raises:
-        ValueError: They differ, a name is not a text, or there are fewer than ``least`` (1 where regression is known,
-            else 2).
+        ValueError: The settings differ, a name is not a text, or there are too few classes.
     """
     if names is not None and (wrong := [name for name in names if not isinstance(name, str)]):
         raise ValueError(f"label_names={list(names)} has {wrong[0]!r}, which is not a text; put quotes around it.")
@@ -201,7 +196,7 @@ def resolve_num_classes(num_classes: int | None, names: Sequence[str] | None, le
 
 
 def set_class_names(config: Any, names: Sequence[str] | None) -> None:
-    """Write the names of the classes, where there are any, into a model's ``config`` of transformers."""
+    """Set the class names in a config of transformers, if there are any."""
     if names is not None:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
@@ -210,7 +205,9 @@ def set_class_names(config: Any, names: Sequence[str] | None) -> None:
 def _metrics(num_classes: int) -> dict[str, Metric]:
     if num_classes == 1:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Metric `SpearmanCorrcoef` will save all")  # two floats per text
+            warnings.filterwarnings(
+                "ignore", message="Metric `SpearmanCorrcoef` will save all"
+            )  # two floats per example
             return {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}
     return {
         "accuracy": MulticlassAccuracy(num_classes, average="micro"),

@@ -1,32 +1,31 @@
-"""Folders of transformers models: do they hold weights, and how one is written whole or not at all."""
+"""Write the folder of an exported network, completely or not at all."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers.utils import logging
 
 from slicefine_pl.files.atomic import atomic_folder
+from slicefine_pl.modules.auto_model import silence_transformers
 
 
 def write_export(path: str | Path, save: Callable[[Path], None]) -> Path:
-    """Write a model's folder, or nothing at all.
+    """Write an exported network. If writing fails, nothing changes.
 
     Args:
-        path: Folder to make; an empty folder or an earlier export is replaced.
-        save: Writes the files into the folder that it is given.
+        path: Folder to make. An empty folder or an earlier export is replaced.
+        save: Function that writes the files into the folder that it is given.
 
     Returns:
-        The folder.
+        ``path`` as a ``Path``.
 
     Raises:
-        FileExistsError: ``path`` holds something else.
-        OSError: It cannot be written, as the disk is full or the place is read-only.
+        FileExistsError: ``path`` contains other files.
+        OSError: The folder cannot be written, e.g. because the disk is full or read-only.
     """
     target = Path(path)
     if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
-        raise FileExistsError(f"export path {str(target)!r} holds other files; give a new or an empty folder.")
+        raise FileExistsError(f"export path {str(target)!r} contains other files; give a new or an empty folder.")
     try:
         with atomic_folder(target) as new, silence_transformers():
             save(new)
@@ -35,17 +34,3 @@ def write_export(path: str | Path, save: Callable[[Path], None]) -> Path:
             f"export to {str(target)!r} failed: {error}; give a folder on a writable disk with space."
         ) from error
     return target
-
-
-@contextmanager
-def silence_transformers() -> Iterator[None]:
-    """Keep transformers from reporting what the modules say themselves, and from drawing bars."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from slicefine_pl.files.safe_load import check_sharded_checkpoint, load_plain
-from slicefine_pl.inputs import input_record
+from slicefine_pl.inputs import stored_record
 from slicefine_pl.modules.weights import weights_in
 
 
@@ -40,7 +40,7 @@ def shares(tmp_path):
 
 READERS = {
     "checkpoint": lambda path: load_plain(path, "ckpt_path"),
-    "input of a checkpoint": lambda path: input_record(str(path)),
+    "input of a checkpoint": lambda path: stored_record(str(path)),
     "weights": lambda path: weights_in(str(path)),
 }
 

@@ -40,7 +40,7 @@ class Module(FineTuningModule):
 
 
 class Blank(Module):
-    """Its backbone brings no weights."""
+    """Its backbone has no pretrained weights."""
 
     def __init__(self):
         super().__init__()
@@ -153,7 +153,7 @@ def test_a_learning_rate_found_by_a_tuner_is_that_of_the_head_too(tmp_path):
 def test_random_weights_are_reported_once_where_no_checkpoint_replaces_them(tmp_path, command):
     batches = {} if command == "fit" else {"dataloaders": DataLoader(torch.ones(2, 2))}
     module, run = Blank(), trainer(default_root_dir=tmp_path)
-    with pytest.warns(UserWarning, match="backbone='blank' brings no weights, so they are random numbers"):
+    with pytest.warns(UserWarning, match="backbone='blank' has no pretrained weights, so they are random"):
         getattr(run, command)(module, **batches)
     getattr(trainer(), command)(module, **batches)  # once is enough
     path = tmp_path / "some.ckpt"

@@ -34,7 +34,7 @@ from slicefine_pl.cli.recipe.settings import (
 from slicefine_pl.cli.recipe.text_settings import TextSettings
 from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.files.local import is_local
-from slicefine_pl.inputs import input_record
+from slicefine_pl.inputs import stored_record
 from slicefine_pl.strategy import FullyShardedStrategy
 
 LINKS = tuple((f"data.{name}", f"model.{name}") for name in ("label_names", "num_classes", "num_frames", "crop_size"))
@@ -157,7 +157,7 @@ class RecipeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Let data follow the checkpoint, if it says what training saw; let ``predict`` write predictions alone."""
         settings = self.config[self.subcommand]
-        if "processor" in settings.data and settings.ckpt_path and input_record(str(settings.ckpt_path)):
+        if "processor" in settings.data and settings.ckpt_path and stored_record(str(settings.ckpt_path)):
             settings.data.processor = str(settings.ckpt_path)
         if self.subcommand == "predict":
             self.config.predict.trainer.enable_progress_bar = False

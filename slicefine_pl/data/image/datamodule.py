@@ -1,4 +1,4 @@
-"""Labelled images as batches: from folders, torchvision's datasets, VTAB-1k, or demo digits out of the registry."""
+"""Data module of labeled images."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,55 +9,55 @@ from typing import Any
 
 from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.cache import cache_folder
-from slicefine_pl.data.folders import no_test_split
+from slicefine_pl.data.folders.class_folders import no_test_split
+from slicefine_pl.data.folders.hash_split import check_split
 from slicefine_pl.data.image.datasets import FileImages, Splits, images_below, read_folder
 from slicefine_pl.data.image.decoding import suffixes
 from slicefine_pl.data.image.demo import DIGITS, load_digits
 from slicefine_pl.data.image.preprocessing import image_input
 from slicefine_pl.data.image.torchvision_sets import load_published
 from slicefine_pl.data.image.transforms import Augmentation, ImageDataset, collate
-from slicefine_pl.data.labels import NamedClasses
-from slicefine_pl.data.shares import check_split
-from slicefine_pl.data.trained import settled_input
+from slicefine_pl.data.tables.labels import ClassificationData
+from slicefine_pl.data.training_input import TrainingInput
 from slicefine_pl.inputs import ImageInput
 from slicefine_pl.pretrained import parse_backbone
 
 DEMO = "digits"
-PHOTOS, CAREFUL = Augmentation(0.35, True), Augmentation(0.7, False)  # of one's own folder, and of any other set
+FOLDER_AUGMENTATION, SOURCE_AUGMENTATION = Augmentation(0.35, True), Augmentation(0.7, False)
 
 
-class ImageDataModule(NamedClasses, ResumableDataModule):
-    """Serve images as batches of ``images``, shape ``(B, 3, S, S)``, normalised, and ``labels``, shape ``(B,)``.
+class ImageDataModule(ClassificationData, ResumableDataModule):
+    """Serve images as batches of normalized ``images``, shape ``(B, 3, S, S)``, and ``labels``, shape ``(B,)``.
 
-    **Batches.** Reshuffled each epoch; crops and flips follow from seed, epoch and image alone, whatever the workers
-    do, and a resumed run sees what an uninterrupted one would see. Every process gets equally many.
-    **Size, mean and std** are those of training where a trained module is evaluated or predicts: other ones raise. In
-    training they are those given here, and for the rest those of the module's export, or of the backbone.
-    **Broken images.** One that cannot be read is named in a warning and replaced by the next readable one; at the end
-    all are listed. One to predict raises.
-    **Files.** Every file below ``root`` is used, or counted in a warning that says why not.
-    **Limits.** One label per image.  Without a test split there is no test score.
+    **Batches** are reshuffled each epoch. Crops and flips depend only on seed, epoch and image, so a resumed run sees
+    the same images as an uninterrupted one. Every process gets the same number of batches.
+    **Size, mean and std.** In training: the given ones, else those of an exported folder or of the backbone. In
+    evaluation and prediction: those of training; other ones are an error.
+    **Unreadable images** raise a warning and are replaced by the next readable one. At the end all of them are listed.
+    An unreadable image to predict is an error.
+    **Files.** Every file below ``root`` is used, or counted in a warning with the reason.
+    **Limits.** One label per image. Without a test split there is no test score.
 
     Args:
-        root: Folder with ``{train,val,test}/<class>/*``, or with ``<class>/*`` and ``split``; for a named source the
+        root: Folder with ``{train,val,test}/<class>/*``, or with ``<class>/*`` and ``split``. For a named source: the
             folder of its files, by default in the cache.
-        source: ``"digits"`` (demo), ``"torchvision/<name>"`` or ``"vtab/<task>"``; ``None`` reads the folders of
-            ``root``, or without a root the demo.
-        split: Shares of train, val and test, such as ``"0.7/0.1/0.2"``, into which the images of each class folder
+        source: ``"digits"`` (demo), ``"torchvision/<name>"`` or ``"vtab/<task>"``. ``None`` means the folders of
+            ``root``, or the demo if ``root`` is not given.
+        split: Fractions of train, val and test, such as ``"0.7/0.1/0.2"``. The images of each class folder
             ``root/<class>/`` are split by a hash of their content.
-        processor: Backbone, exported folder or checkpoint whose ``size``, ``mean`` and ``std`` count where these are
-            not given.
-        size: Height and width of the views, in pixels.
-        mean: Of the three colours, for values in [0, 1].
-        std: Of the three colours.
-        min_area: Smallest share of the image that a random training crop takes, in (0, 1]; ``None`` takes 0.35 for the
-            folders of ``root``, and 0.7 for a named source.
-        flip: Whether half of the training images are mirrored; ``None`` does so for the folders of ``root`` alone, as
-            named sources include digits and directions.
+        processor: Backbone, exported folder or checkpoint that sets ``size``, ``mean`` and ``std`` if they are not
+            given.
+        size: Height and width of the images, in pixels (S).
+        mean: Mean of each color channel, for values in [0, 1].
+        std: Standard deviation of each color channel.
+        min_area: Smallest area of a random training crop, as a fraction of the image in (0, 1]. ``None`` means 0.35 for
+            the folders of ``root`` and 0.7 for a named source.
+        flip: Whether half of the training images are mirrored. ``None`` means yes for the folders of ``root``, and no
+            for named sources, which include digits and directions.
         batch_size: Images per batch and process.
-        num_workers: Processes that decode ahead; 0 decodes in this one.
-        seed: Of the order, crops and flips.
-        demo_size: As ``size``, for the demo digits alone, where ``size`` is not given.
+        num_workers: Number of worker processes; 0 decodes in the training process.
+        seed: Seed of the order, crops and flips.
+        demo_size: Like ``size``, for the demo digits only, if ``size`` is not given.
         predict_images: Image file, folder of images, or list of files to predict.
     """
 
@@ -80,10 +80,10 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
         if min_area is not None and not 0 < min_area <= 1:
-            raise ValueError(f"min_area={min_area} is no share of an image; choose 0 < min_area <= 1.")
+            raise ValueError(f"min_area={min_area} is not a fraction of an image; choose 0 < min_area <= 1.")
         for name, edge in (("size", size), ("demo_size", demo_size)):
             if edge is not None and edge < 1:
-                raise ValueError(f"{name}={edge} is too small; give the height and width of the views in pixels.")
+                raise ValueError(f"{name}={edge} is too small; give the height and width of the images in pixels.")
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != 3:
                 raise ValueError(
@@ -96,12 +96,12 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         self.split = split
         self.source = source if source is not None or root is not None else DEMO
         self.processor = processor
-        usual = PHOTOS if self.source is None else CAREFUL
+        default = FOLDER_AUGMENTATION if self.source is None else SOURCE_AUGMENTATION
         self.augmentation = Augmentation(
-            usual.min_area if min_area is None else min_area, usual.flip if flip is None else flip
+            default.min_area if min_area is None else min_area, default.flip if flip is None else flip
         )
         self.predict_images = predict_images
-        self.broken: dict[str, str] = {}
+        self.unreadable: dict[str, str] = {}
         self._given: dict[str, Any] = {"size": size, "mean": mean, "std": std}
         self._demo_size = demo_size
         self._splits: Splits | None = None
@@ -109,7 +109,7 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
 
     @property
     def label_names(self) -> list[str] | None:
-        """Names of the classes in order of their index; ``None`` when only predicting: then the model knows."""
+        """Names of the classes, in order of their index; ``None`` if only predictions are served."""
         if self.predict_images is not None:
             return None
         return DIGITS if self.source == DEMO else list(self._load().names)
@@ -133,10 +133,9 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
 
     @property
     def input(self) -> ImageInput:
-        """Size, mean and standard deviation of the views, and how they are cut out."""
-        return settled_input(
-            self, ImageInput, self._given, self._backbone_input, predicting=self.predict_images is not None
-        )
+        """Size, crop and normalization of the images."""
+        training = TrainingInput.of(self, ImageInput, self.processor, predicting=self.predict_images is not None)
+        return training.resolve(self._given, self._backbone_input)
 
     def _backbone_input(self) -> ImageInput:
         if None not in self._given.values():
@@ -147,12 +146,12 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         return replace(known, size=self._demo_size) if digits and self._demo_size is not None else known
 
     def prepare_data(self) -> None:
-        """Download what is not there yet, once per machine."""
+        """Download the dataset if its files are missing, once per machine."""
         if self.predict_images is None:
             self._load()
 
     def setup(self, stage: str) -> None:
-        """List the images of the stage; pixels are read batch by batch."""
+        """List the images of a stage. Pixels are read batch by batch."""
         if stage == "predict":
             names = self.predict_names
             self._predict = FileImages(names, [0] * len(names))
@@ -160,18 +159,18 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
             self._load()
 
     def train_dataloader(self) -> ResumableLoader:
-        """Random views in a new order each epoch."""
+        """Random crops in a new order each epoch."""
         images = self._load().sets["train"]
         plan = self.plan([1] * len(images.labels), shuffle=True, kind=EpochPlan)
         dataset = ImageDataset(images, self.input, self.augmentation, self.seed)
         return self.resumed(ResumableLoader(dataset, plan, collate, self.num_workers))
 
     def val_dataloader(self) -> PlannedLoader:
-        """Central views in a fixed order."""
+        """Center crops in a fixed order."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> PlannedLoader:
-        """Central views in a fixed order.
+        """Center crops in a fixed order.
 
         Raises:
             ValueError: There is no test split.
@@ -181,26 +180,26 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         return self._evaluation("test")
 
     def predict_dataloader(self) -> PlannedLoader:
-        """Central views in the order of ``predict_names``."""
+        """Center crops in the order of ``predict_names``."""
         assert self._predict is not None
         plan = self.plan([1] * len(self._predict.labels), shuffle=False)
-        return PlannedLoader(ImageDataset(self._predict, self.input), plan, _readable, self.num_workers)
+        return PlannedLoader(ImageDataset(self._predict, self.input), plan, _collate_readable, self.num_workers)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Note which images of the batch were replaced, and warn once for each."""
-        for place, told in batch.pop("broken", {}).items():
-            if place not in self.broken:
-                self.broken[place] = told
-                warnings.warn(f"{told}; another image takes its place.", stacklevel=2)
+        """Record which images of the batch were replaced, and warn once for each."""
+        for place, message in batch.pop("unreadable", {}).items():
+            if place not in self.unreadable:
+                self.unreadable[place] = message
+                warnings.warn(f"{message}; another image takes its place.", stacklevel=2)
         return batch
 
     def teardown(self, stage: str) -> None:
-        """List the images that were replaced; the next fit starts anew."""
+        """List the images that were replaced. The next fit starts with an empty list."""
         super().teardown(stage)
-        if self.broken:
-            listed = "\n  ".join(sorted(self.broken))
-            warnings.warn(f"unreadable images, replaced by others: {len(self.broken)}\n  {listed}", stacklevel=2)
-            self.broken = {}
+        if self.unreadable:
+            listed = "\n  ".join(sorted(self.unreadable))
+            warnings.warn(f"unreadable images, replaced by others: {len(self.unreadable)}\n  {listed}", stacklevel=2)
+            self.unreadable = {}
 
     @property
     def has_test(self) -> bool:
@@ -225,9 +224,9 @@ class ImageDataModule(NamedClasses, ResumableDataModule):
         return self._splits
 
 
-def _readable(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join items to a batch, none of which may stand for another image."""
+def _collate_readable(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join items to a batch. An image that was replaced is an error."""
     for item in items:
-        if item["broken"]:
-            raise ValueError(f"{next(iter(item['broken'].values()))}; leave it out, or repair it.")
+        if item["unreadable"]:
+            raise ValueError(f"{next(iter(item['unreadable'].values()))}; leave it out, or repair it.")
     return collate(items)

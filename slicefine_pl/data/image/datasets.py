@@ -1,6 +1,6 @@
-"""Labelled images by index: from a folder, from memory, or from torchvision.
+"""Labeled images by index: from a folder, from memory, or from torchvision.
 
-Answers: which images and labels does a split have?  Reads no pixels before they are asked for.
+Each class lists the images and labels of one split. Pixels are decoded when an image is read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,60 +12,71 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from slicefine_pl.data.files import FileScan
-from slicefine_pl.data.folders import no_test_split, read_class_folders
+from slicefine_pl.data.folders.class_folders import no_test_split, read_class_folders
+from slicefine_pl.data.folders.hash_split import parse_fractions
+from slicefine_pl.data.folders.scanner import FileScanner
 from slicefine_pl.data.image.decoding import as_rgb, decoded, read_rgb, suffixes
-from slicefine_pl.data.labels import in_order
-from slicefine_pl.data.shares import parse_shares
+from slicefine_pl.data.tables.labels import sorted_names
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 class ImageSet(Protocol):
-    """Labelled images of one split."""
+    """Labeled images of one split."""
 
     @property
     def labels(self) -> Sequence[int]:
         """Class index of each image."""
 
     def place(self, index: int) -> str:
-        """How a message calls an image: its path, or its set and number."""
+        """Return how messages refer to an image: its path, or its dataset and number."""
 
     def read(self, index: int) -> "Image":
-        """Decode an image as RGB; raises ``UnreadableImageError``."""
+        """Decode an image as RGB. Raises ``UnreadableImageError``."""
 
 
 @dataclass(frozen=True)
 class FileImages:
-    """Images in files."""
+    """Images in files.
+
+    Attributes:
+        paths: Paths of the images.
+        labels: Class index of each image.
+    """
 
     paths: Sequence[str]
     labels: Sequence[int]
 
     def place(self, index: int) -> str:
-        """Return its path."""
+        """Return the path of an image."""
         return self.paths[index]
 
     def read(self, index: int) -> "Image":
-        """Decode it."""
+        """Decode an image."""
         return read_rgb(self.paths[index])
 
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Grey images in memory, ``pixels`` of shape ``(N, H, W)``, 8 bits."""
+    """Grayscale images in memory.
+
+    Attributes:
+        source: Name of the dataset, for messages.
+        pixels: 8-bit gray values, shape ``(N, H, W)``.
+        labels: Class index of each image.
+    """
 
     source: str
     pixels: "np.ndarray[Any, np.dtype[np.uint8]]"
     labels: Sequence[int]
 
     def place(self, index: int) -> str:
-        """Return the set and the number."""
+        """Return dataset and number of an image."""
         return f"{self.source}[{index}]"
 
     def read(self, index: int) -> "Image":
-        """Return it as RGB."""
+        """Return an image as RGB."""
         from PIL import Image
 
         return Image.fromarray(self.pixels[index]).convert("RGB")
@@ -73,7 +84,14 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class LibraryImages:
-    """Some images of a torchvision dataset, by their ``rows`` in it."""
+    """Some images of a torchvision dataset.
+
+    Attributes:
+        source: Name of the dataset, for messages.
+        dataset: The torchvision dataset.
+        rows: Indices of the images in it.
+        labels: Class index of each image.
+    """
 
     source: str
     dataset: Any
@@ -81,17 +99,22 @@ class LibraryImages:
     labels: Sequence[int]
 
     def place(self, index: int) -> str:
-        """Return the set and the row."""
+        """Return dataset and index of an image."""
         return f"{self.source}[{self.rows[index]}]"
 
     def read(self, index: int) -> "Image":
-        """Let the dataset decode it."""
+        """Let the dataset decode an image."""
         return decoded(lambda: as_rgb(self.dataset[self.rows[index]][0]), self.place(index))
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits ``"train"``, ``"val"`` and, where there is one, ``"test"``, and the names of their classes."""
+    """A dataset with its splits.
+
+    Attributes:
+        sets: Images of ``"train"``, ``"val"`` and, if there is one, ``"test"``.
+        names: Names of the classes, in order of their index.
+    """
 
     sets: Mapping[str, ImageSet]
     names: Sequence[str]
@@ -100,28 +123,29 @@ class Splits:
 def read_folder(root: str, split: str | None = None) -> Splits:
     """List the images of ``root/{train,val,test}/<class>/``, at any depth below a class.
 
-    What is not used is counted in a warning: hidden files, links to nowhere, linked folders below a class, files of
-    other types, empty ones, and those outside class folders.
+    Files that are not used are counted in a warning: hidden, empty or unknown files, broken links, linked folders below
+    a class, and files outside class folders.
 
     Args:
         root: The folder.
-        split: Shares of train, val and test, such as ``"0.7/0.1/0.2"``, of the files of ``root/<class>/``.
+        split: Fractions of train, val and test, such as ``"0.7/0.1/0.2"``, into which the files of ``root/<class>/``
+            are split.
 
     Raises:
-        FileNotFoundError: The folder, or its ``train`` or ``val``, does not exist.
+        FileNotFoundError: The folder, or its ``train`` or ``val`` folder, does not exist.
         ValueError: A split has no classes or other ones than ``train``, or a class has no images.
     """
     top = Path(root).expanduser()
     if not top.is_dir():
         raise FileNotFoundError(f"data.root={root!r} is not a folder; give one with folders train, val and test.")
-    scan = FileScan(f"data.root={root!r}", top, suffixes())
-    found = read_class_folders(scan, None if split is None else parse_shares(split))
-    scan.report()
+    scanner = FileScanner(f"data.root={root!r}", top, suffixes())
+    found = read_class_folders(scanner, None if split is None else parse_fractions(split))
+    scanner.report()
     if "test" not in found:
-        rank_zero_warn(no_test_split(scan.name))
-    names = in_order(name for _, name in found["train"])
+        rank_zero_warn(no_test_split(scanner.name))
+    names = sorted_names(name for _, name in found["train"])
     if len(names) < 2:
-        raise ValueError(f"{scan.name} has only the class {names[0]!r}; give at least two class folders.")
+        raise ValueError(f"{scanner.name} has only the class {names[0]!r}; give at least two class folders.")
     index = {name: label for label, name in enumerate(names)}
     sets = {
         part: FileImages([str(path) for path, _ in files], [index[name] for _, name in files])
@@ -131,22 +155,22 @@ def read_folder(root: str, split: str | None = None) -> Splits:
 
 
 def images_below(name: str, folder: Path) -> list[Path]:
-    """Every image file below a folder, in order of the path; others are counted in a warning.
+    """Return every image file below a folder, in order of the path. Other files are counted in a warning.
 
     Args:
-        name: How the warning calls the folder.
+        name: How the warning refers to the folder.
         folder: The folder.
     """
-    scan = FileScan(name, folder, suffixes())
-    found = scan.files(folder)
-    scan.report()
+    scanner = FileScanner(name, folder, suffixes())
+    found = scanner.files(folder)
+    scanner.report()
     return found
 
 
-def spread(labels: Sequence[int], seed: int) -> list[int]:
-    """Order the rows so that the first n of them hold every class in its proportion, for every n.
+def stratified_order(labels: Sequence[int], seed: int) -> list[int]:
+    """Order the rows so that, for every n, the first n contain every class in its proportion.
 
-    Each class is shuffled and laid out evenly over [0, 1); what falls on one point goes by chance.
+    Each class is shuffled and spread evenly over [0, 1). Rows at the same point are in random order.
     """
     generator = torch.Generator().manual_seed(seed)
     chance = torch.rand(len(labels), generator=generator, dtype=torch.float64).tolist()

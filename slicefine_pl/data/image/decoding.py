@@ -1,10 +1,10 @@
-"""From a file to an RGB image.
+"""Decode an image file to the RGB image that a viewer shows.
 
-Answers: what colours does a viewer see?  Grey, palette, transparent, CMYK, one-bit, 12-bit and 16-bit images become
-8-bit RGB, the right way up; what has no known range of values is refused.  Only formats that Pillow decodes by itself
-are opened: it hands others, such as EPS, to programs of the system.
+Grayscale, palette, transparent, CMYK, one-bit, 12-bit and 16-bit images become 8-bit RGB, in the right orientation.
+Images without a known range of values are refused. Only formats that Pillow itself decodes are opened; for others, such
+as EPS, it would run programs of the system.
 
-Every export of an image network carries a copy of this file, so it stands on Pillow and numpy alone.
+Every export of an image network contains a copy of this file, so it imports only Pillow and numpy.
 """
 
 import struct
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA", "QOI", "SGI", "PCX")
-OPTIONAL = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # what Pillow may be built without
-MAX_PIXELS = 89_478_485  # of a decoded image: at this size Pillow warns of decompression bombs; 358 MB as RGB
-_OPENING = threading.Lock()  # Pillow's limit is one number for the whole process
+OPTIONAL = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # Pillow can be built without these
+MAX_PIXELS = 89_478_485  # of a decoded image: where Pillow warns of decompression bombs; 358 MB as RGB
+_OPENING = threading.Lock()  # Pillow's limit is a global variable
 
 
 class UnreadableImageError(ValueError):
-    """An image that cannot be decoded; the message names it and says why."""
+    """An image cannot be decoded. The message contains its name and the reason."""
 
 
 @cache
 def formats() -> list[str]:
-    """The formats that are opened, of those that this Pillow can decode."""
+    """Return the supported formats that this build of Pillow can decode."""
     from PIL import Image, features
 
     Image.init()
@@ -44,28 +44,28 @@ def formats() -> list[str]:
 
 @cache
 def suffixes() -> tuple[str, ...]:
-    """Suffixes of these formats, lower case, with the dot."""
+    """Return the suffixes of these formats, in lower case, with the dot."""
     from PIL import Image
 
-    known = {*formats(), "MPO"}  # several JPEGs in one, which the reader of JPEG opens
+    known = {*formats(), "MPO"}  # several JPEG images in one file; the JPEG reader opens it
     return tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in known))
 
 
 def read_rgb(path: str | Path) -> "Image":
-    """Read a file as an RGB image; of several frames the first.
+    """Read a file as an RGB image. Of several frames, the first is read.
 
-    An image of more than ``MAX_PIXELS`` is refused, except for a JPEG of up to four times as many: that is decoded at
-    half its height and width.
+    An image with more than ``MAX_PIXELS`` is refused. A JPEG with up to four times as many is decoded at half its
+    height and width.
 
     Raises:
-        UnreadableImageError: It is missing, damaged, not an image, too large, or of a kind without a known range.
+        UnreadableImageError: The file is missing, damaged, not an image, too large, or has no known range of values.
     """
     from PIL import ImageOps
 
     def read() -> "Image":
         with _opened(path) as image:
             _limit(image)
-            deep = ";16" in str(image.tile)  # Pillow keeps the upper 8 bits of deep colours, and all 16 of deep greys
+            deep = ";16" in str(image.tile)  # Pillow keeps 8 bits of 16-bit colors, and all 16 bits of grayscale
             ImageOps.exif_transpose(image, in_place=True)
             return as_rgb(_brightened(image) if deep and image.mode in ("RGB", "RGBA") else image)
 
@@ -73,10 +73,14 @@ def read_rgb(path: str | Path) -> "Image":
 
 
 def decoded(read: Callable[[], "Image"], place: str) -> "Image":
-    """Return ``read()``; every way in which decoding can fail becomes one kind of error.
+    """Return ``read()``, and turn all errors of decoding into one type.
+
+    Args:
+        read: Function that decodes an image.
+        place: How the message refers to the image.
 
     Raises:
-        UnreadableImageError: It failed.
+        UnreadableImageError: Decoding failed.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -93,16 +97,16 @@ def decoded(read: Callable[[], "Image"], place: str) -> "Image":
 
 
 def as_rgb(image: "Image") -> "Image":
-    """Turn any image into 8-bit RGB: transparency over white, 16 bits scaled by 1/257.
+    """Convert any image to 8-bit RGB. Transparent images are drawn on white; 16-bit values are divided by 257.
 
-    A grey image of 16 bits with values up to 4095 only is taken as one of 12 bits, with a warning.
+    A 16-bit grayscale image whose values are all below 4096 is treated as a 12-bit image, with a warning.
 
     Raises:
-        ValueError: Its pixels have no known range.
+        ValueError: The pixels have no known range.
     """
     from PIL import Image
 
-    image.load()  # all of it, while the file is open
+    image.load()  # decodes the whole image while the file is open
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
@@ -110,21 +114,21 @@ def as_rgb(image: "Image") -> "Image":
         if values.min() < 0 or values.max() >= 1 << 16:
             raise ValueError(f"mode {image.mode!r} with values beyond 16 bits; convert it to 8 or 16 bits")
         if twelve_bits := 0 < values.max() < 1 << 12:
-            _say_twelve_bits()
+            _warn_twelve_bits()
         return Image.fromarray((values // (16 if twelve_bits else 257)).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("mode 'F', pixels are floats without a known range; convert it to 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        coloured = image if image.mode == "RGBA" else image.convert("RGBA")
+        with_alpha = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
-        white.paste(coloured, (0, 0), coloured)
+        white.paste(with_alpha, (0, 0), with_alpha)
         return white
     return image.convert("RGB")
 
 
 @contextmanager
 def _opened(path: str | Path) -> "Iterator[ImageFile]":
-    """Open a file without Pillow's own check of the size, which does not name the file."""
+    """Open a file without Pillow's own size check, whose message does not contain the file."""
     from PIL import Image
 
     with _OPENING:
@@ -138,10 +142,10 @@ def _opened(path: str | Path) -> "Iterator[ImageFile]":
 
 
 def _limit(image: "ImageFile") -> None:
-    """Have a large JPEG decoded at half its height and width, and refuse other large images.
+    """Let a large JPEG be decoded at half its height and width, and refuse other large images.
 
     Raises:
-        ValueError: It has too many pixels.
+        ValueError: The image has too many pixels.
     """
     pixels = image.width * image.height
     if MAX_PIXELS < pixels <= 4 * MAX_PIXELS and image.format in ("JPEG", "MPO"):
@@ -151,19 +155,19 @@ def _limit(image: "ImageFile") -> None:
 
 
 def _brightened(image: "Image") -> "Image":
-    """Colours of 16 bits, of which Pillow keeps the upper 8: those of 12 bits fill only the lower 4 of these."""
+    """Rescale 12-bit colors. Pillow keeps the upper 8 of 16 bits, so they use only the lower 4 of these 8 bits."""
     image.load()
     ranges = cast(tuple[tuple[int, int], ...], image.getextrema())[:3]
     if not 0 < max(high for _, high in ranges) < 16:
         return image
-    _say_twelve_bits()
+    _warn_twelve_bits()
     return image.point([min(255, 17 * value) for value in range(256)] * 3 + list(range(256)) * (image.mode == "RGBA"))
 
 
-def _say_twelve_bits() -> None:
-    """Say it in the same words each time, so that Python shows it once."""
+def _warn_twelve_bits() -> None:
+    """Warn with a constant text, so that Python shows the warning once."""
     warnings.warn(
-        "images of 16 bits with values below 4096 only are taken as images of 12 bits, in which white is 4095; save "
-        "dark images of 16 bits with 8 bits instead.",
+        "16-bit images whose values are all below 4096 are treated as 12-bit images, in which white is 4095; save dark "
+        "16-bit images with 8 bits instead.",
         stacklevel=2,
     )

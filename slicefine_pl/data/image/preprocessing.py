@@ -1,34 +1,38 @@
-"""Which images does a backbone expect: how large, and with which mean and standard deviation?
+"""Look up which images a backbone expects: size, crop and normalization.
 
-Reads what an export of ours, timm, torchvision or the image processor of transformers says; builds no network.
+The information comes from an exported folder, timm, torchvision or the image processor of transformers. No network is
+built.
 """
 
 from typing import Any, Literal
 
 import numpy as np
 
-from slicefine_pl.inputs import ImageInput, trained_input
+from slicefine_pl.inputs import ImageInput, stored_input
 from slicefine_pl.pretrained import parse_backbone, read_config
 
-# Pillow's numbers, which transformers writes down
+# Pillow's constants, which transformers stores
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-WARPED = 384  # ConvNext's processor crops smaller images, and squashes those from this size on
+SQUASHED_FROM = 384  # ConvNext's processor squashes images of this size and larger, and crops smaller ones
 
 
 def image_input(backbone: str) -> ImageInput:
-    """Look up the input of a backbone by its name or folder, or of a checkpoint by its file.
+    """Return the input of a backbone, an exported folder or a checkpoint.
+
+    Args:
+        backbone: As in :func:`~slicefine_pl.pretrained.parse_backbone`, or the path of a ``.ckpt`` file.
 
     Raises:
-        ValueError: The library does not say.
+        ValueError: The library has no such information.
     """
-    if (trained := trained_input(backbone, ImageInput)) is not None:
+    if (trained := stored_input(backbone, ImageInput)) is not None:
         return trained
     kind, name, _ = parse_backbone(backbone)
     try:
         return {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}[kind](name)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(
-            f"processor={backbone!r} does not tell the size, mean and std of its images "
+            f"processor={backbone!r} does not specify size, mean and std of its images "
             f"({' '.join(str(error).split())[:300]}); give all three: data.size, data.mean and data.std."
         ) from error
 
@@ -40,7 +44,7 @@ def _timm(name: str) -> ImageInput:
 
         found: Any = timm.get_pretrained_cfg(name)
         if found is None:
-            raise ValueError(f"timm knows no model {name!r}")
+            raise ValueError(f"timm has no model {name!r}")
         settings = found.to_dict()
     channels, height, width = settings["input_size"]
     if channels != 3:
@@ -59,7 +63,7 @@ def _torchvision(name: str) -> ImageInput:
     weights: Any = get_model_weights(str(folder.get("architecture", name)))
     preset = weights.DEFAULT.transforms()
     [size], [resized] = preset.crop_size, preset.resize_size
-    trained: Any = folder.get("input_size")  # of exports that say no more
+    trained: Any = folder.get("input_size")  # exports without a record have only this
     return ImageInput(trained or size, preset.mean, preset.std, size / resized, preset.interpolation.value)
 
 
@@ -76,21 +80,22 @@ def _transformers(name: str) -> ImageInput:
         size = dict(processor.crop_size)["height"]
         crop = size / short
     elif hasattr(processor, "crop_pct"):
-        squash, crop = (True, 1.0) if short >= WARPED else (False, processor.crop_pct)
+        squash, crop = (True, 1.0) if short >= SQUASHED_FROM else (False, processor.crop_pct)
     mean, std = _normalization(processor, int(size))
     resampling = RESAMPLING.get(int(2 if processor.resample is None else processor.resample), "bilinear")
     return ImageInput(int(size), mean, std, crop, resampling, "squash" if squash else "center", rounding="down")
 
 
 def _normalization(processor: Any, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation, from what becomes of black, white and red: some processors normalise otherwise.
+    """Measure mean and standard deviation on a black, a white and a red image.
 
-    Several rescale to other ranges, EfficientNet's divides twice, and MobileViT's swaps red and blue.
+    The settings of a processor do not suffice: several rescale to other ranges, EfficientNet's divides twice, and
+    MobileViT's swaps red and blue.
 
     Raises:
-        ValueError: It swaps colours, or gives another size than its settings say.
+        ValueError: The processor swaps colors, or returns another size than its settings say.
     """
-    flat = [np.full((size, size, 3), colour, np.uint8) for colour in ((0, 0, 0), (255, 255, 255), (255, 0, 0))]
+    flat = [np.full((size, size, 3), color, np.uint8) for color in ((0, 0, 0), (255, 255, 255), (255, 0, 0))]
     found = np.asarray(processor(images=flat, return_tensors="np")["pixel_values"], dtype=np.float64)
     if found.shape != (3, 3, size, size):
         raise ValueError(f"its processor makes {found.shape[1:]} of an image of {size} x {size} pixels")

@@ -1,7 +1,7 @@
-"""What the network sees of an image: a random crop in training, the centre otherwise.
+"""Turn images into tensors: a random crop in training, the center crop otherwise.
 
-Answers: which pixels does image i give in epoch e?  A pure function of (seed, epoch, i), so that neither workers nor a
-resumed run can change it.
+The random crop of image i in epoch e depends only on (seed, e, i), so it is the same in any worker and in a resumed
+run.
 """
 
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from slicefine_pl.inputs import ImageInput
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TRIES = 100  # unreadable images in a row after which the set itself must be broken
+MAX_UNREADABLE = 100  # unreadable images in a row after which loading stops
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images vary.
+    """Random changes of training images.
 
     Attributes:
-        min_area: Smallest share of the image that a random crop takes, in (0, 1].
-        flip: Whether half of the images are mirrored; wrong for digits and letters.
+        min_area: Smallest area of a random crop, as a fraction of the image in (0, 1].
+        flip: Whether half of the images are mirrored. Wrong for digits and letters.
     """
 
     min_area: float
@@ -37,58 +37,62 @@ class Augmentation:
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Views of images as tensors, with their labels.
+    """Cropped and normalized images as tensors, with labels.
 
-    An unreadable image is replaced by the next readable one, so that every process gets equally many; the item names
-    what it stands for.
+    An unreadable image is replaced by the next readable one, so that every process gets the same number of images.
 
     Args:
-        images: Where they come from.
-        given: Size, mean and standard deviation of the views.
-        augmentation: How training images vary; ``None`` takes the centre.
-        seed: Decides the random crops, with the epoch that the index of an ``EpochPlan`` carries.
+        images: Images of one split.
+        spec: Size, crop and normalization.
+        augmentation: Random changes of training images; ``None`` takes the center crop.
+        seed: Seed of the random crops, together with the epoch that an index of ``EpochPlan`` contains.
     """
 
     def __init__(
         self,
         images: ImageSet,
-        given: ImageInput,
+        spec: ImageInput,
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
         self.images = images
-        self._given = given
+        self._spec = spec
         self._augmentation = augmentation
         self._seed = seed
-        self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (given.mean, given.std))
+        self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return the view, shape ``(3, S, S)``, the label, and which unreadable images it stands for."""
+        """Return ``images``, shape ``(3, S, S)``, ``labels``, and the ``unreadable`` images that this one replaces.
+
+        Raises:
+            ValueError: Too many images in a row are unreadable.
+        """
         epoch, index = divmod(index, len(self))
-        broken: dict[str, str] = {}
-        for place in range(index, index + min(TRIES, len(self))):
+        unreadable: dict[str, str] = {}
+        for place in range(index, index + min(MAX_UNREADABLE, len(self))):
             row = place % len(self)
             try:
                 image = self.images.read(row)
             except UnreadableImageError as error:
-                broken[self.images.place(row)] = str(error)
+                unreadable[self.images.place(row)] = str(error)
                 continue
-            return {"images": self._view(image, epoch, index), "labels": self.images.labels[row], "broken": broken}
-        several = f"{len(broken)} images in a row cannot be read, the first: " if len(broken) > 1 else ""
-        raise ValueError(f"{several}{next(iter(broken.values()))}; leave it out, or repair it.")
+            view = self._view(image, epoch, index)
+            return {"images": view, "labels": self.images.labels[row], "unreadable": unreadable}
+        several = f"{len(unreadable)} images in a row cannot be read, the first: " if len(unreadable) > 1 else ""
+        raise ValueError(f"{several}{next(iter(unreadable.values()))}; leave it out, or repair it.")
 
     def _view(self, image: "Image", epoch: int, index: int) -> Tensor:
         if self._augmentation is None:
-            view = _padded(_pixels(centre(image, self._given)), self._given.size)
+            view = _pad(_pixels(center_crop(image, self._spec)), self._spec.size)
         else:
             state = np.random.SeedSequence([self._seed, epoch, index]).generate_state(1, np.uint64)
             with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(int(state[0]))  # torch.manual_seed would reach the GPU's too
-                view = _pixels(_random_crop(image, self._given, self._augmentation.min_area))
+                torch.default_generator.manual_seed(int(state[0]))  # torch.manual_seed would seed the GPU too
+                view = _pixels(_random_crop(image, self._spec, self._augmentation.min_area))
                 if self._augmentation.flip and torch.rand(()) < 0.5:
                     view = view.flip(-1)
         return view.sub_(self._mean).div_(self._std)
@@ -97,57 +101,61 @@ class ImageDataset(Dataset[dict[str, Any]]):
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Join items to a batch: ``images``, shape ``(B, 3, S, S)``, and ``labels``, shape ``(B,)``.
 
-    Where images were replaced, ``broken`` names them, and ``counted``, bool of shape ``(B,)``, is false for their
-    replacements, which scores would count twice.
+    If images were replaced, ``unreadable`` maps them to error messages. ``counted``, bool of shape ``(B,)``, is then
+    ``False`` for their replacements, which metrics would count twice.
     """
     batch = {
         "images": torch.stack([item["images"] for item in items]),
         "labels": torch.tensor([item["labels"] for item in items]),
     }
-    broken = {place: told for item in items for place, told in item["broken"].items()}
-    counted = torch.tensor([not item["broken"] for item in items])
-    return {**batch, "counted": counted, "broken": broken} if broken else batch
+    unreadable = {place: message for item in items for place, message in item["unreadable"].items()}
+    counted = torch.tensor([not item["unreadable"] for item in items])
+    return {**batch, "counted": counted, "unreadable": unreadable} if unreadable else batch
 
 
-def centre(image: "Image", given: ImageInput) -> "Image":
-    """Resize to ``given.edge``, the short side or both, and cut out the middle, reading only the pixels that it shows.
+def center_crop(image: "Image", spec: ImageInput) -> "Image":
+    """Resize an image and crop its center, in one step that reads only the pixels of the crop.
 
-    The resized whole, which for an image of 20,000 x 1 pixels is enormous, is never made.
+    The resized image, which is enormous for an image of 20,000 x 1 pixels, is never made.
+
+    Args:
+        image: RGB image of any size.
+        spec: ``resize_size`` is the length of the short side, or of both, after resizing.
 
     Returns:
-        The middle, ``size`` on each side, or the side of the resized image where that is smaller.
+        The crop, with ``spec.size`` pixels on each side, or fewer if the resized image is smaller.
     """
-    short, edge = min(image.size), given.edge
-    squash = given.crop_mode == "squash"
-    resized = [edge if squash or side == short else int(edge * side / short) for side in image.size]
-    width, height = (min(given.size, side) for side in resized)
-    whole = int if given.rounding == "down" else round
+    short, target = min(image.size), spec.resize_size
+    squash = spec.crop_mode == "squash"
+    resized = [target if squash or side == short else int(target * side / short) for side in image.size]
+    width, height = (min(spec.size, side) for side in resized)
+    whole = int if spec.rounding == "down" else round
     left, top = (whole((side - shown) / 2) for side, shown in zip(resized, (width, height), strict=True))
     corners = zip((left, top, left + width, top + height), resized * 2, image.size * 2, strict=True)
-    box = tuple(min(at * own / side, own) for at, side, own in corners)  # in pixels of the image, with fractions
-    return image.resize((width, height), _method(given), box=cast(tuple[float, float, float, float], box))
+    box = tuple(min(at * own / side, own) for at, side, own in corners)  # in fractional pixels of the image
+    return image.resize((width, height), _filter(spec), box=cast(tuple[float, float, float, float], box))
 
 
-def _random_crop(image: "Image", given: ImageInput, min_area: float) -> "Image":
-    """Cut out a random part, and resize it; Pillow reads the pixels of the part alone."""
+def _random_crop(image: "Image", spec: ImageInput, min_area: float) -> "Image":
+    """Crop a random part and resize it. Pillow reads only the pixels of the part."""
     from torchvision.transforms import RandomResizedCrop
 
     top, left, height, width = RandomResizedCrop.get_params(image, [min_area, 1.0], [3 / 4, 4 / 3])
     box = (left, top, left + width, top + height)
-    return image.resize((given.size, given.size), _method(given), box=box)
+    return image.resize((spec.size, spec.size), _filter(spec), box=box)
 
 
-def _padded(view: Tensor, size: int) -> Tensor:
-    """Black around it, where the network's crop is larger than its resized image."""
-    from torchvision.transforms.functional import center_crop
+def _pad(view: Tensor, size: int) -> Tensor:
+    """Add black borders if the crop is larger than the resized image."""
+    from torchvision.transforms.functional import center_crop as center_crop_or_pad
 
-    return cast(Tensor, center_crop(view, [size]))
+    return cast(Tensor, center_crop_or_pad(view, [size]))
 
 
-def _method(given: ImageInput) -> int:
-    return next(number for number, name in RESAMPLING.items() if name == given.interpolation)
+def _filter(spec: ImageInput) -> int:
+    return next(number for number, name in RESAMPLING.items() if name == spec.interpolation)
 
 
 def _pixels(image: "Image") -> Tensor:
-    """Values in [0, 1], shape ``(3, H, W)``."""
+    """Return the values in [0, 1], shape ``(3, H, W)``."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().div(255)

@@ -1,53 +1,65 @@
-"""Labelled texts as batches of tokens: from local files, the GLUE tasks, or demo data out of the package registry."""
+"""Data module of labeled texts, for classifiers and regression."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from slicefine_pl.data.batching import PlannedLoader, ResumableDataModule, ResumableLoader
-from slicefine_pl.data.labels import are_positions, check_trained, checked_names, class_indices, class_names, values
-from slicefine_pl.data.tables import READERS, Table, read_table, split_by_text
+from slicefine_pl.data.batching import PlannedLoader, ResumableLoader
+from slicefine_pl.data.tables.formats import READERS
+from slicefine_pl.data.tables.labels import (
+    check_classes_trained,
+    class_indices,
+    class_names,
+    labels_are_indices,
+    regression_targets,
+    validate_names,
+)
+from slicefine_pl.data.tables.read import read_table
+from slicefine_pl.data.tables.table import Table, split_by_text
 from slicefine_pl.data.text import demo, glue
-from slicefine_pl.data.text.queries import check_queries, queries
-from slicefine_pl.data.text.splits import SHARES, split_files
-from slicefine_pl.data.text.tokens import PadBatch, TokenDataset, Tokens
-from slicefine_pl.data.text.trained import FollowsTraining, TrainedInput
+from slicefine_pl.data.text.prediction_texts import check_predict_settings, texts_to_predict
+from slicefine_pl.data.text.splits import PERCENTAGES, split_files
+from slicefine_pl.data.text.token_datamodule import TokenDataModule
+from slicefine_pl.data.text.tokenization import TextCollator, TextTokenizer, TokenDataset
+from slicefine_pl.inputs import TextInput
 
-TEXT = "text"  # the column of texts where none is named
-PREDICT_ALIKE = (
+TEXT = "text"  # default name of the text column
+PREDICT_REMEDY = (
     "give a pair as predict_text and predict_text_pair, or pairs as a table with both columns (predict_file); a single "
     "text as predict_text alone"
 )
 
 
-class TextDataModule(FollowsTraining, ResumableDataModule):
+class TextDataModule(TokenDataModule):
     """Serve texts as batches of ``input_ids``, ``attention_mask`` and ``labels``, padded to the longest of the batch.
 
-    **Split.** Demo sets and single files are split 70/10/20 by a hash of each text, so a text stays in its split
-    whatever else changes. A folder has its own split: ``train``, ``validation`` and ``test`` files.
-    **Batches.** Texts of like length together, reshuffled each epoch from ``seed`` alone; every process gets equally
-    many. A run that stops and resumes inside an epoch sees the batches an uninterrupted one would see.
-    **A trained model** is evaluated, and predicts, with the columns and the ``max_length`` of its training; settings
-    that contradict them raise.
-    **Limits.** A text longer than ``max_length`` is cut, with a warning; every other flaw in the data raises.
+    **Split.** Demo datasets and single files are split 70/10/20 by a hash of each text, so a text stays in its split
+    when others are added. A folder has its own split: ``train``, ``validation`` and ``test`` files.
+    **Batches.** Texts of similar length form a batch. Batches are reshuffled each epoch from ``seed`` alone, and every
+    process gets the same number. A run that stops and resumes inside an epoch sees the same batches as an uninterrupted
+    one.
+    **A trained model** is evaluated, and predicts, with the columns and the ``max_length`` of its training. Settings
+    that contradict them are an error.
+    **Limits.** A text longer than ``max_length`` is cut, with a warning. Any other flaw in the data is an error.
 
     Args:
         source: ``"reviews"``, ``"tweets"``, ``"products"`` or ``"editorials"`` (see ``data/text/demo.py``);
             ``"glue/<task>"``; a CSV, TSV, JSONL or Parquet file; or a folder of such files.
-        text_columns: Column with the texts, or two columns for pairs of texts (files only); ``None`` takes those of a
-            trained model, else ``"text"``.
-        label_column: Column with the labels (files only).
-        label_names: Name of each class, in order; ``None`` takes what the training data show, see
-            :func:`~slicefine_pl.data.labels.in_order`. With names given of which none is a number, labels that are
-            whole numbers count the classes from 0.
-        task: Classes, or numbers.
-        tokenizer: Hub name, local folder, or ``"package:<package>/<folder>"``; that of the model.
-        max_length: Longest text in tokens; ``None`` takes that of a trained model, else what the model allows.
+        text_columns: Name of the column with the texts, or of two columns for pairs of texts (files only). ``None``
+            means those of a trained model, else ``"text"``.
+        label_column: Name of the column with the labels (files only).
+        label_names: Name of each class, in order of its index. ``None`` means the labels of the training data, see
+            :func:`~slicefine_pl.data.tables.labels.sorted_names`. If names are given that are not numbers, labels that
+            are whole numbers are class indices.
+        task: Whether labels are classes or numbers.
+        tokenizer: Hub name, local folder, or ``"package:<package>/<folder>"``; the same as that of the model.
+        max_length: Longest text, in tokens. ``None`` means that of a trained model, else what the model allows.
         batch_size: Texts per batch and process.
-        seed: Of the order of the batches.
-        predict_text: One text to predict, or the first of a pair.
+        seed: Seed of the order of the batches.
+        predict_text: One text to predict, or the first text of a pair.
         predict_text_pair: The second text of the pair, for a model that was trained on pairs.
-        predict_file: File to predict: a table with the columns of texts, or UTF-8 with one text a line.
+        predict_file: File to predict: a table with the text columns, or a UTF-8 file with one text per line.
     """
 
     def __init__(
@@ -67,10 +79,12 @@ class TextDataModule(FollowsTraining, ResumableDataModule):
     ) -> None:
         super().__init__(batch_size, seed)
         if text_columns is not None and len(text_columns) not in (1, 2):
-            raise ValueError(f"text_columns={list(text_columns)} names {len(text_columns)} columns; give one or two.")
+            raise ValueError(
+                f"text_columns={list(text_columns)} has {len(text_columns)} names; give one or two columns."
+            )
         if task == "regression" and label_names is not None:
             raise ValueError(f"label_names={list(label_names)} are for classes; leave them out with task='regression'.")
-        check_queries(predict_text, predict_text_pair, predict_file)
+        check_predict_settings(predict_text, predict_text_pair, predict_file)
         self.source = source
         self.text_columns = None if text_columns is None else list(text_columns)
         self.label_column = label_column
@@ -80,16 +94,16 @@ class TextDataModule(FollowsTraining, ResumableDataModule):
         self.predict_text = predict_text
         self.predict_text_pair = predict_text_pair
         self.predict_file = predict_file
-        self._given_names = checked_names(label_names)
+        self._given_names = validate_names(label_names)
         self._tables: dict[str, Table] = {}
         self._datasets: dict[str, TokenDataset] = {}
-        self._asked: list[list[str]] = []
-        self._pad = PadBatch(0)
+        self._predict_texts: list[list[str]] = []
+        self._collate = TextCollator(0)
 
     @property
     def label_names(self) -> list[str] | None:
-        """Names of the classes in order of their index; ``None`` for regression, and when only predicting."""
-        if self.task == "regression" or self._predicting:
+        """Names of the classes, in order of their index; ``None`` for regression and when only predicting."""
+        if self.task == "regression" or self.is_predicting:
             return None
         if self._given_names is not None:
             return self._given_names
@@ -101,44 +115,54 @@ class TextDataModule(FollowsTraining, ResumableDataModule):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, or 1 for regression; ``None`` when only predicting: then the trained model knows."""
+        """Number of classes, or 1 for regression; ``None`` if only predictions are served."""
         names = self.label_names
-        return len(names) if names is not None else None if self._predicting else 1
+        return len(names) if names is not None else None if self.is_predicting else 1
 
     @property
     def predict_names(self) -> list[str]:
-        """The texts to predict, in order; the two of a pair with a tab between them."""
-        return ["\t".join(texts) for texts in zip(*(self._asked or self._queries()), strict=True)]
+        """The texts to predict, in order. A tab separates the two texts of a pair."""
+        return ["\t".join(texts) for texts in zip(*(self._predict_texts or self._read_predict_texts()), strict=True)]
+
+    @property
+    def is_predicting(self) -> bool:
+        """Whether only texts to predict are served."""
+        return bool(self.predict_text) or self.predict_file is not None
 
     def prepare_data(self) -> None:
-        """Download what is not there yet, once per machine."""
-        if not self._predicting and self.source in demo.SETS:
+        """Download the dataset if it is not in the cache, once per machine."""
+        if not self.is_predicting and self.source in demo.SETS:
             demo.fetch()
-        elif not self._predicting and self.source.startswith("glue/"):
+        elif not self.is_predicting and self.source.startswith("glue/"):
             self._load()
 
     def setup(self, stage: str) -> None:
-        """Read and tokenise what the stage needs."""
-        trained = TrainedInput.of(self)
+        """Read and tokenize the texts of a stage."""
+        training = self.look_up_training()
+        labels: Mapping[str, Any] = {}
         if stage == "predict":
-            self._asked = self._queries()
-            columns, labels = {"predict": self._asked}, {}
-            trained.check_columns(len(columns["predict"]), PREDICT_ALIKE)
+            self._predict_texts = self._read_predict_texts()
+            columns, count, remedy = {"predict": self._predict_texts}, len(self._predict_texts), PREDICT_REMEDY
         else:
             tables = self._load()
             columns, labels = {name: table.columns for name, table in tables.items()}, self._labels(tables)
-            trained.check_columns(len(columns["train"]), "give as many text_columns")
-        tokens = Tokens(self.tokenizer, trained.settle("max_length", self.max_length, None))
-        self._pad = PadBatch(tokens.pad)
+            count, remedy = len(columns["train"]), "give as many text_columns"
+        if training.trained is not None and training.binding:
+            training.trained.check_columns(count, remedy)
+        wanted = training.resolve({"max_length": self.max_length}, TextInput)
+        tokenizer = TextTokenizer(self.tokenizer, wanted.max_length)
+        self._collate = TextCollator(tokenizer.pad)
         for name, texts in columns.items():
-            self._datasets[name] = TokenDataset(tokens.encode(texts), labels.get(name))
-        self._trained = trained
-        self.text_input = {"columns": self._column_names(), "max_length": tokens.max_length, "limit": tokens.limit}
+            self._datasets[name] = TokenDataset(tokenizer.encode(texts), labels.get(name))
+        self._training_input = training
+        self.input = replace(
+            wanted, columns=self._column_names(), max_length=tokenizer.max_length, limit=tokenizer.limit
+        )
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches in a new order each epoch."""
         dataset = self._dataset("train")
-        return self.resumed(ResumableLoader(dataset, self.plan(dataset.lengths, shuffle=True), self._pad))
+        return self.resumed(ResumableLoader(dataset, self.plan(dataset.lengths, shuffle=True), self._collate))
 
     def val_dataloader(self) -> PlannedLoader:
         """Batches from long to short."""
@@ -151,50 +175,46 @@ class TextDataModule(FollowsTraining, ResumableDataModule):
     def predict_dataloader(self) -> PlannedLoader:
         """Batches in the order of ``predict_names``."""
         dataset = self._dataset("predict")
-        return PlannedLoader(dataset, self.plan([1] * len(dataset), shuffle=False), self._pad)
+        return PlannedLoader(dataset, self.plan([1] * len(dataset), shuffle=False), self._collate)
 
-    @property
-    def _predicting(self) -> bool:
-        return bool(self.predict_text) or self.predict_file is not None
+    def _read_predict_texts(self) -> list[list[str]]:
+        trained = self.look_up_training().trained
+        names = self.text_columns or (trained and trained.columns) or [TEXT]
+        return texts_to_predict(self.predict_text, self.predict_text_pair, self.predict_file, [names])
 
-    def _queries(self) -> list[list[str]]:
-        trained = TrainedInput.of(self).record.get("columns")
-        names = self.text_columns or trained or [TEXT]
-        return queries(self.predict_text, self.predict_text_pair, self.predict_file, [names])
-
-    def _column_names(self) -> list[str]:
-        """Of the texts for training, as a table to predict would have them."""
+    def _column_names(self) -> tuple[str, ...]:
+        """Return the names of the text columns, as a table to predict would have them."""
         if self.source.startswith("glue/"):
-            return list(self._glue_task().columns)
-        return [TEXT] if self.source in demo.SETS else self.text_columns or [TEXT]
+            return self._glue_task().columns
+        return (TEXT,) if self.source in demo.SETS or not self.text_columns else tuple(self.text_columns)
 
     def _dataset(self, name: str) -> TokenDataset:
-        """The tokens of a split, as training made them."""
-        if self._is_outdated:
+        """Return the tokens of a split, made as in training."""
+        if self.is_outdated:
             self.setup("predict" if name == "predict" else "fit")
         return self._datasets[name]
 
     def _evaluation(self, name: str) -> PlannedLoader:
         dataset = self._dataset(name)
-        return PlannedLoader(dataset, self.plan(dataset.lengths, shuffle=False), self._pad)
+        return PlannedLoader(dataset, self.plan(dataset.lengths, shuffle=False), self._collate)
 
     def _load(self) -> dict[str, Table]:
         """Read the tables once."""
         if not self._tables:
             if self.source in demo.SETS:
                 table = demo.load_demo(self.source, ratings=self.task == "regression")
-                self._tables = split_by_text(table, SHARES)
+                self._tables = split_by_text(table, PERCENTAGES)
             elif self.source.startswith("glue/"):
                 self._glue_task()
                 self._tables = glue.load_glue(self.source.removeprefix("glue/"))
             else:
-                self._tables = self._local()
+                self._tables = self._read_files()
             for name, table in self._tables.items():
                 if not len(table):
                     raise ValueError(f"{self.source!r} has no texts for {name}; give more rows, or a folder of splits.")
         return self._tables
 
-    def _local(self) -> dict[str, Table]:
+    def _read_files(self) -> dict[str, Table]:
         path = Path(self.source)
         columns = self._column_names()
         if path.is_dir():
@@ -202,15 +222,15 @@ class TextDataModule(FollowsTraining, ResumableDataModule):
             return {name: read_table(file, columns, self.label_column) for name, file in files}
         if not path.is_file():
             raise FileNotFoundError(
-                f"source={self.source!r} is no file or folder; give one, or {sorted(demo.SETS)}, or 'glue/<task>'."
+                f"source={self.source!r} is not a file or folder; give one, or {sorted(demo.SETS)}, or 'glue/<task>'."
             )
-        return split_by_text(read_table(path, columns, self.label_column), SHARES)
+        return split_by_text(read_table(path, columns, self.label_column), PERCENTAGES)
 
-    def _glue_task(self) -> glue.Task:
+    def _glue_task(self) -> glue.GlueTask:
         name = self.source.removeprefix("glue/")
         if name not in glue.TASKS:
             raise ValueError(
-                f"source={self.source!r} is no GLUE task; choose 'glue/' with one of {sorted(glue.TASKS)}."
+                f"source={self.source!r} is not a GLUE task; choose 'glue/' with one of {sorted(glue.TASKS)}."
             )
         task = glue.TASKS[name]
         if bool(task.names) != (self.task == "classification"):
@@ -221,9 +241,9 @@ class TextDataModule(FollowsTraining, ResumableDataModule):
     def _labels(self, tables: Mapping[str, Table]) -> dict[str, Any]:
         names = self.label_names
         if names is None:
-            return {split: values(table) for split, table in tables.items()}
+            return {split: regression_targets(table) for split, table in tables.items()}
         named = self._given_names is not None or self.source.startswith("glue/")
-        positions = named and are_positions(tables["train"], names)
-        labels = {split: class_indices(table, names, positions=positions) for split, table in tables.items()}
-        check_trained(labels["train"], names, tables["train"].source)
+        are_indices = named and labels_are_indices(tables["train"], names)
+        labels = {split: class_indices(table, names, are_indices=are_indices) for split, table in tables.items()}
+        check_classes_trained(labels["train"], names, tables["train"].source)
         return labels

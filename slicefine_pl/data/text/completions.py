@@ -1,6 +1,6 @@
-"""From prompts and completions, or whole documents, to token sequences of which a part is to be learned.
+"""Tokenize prompts with completions, or whole documents, for a causal language model.
 
-Knows tokenizers and their chat templates; knows no model.
+An example is a token sequence and the position from which on its tokens are labels.
 
 Shapes:  N examples · B batch · T tokens
 """
@@ -13,18 +13,18 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from slicefine_pl.data.tables import Table
-from slicefine_pl.data.text.tokens import Tokens, padded
+from slicefine_pl.data.tables.table import Table
+from slicefine_pl.data.text.tokenization import TextTokenizer, pad_sequences
 
-IGNORED = -100  # the label of a token that is not to be predicted
+IGNORED = -100  # label of a token that is not predicted
 
 
-class Examples(Dataset[dict[str, Any]]):
-    """Token sequences by index, each with the place from which on it is to be learned.
+class CausalLMDataset(Dataset[dict[str, Any]]):
+    """Token sequences by index, with labels.
 
     Args:
         sequences: N lists of tokens.
-        starts: First token to learn of each, at least 1: nothing comes before token 0.
+        starts: Position of the first token with a label in each sequence. At least 1, since nothing precedes token 0.
     """
 
     def __init__(self, sequences: Sequence[list[int]], starts: Sequence[int]) -> None:
@@ -37,26 +37,26 @@ class Examples(Dataset[dict[str, Any]]):
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        """Tokens of one example as ``input_ids``, and its ``labels``."""
+        """Return ``input_ids`` and ``labels`` of one example."""
         tokens, start = self._sequences[index], self._starts[index]
         return {"input_ids": tokens, "labels": [IGNORED] * start + tokens[start:]}
 
 
-class Completions:
-    """Turn texts into examples with the tokenizer of a pretrained model.
+class CompletionEncoder:
+    """Turn texts into examples.
 
-    **Ends.** An example begins with the token that the tokenizer begins texts with, if it does, and ends with the one
-    that ends texts. With ``chat``, the tokenizer's template decides instead: the prompt is a user's turn, the
-    completion the assistant's.
-    **Long texts.** A document is shared out over several examples of like length. Of a prompt the beginning is cut, so
-    that its completion fits; of a completion that fills the context alone, the end. One warning counts them.
+    **Special tokens.** An example starts with the BOS token, if the tokenizer adds one to texts, and ends with the EOS
+    token. With ``chat``, the chat template adds them: the prompt is a turn of the user, the completion one of the
+    assistant.
+    **Long texts.** A document is divided into several examples of similar length. A prompt loses its beginning, so that
+    its completion fits. A completion that is too long by itself loses its end. One warning counts these examples.
 
     Args:
         tokens: The tokenizer, with the longest sequence it allows.
-        chat: Whether to apply its chat template.
+        chat: Whether to apply the tokenizer's chat template.
     """
 
-    def __init__(self, tokens: Tokens, *, chat: bool) -> None:
+    def __init__(self, tokens: TextTokenizer, *, chat: bool) -> None:
         self._tokens = tokens
         self._tokenizer = tokens.tokenizer
         self._chat = chat
@@ -67,23 +67,23 @@ class Completions:
         self._begin = [int(begin)] if begins else []
         self._end = [] if chat or end is None else [int(end)]
 
-    def encode(self, table: Table) -> Examples:
-        """Tokenise the rows of a table.
+    def encode(self, table: Table) -> CausalLMDataset:
+        """Tokenize the rows of a table.
 
         Args:
-            table: One column with prompts, and completions as labels; or with documents, and no label.
+            table: Table with one column. It contains prompts, with completions as labels; or documents, without labels.
 
         Raises:
-            ValueError: A row has nothing to learn, or the chat template does not fit.
+            ValueError: A row has no tokens to learn, or the chat template does not fit.
         """
         return self._documents(table) if table.labels[0] is None else self._pairs(table)
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Tokenise prompts alone, exactly as in ``encode``, but never cut."""
+        """Tokenize prompts without completions, as in ``encode``, but never cut them."""
         opened = [self._opening(prompt) for prompt in prompts] if self._chat else prompts
         return [[*self._begin, *ids] for ids in self._tokens.encode_bare(opened)]
 
-    def _pairs(self, table: Table) -> Examples:
+    def _pairs(self, table: Table) -> CausalLMDataset:
         prompts, completions = table.columns[0], table.labels
         if self._chat:
             completions = [self._answer(*pair) for pair in zip(prompts, completions, strict=True)]
@@ -99,10 +99,10 @@ class Completions:
             cut = max(0, len(prompt) + len(learned) - limit)
             sequences.append([*begin, *body[cut:], *learned])
             starts.append(max(1, len(prompt) - cut))
-        self._warn(lengths)
-        return Examples(sequences, starts)
+        self._warn_if_cut(lengths)
+        return CausalLMDataset(sequences, starts)
 
-    def _documents(self, table: Table) -> Examples:
+    def _documents(self, table: Table) -> CausalLMDataset:
         if self._chat:
             raise ValueError(
                 f"chat=True needs prompts and completions, and {table.source!r} has neither; leave it out."
@@ -115,16 +115,16 @@ class Completions:
                     f"{table.source!r}, {table.unit} {row}, has a text of less than two tokens; correct it."
                 )
             parts = -(-len(tokens) // self._tokens.max_length)
-            bounds = [len(tokens) * part // parts for part in range(parts + 1)]  # like lengths: none is too short
+            bounds = [len(tokens) * part // parts for part in range(parts + 1)]  # similar lengths: none is too short
             sequences += [tokens[first:last] for first, last in pairwise(bounds)]
-        return Examples(sequences, [1] * len(sequences))
+        return CausalLMDataset(sequences, [1] * len(sequences))
 
     def _opening(self, prompt: str) -> str:
         turns = [{"role": "user", "content": prompt}]
         return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
     def _answer(self, prompt: str, completion: str) -> str:
-        """What the template writes after the opening: the completion and the end of the turn."""
+        """Return what the template adds to the prompt: the completion and the end of the turn."""
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
         whole, opening = str(self._tokenizer.apply_chat_template(turns, tokenize=False)), self._opening(prompt)
         if not whole.startswith(opening):
@@ -134,7 +134,7 @@ class Completions:
             )
         return whole[len(opening) :]
 
-    def _warn(self, lengths: Sequence[int]) -> None:
+    def _warn_if_cut(self, lengths: Sequence[int]) -> None:
         limit = self._tokens.max_length
         if long := [length for length in lengths if length > limit]:
             rank_zero_warn(
@@ -143,8 +143,12 @@ class Completions:
             )
 
 
-class PadExamples:
-    """Pad the examples of a batch to its longest, on the right."""
+class CausalLMCollator:
+    """Pad the examples of a batch to the longest one, on the right.
+
+    Args:
+        pad: Token that fills up ``input_ids``.
+    """
 
     def __init__(self, pad: int) -> None:
         self.pad = pad
@@ -152,7 +156,7 @@ class PadExamples:
     def __call__(self, items: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
         """Return ``input_ids``, ``attention_mask`` and ``labels``, shape ``(B, T)``, int64."""
         return {
-            "input_ids": padded([item["input_ids"] for item in items], self.pad),
-            "attention_mask": padded([[1] * len(item["input_ids"]) for item in items], 0),
-            "labels": padded([item["labels"] for item in items], IGNORED),
+            "input_ids": pad_sequences([item["input_ids"] for item in items], self.pad),
+            "attention_mask": pad_sequences([[1] * len(item["input_ids"]) for item in items], 0),
+            "labels": pad_sequences([item["labels"] for item in items], IGNORED),
         }

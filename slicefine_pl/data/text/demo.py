@@ -1,8 +1,10 @@
-"""Real labelled texts that need no hub: four sets inside a source distribution of the package registry.
+"""Four demo datasets of labeled texts, from a package on PyPI, without a model hub.
 
-The PyPI source distribution ``vaderSentiment==0.5`` (MIT licence, C.J. Hutto) holds texts that 20 people rated from -4
-(most negative) to 4 (most positive); the label is their mean.  As classes: ``negative`` (rating < 0) and ``positive``
-(> 0); the few ratings of exactly 0 have no sign and are left out.  As regression: the rating itself, all texts kept.
+The source distribution of ``vaderSentiment==0.5`` (MIT license, C.J. Hutto) contains texts that 20 people rated from -4
+(most negative) to 4 (most positive). The rating of a text is their mean.
+
+- Classification: ``negative`` (rating < 0) and ``positive`` (> 0). Texts with a rating of exactly 0 are left out.
+- Regression: the rating of each text.
 
 Source:  Hutto & Gilbert, VADER, ICWSM 2014; the film snippets are those of Pang & Lee (2005).
 """
@@ -18,8 +20,8 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from slicefine_pl.data.cache import cache_folder, read_whole
-from slicefine_pl.data.tables import Table, normalise
+from slicefine_pl.data.cache import cache_folder, read_if_exists
+from slicefine_pl.data.tables.table import Table, normalize_text
 from slicefine_pl.files.atomic import write_atomic
 
 SETS = {
@@ -36,11 +38,11 @@ INNER = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
 
 
 def load_demo(name: str, *, ratings: bool) -> Table:
-    """Read one of the sets, each text once (the first of those that ``normalise`` makes equal).
+    """Read one of the datasets, each text once. Of texts that ``normalize_text`` makes equal, the first is kept.
 
     Args:
         name: ``"reviews"``, ``"tweets"``, ``"products"`` or ``"editorials"``.
-        ratings: Label by the rating in [-4, 4]; otherwise by its sign.
+        ratings: Whether the labels are ratings in [-4, 4]; otherwise they are classes.
     """
     content = zipfile.ZipFile(io.BytesIO(fetch())).read(INNER)
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
@@ -51,24 +53,24 @@ def load_demo(name: str, *, ratings: bool) -> Table:
     for line in lines:
         _, rating, text = line.split("\t")
         if ratings or float(rating) != 0:
-            found.setdefault(normalise(text), (text.strip(), rating.strip()))
+            found.setdefault(normalize_text(text), (text.strip(), rating.strip()))
     texts = [text for text, _ in found.values()]
     labels = [rating if ratings else CLASSES[float(rating) > 0] for _, rating in found.values()]
     return Table(name, [texts], labels, range(1, len(texts) + 1))
 
 
 def fetch() -> bytes:
-    """Return the source distribution: from the cache where it is whole, else from the package registry.
+    """Return the source distribution: from the cache if it is there and undamaged, else from the package registry.
 
     Raises:
-        OSError: It cannot be fetched, or the cache folder cannot be written.
+        OSError: It cannot be downloaded, or the cache folder cannot be written.
     """
     path = cache_folder() / ARCHIVE
-    kept = read_whole(path)
-    if kept is not None and _is_whole(kept):
-        return kept
-    if kept is not None:
-        rank_zero_warn(f"Cache file {str(path)!r} is damaged; it is fetched again.")
+    cached = read_if_exists(path)
+    if cached is not None and _is_intact(cached):
+        return cached
+    if cached is not None:
+        rank_zero_warn(f"Cache file {str(path)!r} is damaged; it is downloaded again.")
     with tempfile.TemporaryDirectory() as scratch:
         content = _download(Path(scratch))
     try:
@@ -82,21 +84,21 @@ def fetch() -> bytes:
 
 
 def _download(folder: Path) -> bytes:
-    """Let pip fetch the archive: it knows the registry, the proxy and the certificates of this machine."""
+    """Download with pip, which knows the registry, the proxy and the certificates of this machine."""
     pinned = folder / "requirements.txt"  # with a hash, pip checks the archive before it runs anything inside
     pinned.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n", "utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest"]
     command += [str(folder), "--requirement", str(pinned)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     path = folder / ARCHIVE
-    if done.returncode == 0 and path.is_file() and _is_whole(content := path.read_bytes()):
+    if done.returncode == 0 and path.is_file() and _is_intact(content := path.read_bytes()):
         return content
     reason = (done.stderr.strip().splitlines() or ["the archive is not the expected one"])[-1]
     raise OSError(
-        f"demo data {REQUIREMENT!r} could not be fetched from the package registry ({reason}); check the network and "
-        f"that pip is installed, or put {ARCHIVE} into {str(cache_folder())!r}, or give data of your own."
+        f"demo data {REQUIREMENT!r} could not be downloaded from the package registry ({reason}); check the network "
+        f"and that pip is installed, or put {ARCHIVE} into {str(cache_folder())!r}, or give data of your own."
     )
 
 
-def _is_whole(content: bytes) -> bool:
+def _is_intact(content: bytes) -> bool:
     return hashlib.sha256(content).hexdigest() == SHA256

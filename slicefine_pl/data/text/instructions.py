@@ -1,55 +1,62 @@
-"""Prompts with completions, or plain texts, as batches for a causal language model: from files, or from demo data."""
+"""Data module of prompts with completions, or of plain texts, for causal language models."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from slicefine_pl.data.batching import PlannedLoader, ResumableDataModule, ResumableLoader
-from slicefine_pl.data.tables import READERS, Table, read_texts, split_by_text
+from slicefine_pl.data.batching import PlannedLoader, ResumableLoader
+from slicefine_pl.data.tables.formats import READERS
+from slicefine_pl.data.tables.read import read_texts
+from slicefine_pl.data.tables.table import Table, split_by_text
 from slicefine_pl.data.text import demo
-from slicefine_pl.data.text.completions import Completions, Examples, PadExamples
+from slicefine_pl.data.text.completions import CausalLMCollator, CausalLMDataset, CompletionEncoder
 from slicefine_pl.data.text.documents import read_documents
-from slicefine_pl.data.text.packing import PackedExamples, PadRows
-from slicefine_pl.data.text.queries import check_queries, queries
-from slicefine_pl.data.text.splits import SHARES, split_files
-from slicefine_pl.data.text.tokens import PadBatch, TokenDataset, Tokens
-from slicefine_pl.data.text.trained import FollowsTraining, TrainedInput
+from slicefine_pl.data.text.packing import PackedCollator, PackedDataset
+from slicefine_pl.data.text.prediction_texts import check_predict_settings, texts_to_predict
+from slicefine_pl.data.text.splits import PERCENTAGES, split_files
+from slicefine_pl.data.text.token_datamodule import TokenDataModule
+from slicefine_pl.data.text.tokenization import TextCollator, TextTokenizer, TokenDataset
+from slicefine_pl.inputs import TextInput
 
-PROMPT = "Review: {} Sentiment:"  # of the demo data; the completion names the class
+PROMPT = "Review: {} Sentiment:"  # prompt of the demo datasets; the completion is the name of the class
 PLAIN = ".txt"
 
 
-class InstructionDataModule(FollowsTraining, ResumableDataModule):
-    """Serve batches of ``input_ids`` and ``labels``, where all but completions is labelled -100.
+class InstructionDataModule(TokenDataModule):
+    """Serve batches of ``input_ids`` and ``labels``. Labels are -100 for all tokens except those of completions.
 
-    **Source.** A file with columns for prompt and completion, or for text, which is then learned whole; a plain text
-    file; or a folder of such. The demo sets are reviews, each with the question for its sentiment.
-    **Split.** Demo sets and single files are split 70/10/20 by a hash of each prompt or text, so equal ones stay
-    together whatever else changes. A folder has its own split: ``train``, ``validation`` and ``test`` files.
-    **Batches.** Examples of like length together, padded on the right, with ``attention_mask``. With ``packing``, those
-    for training fill rows of ``max_length`` tokens instead, with ``position_ids``; validation and test stay padded, and
-    their loss is the same. Reshuffled each epoch from ``seed`` alone; every process gets equally many. A run that stops
-    and resumes inside an epoch sees the batches an uninterrupted one would see.
-    **Limits.** Examples longer than ``max_length`` are cut, with a warning; every other flaw in the data raises.
+    **Source.** A file with columns for prompt and completion, or for text, whose tokens are all labels; a plain text
+    file; or a folder of such files. In the demo datasets, each review is a prompt that asks for its sentiment.
+    **Split.** Demo datasets and single files are split 70/10/20 by a hash of each prompt or text, so equal ones are in
+    the same split. A folder has its own split: ``train``, ``validation`` and ``test`` files.
+    **Batches.** Examples of similar length form a batch, padded on the right, with ``attention_mask``. With
+    ``packing``, training batches contain rows of ``max_length`` tokens with several examples each, and ``position_ids``
+    instead of a mask. Validation and test batches stay padded; their loss is the same. Batches are reshuffled each
+    epoch from ``seed`` alone, and every process gets the same number. A run that stops and resumes inside an epoch sees
+    the same batches as an uninterrupted one.
+    **Limits.** Examples longer than ``max_length`` are cut, with a warning. Any other flaw in the data is an error.
 
     Args:
         source: ``"reviews"``, ``"tweets"``, ``"products"`` or ``"editorials"`` (see ``data/text/demo.py``); a JSONL,
             CSV, TSV, Parquet or ``.txt`` file; or a folder of such files.
-        prompt_column: Column with the prompts (files only).
-        completion_column: Column with the completions (files only).
-        text_column: Column with plain texts, in files without prompts.
-        documents: What a document is in a ``.txt`` file: a block between lines without text, or the whole file.
-        tokenizer: Hub name, local folder or GGUF file, or ``"package:<package>/<place>"``; that of the model.
-        chat: Whether prompt and completion become turns of the tokenizer's chat template; ``None`` does as the training
-            of the model did, else not.
-        max_length: Longest example, and length of a packed row, in tokens; ``None`` is what the model allows.
+        prompt_column: Name of the column with the prompts (files only).
+        completion_column: Name of the column with the completions (files only).
+        text_column: Name of the column with plain texts, in files without prompts.
+        documents: What a document is in a ``.txt`` file: a block between blank lines, or the whole file.
+        tokenizer: Hub name, local folder or GGUF file, or ``"package:<package>/<place>"``; the same as that of the
+            model.
+        chat: Whether prompt and completion become turns of the tokenizer's chat template. ``None`` means as in the
+            training of the model, else no.
+        max_length: Longest example, and length of a packed row, in tokens. ``None`` means what the model allows.
         packing: Whether several examples share a row in training.
         batch_size: Examples, or packed rows, per batch and process.
-        eval_examples: Most examples of validation and of test, the first ones; ``None`` takes all.
-        seed: Of the order of the batches.
+        eval_examples: Largest number of validation examples, and of test examples; the first ones are used. ``None``
+            means all.
+        seed: Seed of the order of the batches.
         predict_text: One prompt to complete.
-        predict_file: File of prompts to complete: a table with one of the columns, or UTF-8 with one prompt a line.
+        predict_file: File of prompts to complete: a table with one of the columns, or a UTF-8 file with one prompt per
+            line.
     """
 
     def __init__(
@@ -74,7 +81,7 @@ class InstructionDataModule(FollowsTraining, ResumableDataModule):
             raise ValueError(f"documents={documents!r} is unknown; choose 'blocks' or 'file'.")
         if eval_examples is not None and eval_examples < 1:
             raise ValueError(f"eval_examples={eval_examples} is too small; choose at least 1, or None for all.")
-        check_queries(predict_text, "", predict_file)
+        check_predict_settings(predict_text, "", predict_file)
         self.source = source
         self.columns = ((prompt_column, completion_column), (text_column,))
         self.documents = documents
@@ -85,40 +92,45 @@ class InstructionDataModule(FollowsTraining, ResumableDataModule):
         self.eval_examples = eval_examples
         self.predict_text = predict_text
         self.predict_file = predict_file
-        self._datasets: dict[str, Examples] = {}
-        self._asked: list[str] = []
+        self._datasets: dict[str, CausalLMDataset] = {}
+        self._predict_texts: list[str] = []
         self._prompts = TokenDataset({"input_ids": []}, None)
-        self._longest = 0
+        self._max_length = 0
         self._pad = 0
 
     @property
     def predict_names(self) -> list[str]:
         """The prompts to complete, in order."""
-        if not self._asked:
+        if not self._predict_texts:
             alternatives = [names[:1] for names in self.columns]
-            [self._asked] = queries(self.predict_text, "", self.predict_file, alternatives)
-        return self._asked
+            [self._predict_texts] = texts_to_predict(self.predict_text, "", self.predict_file, alternatives)
+        return self._predict_texts
+
+    @property
+    def is_predicting(self) -> bool:
+        """Whether only prompts to complete are served."""
+        return bool(self.predict_text) or self.predict_file is not None
 
     def prepare_data(self) -> None:
-        """Download what is not there yet, once per machine."""
-        if self.source in demo.SETS and not self.predict_text and self.predict_file is None:
+        """Download the dataset if it is not in the cache, once per machine."""
+        if self.source in demo.SETS and not self.is_predicting:
             demo.fetch()
 
     def setup(self, stage: str) -> None:
-        """Read and tokenise what the stage needs, once."""
-        if self._datasets and stage != "predict" and not self._is_outdated:
+        """Read and tokenize the texts of a stage, once."""
+        if self._datasets and stage != "predict" and not self.is_outdated:
             return
-        trained = TrainedInput.of(self)
+        training = self.look_up_training()
+        wanted = training.resolve({"chat": self.chat}, TextInput)
         prompts = self.predict_names if stage == "predict" else []
         tables = {} if stage == "predict" else self._load()
-        tokens = Tokens(self.tokenizer, self.max_length if tables else None)  # prompts to predict are never cut
-        chat = trained.settle("chat", self.chat, False)
-        completions = Completions(tokens, chat=chat)
-        self._pad, self._longest = tokens.pad, tokens.max_length
-        self._trained, self.text_input = trained, {"chat": chat}
-        self._datasets |= {name: completions.encode(table) for name, table in tables.items()}
+        tokenizer = TextTokenizer(self.tokenizer, self.max_length if tables else None)  # prompts are never cut
+        encoder = CompletionEncoder(tokenizer, chat=bool(wanted.chat))
+        self._pad, self._max_length = tokenizer.pad, tokenizer.max_length
+        self._training_input, self.input = training, replace(wanted, chat=bool(wanted.chat))
+        self._datasets |= {name: encoder.encode(table) for name, table in tables.items()}
         if prompts:
-            self._prompts = TokenDataset({"input_ids": completions.encode_prompts(prompts)}, None)
+            self._prompts = TokenDataset({"input_ids": encoder.encode_prompts(prompts)}, None)
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches in a new order each epoch."""
@@ -126,9 +138,9 @@ class InstructionDataModule(FollowsTraining, ResumableDataModule):
         examples = self._datasets["train"]
         if not self.packing:
             plan = self.plan(examples.lengths, shuffle=True)
-            return self.resumed(ResumableLoader(examples, plan, PadExamples(self._pad)))
-        rows = PackedExamples(examples, self._longest)
-        return self.resumed(ResumableLoader(rows, self.plan(rows.lengths, shuffle=True), PadRows(self._pad)))
+            return self.resumed(ResumableLoader(examples, plan, CausalLMCollator(self._pad)))
+        rows = PackedDataset(examples, self._max_length)
+        return self.resumed(ResumableLoader(rows, self.plan(rows.lengths, shuffle=True), PackedCollator(self._pad)))
 
     def val_dataloader(self) -> PlannedLoader:
         """Batches from long to short."""
@@ -140,28 +152,28 @@ class InstructionDataModule(FollowsTraining, ResumableDataModule):
 
     def predict_dataloader(self) -> PlannedLoader:
         """Prompts in the order of ``predict_names``."""
-        if self._is_outdated:
+        if self.is_outdated:
             self.setup("predict")
         plan = self.plan([1] * len(self._prompts), shuffle=False)
-        return PlannedLoader(self._prompts, plan, PadBatch(self._pad))
+        return PlannedLoader(self._prompts, plan, TextCollator(self._pad))
 
     def _evaluation(self, name: str) -> PlannedLoader:
         self.setup("fit")
         examples = self._datasets[name]
-        return PlannedLoader(examples, self.plan(examples.lengths, shuffle=False), PadExamples(self._pad))
+        return PlannedLoader(examples, self.plan(examples.lengths, shuffle=False), CausalLMCollator(self._pad))
 
     def _load(self) -> Mapping[str, Table]:
-        """Read the tables; prompts or texts are their column, completions their labels."""
+        """Read the tables. Their column contains prompts or texts, their labels are completions."""
         path = Path(self.source)
         if path.is_dir():
             tables = {name: self._read(file) for name, file in split_files(path, [*READERS, PLAIN]).items()}
         elif self.source in demo.SETS:
-            tables = split_by_text(_questions(demo.load_demo(self.source, ratings=False)), SHARES)
+            tables = split_by_text(_questions(demo.load_demo(self.source, ratings=False)), PERCENTAGES)
         elif path.is_file():
-            tables = split_by_text(self._read(path), SHARES)
+            tables = split_by_text(self._read(path), PERCENTAGES)
         else:
             raise FileNotFoundError(
-                f"source={self.source!r} is no file or folder; give one, or one of {sorted(demo.SETS)}."
+                f"source={self.source!r} is not a file or folder; give one, or one of {sorted(demo.SETS)}."
             )
         for name, table in tables.items():
             if not len(table):
@@ -178,7 +190,7 @@ class InstructionDataModule(FollowsTraining, ResumableDataModule):
 
 
 def _questions(reviews: Table) -> Table:
-    """A prompt that asks for the class of each text, and its name as completion."""
+    """Turn each text into a prompt that asks for its class. The name of the class is the completion."""
     [texts] = reviews.columns
     return replace(
         reviews, columns=[[PROMPT.format(text) for text in texts]], labels=[f" {name}" for name in reviews.labels]

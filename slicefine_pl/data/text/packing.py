@@ -1,7 +1,7 @@
-"""Several short examples in one row: which ones, and how the row says where each begins.
+"""Pack several short examples into one row.
 
-A row carries no attention mask but positions that start anew at each example; transformers then lets tokens attend
-within their example only.  Padding at the end of a row is one more example, of which nothing is learned.
+A packed batch has ``position_ids`` that restart at each example instead of an attention mask. Models of transformers
+then restrict attention to each example. Padding at the end of a row is treated as one more example without labels.
 
 Shapes:  B rows · T tokens
 """
@@ -14,23 +14,23 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from slicefine_pl.data.text.completions import IGNORED, Examples
-from slicefine_pl.data.text.tokens import padded
+from slicefine_pl.data.text.completions import IGNORED, CausalLMDataset
+from slicefine_pl.data.text.tokenization import pad_sequences
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Put examples into rows, from the longest down, each where it leaves the least room.
+    """Assign examples to rows, longest first, each to the row where it leaves the least space (best fit decreasing).
 
     Args:
-        lengths: Of each example, in tokens, none above ``capacity``.
-        capacity: Tokens of a row.
+        lengths: Length of each example, in tokens, at most ``capacity``.
+        capacity: Length of a row, in tokens.
 
     Returns:
-        The examples of each row, by index.
+        Indices of the examples in each row.
     """
     rows: list[list[int]] = []
-    by_room: dict[int, list[int]] = defaultdict(list)  # room left to the numbers of the rows that have it
-    rooms: list[int] = []  # its keys that are in use, sorted
+    by_room: dict[int, list[int]] = defaultdict(list)  # free tokens -> rows with as many
+    rooms: list[int] = []  # keys of by_room that are in use, sorted
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         place = bisect_left(rooms, lengths[index])
         if place == len(rooms):
@@ -49,15 +49,15 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-class PackedExamples(Dataset[list[dict[str, Any]]]):
-    """Rows by index; each is a list of examples.
+class PackedDataset(Dataset[list[dict[str, Any]]]):
+    """Packed rows by index; each is a list of examples.
 
     Args:
-        examples: To be packed.
-        capacity: Tokens of a row.
+        examples: Dataset to pack.
+        capacity: Length of a row, in tokens.
     """
 
-    def __init__(self, examples: Examples, capacity: int) -> None:
+    def __init__(self, examples: CausalLMDataset, capacity: int) -> None:
         self._examples = examples
         self._rows = pack(examples.lengths, capacity)
         self.lengths = [sum(examples.lengths[index] for index in row) for row in self._rows]
@@ -67,12 +67,16 @@ class PackedExamples(Dataset[list[dict[str, Any]]]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> list[dict[str, Any]]:
-        """The examples of one row."""
+        """Return the examples of one row."""
         return [self._examples[example] for example in self._rows[index]]
 
 
-class PadRows:
-    """Join the examples of each row, and pad the rows to the longest, on the right."""
+class PackedCollator:
+    """Concatenate the examples of each row, and pad the rows to the longest one, on the right.
+
+    Args:
+        pad: Token that fills up ``input_ids``.
+    """
 
     def __init__(self, pad: int) -> None:
         self.pad = pad
@@ -81,11 +85,11 @@ class PadRows:
         """Return ``input_ids``, ``position_ids`` and ``labels``, shape ``(B, T)``."""
         lengths = [[len(example["input_ids"]) for example in row] for row in rows]
         longest = max(map(sum, lengths))
-        positions = [[*sizes, longest - sum(sizes)] for sizes in lengths]  # the padding counts from 0 too
+        sizes = [[*row, longest - sum(row)] for row in lengths]  # padding restarts at 0 too
         return {
-            "input_ids": padded([_joined(row, "input_ids") for row in rows], self.pad),
-            "position_ids": padded([[place for size in sizes for place in range(size)] for sizes in positions], 0),
-            "labels": padded([_joined(row, "labels") for row in rows], IGNORED),
+            "input_ids": pad_sequences([_joined(row, "input_ids") for row in rows], self.pad),
+            "position_ids": pad_sequences([[place for size in row for place in range(size)] for row in sizes], 0),
+            "labels": pad_sequences([_joined(row, "labels") for row in rows], IGNORED),
         }
 
 

@@ -1,21 +1,21 @@
-"""Which file of a folder holds which split, and how the texts of a single file are shared out."""
+"""The splits of text files: one file per split in a folder, or percentages of a single file."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-SHARES = {"train": 70, "val": 10, "test": 20}  # percent of the texts of one file or demo set
+PERCENTAGES = {"train": 70, "val": 10, "test": 20}  # of the texts of a single file or demo dataset
 SHOWN = 8  # entries of a folder in a message
 FILES = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
 def split_files(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
-    """Find the file of each split; a warning names what else the folder holds.
+    """Find the file of each split. Other entries of the folder are listed in a warning.
 
     Args:
-        folder: Holds one file for each of train, validation and test.
-        suffixes: Endings that such a file may have.
+        folder: Folder with one file for each of train, validation and test.
+        suffixes: Suffixes that such a file may have.
 
     Raises:
         FileNotFoundError: A split has no file, or more than one.
@@ -35,5 +35,5 @@ def _find(folder: Path, stems: Sequence[str], suffixes: Collection[str]) -> Path
     if len(found) != 1:
         wanted = f"{' or '.join(stems)} with one of {sorted(suffixes)}"
         present = sorted(path.name for path in folder.iterdir())[:SHOWN]
-        raise FileNotFoundError(f"folder {str(folder)!r} must hold exactly one file {wanted}; it holds {present}.")
+        raise FileNotFoundError(f"folder {str(folder)!r} must have exactly one file {wanted}; it has {present}.")
     return found[0]

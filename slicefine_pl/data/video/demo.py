@@ -1,7 +1,7 @@
-"""A small made-up Kinetics: real mp4 files in which something moves, and only the motion tells the class.
+"""Synthetic videos in the layout of Kinetics: mp4 files in which a patch moves, and only the motion shows the class.
 
-Everything that may change (place, angle, size of a textured patch) lives on a circle and starts anywhere on it, so each
-single frame has the same distribution in all classes; a class is the one quantity that changes, and its direction.
+Position, angle and size of the patch are periodic and start at random values. So a single frame has the same
+distribution in all classes. The class is which of these quantities changes, and in which direction.
 
 Shapes:  H height · W width, in pixels · T frames
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from slicefine_pl.data.cache import cache_folder, read_checked, write_checked
 from slicefine_pl.inputs import VideoInput
 
-# Per second: places in heights and widths of the picture, turns, and doublings of the size
+# Changes per second: vertical and horizontal position (in frame sizes), angle (in turns), size (in doublings)
 MOTIONS = {
     "clockwise": (0.0, 0.0, 0.4, 0.0),
     "counterclockwise": (0.0, 0.0, -0.4, 0.0),
@@ -29,66 +29,68 @@ MOTIONS = {
     "shrink": (0.0, 0.0, 0.0, -0.6),
     "up": (-0.3, 0.0, 0.0, 0.0),
 }
-HEIGHT, WIDTH, FRAMES, RATE = 96, 96, 30, 12
+HEIGHT, WIDTH, FRAMES, FRAME_RATE = 96, 96, 30, 12
 INPUT = VideoInput(num_frames=16, clip_seconds=2.0, crop_size=64, test_clips=2, test_crops=1)
-SHARES = {"train": 0.6, "val": 0.1, "test": 0.3}
+FRACTIONS = {"train": 0.6, "val": 0.1, "test": 0.3}
 
 
 @dataclass(frozen=True)
-class Look:
-    """All that is random in a video: it says nothing of the motion.
+class Appearance:
+    """The random properties of a video. They are independent of the motion.
 
     Attributes:
-        start: Place (down, across), turn and size at time 0, each in [0, 1).
+        start: Position (down, across), angle and size at time 0, each in [0, 1).
         speed: Factor on the motion.
-        background: Grey-coloured clouds, shape ``(H, W, 3)``, in [0, 255].
-        colours: Of the patch's two kinds of stripes, shape ``(2, 3)``.
-        stripes: Stripes across the patch.
-        slim: Width of the patch as a share of its length.
+        background: Gray clouds, shape ``(H, W, 3)``, in [0, 255].
+        colors: Colors of the two kinds of stripes, shape ``(2, 3)``.
+        stripes: Number of stripes on the patch.
+        slim: Width of the patch as a fraction of its length.
     """
 
     start: NDArray[np.float64]
     speed: float
     background: NDArray[np.float64]
-    colours: NDArray[np.float64]
+    colors: NDArray[np.float64]
     stripes: float
     slim: float
 
 
-def draw_look(rng: np.random.Generator) -> Look:
-    """Draw what a video looks like."""
+def draw_appearance(rng: np.random.Generator) -> Appearance:
+    """Draw the appearance of a video."""
     coarse = rng.uniform(40, 180, (5, 6, 3)) + rng.uniform(-20, 20, (1, 1, 3))
     down, across = np.linspace(0, 3.999, HEIGHT), np.linspace(0, 4.999, WIDTH)
     rows, columns = down.astype(int), across.astype(int)
     part_down, part_across = (down - rows)[:, None, None], (across - columns)[None, :, None]
     upper = coarse[rows][:, columns] * (1 - part_across) + coarse[rows][:, columns + 1] * part_across
     lower = coarse[rows + 1][:, columns] * (1 - part_across) + coarse[rows + 1][:, columns + 1] * part_across
-    return Look(
+    return Appearance(
         start=rng.uniform(size=4),
         speed=rng.uniform(0.8, 1.25),
         background=upper * (1 - part_down) + lower * part_down,
-        colours=np.stack([rng.uniform(150, 255, 3), rng.uniform(0, 90, 3)]),
+        colors=np.stack([rng.uniform(150, 255, 3), rng.uniform(0, 90, 3)]),
         stripes=rng.uniform(1.0, 2.0),
         slim=rng.uniform(0.35, 0.6),
     )
 
 
-def render(look: Look, motion: str, seconds: float) -> NDArray[np.uint8]:
-    """Return the picture at some time, shape ``(H, W, 3)``."""
-    down, across, turn, size = (look.start + look.speed * seconds * np.array(MOTIONS[motion])) % 1.0
-    length = HEIGHT * 0.22 * 2.0**size  # half the patch's length, which grows to the double and starts again
+def render(appearance: Appearance, motion: str, seconds: float) -> NDArray[np.uint8]:
+    """Return the frame at some time, shape ``(H, W, 3)``."""
+    down, across, turn, size = (appearance.start + appearance.speed * seconds * np.array(MOTIONS[motion])) % 1.0
+    length = HEIGHT * 0.22 * 2.0**size  # half the length of the patch; doubles, then starts again
     angle = 2 * np.pi * turn
-    y = (np.arange(HEIGHT)[:, None] - down * HEIGHT + HEIGHT / 2) % HEIGHT - HEIGHT / 2  # out at one side, in at
-    x = (np.arange(WIDTH)[None, :] - across * WIDTH + WIDTH / 2) % WIDTH - WIDTH / 2  # the other
+    y = (np.arange(HEIGHT)[:, None] - down * HEIGHT + HEIGHT / 2) % HEIGHT - HEIGHT / 2  # leaves at one side,
+    x = (np.arange(WIDTH)[None, :] - across * WIDTH + WIDTH / 2) % WIDTH - WIDTH / 2  # enters at the other
     along = (np.cos(angle) * x + np.sin(angle) * y) / length
-    aside = (np.cos(angle) * y - np.sin(angle) * x) / (length * look.slim)
-    inside = ((np.abs(along) < 1) & (np.abs(aside) < 1 - 0.35 * (along + 1)))[..., None]  # a wedge: it has a front
-    stripe = (np.sin(2 * np.pi * look.stripes * along) > 0)[..., None]
-    patch = np.where(stripe, look.colours[0], look.colours[1])
-    return np.where(inside, patch, look.background).clip(0, 255).astype(np.uint8)
+    aside = (np.cos(angle) * y - np.sin(angle) * x) / (length * appearance.slim)
+    inside = ((np.abs(along) < 1) & (np.abs(aside) < 1 - 0.35 * (along + 1)))[
+        ..., None
+    ]  # a wedge, so that front and back differ
+    stripe = (np.sin(2 * np.pi * appearance.stripes * along) > 0)[..., None]
+    patch = np.where(stripe, appearance.colors[0], appearance.colors[1])
+    return np.where(inside, patch, appearance.background).clip(0, 255).astype(np.uint8)
 
 
-def encode(path: Path, frames: list[NDArray[np.uint8]], rate: int = RATE) -> None:
+def encode(path: Path, frames: list[NDArray[np.uint8]], rate: int = FRAME_RATE) -> None:
     """Write frames of shape ``(H, W, 3)`` as an H.264 file, without sound."""
     import av
 
@@ -97,42 +99,42 @@ def encode(path: Path, frames: list[NDArray[np.uint8]], rate: int = RATE) -> Non
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
 
 
 def make_demo(per_class: int) -> Path:
-    """Make the set in the cache folder, unless it is there, whole as it was written; returns its root.
+    """Make the videos in the cache folder, unless they are there and undamaged. Return their root folder.
 
     Args:
-        per_class: Videos of each of the eight classes, over all splits.
+        per_class: Number of videos of each of the eight classes, over all splits.
     """
     root = demo_root(per_class)
-    if _is_whole(root):
+    if _is_intact(root):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
         for label, motion in enumerate(MOTIONS):
             for number in range(per_class):
-                look = draw_look(np.random.default_rng((label, number)))
+                appearance = draw_appearance(np.random.default_rng((label, number)))
                 folder = Path(scratch) / "new" / _split(number, per_class) / motion
                 folder.mkdir(parents=True, exist_ok=True)
-                frames = [render(look, motion, time / RATE) for time in range(FRAMES)]
+                frames = [render(appearance, motion, time / FRAME_RATE) for time in range(FRAMES)]
                 encode(folder / f"{motion}_{number:04d}.mp4", frames)
-        _put(Path(scratch) / "new", root, Path(scratch) / "old")
+        _install(Path(scratch) / "new", root, Path(scratch) / "old")
     return root
 
 
 def demo_root(per_class: int) -> Path:
-    """Where the set lies, or will lie."""
+    """Return the root folder of the videos."""
     return cache_folder() / f"motion-1-{per_class}"
 
 
-def _put(new: Path, root: Path, old: Path) -> None:
-    """Move a whole set to its place, unless another process was faster; a damaged one goes to ``old``."""
+def _install(new: Path, root: Path, old: Path) -> None:
+    """Move new videos to ``root``, unless another process was faster. Damaged videos there are moved to ``old``."""
     digest = _digest(new)
-    if _is_whole(root):
+    if _is_intact(root):
         return
     if root.is_dir():
         os.rename(root, old)
@@ -140,7 +142,7 @@ def _put(new: Path, root: Path, old: Path) -> None:
     write_checked(_checksum_file(root), digest)
 
 
-def _is_whole(root: Path) -> bool:
+def _is_intact(root: Path) -> bool:
     return root.is_dir() and read_checked(_checksum_file(root)) == _digest(root)
 
 
@@ -149,7 +151,7 @@ def _checksum_file(root: Path) -> Path:
 
 
 def _digest(root: Path) -> bytes:
-    """Of the names and contents of all videos."""
+    """Return a digest of the names and contents of all videos."""
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.mp4")):
         digest.update(f"{path.relative_to(root)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -158,4 +160,4 @@ def _digest(root: Path) -> bytes:
 
 def _split(number: int, per_class: int) -> str:
     place = (number + 0.5) / per_class
-    return "train" if place < SHARES["train"] else "val" if place < SHARES["train"] + SHARES["val"] else "test"
+    return "train" if place < FRACTIONS["train"] else "val" if place < FRACTIONS["train"] + FRACTIONS["val"] else "test"

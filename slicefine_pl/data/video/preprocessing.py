@@ -1,48 +1,56 @@
-"""Which clips does a video network expect: how many frames, over what time, and how large?
+"""Look up which clips a video backbone expects: number of frames, duration and crop size.
 
-Reads what an export of ours or a config of transformers says, or what is known of published weights; builds no network.
+The information comes from an exported folder, a config of transformers, or a table of published weights. No network is
+built.
 """
 
 from pathlib import Path
 from typing import Any
 
-from slicefine_pl.inputs import VideoInput, trained_input
+from slicefine_pl.inputs import VideoInput, stored_input
 from slicefine_pl.pretrained import locate, read_config
 
-RATE = 30.0  # frames a second of Kinetics
-VIEWS = (4, 3)  # clips of each test video, and squares of each clip
-USUAL = (16, 2.0, 224)
-# Frames, seconds and edge of the training crop, of pytorchvideo's model zoo
+FRAME_RATE = 30.0  # frames per second of Kinetics
+DEFAULT = (16, 2.0, 224)
+# Frames, seconds and size of the training crop, of pytorchvideo's model zoo
 PYTORCHVIDEO = {
-    "mvit_base_16x4": (16, 16 * 4 / RATE, 224),
-    "mvit_base_32x3": (32, 32 * 3 / RATE, 224),
-    "slow_r50": (8, 8 * 8 / RATE, 224),
-    "slowfast_r50": (32, 32 * 2 / RATE, 224),
-    "slowfast_r101": (32, 32 * 2 / RATE, 224),
-    "x3d_xs": (4, 4 * 12 / RATE, 160),
-    "x3d_s": (13, 13 * 6 / RATE, 160),
-    "x3d_m": (16, 16 * 5 / RATE, 224),
-    "x3d_l": (16, 16 * 5 / RATE, 312),
+    "mvit_base_16x4": (16, 16 * 4 / FRAME_RATE, 224),
+    "mvit_base_32x3": (32, 32 * 3 / FRAME_RATE, 224),
+    "slow_r50": (8, 8 * 8 / FRAME_RATE, 224),
+    "slowfast_r50": (32, 32 * 2 / FRAME_RATE, 224),
+    "slowfast_r101": (32, 32 * 2 / FRAME_RATE, 224),
+    "x3d_xs": (4, 4 * 12 / FRAME_RATE, 160),
+    "x3d_s": (13, 13 * 6 / FRAME_RATE, 160),
+    "x3d_m": (16, 16 * 5 / FRAME_RATE, 224),
+    "x3d_l": (16, 16 * 5 / FRAME_RATE, 312),
 }
-I3D = (32, 64 / 25, 224)  # it was trained on 64 frames, 25 a second; every second one is enough to fine-tune
-I3D_FILES = ("i3d-kinetics-400.ckpt", "i3d.py")  # of the published weights, and of an export
-STRIDES = {"vivit": 2, "timesformer": 32}  # frames of the video from one of the clip to the next; else 4, as VideoMAE
+I3D = (32, 64 / 25, 224)  # trained on 64 frames at 25 per second; every second one suffices for fine-tuning
+I3D_FILES = ("i3d-kinetics-400.ckpt", "i3d.py")  # file of the published weights, and of an export
+STRIDES = {
+    "vivit": 2,
+    "timesformer": 32,
+}  # distance of two frames of a clip, in frames of the video; otherwise 4, as in VideoMAE
 
 
-def video_input(backbone: str | None) -> VideoInput:
-    """Look up the clips of a backbone by its name or folder, or of a checkpoint by its file.
+def video_input(backbone: str | None, test_views: tuple[int, int]) -> VideoInput:
+    """Return the clips of a backbone, an exported folder or a checkpoint.
 
-    Of what nothing is known, it returns the usual ones: a network that takes others says so when it is loaded.
+    An unknown backbone gets 16 frames of 224 pixels over 2 seconds. A network that needs others raises an error when it
+    is loaded.
+
+    Args:
+        backbone: Name or folder of a backbone, or path of a ``.ckpt`` file; ``None`` for an unknown one.
+        test_views: Number of test clips per video, and of crops per clip, if there is no record of training.
     """
     if backbone is None:
-        return VideoInput(*USUAL, *VIEWS)
-    trained = trained_input(backbone, VideoInput)
-    return VideoInput(*_published(backbone), *VIEWS) if trained is None else trained
+        return VideoInput(*DEFAULT, *test_views)
+    trained = stored_input(backbone, VideoInput)
+    return VideoInput(*_published(backbone), *test_views) if trained is None else trained
 
 
 def _published(backbone: str) -> tuple[int, float, int]:
     if backbone.startswith("pytorchvideo/"):
-        return PYTORCHVIDEO.get(backbone.removeprefix("pytorchvideo/"), USUAL)
+        return PYTORCHVIDEO.get(backbone.removeprefix("pytorchvideo/"), DEFAULT)
     place = Path(locate(backbone))
     if any((place / file).is_file() for file in I3D_FILES):
         return I3D
@@ -51,9 +59,9 @@ def _published(backbone: str) -> tuple[int, float, int]:
 
 
 def _built(settings: Any) -> tuple[int, float, int]:
-    """Of an export that says no more than how its network was built."""
-    frames = settings.get("input_clip_length", settings.get("temporal_size", USUAL[0]))
-    return frames, USUAL[1], settings.get("input_crop_size", settings.get("spatial_size", USUAL[2]))
+    """Return the clips of an export without a record, from the settings its network was built with."""
+    frames = settings.get("input_clip_length", settings.get("temporal_size", DEFAULT[0]))
+    return frames, DEFAULT[1], settings.get("input_crop_size", settings.get("spatial_size", DEFAULT[2]))
 
 
 def _transformers(place: str) -> tuple[int, float, int]:
@@ -61,7 +69,7 @@ def _transformers(place: str) -> tuple[int, float, int]:
 
     try:
         config: Any = AutoConfig.from_pretrained(place)
-    except (OSError, ValueError):  # the module says why it cannot be loaded
-        return USUAL
-    frames, edge = getattr(config, "num_frames", None) or USUAL[0], getattr(config, "image_size", None) or USUAL[2]
-    return frames, frames * STRIDES.get(config.model_type, 4) / RATE, edge if isinstance(edge, int) else max(edge)
+    except (OSError, ValueError):  # the module reports why it cannot be loaded
+        return DEFAULT
+    frames, edge = getattr(config, "num_frames", None) or DEFAULT[0], getattr(config, "image_size", None) or DEFAULT[2]
+    return frames, frames * STRIDES.get(config.model_type, 4) / FRAME_RATE, edge if isinstance(edge, int) else max(edge)

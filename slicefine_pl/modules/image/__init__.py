@@ -1,1 +1,1 @@
-"""Image classifiers over timm, torchvision and transformers."""
+"""Image classifiers with backbones of timm, torchvision or transformers, or with a module of your own."""

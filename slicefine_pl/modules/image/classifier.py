@@ -1,19 +1,18 @@
-"""Classify images with a pretrained backbone from timm, torchvision or transformers, or a module of your own.
+"""Classify images with a pretrained backbone of timm, torchvision or transformers, or with a module of your own.
 
-Knows networks and how to export them; knows neither where images come from nor which weights are trained.
+The module contains the network, its loss and its export. It depends neither on the data module nor on callbacks.
 
 Shapes:  B batch · H, W height and width in pixels · C classes
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from slicefine_pl.inputs import ImageInput
 from slicefine_pl.modules.classifier import Batch, resolve_num_classes, set_class_names
-from slicefine_pl.modules.image.backbones import load_backbone
 from slicefine_pl.modules.image.exports import (
     image_processor,
     plain_lines,
@@ -23,6 +22,7 @@ from slicefine_pl.modules.image.exports import (
     transformers_lines,
     write_reader,
 )
+from slicefine_pl.modules.image.load import load_backbone
 from slicefine_pl.modules.vision_classifier import VisionClassifier
 from slicefine_pl.pretrained import locate
 
@@ -30,26 +30,23 @@ from slicefine_pl.pretrained import locate
 class ImageClassifier(VisionClassifier):
     """Fine-tune an image network with a new head.
 
-    **Head.** A backbone without a fitting head gets a new one, random until trained; predicting with it is refused.
-    **Logs.** Accuracy, top-5 accuracy where there are more than five classes, and the mean of the classes' accuracies.
-    **Checkpoint.** Holds the plain model's weights below ``model.``; ``load_from_checkpoint`` needs the backbone's
-    files again, for the architecture.
-    **Limits.** One label per image. Images come as batches of ``images``, normalised as the backbone wants them, and
-    ``labels``.
+    **Head.** If the head of the backbone does not fit the classes, it is replaced by a new one. Evaluating or
+    predicting with an untrained head is an error.
+    **Logs.** Accuracy, top-5 accuracy if there are more than five classes, and the mean accuracy of the classes.
+    **Checkpoint.** Contains the weights of the plain network under ``model.``. ``load_from_checkpoint`` needs the files
+    of the backbone again, for the architecture.
+    **Limits.** One label per image. Batches contain ``images``, normalized as the backbone expects, and ``labels``.
 
     Args:
-        backbone: ``"timm/<name>"`` or ``"torchvision/<name>"``, which take the library's own weights, or with
-            ``@<file>`` (also ``@package:<package>/<file>``) those of a file, or with ``@random`` none; a hub name or
-            folder of transformers; an exported folder; or a module that maps images to logits (its last linear layer
-            is the head).
-        num_classes: Classes, at least 2; ``None`` takes it from ``label_names`` or the backbone.
-        label_names: Name of each class, in order of the label.
-        label_smoothing: Share of the target that all classes share, in [0, 1); for training only.
-        lr: Peak learning rate.
-        head_lr: Peak learning rate of the head; ``None`` means ``lr``.
-        weight_decay: Decoupled weight decay of AdamW.
-        warmup: Share of all steps over which the rate rises.
-        decay: Shape of the fall after the warm-up.
+        backbone: ``"timm/<name>"`` or ``"torchvision/<name>"``, with the library's own weights; with ``@<file>`` or
+            ``@package:<package>/<file>`` with those of a file; with ``@random`` with random weights. Or a hub name or
+            folder of transformers, an exported folder, or a module that maps images to logits (its last linear layer is
+            the head).
+        num_classes: Number of classes, at least 2; ``None`` takes it from ``label_names`` or the backbone.
+        label_names: Name of each class, in order of its index.
+        optimizer: Label smoothing and optimizer settings: ``label_smoothing``, ``lr``, ``head_lr``, ``weight_decay``,
+            ``warmup``, ``decay``; see :class:`~slicefine_pl.modules.classifier.Classifier` and
+            :class:`~slicefine_pl.modules.fine_tuning.FineTuningModule`.
 
     Example:
         >>> module = ImageClassifier("timm/resnet18@random", num_classes=3)  # doctest: +SKIP
@@ -63,12 +60,7 @@ class ImageClassifier(VisionClassifier):
         backbone: str | nn.Module = "timm/tf_efficientnet_lite0",
         num_classes: int | None = None,
         label_names: Sequence[str] | None = None,
-        label_smoothing: float = 0.0,
-        lr: float = 1e-4,
-        head_lr: float | None = None,
-        weight_decay: float = 0.01,
-        warmup: float = 0.06,
-        decay: Literal["linear", "cosine", "constant"] = "cosine",
+        **optimizer: Any,
     ) -> None:
         names = None if label_names is None else list(label_names)
         classes = resolve_num_classes(num_classes, names, least=2)
@@ -80,13 +72,8 @@ class ImageClassifier(VisionClassifier):
             new_head=loaded.new_head,
             label_names=names if names is not None else loaded.label_names,
             num_classes=classes if classes is not None else _outputs(loaded.head),
-            label_smoothing=label_smoothing,
-            lr=lr,
-            head_lr=head_lr,
-            weight_decay=weight_decay,
-            warmup=warmup,
-            decay=decay,
-            seen=loaded.seen,
+            trained_input=loaded.trained_input,
+            **optimizer,
         )
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
         self.library = loaded.library
@@ -102,13 +89,13 @@ class ImageClassifier(VisionClassifier):
         return logits
 
     def write_files(self, folder: Path) -> None:
-        """Write weights (safetensors) and ``config.json`` as the backbone's own library does, and ``read_image.py``."""
+        """Write weights (safetensors) and config as the backbone's own library does, and ``read_image.py``."""
         writers = {"timm": self._write_timm, "transformers": self._write_transformers}
         writers.get(self.library, self._write_plain)(folder)
         write_reader(folder)
 
     def example(self, path: str | Path) -> str:
-        """Return lines of Python that classify a photo with the folder ``export`` wrote, without this package."""
+        """Return Python code that classifies a photo with an exported folder, without this package."""
         folder, named = str(path), self.label_names is not None
         if self.library == "timm":
             return timm_lines(folder, named)
@@ -120,7 +107,7 @@ class ImageClassifier(VisionClassifier):
             view = f'view = torchvision.models.get_model_weights("{name}").DEFAULT.transforms()'
         else:
             build = f"# before: model = your {type(self.model).__name__} with {self.num_classes} outputs"
-            view = "# before: view = your function from an image to what the network was trained on, (3, H, W)"
+            view = "# before: view = your function from an image to the network's input, (3, H, W)"
         return plain_lines(folder, named, build, view if self.input is None else torchvision_view(self.input))
 
     def _write_timm(self, folder: Path) -> None:
@@ -155,5 +142,5 @@ class ImageClassifier(VisionClassifier):
 def _outputs(head: Sequence[nn.Module]) -> int:
     linears = [layer for part in head for layer in part.modules() if isinstance(layer, nn.Linear)]
     if not linears:
-        raise ValueError("the backbone's head is no linear layer; give num_classes or label_names.")
+        raise ValueError("the backbone's head has no linear layer; give num_classes or label_names.")
     return linears[-1].out_features

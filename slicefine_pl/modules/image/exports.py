@@ -1,8 +1,7 @@
-"""What training saw, in the words of each image library, and the lines of Python that predict without this package.
+"""Exports of image networks: the record of training as settings of each library, and code that predicts with them.
 
-Answers: how do timm, transformers and torchvision say size, crop and normalization?  Exports carry a copy of the file
-with which the data module reads images, so that the lines see the same colours.  Knows no module, and imports nothing
-of the data.
+An export contains a copy of the file with which the data module decodes images, so that predictions see the same
+colors. The code runs without this package.
 """
 
 import math
@@ -12,8 +11,8 @@ from typing import Any
 
 from slicefine_pl.inputs import ImageInput
 
-READER = Path(__file__).parents[2] / "data" / "image" / "decoding.py"  # stands on Pillow and numpy alone
-RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
+READER = Path(__file__).parents[2] / "data" / "image" / "decoding.py"  # imports only Pillow and numpy
+RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's constants
 
 
 def write_reader(folder: Path) -> None:
@@ -21,35 +20,35 @@ def write_reader(folder: Path) -> None:
     shutil.copyfile(READER, folder / "read_image.py")
 
 
-def timm_settings(seen: ImageInput) -> dict[str, Any]:
-    """Return what timm's ``pretrained_cfg`` says of the input."""
-    exact = math.floor(seen.size / seen.crop) == seen.edge  # timm takes no account of rounding errors
+def timm_settings(spec: ImageInput) -> dict[str, Any]:
+    """Return the settings of the input in timm's ``pretrained_cfg``."""
+    exact = math.floor(spec.size / spec.crop) == spec.resize_size  # timm rounds down, whatever the rounding error is
     return {
-        "input_size": (3, seen.size, seen.size),
-        "mean": seen.mean,
-        "std": seen.std,
-        "crop_pct": seen.crop if exact else seen.size / (seen.edge + 0.5),
-        "crop_mode": seen.crop_mode,
-        "interpolation": seen.interpolation,
-        "test_input_size": None,  # of the weights it started from
+        "input_size": (3, spec.size, spec.size),
+        "mean": spec.mean,
+        "std": spec.std,
+        "crop_pct": spec.crop if exact else spec.size / (spec.resize_size + 0.5),
+        "crop_mode": spec.crop_mode,
+        "interpolation": spec.interpolation,
+        "test_input_size": None,  # would be that of the original weights
         "test_crop_pct": None,
     }
 
 
-def image_processor(seen: ImageInput) -> Any:
-    """Return the image processor of transformers that does what training's evaluation did, and nothing else.
+def image_processor(spec: ImageInput) -> Any:
+    """Return an image processor of transformers that presents images as the evaluation during training did.
 
-    CLIP's resizes, crops, rescales and normalises as its settings say. Those of other models have steps of their own.
+    It is CLIP's, which resizes, crops, rescales and normalizes by its settings. Other processors have further steps.
     """
     from transformers import CLIPImageProcessor
 
-    square = {"height": seen.edge, "width": seen.edge}
+    square = {"height": spec.resize_size, "width": spec.resize_size}
     return CLIPImageProcessor(
-        size=square if seen.crop_mode == "squash" else {"shortest_edge": seen.edge},
-        crop_size={"height": seen.size, "width": seen.size},
-        resample=RESAMPLING[seen.interpolation],
-        image_mean=list(seen.mean),
-        image_std=list(seen.std),
+        size=square if spec.crop_mode == "squash" else {"shortest_edge": spec.resize_size},
+        crop_size={"height": spec.size, "width": spec.size},
+        resample=RESAMPLING[spec.interpolation],
+        image_mean=list(spec.mean),
+        image_std=list(spec.std),
         rescale_factor=1 / 255,
         do_resize=True,
         do_center_crop=True,
@@ -60,7 +59,7 @@ def image_processor(seen: ImageInput) -> Any:
 
 
 def timm_lines(folder: str, named: bool) -> str:
-    """Return lines of Python that classify ``photo.jpg`` with timm alone."""
+    """Return Python code that classifies ``photo.jpg`` with timm."""
     load = (
         f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()\n'
         "view = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg))"
@@ -69,7 +68,7 @@ def timm_lines(folder: str, named: bool) -> str:
 
 
 def transformers_lines(folder: str) -> str:
-    """Return lines of Python that classify ``photo.jpg`` with transformers alone."""
+    """Return Python code that classifies ``photo.jpg`` with transformers."""
     return (
         "import sys\n"
         "from transformers import pipeline\n"
@@ -81,19 +80,26 @@ def transformers_lines(folder: str) -> str:
 
 
 def plain_lines(folder: str, named: bool, build: str, view: str) -> str:
-    """Return lines of Python that classify ``photo.jpg`` with a network that ``build`` makes and ``view`` feeds."""
+    """Return Python code that classifies ``photo.jpg`` with torch.
+
+    Args:
+        folder: The export.
+        named: Whether ``config.json`` contains class names.
+        build: Code that makes ``model``.
+        view: Code that makes ``view``, a function from an image to a tensor.
+    """
     load = f'{build}\nsafetensors.torch.load_model(model, "{folder}/model.safetensors")\nmodel.eval()\n{view}'
     names = f'json.loads(pathlib.Path("{folder}/config.json").read_text())["label_names"]' if named else None
     return _prediction("json, pathlib, safetensors.torch, torch, torchvision", folder, load, names)
 
 
-def torchvision_view(seen: ImageInput) -> str:
-    """Return lines of Python that make a ``view`` of torchvision's transforms: what training's evaluation did."""
-    edge = f"({seen.edge}, {seen.edge})" if seen.crop_mode == "squash" else f"{seen.edge}"
+def torchvision_view(spec: ImageInput) -> str:
+    """Return Python code that makes a ``view`` with torchvision's transforms."""
+    size = f"({spec.resize_size}, {spec.resize_size})" if spec.crop_mode == "squash" else f"{spec.resize_size}"
     return (
         "from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor\n"
-        f'view = Compose([Resize({edge}, InterpolationMode("{seen.interpolation}")), CenterCrop({seen.size}), '
-        f"ToTensor(),\n                Normalize({list(seen.mean)}, {list(seen.std)})])"
+        f'view = Compose([Resize({size}, InterpolationMode("{spec.interpolation}")), CenterCrop({spec.size}), '
+        f"ToTensor(),\n                Normalize({list(spec.mean)}, {list(spec.std)})])"
     )
 
 

@@ -1,1 +1,1 @@
-"""Text networks: classifiers, and causal language models."""
+"""Text modules: classifiers with an encoder of transformers, and causal language models."""

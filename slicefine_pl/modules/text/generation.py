@@ -1,4 +1,4 @@
-"""What does a causal language model write after a prompt, and how are such samples kept?
+"""Completions of a causal language model, and the samples that are saved during training.
 
 Shapes:  B batch · T tokens
 """
@@ -16,13 +16,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slicefine_pl.files.atomic import warn_on_error, write_atomic
 
-IGNORED = -100  # the label of a token that is not to be predicted
-OPENING = 8  # tokens of a plain text that a sample goes on from
+IGNORED = -100  # label of a token that is not predicted
+OPENING = 8  # first tokens of a plain text, which a sample completes
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a model wrote, beside what the data have; ``step`` counts the optimizer steps before it."""
+    """A completion of a model.
+
+    Attributes:
+        step: Number of optimizer steps before it.
+        prompt: The prompt.
+        generated: What the model wrote.
+        expected: The completion in the data.
+    """
 
     step: int
     prompt: str
@@ -31,13 +38,13 @@ class Sample:
 
 
 def complete(model: PreTrainedModel, prompts: Sequence[Tensor], pad: int, max_new_tokens: int) -> list[list[int]]:
-    """Write on after each prompt, always the most probable token.
+    """Complete prompts with greedy decoding.
 
     Args:
-        model: In eval mode; all processes must call this together.
-        prompts: Tokens of each, shape ``(T,)``, of any lengths.
-        pad: Token that fills up shorter prompts; the attention mask hides it.
-        max_new_tokens: Most tokens to write.
+        model: Model in eval mode. All processes must call this function together.
+        prompts: Tokens of each prompt, shape ``(T,)``, of any length.
+        pad: Token that fills up shorter prompts. The attention mask hides it.
+        max_new_tokens: Largest number of new tokens.
 
     Returns:
         The new tokens of each prompt.
@@ -51,22 +58,22 @@ def complete(model: PreTrainedModel, prompts: Sequence[Tensor], pad: int, max_ne
         max_new_tokens=max_new_tokens,
         do_sample=False,
         pad_token_id=pad,
-        synced_gpus=is_available() and is_initialized(),  # a sharded model hangs where one process stops alone
+        synced_gpus=is_available() and is_initialized(),  # a sharded model hangs if one process stops alone
     )
     return [row[longest:].tolist() for row in generated]
 
 
 def split_examples(batch: Mapping[str, Tensor], count: int, longest: int) -> list[tuple[Tensor, Tensor]]:
-    """Take the first examples of a padded batch apart into prompt and completion.
+    """Split the first examples of a padded batch into prompt and completion.
 
     Args:
         batch: ``input_ids``, ``attention_mask`` and ``labels``, shape ``(B, T)``.
-        count: Examples to take.
-        longest: Most tokens of a prompt; a longer one loses its beginning.
+        count: Number of examples.
+        longest: Longest prompt, in tokens. A longer one loses its beginning.
 
     Returns:
-        Tokens of prompt and completion of each. All of a plain text is labelled but its first token; there the prompt
-        is its opening.
+        Tokens of prompt and completion of each example. The prompt of a plain text, whose tokens all have labels, is
+        its opening.
     """
     pairs = []
     rows = zip(batch["input_ids"][:count], batch["attention_mask"][:count], batch["labels"][:count], strict=True)
@@ -79,15 +86,15 @@ def split_examples(batch: Mapping[str, Tensor], count: int, longest: int) -> lis
 
 
 def decode_sample(tokenizer: PreTrainedTokenizerBase, step: int, tokens: Sequence[Any]) -> Sample:
-    """Make text of the tokens of a prompt, of what was generated, and of what was expected."""
+    """Decode the tokens of a prompt, of the generated and of the expected completion."""
     prompt, generated, expected = (str(tokenizer.decode(each, skip_special_tokens=True)) for each in tokens)
     return Sample(step, prompt, generated, expected)
 
 
-def keep_samples(samples: Sequence[Sample], folder: Path, loggers: Sequence[Any]) -> None:
-    """Append samples to ``samples.jsonl`` of a folder, and hand them to the loggers that take text.
+def save_samples(samples: Sequence[Sample], folder: Path, loggers: Sequence[Any]) -> None:
+    """Append samples to ``samples.jsonl`` in a folder, and pass them to loggers that accept text.
 
-    The logger of Weights & Biases has ``log_text``, TensorBoard's has ``experiment.add_text``; others are left alone.
+    The logger of Weights & Biases has ``log_text``, that of TensorBoard has ``experiment.add_text``.
     """
     path = folder / "samples.jsonl"
     lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples]

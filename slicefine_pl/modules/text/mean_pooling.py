@@ -1,6 +1,6 @@
-"""A sentence encoder with masked mean pooling and a linear head, as a transformers model.
+"""A sentence encoder with masked mean pooling and a linear head, as a model of transformers.
 
-Stands on torch and transformers alone: ``save_pretrained`` copies this file into the exported folder, so that
+This file imports only torch and transformers. ``save_pretrained`` copies it into the exported folder, so that
 ``AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)`` works without this package.
 
 Shapes:  B batch · T tokens · D width of the encoder · C classes
@@ -16,7 +16,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class MeanPoolingConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
-    """Settings of a :class:`MeanPooledClassifier`: those of its encoder, and the dropout before its head."""
+    """Config of a :class:`MeanPooledClassifier`: that of its encoder, and the dropout before its head."""
 
     model_type = "mean_pooled_classifier"
     pad_token_id: int | None = None
@@ -25,7 +25,7 @@ class MeanPoolingConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
 
 
 class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
-    """Average the encoder's token states where the attention mask is 1, then apply one linear layer."""
+    """Average the encoder's hidden states over the tokens that are not masked, then apply one linear layer."""
 
     config_class = MeanPoolingConfig
     base_model_prefix = "encoder"
@@ -61,13 +61,13 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
         """Classify token sequences.
 
         Args:
-            input_ids: Tokens, shape ``(B, T)``.
-            attention_mask: 1 for a token, 0 for padding, shape ``(B, T)``; all 1 where omitted.
-            token_type_ids: First or second text of a pair, shape ``(B, T)``, for encoders that know it.
+            input_ids: Token ids, shape ``(B, T)``.
+            attention_mask: 1 for a token, 0 for padding, shape ``(B, T)``; all 1 if omitted.
+            token_type_ids: First or second text of a pair, shape ``(B, T)``, for encoders that use it.
             labels: Class indices, shape ``(B,)``; values for a single output. With them the loss is computed too.
 
         Returns:
-            Logits of shape ``(B, C)``, and the loss where labels are given.
+            Logits of shape ``(B, C)``, and the loss if labels are given.
         """
         mask = input_ids.new_ones(input_ids.shape) if attention_mask is None else attention_mask
         inputs = {"input_ids": input_ids, "attention_mask": mask}
@@ -88,7 +88,7 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _no_pooler(config: PretrainedConfig) -> dict[str, bool]:
-    """Keyword that keeps an unused pooler out of the encoder, where its architecture has one."""
+    """Return the argument that omits the unused pooler, if the architecture of the encoder has one."""
     architecture: Any = AutoModel._model_mapping[type(config)]
     return {"add_pooling_layer": False} if "add_pooling_layer" in signature(architecture).parameters else {}
 

@@ -1,1 +1,1 @@
-"""Video classifiers over pytorchvideo and transformers, and I3D."""
+"""Video classifiers with backbones of pytorchvideo or transformers, or with I3D."""

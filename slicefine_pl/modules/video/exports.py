@@ -1,7 +1,6 @@
-"""What an export of a video network carries to predict without this package: a reader of videos, and lines of Python.
+"""Exports of video networks: a copy of the video reader, and code that predicts without this package.
 
-The reader is the data module's own, copied file by file: an export sees a video as tests saw it.  Knows no module, and
-imports nothing of the data.
+The reader consists of copies of the data module's own files, so an exported network sees a video as in the tests.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from slicefine_pl.inputs import VideoInput
-from slicefine_pl.modules.video.backbone import Backbone
-from slicefine_pl.modules.video.backbones import ALPHA
+from slicefine_pl.modules.video.backbone import VideoBackbone
+from slicefine_pl.modules.video.load import ALPHA
 
-DATA = Path(__file__).parents[2] / "data" / "video"  # whose files stand on PyAV, numpy and torch alone
+DATA = Path(__file__).parents[2] / "data" / "video"  # these files import only PyAV, numpy and torch
 READER = ("read_clips", "decoding", "extent", "track")
 
 
@@ -25,20 +24,20 @@ def write_reader(folder: Path) -> None:
         (place / f"{'__init__' if name == place.name else name}.py").write_text(text, "utf-8")
 
 
-def video_lines(folder: str, loaded: Backbone, seen: VideoInput | None, names: Sequence[str] | None) -> str:
-    """Return lines of Python that print the probability of each class for ``video.mp4``.
+def video_lines(folder: str, loaded: VideoBackbone, spec: VideoInput | None, names: Sequence[str] | None) -> str:
+    """Return Python code that prints the probability of each class for ``video.mp4``.
 
     Args:
         folder: The export.
         loaded: The network.
-        seen: What training saw; where that is not known, the lines only load the network.
-        names: Of the classes; ``None`` prints their numbers.
+        spec: What training saw. If it is not known, the code only loads the network.
+        names: Names of the classes; ``None`` prints their indices.
     """
     mean, std = (list(numbers) for numbers in loaded.normalization)
     imports, load, call = _network(folder, loaded.config)
     read = f'config = json.loads(pathlib.Path("{folder}/config.json").read_text())'
     lines = [f"import {imports}", f'sys.path.insert(0, "{folder}")', read, load]
-    if seen is None:
+    if spec is None:
         return "\n".join([*lines, f"# takes clips (N, 3, T, S, S) as (rgb / 255 - {mean}) / {std}: {call}"])
     listed = "model.config.id2label.values()" if loaded.config is None else 'config["label_names"]'
     lines += [
@@ -54,7 +53,7 @@ def video_lines(folder: str, loaded: Backbone, seen: VideoInput | None, names: S
 
 
 def _network(folder: str, config: Mapping[str, Any] | None) -> tuple[str, str, str]:
-    """What to import, the lines that load ``model``, and how to call it with ``clips``."""
+    """Return the modules to import, code that loads ``model``, and code that calls it with ``clips``."""
     if config is None:
         build = f'model = AutoModelForVideoClassification.from_pretrained("{folder}").eval()'
         load = f"from transformers import AutoModelForVideoClassification\n{build}"

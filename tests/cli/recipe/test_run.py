@@ -112,7 +112,7 @@ def test_a_random_start_is_said_only_where_no_weights_are_loaded(recipe, tiny_be
     def said(*arguments):
         recwarn.clear()
         recipe(*arguments)
-        return [warning for warning in recwarn if "random numbers" in str(warning.message)]
+        return [warning for warning in recwarn if "they are random" in str(warning.message)]
 
     assert len(said("fit", *model, "--trainer.max_epochs", "1")) == 1
     assert not said("test", *model, *last)

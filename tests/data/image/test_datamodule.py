@@ -191,9 +191,9 @@ def remove(path: Path) -> None:
         (lambda root: (root / "test" / "fig").mkdir() or picture(1).save(root / "test" / "fig" / "a.png"),
          "class 'fig' in test but not in train"),
         (lambda root: [path.unlink() for path in (root / "train" / "pear").iterdir()],
-         "pear' is empty; put some in"),
+         "pear' is empty; add some"),
         (lambda root: [path.rename(path.with_suffix(".doc")) for path in (root / "val" / "pear").iterdir()],
-         r"pear' has no usable files, only \['0.doc', '1.doc', '2.doc'\]; put some in"),
+         r"pear' has no usable files, only \['0.doc', '1.doc', '2.doc'\]; add some"),
         (lambda root: [remove(root / "train" / name) for name in CLASSES], "train' has no class folders"),
         (lambda root: (root / "val").rename(root / "dev"), "one folder val or validation or valid; .* --data.split"),
         (lambda root: [remove(root / split / name) for split in ("train", "val", "test") for name in CLASSES[1:]],
@@ -216,14 +216,14 @@ def test_hidden_and_linked_folders_and_dangling_links_are_passed_over_and_counte
     (apple / "self").symlink_to(apple / "self")
     (apple / "folder.png").mkdir()
     (apple / "z.png").symlink_to(root / "gone.png")
-    with pytest.warns(UserWarning, match="files passed over: 4") as caught:
+    with pytest.warns(UserWarning, match="files ignored: 4") as caught:
         images = module(root)._load().sets["train"]
     assert images.labels == [0] * 5 + [1] * 5 + [2] * 5
     [told] = caught
     for line in (
         "  hidden or left by the system: 1 ('train/apple/.ipynb_checkpoints/0.png')",
         "  linked folder, not followed: 1 ('train/apple/again')",
-        "  link to nowhere: 2 ('train/apple/self', 'train/apple/z.png')",
+        "  broken link: 2 ('train/apple/self', 'train/apple/z.png')",
     ):
         assert line in str(told.message).splitlines()
 
@@ -259,7 +259,7 @@ def test_class_folders_are_split_by_content(root):
         (root / "train" / name / "more").mkdir()
         for number in range(COUNT):
             shutil.copy(root / "train" / name / f"{number}.png", root / "train" / name / "more" / f"copy {number}.PNG")
-    with pytest.raises(ValueError, match=r"is split already: it holds .* --data.root .*train --data.split"):
+    with pytest.raises(ValueError, match=r"is already split: it contains .* --data.root .*train --data.split"):
         module(root, split="0.6/0.2/0.2").setup("fit")
     data = module(root / "train", split="0.6/0.2/0.2")
     assert (data.label_names, data.has_test) == (list(CLASSES), True)
@@ -312,12 +312,12 @@ def test_missing_and_empty_roots(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_area": 0.0}, "min_area=0.0 is no share"),
+        ({"min_area": 0.0}, "min_area=0.0 is not a fraction"),
         ({"size": 0}, "size=0 is too small"),
         ({"batch_size": 0}, "batch_size=0 is too small; choose at least 1"),
         ({"num_workers": -1}, "num_workers=-1 is too small; choose 0"),
         ({"std": (0.0, 1.0, 1.0)}, r"std=\[0.0, 1.0, 1.0\] divides by 0.0; give three values above 0"),
-        ({"split": "0.8/0.2"}, "split='0.8/0.2' is not three shares"),
+        ({"split": "0.8/0.2"}, "split='0.8/0.2' is not three fractions"),
         ({"split": "0.7/0.1/0.2"}, "needs class folders to split: give data.root"),
         ({"mean": (0.5,)}, r"mean=\[0.5\] has 1 values; give three"),
     ],

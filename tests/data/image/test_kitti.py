@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torchvision")
 from PIL import Image
 
-from slicefine_pl.data.image.kitti import closest_vehicle, parts_by_drive
+from slicefine_pl.data.image.kitti import closest_vehicle, split_by_drive
 from slicefine_pl.data.image.torchvision_sets import load_published
 
 
@@ -39,9 +39,9 @@ def test_the_class_is_that_of_the_closest_vehicle(tmp_path, text, expected):
 @pytest.mark.parametrize("text", ["Car 0.00 0\n", label("Car", 3).replace("3.00", "near"), "\xff\xfe"])
 def test_other_label_files_are_named(tmp_path, text):
     (tmp_path / "000007.txt").write_text(text, "latin-1")
-    with pytest.raises(ValueError, match=r"000007.txt' is none of KITTI's .*; fetch the label files anew"):
+    with pytest.raises(ValueError, match=r"000007.txt' is not one of KITTI's .*; download the label files again"):
         closest_vehicle(tmp_path / "000007.txt")
-    with pytest.raises(ValueError, match=r"gone.txt' is none of KITTI's .*No such file"):
+    with pytest.raises(ValueError, match=r"gone.txt' is not one of KITTI's .*No such file"):
         closest_vehicle(tmp_path / "gone.txt")
 
 
@@ -57,15 +57,15 @@ def root(tmp_path):
     return tmp_path
 
 
-@pytest.mark.filterwarnings("ignore:.*torchvision has no test part")
+@pytest.mark.filterwarnings("ignore:.*torchvision has no test split")
 def test_what_is_not_an_image_is_passed_over_with_a_warning(root):
     images = root / "Kitti" / "raw" / "training" / "image_2"
     for name in (".DS_Store", "readme.txt", "000090.png"):
         (images / name).write_bytes(b"")
-    with pytest.warns(UserWarning, match="passed over") as caught:
+    with pytest.warns(UserWarning, match="files ignored") as caught:
         splits = load_published("vtab/kitti", root)
     assert sum(len(each.rows) for each in splits.sets.values()) == 90
-    [told] = [str(each.message) for each in caught if "passed over" in str(each.message)]
+    [told] = [str(each.message) for each in caught if "files ignored" in str(each.message)]
     assert told.splitlines()[1:-1] == [
         "  empty: 1 ('000090.png')",
         "  hidden or left by the system: 1 ('.DS_Store')",
@@ -78,7 +78,7 @@ def numbers(images):
 
 
 def test_images_have_their_own_labels_and_a_fifth_tests(root):
-    with pytest.warns(UserWarning, match=r"frames of one drive train and test; unpack its devkit_object.zip"):
+    with pytest.warns(UserWarning, match=r"frames of one drive are in train and test; unpack its devkit_object.zip"):
         splits = load_published("vtab/kitti", root)
     assert splits.names == ["up to 8 m", "8 to 20 m", "over 20 m", "no vehicle"]
     seen = {split: numbers(images) for split, images in splits.sets.items()}
@@ -117,14 +117,14 @@ def test_the_development_kit_gives_the_parts_of_tensorflow_datasets(root, recwar
     assert sum(len(images.labels) for images in splits.sets.values()) == 90
     for images in splits.sets.values():
         assert list(images.labels) == [SCENES[row % 9][1] for row in numbers(images)]
-    assert not [each for each in recwarn if "torchvision has no test part" in str(each.message)]
+    assert not [each for each in recwarn if "torchvision has no test split" in str(each.message)]
 
 
 def test_a_development_kit_of_other_images_is_refused(root):
     write_mapping(root, 30, images=60)
     mapping = root / "Kitti" / "raw" / "mapping"
     with pytest.raises(ValueError, match=r"mapping' maps 60 images, and there are 90; complete them, or remove it"):
-        parts_by_drive(mapping, 90)
+        split_by_drive(mapping, 90)
     (mapping / "train_rand.txt").write_text("1,2,700")
-    with pytest.raises(ValueError, match=r"mapping' is none of KITTI's .*; unpack it anew, or remove it"):
-        parts_by_drive(mapping, 90)
+    with pytest.raises(ValueError, match=r"mapping' is not KITTI's own .*; unpack it again, or remove it"):
+        split_by_drive(mapping, 90)

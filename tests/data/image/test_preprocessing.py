@@ -71,7 +71,7 @@ def test_transformers(tmp_path, photo, name):
 def test_what_images_here_cannot_be_is_refused(tmp_path, processor, message):
     processor.save_pretrained(tmp_path)
     transformers.ViTConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=rf"does not tell .*{message}.*; give all three: data.size, data.mean and"):
+    with pytest.raises(ValueError, match=rf"does not specify .*{message}.*; give all three: data.size, data.mean and"):
         image_input(str(tmp_path))
 
 

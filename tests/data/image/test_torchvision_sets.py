@@ -58,7 +58,7 @@ def test_vtab_takes_a_thousand_and_the_whole_test_part(monkeypatch, tmp_path, ta
 def test_vtab_without_a_published_test_part_says_so(monkeypatch, tmp_path, task, name, test):
     """EuroSAT: a fifth is for testing. Caltech101: all but 30 of each class, which here are 300 in all."""
     monkeypatch.setattr(datasets, name, Fake({"train": 3000}, []))
-    with pytest.warns(UserWarning, match="the images are not, so scores compare with published ones only roughly"):
+    with pytest.warns(UserWarning, match="the images are not; scores are only roughly comparable"):
         splits = load_published(f"vtab/{task}", tmp_path)
     found = rows(splits)
     train, val = (300, 0) if task == "caltech101" else (800, 200)
@@ -117,7 +117,7 @@ def test_no_network_and_damaged_files_are_told_in_one_sentence(monkeypatch, tmp_
 
     monkeypatch.setattr(datasets, "CIFAR10", broken)
     with pytest.raises(
-        OSError, match=r"'CIFAR10' is not whole in root=.* could not be downloaded \(no route\); put its"
+        OSError, match=r"'CIFAR10' is incomplete in root=.* could not be downloaded \(no route\); put its"
     ):
         load_published("torchvision/CIFAR10", tmp_path)
 
@@ -130,7 +130,7 @@ def test_files_that_torchvision_passes_over_are_counted(tmp_path):
             Image.new("RGB", (4, 4)).save(tmp_path / "eurosat" / "2750" / name / f"{number}.jpg")
     (tmp_path / "eurosat" / "2750" / "River" / "0.jfif").write_bytes(b"x")
     (tmp_path / "eurosat" / "2750" / "River" / "notes.txt").write_bytes(b"x")
-    with pytest.warns(UserWarning, match=r"source 'EuroSAT': files passed over: 2") as caught:
+    with pytest.warns(UserWarning, match=r"source 'EuroSAT': files ignored: 2") as caught:
         splits = load_published("torchvision/EuroSAT", tmp_path)
     assert sum(len(images.rows) for images in splits.sets.values()) == 40
     assert str(caught[0].message).splitlines()[1:-1] == [

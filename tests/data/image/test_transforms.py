@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from slicefine_pl.data.image.datasets import FileImages
 from slicefine_pl.data.image.preprocessing import ImageInput
-from slicefine_pl.data.image.transforms import Augmentation, ImageDataset, centre
+from slicefine_pl.data.image.transforms import Augmentation, ImageDataset, center_crop
 
 GREY = (0.0,) * 3, (1.0,) * 3
 
@@ -33,7 +33,7 @@ def test_the_middle_is_that_of_torchvision(shape, crop, interpolation):
         v2.PILToTensor(), v2.Resize(int(size / crop), InterpolationMode(interpolation), antialias=True),
         v2.CenterCrop(size),
     ])  # fmt: skip
-    found = v2.CenterCrop(size)(v2.functional.pil_to_tensor(centre(image, given)))
+    found = v2.CenterCrop(size)(v2.functional.pil_to_tensor(center_crop(image, given)))
     assert (found.int() - look(image).int()).abs().max() <= 2
 
 

@@ -5,9 +5,9 @@ import warnings
 import pytest
 from transformers import AutoTokenizer
 
-from slicefine_pl.data.tables import Table
-from slicefine_pl.data.text.completions import IGNORED, Completions, PadExamples
-from slicefine_pl.data.text.tokens import Tokens
+from slicefine_pl.data.tables.table import Table
+from slicefine_pl.data.text.completions import IGNORED, CausalLMCollator, CompletionEncoder
+from slicefine_pl.data.text.tokenization import TextTokenizer
 
 PROMPTS = ["the film was", "i liked the acting but the plot was not very"]
 ANSWERS = ["good", "good film"]
@@ -27,7 +27,7 @@ def documents(*texts):
 
 
 def encode(folder, table, max_length=None, *, chat=False):
-    examples = Completions(Tokens(str(folder), max_length), chat=chat).encode(table)
+    examples = CompletionEncoder(TextTokenizer(str(folder), max_length), chat=chat).encode(table)
     return [examples[index] for index in range(len(examples))]
 
 
@@ -61,7 +61,7 @@ def test_chat_is_the_template_of_the_tokenizer(tiny_llama):
 
 def test_prompts_alone_begin_like_those_of_training(tiny_llama):
     for chat in (False, True):
-        completions = Completions(Tokens(str(tiny_llama), None), chat=chat)
+        completions = CompletionEncoder(TextTokenizer(str(tiny_llama), None), chat=chat)
         examples = completions.encode(pairs())
         for index, prompt in enumerate(completions.encode_prompts(PROMPTS)):
             assert examples[index]["input_ids"][: len(prompt)] == prompt
@@ -103,7 +103,7 @@ def test_long_documents_are_shared_out_without_loss(tiny_llama, words):
 
 
 def test_a_batch_is_padded_on_the_right(tiny_llama):
-    batch = PadExamples(0)(encode(tiny_llama, pairs()))
+    batch = CausalLMCollator(0)(encode(tiny_llama, pairs()))
     assert batch["attention_mask"].sum(1).tolist() == [6, 14]
     assert batch["labels"][0, 6:].unique().tolist() == [IGNORED]
     assert batch["input_ids"][0, 6:].unique().tolist() == [0]
@@ -111,17 +111,17 @@ def test_a_batch_is_padded_on_the_right(tiny_llama):
 
 def test_what_does_not_fit_is_refused(tiny_llama, tiny_bert):
     with pytest.raises(ValueError, match="chat=True needs a chat template"):
-        Completions(Tokens(str(tiny_bert), None), chat=True)
+        CompletionEncoder(TextTokenizer(str(tiny_bert), None), chat=True)
     with pytest.raises(ValueError, match=r"chat=True needs prompts and completions, and 'here.txt' has neither"):
         encode(tiny_llama, documents("good"), chat=True)
-    tokens = Tokens(str(tiny_llama), None)
+    tokens = TextTokenizer(str(tiny_llama), None)
     tokens.tokenizer.chat_template = "{{ messages | length }}"
     with pytest.raises(ValueError, match="the chat template does not continue its own prompt"):
-        Completions(tokens, chat=True).encode(pairs())
-    tokens = Tokens(str(tiny_llama), None)
+        CompletionEncoder(tokens, chat=True).encode(pairs())
+    tokens = TextTokenizer(str(tiny_llama), None)
     tokens.encode_bare = lambda texts: [[] for _ in texts]
     with pytest.raises(ValueError, match=r"'here.jsonl', line 1, has a completion without tokens"):
-        Completions(tokens, chat=False).encode(pairs())
+        CompletionEncoder(tokens, chat=False).encode(pairs())
     tokens.tokenizer.eos_token = None
     with pytest.raises(ValueError, match=r"'here.txt', line 1, has a text of less than two tokens"):
-        Completions(tokens, chat=False).encode(documents("good"))
+        CompletionEncoder(tokens, chat=False).encode(documents("good"))

@@ -70,7 +70,7 @@ def test_damaged_cache_is_fetched_anew(registry, tmp_path, damage):
     good = demo.fetch()
     path = tmp_path / "cache" / demo.ARCHIVE
     path.write_bytes(damage(good))
-    with pytest.warns(UserWarning, match=r"vaderSentiment-0.5.zip' is damaged; it is fetched again"):
+    with pytest.warns(UserWarning, match=r"vaderSentiment-0.5.zip' is damaged; it is downloaded again"):
         assert demo.fetch() == good == path.read_bytes()
 
 

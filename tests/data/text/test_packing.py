@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from slicefine_pl.data.text.completions import IGNORED, Examples
-from slicefine_pl.data.text.packing import PackedExamples, PadRows, pack
+from slicefine_pl.data.text.completions import IGNORED, CausalLMDataset
+from slicefine_pl.data.text.packing import PackedCollator, PackedDataset, pack
 
 
 @pytest.mark.parametrize("capacity", [64, 100, 1000])
@@ -25,10 +25,10 @@ def test_each_example_goes_where_it_leaves_least_room():
 
 
 def test_a_row_joins_its_examples_and_counts_anew_in_each():
-    examples = Examples([[11, 12, 13], [21, 22], [31, 32, 33, 34]], [1, 1, 2])
-    rows = PackedExamples(examples, 5)
+    examples = CausalLMDataset([[11, 12, 13], [21, 22], [31, 32, 33, 34]], [1, 1, 2])
+    rows = PackedDataset(examples, 5)
     assert rows.lengths == [4, 5]
-    batch = PadRows(pad=9)([rows[0], rows[1]])
+    batch = PackedCollator(pad=9)([rows[0], rows[1]])
     assert batch["input_ids"].tolist() == [[31, 32, 33, 34, 9], [11, 12, 13, 21, 22]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 0, 1]]
     no = IGNORED

@@ -101,7 +101,7 @@ def test_a_broken_video_is_named_once_and_replaced_alike(paths, tmp_path):
     data = ClipDataset(mixed, range(6), VIEW)
     with pytest.warns(UserWarning, match=r"truncated.mp4' cannot be read: .* Another video takes its place"):
         replaced = data[5]
-    assert data.broken == [bad]
+    assert data.unreadable == [bad]
     assert replaced["labels"] < 5
     assert [bool(data[index]["counted"]) for index in range(6)] == [True] * 5 + [False]  # in scores, once each
     assert torch.equal(data[5]["video"], replaced["video"])  # no second warning, the same video
@@ -109,7 +109,7 @@ def test_a_broken_video_is_named_once_and_replaced_alike(paths, tmp_path):
     loader = DataLoader(fresh, batch_size=None, sampler=[5], num_workers=1)
     [again] = list(loader)
     assert torch.equal(again["video"], replaced["video"])
-    assert fresh.broken == [bad]  # though a worker found it
+    assert fresh.unreadable == [bad]  # though a worker found it
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -144,7 +144,9 @@ def test_predicting_replaces_nothing(tmp_path):
 
 def test_a_clip_longer_than_its_video_holds_the_last_frame_and_says_so_once(paths):
     data = ClipDataset(paths, range(5), FixedViews(4, 8.0, 16))
-    with pytest.warns(UserWarning, match=r"lasts 3.00 s, less than clip_seconds=8.0: its last frame is held") as caught:
+    with pytest.warns(
+        UserWarning, match=r"lasts 3.00 s, less than clip_seconds=8.0: its last frame is repeated"
+    ) as caught:
         first, _ = [data[index]["video"][0, 0, :, 8, 1].tolist() for index in (0, 1)]
     assert len(caught) == 1
     assert [round((grey - 9.5) / 4) for grey in first] == [0, 20, 29, 29]

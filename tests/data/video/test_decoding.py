@@ -121,7 +121,7 @@ def test_a_display_matrix_sends_each_corner_where_it_says(tmp_path, x, mirrored)
         ("truncated", "Invalid data"),
         ("empty", "Invalid data"),
         ("text", "Invalid data"),
-        ("sound", "no picture track that can be decoded, but audio"),
+        ("sound", "no video stream that can be decoded, but audio"),
     ],
 )
 def test_files_that_are_no_videos(tmp_path, flaw, reason):

@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 
 from slicefine_pl.data.video import demo
-from slicefine_pl.data.video.demo import FRAMES, MOTIONS, RATE, draw_look, make_demo, render
+from slicefine_pl.data.video.demo import FRAME_RATE, FRAMES, MOTIONS, draw_appearance, make_demo, render
 
 
 def test_a_single_frame_says_nothing_of_the_class():
     """Moving on for a time from one start is standing still at another, and starts are uniform: so each frame of
     each class has the distribution of the first frame, which is the same picture in all classes."""
-    look = draw_look(np.random.default_rng(0))
+    look = draw_appearance(np.random.default_rng(0))
     first = render(look, "left", 0.0)
     for motion, rates in MOTIONS.items():
         np.testing.assert_array_equal(render(look, motion, 0.0), first)
         moved = (look.start + look.speed * 1.5 * np.array(rates)) % 1.0
-        other = type(look)(moved, look.speed, look.background, look.colours, look.stripes, look.slim)
+        other = type(look)(moved, look.speed, look.background, look.colors, look.stripes, look.slim)
         np.testing.assert_array_equal(render(other, motion, 0.0), render(look, motion, 1.5))
         assert (render(look, motion, 1.0) != first).any()
 
@@ -34,7 +34,7 @@ def test_the_set_is_made_once_of_real_files(tmp_path, monkeypatch):
     assert {path.parent.name for path in files} == set(MOTIONS)
     with av.open(str(files[0])) as container:
         frames = list(container.decode(video=0))
-        assert (len(frames), container.streams.video[0].average_rate) == (FRAMES, RATE)
+        assert (len(frames), container.streams.video[0].average_rate) == (FRAMES, FRAME_RATE)
         assert not container.streams.audio
     before = files[0].stat().st_mtime_ns
     assert make_demo(10) == root

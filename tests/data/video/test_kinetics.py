@@ -184,7 +184,7 @@ def test_names_of_numbered_classes(tmp_path, names, indices):
     data = numbered(tmp_path, names)
     data.setup("fit")
     dataset = data._datasets["train"]
-    assert [int(dataset._videos[row][1]["label"]) for row in range(2)] == indices
+    assert [int(dataset._labels[row]) for row in range(2)] == indices
 
 
 def test_names_of_other_numbers(tmp_path):
@@ -203,12 +203,12 @@ def test_class_folders_with_numbers_are_in_order(tmp_path):
 def test_listed_classes_that_are_not_scored_are_told_in_one_warning(tmp_path):
     """A list may be a small part of a set."""
     root = listed(tmp_path, train="run jump fly", val="run", test="run jump")
-    with pytest.warns(UserWarning, match="scores say nothing") as caught:
+    with pytest.warns(UserWarning, match="scores do not include") as caught:
         KineticsDataModule(str(root), **SETTINGS).setup("fit")
     [told] = caught
     assert str(told.message) == (
         f"data.root={str(root)!r} has no video of 2 of the 3 classes in val, such as 'fly', and of 1 of the 3 classes "
-        "in test, such as 'fly'; scores say nothing of them."
+        "in test, such as 'fly'; scores do not include them."
     )
     listed(tmp_path, val="run jump fly", test="fly jump run")
     KineticsDataModule(str(root), **SETTINGS).setup("fit")  # a warning is an error here
@@ -218,8 +218,8 @@ def test_listed_classes_that_are_not_scored_are_told_in_one_warning(tmp_path):
     ("settings", "message"),
     [
         ({"num_frames": 0}, "num_frames=0 is too small"),
-        ({"clip_seconds": 0.0}, "clip_seconds=0.0 is no span"),
-        ({"demo_videos": 3}, "demo_videos=3 gives some split no video"),
+        ({"clip_seconds": 0.0}, "clip_seconds=0.0 is not a duration"),
+        ({"demo_videos": 3}, "demo_videos=3 leaves a split without videos"),
     ],
 )
 def test_wrong_settings(settings, message):
@@ -233,9 +233,7 @@ def test_predicting(root, tmp_path):
         (root / "test" / hidden).parent.mkdir(exist_ok=True)
         (root / "test" / hidden).write_bytes(b"x")
     assert (data.label_names, data.num_classes) == (None, None)
-    with pytest.warns(
-        UserWarning, match=r"predict_path=.* passed over: 2\n  hidden .*: 2 \('.trash/a.mp4', 'run/._1.mp4'"
-    ):
+    with pytest.warns(UserWarning, match=r"predict_path=.* ignored: 2\n  hidden .*: 2 \('.trash/a.mp4', 'run/._1.mp4'"):
         data.setup("predict")
     assert [Path(name).name for name in data.predict_names] == ["0.mp4", "1.mp4", "2.mp4"]
     assert [batch["video"].shape for batch in data.predict_dataloader()] == [(1, 6, 3, 4, 16, 16)] * 3
@@ -266,7 +264,7 @@ def test_nothing_but_broken_videos_are_told_as_they_were_raised(tmp_path, worker
         for split in ("train", "val"):
             (tmp_path / split / name).mkdir(parents=True)
             (tmp_path / split / name / "a.mp4").write_bytes(b"no video")
-    with pytest.raises(ValueError, match=r"\A20 videos in a row cannot be read, such as [^\n]* are whole\.\Z"):
+    with pytest.raises(ValueError, match=r"\A20 videos in a row cannot be read, such as [^\n]* are complete\.\Z"):
         trainer(tmp_path).fit(Recorder(), datamodule=KineticsDataModule(str(tmp_path), **SETTINGS, num_workers=workers))
 
 

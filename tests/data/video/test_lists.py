@@ -60,7 +60,7 @@ def test_hidden_files_are_no_videos(tmp_path):
     root = tmp_path / ".data"
     whole = [f"{split}/{name}/a.mp4" for split in ("train", "val") for name in ("run", "jump")]
     touch(root, *whole, *(f"train/run/{name}" for name in HIDDEN), "train/.git/a.mp4", "val/run/.DS_Store")
-    with pytest.warns(UserWarning, match=r"files passed over: 6\n  hidden .*: 6 \(such as"):
+    with pytest.warns(UserWarning, match=r"files ignored: 6\n  hidden .*: 6 \(such as"):
         tables = list_videos(root)
     assert {path for split in ("train", "val") for path, _ in pairs(tables[split], root)} == set(whole)
     touch(tmp_path / "none", "train/run/._a.mp4", "val/run/a.mp4")
@@ -114,7 +114,7 @@ def test_kinetics_annotations(tmp_path):
         FileNotFoundError, match=r"val.csv' lists 1 of 2 videos that do not exist, such as .*gone_000000"
     ):
         list_videos(tmp_path)
-    with pytest.warns(UserWarning, match=r"files passed over: 1\n  listed, but not there: 1 \('val/gone_000000_000010"):
+    with pytest.warns(UserWarning, match=r"files ignored: 1\n  listed, but missing: 1 \('val/gone_000000_000010"):
         tables = list_videos(tmp_path, missing="skip")
     assert sorted(tables["train"].labels) == ["tap dancing", "yoga"]
     assert pairs(tables["val"], tmp_path) == {("videos/val/here_000000_000010.mp4", "yoga")}
@@ -143,7 +143,7 @@ def test_of_two_videos_of_one_name_each_list_takes_the_one_of_its_class(tmp_path
     touch(tmp_path, *names, *(f"a copy/{name.partition('/')[2]}" for name in names))
     (tmp_path / "trainlist01.txt").write_text("".join(f"{name} 1\n" for name in names[1:]))
     (tmp_path / "testlist01.txt").write_text(f"{names[0]}\n")
-    with pytest.warns(UserWarning, match=r"files passed over: 40\n  in no list: 40 \(such as 'a copy/v_g00"):
+    with pytest.warns(UserWarning, match=r"files ignored: 40\n  not listed: 40 \(such as 'a copy/v_g00"):
         tables = list_videos(tmp_path)
     found = set.union(*(pairs(table, tmp_path) for table in tables.values()))
     assert found == {(name, name.partition("/")[0]) for name in names}
@@ -153,10 +153,10 @@ def test_videos_that_no_list_names_are_counted(tmp_path):
     touch(tmp_path, "a/1.mp4", "a/2.mp4", "b/3.mp4", "notes.txt", "spare/4.mp4")
     for split in ("train", "val", "test"):
         (tmp_path / f"{split}.csv").write_text("a/1.mp4 run\n./b/3.mp4 jump\n")
-    with pytest.warns(UserWarning, match="files passed over: 3") as caught:
+    with pytest.warns(UserWarning, match="files ignored: 3") as caught:
         list_videos(tmp_path)
     assert str(caught[0].message).splitlines()[1:-1] == [
-        "  in no list: 2 ('a/2.mp4', 'spare/4.mp4')",
+        "  not listed: 2 ('a/2.mp4', 'spare/4.mp4')",
         "  unknown type: 1 (.txt 1; 'notes.txt')",
     ]
 
@@ -170,7 +170,7 @@ def test_hmdb51(tmp_path):
     (tmp_path / "splits").mkdir()
     lines = "".join(f"{name} {use} \n" for name, use in entries)
     (tmp_path / "splits" / "run_test_split1.txt").write_text(lines)
-    with pytest.warns(UserWarning, match=r"files passed over: 10\n  in no list: 10 \(such as 'videos"):
+    with pytest.warns(UserWarning, match=r"files ignored: 10\n  not listed: 10 \(such as 'videos"):
         tables = list_videos(tmp_path)  # ten are listed as unused
     assert len(tables["train"]) + len(tables["val"]) == 80
     assert len(tables["test"]) == 20
@@ -195,7 +195,9 @@ def test_foreign_lines_in_the_lists_of_ucf101(tmp_path, line, name):
     touch(tmp_path, f"UCF-101/{whole}", "lists/._trainlist01.txt")
     for each in ("trainlist01.txt", "testlist01.txt"):
         (tmp_path / "lists" / each).write_text(f"{whole} 1\n\n" + (f"{line}\n" if each == name else ""))
-    message = f"{name}', line 3, is {line!r}; a line holds '<class>/<video>.avi', and the number of the class or not."
+    message = (
+        f"{name}', line 3, is {line!r}; a line contains '<class>/<video>.avi', and the number of the class or not."
+    )
     with pytest.raises(ValueError, match=re.escape(message) + "$"):
         list_videos(tmp_path)
 
@@ -203,9 +205,11 @@ def test_foreign_lines_in_the_lists_of_ucf101(tmp_path, line, name):
 @pytest.mark.parametrize("line", ["a.avi", "a.avi 3", "a.avi 1 2", " 1", "a.txt 1", "a.avi x", "run/a.avi 1"])
 def test_foreign_lines_in_the_lists_of_hmdb51(tmp_path, line):
     touch(tmp_path, "run/a.avi")
-    (tmp_path / "._run_test_split1.txt").write_bytes(b"\x00\x05\x16\x07 \xff")  # macOS; passed over
+    (tmp_path / "._run_test_split1.txt").write_bytes(b"\x00\x05\x16\x07 \xff")  # macOS; ignored
     (tmp_path / "run_test_split1.txt").write_text(f"a.avi 1 \n{line}\n")
-    message = f"run_test_split1.txt', line 2, is {line!r}; a line holds '<video>.avi' and 0, 1 or 2, for unused, train "
+    message = (
+        f"run_test_split1.txt', line 2, is {line!r}; a line contains '<video>.avi' and 0, 1 or 2, for unused, train "
+    )
     with pytest.raises(ValueError, match=re.escape(message) + "or test.$"):
         list_videos(tmp_path)
 

@@ -69,7 +69,7 @@ def test_any_clip_equals_a_decode_of_the_whole_file(tmp_path, monkeypatch, name,
         assert video.seconds == pytest.approx(frames[-1][0] + 0.1, abs=0.11)
 
 
-def in_order():
+def sorted_names():
     """n-th frame from n tenths of a second on."""
     return [(number / 10, number) for number in range(FRAMES)]
 
@@ -84,7 +84,7 @@ def test_avi_stores_no_times_and_its_frames_are_counted(tmp_path, codec, options
     if not index:
         content = path.read_bytes()
         path.write_bytes(content[: content.rindex(b"idx1")])
-    check_seeks(path, in_order())
+    check_seeks(path, sorted_names())
 
 
 def test_avi_with_two_pictures_in_one_chunk(tmp_path):
@@ -108,12 +108,12 @@ def test_avi_with_two_pictures_in_one_chunk(tmp_path):
             new.time_base, new.stream, new.is_keyframe = packet.time_base, stream, packet.is_keyframe
             written.mux(new)
     assert any(is_b)
-    check_seeks(path, in_order())
+    check_seeks(path, sorted_names())
 
 
 def test_a_raw_stream_stores_no_times_at_all(tmp_path):
     path = film(tmp_path / "film.h264", FRAMES, options=CLOSED)
-    check_seeks(path, in_order(), tries=4)
+    check_seeks(path, sorted_names(), tries=4)
 
 
 @pytest.mark.parametrize("options", [CLOSED, OPEN])

@@ -168,7 +168,7 @@ def test_every_size_and_share_gives_timm_the_same_short_side():
     for size in range(16, 300):
         for short in range(size, size + 60):
             seen = ImageInput(size, *NORM, crop=size / short)
-            assert seen.edge == short
+            assert seen.resize_size == short
             assert int(size / timm_settings(seen)["crop_pct"]) == short
 
 

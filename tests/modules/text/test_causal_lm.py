@@ -20,10 +20,11 @@ from transformers import (
 )
 
 from slicefine_pl.callbacks import SliceFineCallback
-from slicefine_pl.data.text.completions import IGNORED, Examples, PadExamples
-from slicefine_pl.data.text.packing import PackedExamples, PadRows
+from slicefine_pl.data.text.completions import IGNORED, CausalLMCollator, CausalLMDataset
+from slicefine_pl.data.text.packing import PackedCollator, PackedDataset
+from slicefine_pl.inputs import TextInput
 from slicefine_pl.modules import CausalLanguageModel
-from slicefine_pl.modules.text.generation import Sample, complete, keep_samples
+from slicefine_pl.modules.text.generation import Sample, complete, save_samples
 from slicefine_pl.modules.text.packing_support import supports_packing
 from slicefine_pl.pretrained import locate, split_gguf
 
@@ -33,16 +34,16 @@ LENGTHS, STARTS = [5, 9, 4, 12, 7, 3], [2, 3, 1, 9, 1, 2]
 @pytest.fixture
 def examples():
     """Six examples of unequal lengths, of which unequal parts are learned."""
-    return Examples([torch.randint(3, 26, (length,)).tolist() for length in LENGTHS], STARTS)
+    return CausalLMDataset([torch.randint(3, 26, (length,)).tolist() for length in LENGTHS], STARTS)
 
 
 def padded(examples):
-    return PadExamples(0)([examples[index] for index in range(len(examples))])
+    return CausalLMCollator(0)([examples[index] for index in range(len(examples))])
 
 
 def packed(examples):
-    rows = PackedExamples(examples, 16)
-    return PadRows(0)([rows[index] for index in range(len(rows))])
+    rows = PackedDataset(examples, 16)
+    return PackedCollator(0)([rows[index] for index in range(len(rows))])
 
 
 def trainer(folder: Path, **settings) -> Trainer:
@@ -51,7 +52,7 @@ def trainer(folder: Path, **settings) -> Trainer:
 
 
 def loader(examples, size=2):
-    return DataLoader(examples, batch_size=size, collate_fn=PadExamples(0))
+    return DataLoader(examples, batch_size=size, collate_fn=CausalLMCollator(0))
 
 
 def losses(model, examples):
@@ -118,7 +119,7 @@ def test_who_keeps_packed_examples_apart_is_found_out_by_trying(tiny_llama):
 def test_training_on_packed_rows_of_a_model_that_mixes_them_is_refused(tiny_llama, examples, tmp_path, monkeypatch):
     module = CausalLanguageModel(str(tiny_llama))
     monkeypatch.setattr("slicefine_pl.modules.text.causal_lm.supports_packing", lambda model: False)
-    with pytest.raises(ValueError, match="LlamaForCausalLM lets examples that share a row see each other; set packing"):
+    with pytest.raises(ValueError, match="LlamaForCausalLM does not keep packed examples apart; set packing"):
         trainer(tmp_path, max_steps=1).fit(module, DataLoader([packed(examples)], batch_size=None))
 
 
@@ -142,8 +143,8 @@ def test_perplexity_is_over_all_tokens_of_all_batches(tiny_llama, examples, tmp_
 @pytest.mark.parametrize("few", [True, False])
 def test_logits_of_unlabelled_positions_are_spared_where_the_model_can(tiny_llama, examples, few):
     module = CausalLanguageModel(str(tiny_llama)).eval()
-    assert module._few_logits
-    module._few_logits = few
+    assert module._selects_logits
+    module._selects_logits = few
     seen = []
     module.model.lm_head.register_forward_hook(lambda _, given, out: seen.append(out.shape[1]))
     torch.testing.assert_close(module.token_loss(padded(examples))[0], losses(module.model, examples)[0])
@@ -176,7 +177,7 @@ def test_completions_do_not_depend_on_neighbours(tiny_llama):
 def test_samples_are_kept_before_training_and_after_each_epoch(tiny_llama, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     texts = ["<s> the film was good </s>", "<s> i liked it very very very very very much but </s>"]
-    items = Examples([tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts], [4, 1])
+    items = CausalLMDataset([tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts], [4, 1])
     module = CausalLanguageModel(str(tiny_llama), samples=2, max_new_tokens=3)
     trainer(tmp_path, max_epochs=2).fit(module, loader(items), loader(items))
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
@@ -190,7 +191,7 @@ def test_loggers_that_take_text_get_the_samples(tmp_path):
     told = []
     board = SimpleNamespace(experiment=SimpleNamespace(add_text=lambda *arguments: told.append(arguments)))
     wandb = SimpleNamespace(log_text=lambda key, columns, data, step: told.append((key, data[0], step)))
-    keep_samples([Sample(3, "a", "b", "c")], tmp_path / "new", [board, wandb, SimpleNamespace(experiment=None)])
+    save_samples([Sample(3, "a", "b", "c")], tmp_path / "new", [board, wandb, SimpleNamespace(experiment=None)])
     assert told == [("samples", "a | b | c", 3), ("samples", ["a", "b", "c"], 3)]
     assert json.loads((tmp_path / "new" / "samples.jsonl").read_text())["generated"] == "b"
 
@@ -297,7 +298,7 @@ def test_the_form_of_prompts_travels_with_the_model(tiny_llama, tmp_path, monkey
         CausalLanguageModel(str(folder)),
     ):
         given.max_new_tokens = 4
-        assert given.text_input == {"chat": chat}
+        assert given.input == TextInput(chat=chat)
         asked = InstructionDataModule(tokenizer=str(folder), predict_text="Once upon a time")
         answers += trainer(tmp_path).predict(given, asked)
     assert answers[0] == answers[1] == answers[2]
@@ -320,7 +321,7 @@ def test_a_folder_without_weights_starts_at_random(tiny_llama, tmp_path):
 def test_wrong_settings_are_refused(tiny_llama, tmp_path):
     with pytest.raises(ValueError, match="samples=-1, max_new_tokens=32: choose at least 0 and at least 1"):
         CausalLanguageModel(str(tiny_llama), samples=-1)
-    with pytest.raises(ValueError, match=r"warmup=1.0 is no share of the steps"):
+    with pytest.raises(ValueError, match=r"warmup=1.0 is not a fraction of the steps"):
         CausalLanguageModel(str(tiny_llama), warmup=1.0)
     with pytest.raises(ValueError, match=r"could not be loaded .*; give a hub name, a folder with config\.json"):
         CausalLanguageModel(str(tmp_path))
@@ -335,5 +336,5 @@ def test_gguf_files_are_split_from_their_folder(tmp_path):
     (tmp_path / "a.gguf").touch()
     assert split_gguf(locate(str(tmp_path / "a.gguf"))) == (str(tmp_path), "a.gguf")
     assert split_gguf(locate("bert-base-uncased")) == ("bert-base-uncased", None)
-    with pytest.raises(FileNotFoundError, match=r"names no folder or file of 'slicefine_pl'"):
+    with pytest.raises(FileNotFoundError, match=r"is not a folder or file of 'slicefine_pl'"):
         locate("package:slicefine_pl/a.gguf")

@@ -6,7 +6,7 @@ from helpers import processes
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from slicefine_pl.data.text.completions import IGNORED, PadExamples
+from slicefine_pl.data.text.completions import IGNORED, CausalLMCollator
 from slicefine_pl.modules import CausalLanguageModel
 
 ITEMS = [([2, 7, 8, 9], 3), ([2, 6, 7, 8, 9, 10, 11, 12], 1), ([2, 9, 3], 2), ([2, 10, 11, 12, 13, 14, 3], 1)]
@@ -15,7 +15,7 @@ ITEMS = [([2, 7, 8, 9], 3), ([2, 6, 7, 8, 9, 10, 11, 12], 1), ([2, 9, 3], 2), ([
 def loader(size):
     """With two processes, one gets items 0 and 2 with two labels, the other 1 and 3 with thirteen."""
     items = [{"input_ids": tokens, "labels": [IGNORED] * start + tokens[start:]} for tokens, start in ITEMS]
-    return DataLoader(items, batch_size=size, collate_fn=PadExamples(0), shuffle=False)
+    return DataLoader(items, batch_size=size, collate_fn=CausalLMCollator(0), shuffle=False)
 
 
 class Spy(CausalLanguageModel):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForVideoClassification, TimesformerConfig, VideoMAEConfig, VivitConfig
 
 from slicefine_pl.modules import VideoClassifier
-from slicefine_pl.modules.video.backbones import pathways
+from slicefine_pl.modules.video.load import pathways
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 32}
 CONFIGS = {
@@ -133,7 +133,7 @@ def test_weights_of_another_number_of_classes_give_a_new_head(tmp_path):
     assert {id(parameter) for parameter in module.head()} == {id(ours[name]) for name in changed}
     assert not [part for part in module.model.modules() if isinstance(part, torch.nn.BatchNorm3d) and part.training]
     assert VideoClassifier("pytorchvideo/x3d_xs", num_classes=400, **settings).untrained_head is False
-    with pytest.raises(ValueError, match=r"zoo.pyth' holds the weights of another network: \d+ names or shapes differ"):
+    with pytest.raises(ValueError, match=r"zoo.pyth' contains the weights of another network: \d+ names"):
         VideoClassifier("pytorchvideo/slow_r50", num_classes=3, **settings)
 
 
@@ -141,7 +141,7 @@ def test_weights_of_another_number_of_classes_give_a_new_head(tmp_path):
     ("settings", "error", "message"),
     [
         ({"backbone": "pytorchvideo/none"}, ValueError, "'pytorchvideo/none' is unknown; choose one of .*'mvit_base"),
-        ({"backbone": "pytorchvideo/slowfast_r50", "num_frames": 6}, ValueError, "num_frames=6 does not divide by 4"),
+        ({"backbone": "pytorchvideo/slowfast_r50", "num_frames": 6}, ValueError, "num_frames=6 must be a multiple of 4"),
         ({"backbone": "pytorchvideo/x3d_xs", "weights": "gone.pyth"}, FileNotFoundError, "gone.pyth' is not a file"),
         ({"backbone": "pytorchvideo/x3d_xs", "num_classes": 0}, ValueError, "num_classes=0 is too small"),
         ({"backbone": "./nowhere"}, FileNotFoundError, "is not a folder"),
@@ -156,7 +156,7 @@ def test_wrong_settings(settings, error, message):
 
 @pytest.mark.parametrize("folder", ["videomae"], indirect=True)
 def test_clips_of_another_size_or_number_of_colours(folder):
-    with pytest.raises(ValueError, match=r"takes 4 frames of 32 pixels, not 16 of 224; set --data.num_frames 4"):
+    with pytest.raises(ValueError, match=r"needs 4 frames of 32 pixels, not 16 of 224; set --data.num_frames 4"):
         VideoClassifier(str(folder))
     module = VideoClassifier(str(folder), num_frames=4, crop_size=32)
     with pytest.raises(ValueError, match=r"shape \(2, 1, 1, 4, 32, 32\); give \(videos, views, 3 colours"):

@@ -21,7 +21,7 @@ from slicefine_pl.modules.video.exports import write_reader
 
 SEEN = VideoInput(num_frames=8, clip_seconds=1.1, crop_size=32, test_clips=2, test_crops=3)
 NAMES = ["left", "right", "up"]
-pytestmark = pytest.mark.filterwarnings("ignore:.*brings no weights", "ignore:.*its last frame is held")
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no pretrained weights", "ignore:.*its last frame is repeated")
 
 
 def film(path, frames=40, rotation=0, gap=0, codec="libx264"):
