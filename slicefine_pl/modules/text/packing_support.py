@@ -20,12 +20,7 @@ def supports_packing(model: PreTrainedModel) -> bool:
     size, device = model.config.vocab_size, model.device
     same = torch.arange(TOKENS, device=device)
     rows = [torch.cat([same + TOKENS * number, same]) % size for number in (1, 2)]
-    modes = {part: part.training for part in model.modules()}
-    model.eval()  # type: ignore[no-untyped-call]
-    try:
+    with eval_mode(model):
         logits = model(input_ids=torch.stack(rows), position_ids=same.repeat(2, 2), use_cache=False).logits
-    finally:
-        for part, training in modes.items():
-            part.training = training
     one, other = logits[:, TOKENS:].float()
     return bool((one - other).abs().max() <= 1e-3 * one.abs().max())  # a leak is as large as the logits themselves

@@ -23,7 +23,11 @@ def test_a_file_may_be_one_document(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "contains no text"), (b" \n\n\t\n", "contains no text"), (b"one\n\ncaf\xe9", r"byte 0xe9 at offset 8 \(line 3\)")],
+    [
+        (b"", "contains no text"),
+        (b" \n\n\t\n", "contains no text"),
+        (b"one\n\ncaf\xe9", r"byte 0xe9 at offset 8 \(line 3\)"),
+    ],
 )
 @pytest.mark.parametrize("whole", [True, False])
 def test_bad_files(tmp_path, content, message, whole):

