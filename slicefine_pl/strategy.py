@@ -1,7 +1,7 @@
-"""How a Lightning run shares the network out among processes: FSDP2 with open slices, and whole checkpoints.
+"""A Lightning strategy that trains open slices with FSDP2, and writes checkpoints that any strategy can load.
 
-Knows nothing of when slices move.  Lightning's own ``ModelParallelStrategy`` leaves the sharding to the module, and
-cannot read a checkpoint back while slices are open.
+Lightning's ``ModelParallelStrategy`` leaves the sharding to the module, and cannot load a checkpoint while slices are
+open.  This file does not know when slices move.
 """
 
 import shutil
@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load as load_shares
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded_checkpoint
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
@@ -36,26 +36,25 @@ from slicefine_pl.slicing.optimizer_state import has_types_of, restore_types
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """Share weights, slices, gradients and the optimizer's state out among all processes (FSDP2).
+    """Shard weights, slices, gradients and the optimizer's state over all processes, by FSDP2.
 
-    Works with any LightningModule: it is sharded when its model exists and its slices are open, right before its
-    optimizer is built.  A module that shards itself in ``configure_model``, by ``shard_sliced_model``, is left alone.
+    Works with any LightningModule.  The module is sharded after its model was built and its slices were opened, before
+    its optimizer is built.  A module that calls ``shard_sliced_model`` in ``configure_model`` is not sharded again.
 
-    **Checkpoint.** One file with the module's own keys and whole tensors, as a run in one process writes it: it is
-    resumed by any strategy and any number of processes.  With ``save_distributed_checkpoint`` a folder, to which
-    every process writes its share.
-    **After fit.** The module stays sharded; load the checkpoint to get a plain one.
-    **Limits.** Data parallelism only.  Every process builds the whole network in its CPU's memory first.
-    Layers of a block are reached through their modules' calls: a network that takes a block's weight past the block's
-    call meets a sharded tensor and fails.
+    **Checkpoint.** One file with the module's own keys and full tensors, as a single process writes it.  Any strategy
+    and any number of processes can resume from it.  With ``save_distributed_checkpoint`` it is a folder, to which every
+    process writes its shards.
+    **After fit.** The module stays sharded.  Load the checkpoint to get a plain one.
+    **Limits.** Data parallelism only.  Every process first builds the whole network in CPU memory.  A network that
+    reads a weight of a block without calling the block gets a sharded tensor, and fails.
 
     Args:
-        blocks: Regular expressions for the modules whose parameters travel together; ``None`` finds the layers of a
-            deep network, see :func:`slicefine_pl.slicing.distributed.fsdp.find_blocks`.
-        offload: Whether shares, gradients and the optimizer's state stay in the CPU's memory.
-        save_distributed_checkpoint: Whether checkpoints are folders of shares.
-        process_group_backend: ``"nccl"``, ``"gloo"``; ``None`` takes what the device wants.
-        timeout: After which a process that waits for another gives up.
+        blocks: Regular expressions for the modules whose parameters are gathered together.  ``None`` finds the layers
+            of a deep network, see :func:`slicefine_pl.slicing.distributed.fsdp.find_blocks`.
+        offload: Whether shards, gradients and the optimizer's state stay in CPU memory.
+        save_distributed_checkpoint: Whether a checkpoint is a folder of shards.
+        process_group_backend: ``"nccl"`` or ``"gloo"``; ``None`` takes the default of the device.
+        timeout: How long a process waits for another one in a collective.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         )
         self._blocks: NamePatterns | None = blocks
         self._offload = offload
-        self._told = False
+        self._activations_reported = False
 
     def setup_environment(self) -> None:
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
@@ -81,11 +80,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def _get_process_group_backend(self) -> str:
         if self._process_group_backend is None and self._offload and self.root_device.type == "cuda":
-            return "cpu:gloo,cuda:nccl"  # shares on the CPU have norms that are added up there
+            return "cpu:gloo,cuda:nccl"  # the norms of shards on the CPU are summed there
         return super()._get_process_group_backend()
 
     def setup(self, trainer: Trainer) -> None:
-        # Not super().setup(): it wants the module itself to shard.
+        # Not super().setup(): it requires a module that shards itself.
         assert self.model is not None
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
@@ -109,52 +108,52 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.train_step_context():
-            if self._told:
-                return self._through_the_model("training_step", *args, **kwargs)
+            if self._activations_reported:
+                return self._as_forward("training_step", *args, **kwargs)
             with count_activations() as activations:
-                result = self._through_the_model("training_step", *args, **kwargs)
-        self._told = True
+                result = self._as_forward("training_step", *args, **kwargs)
+        self._activations_reported = True
         rank_zero_info(f"FullyShardedStrategy: activations take {activations.bytes / 1e6:,.1f} MB in the first step.")
         return result
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.val_step_context():
-            return self._through_the_model("validation_step", *args, **kwargs)
+            return self._as_forward("validation_step", *args, **kwargs)
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.test_step_context():
-            return self._through_the_model("test_step", *args, **kwargs)
+            return self._as_forward("test_step", *args, **kwargs)
 
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.predict_step_context():
-            return self._through_the_model("predict_step", *args, **kwargs)
+            return self._as_forward("predict_step", *args, **kwargs)
 
-    def _through_the_model(self, step: str, *args: Any, **kwargs: Any) -> Any:
-        """Run a step as the module's forward pass, at whose beginning FSDP2 brings the parameters outside blocks."""
+    def _as_forward(self, step: str, *args: Any, **kwargs: Any) -> Any:
+        """Run a step as the module's forward pass, so that FSDP2 gathers the parameters outside blocks."""
         assert self.lightning_module is not None
         return self._forward_redirection(self.lightning_module, self.lightning_module, step, *args, **kwargs)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The state as one process would save it, in rank 0; with distributed checkpoints, each process's share."""
+        """The full state on rank 0, and nothing on others; with distributed checkpoints, the shards of each process."""
         if self._save_distributed_checkpoint:
             return super().optimizer_state(optimizer)
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        whole = tree_map(_on_cpu, plain.state_dict())
-        return whole if self.global_rank == 0 else {}
+        full = tree_map(_full_on_cpu, plain.state_dict())
+        return full if self.global_rank == 0 else {}
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write a file, or a folder of shares that takes the place of an earlier one when it is complete.
+        """Write a file, or a folder of shards that replaces an earlier one when it is complete.
 
-        Lightning writes the shares into the earlier folder, so that a crash would leave neither of the two.
+        Lightning would write the shards into the earlier folder, so a crash would leave neither checkpoint.
         """
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
         target = Path(self.broadcast(filepath))
         new = target.with_name(f".{target.name}.part")
-        if self.is_global_zero and new.exists():  # of a run that was killed
+        if self.is_global_zero and new.exists():  # left by a run that was killed
             shutil.rmtree(new)
         self.barrier()
         super().save_checkpoint(checkpoint, new, storage_options)
@@ -167,38 +166,41 @@ class FullyShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         assert self.lightning_module is not None
         if path.is_dir():
-            return self._load_shares(path, weights_only)
+            return self._load_sharded(path, weights_only)
         if weights_only is False:  # the user trusts the file
             checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=False)
         else:
             checkpoint = load_plain(path, "ckpt_path", mmap=True)
         weights = checkpoint.pop("state_dict")
-        _load_whole(self.lightning_module, weights, self.lightning_module.strict_loading)
+        _load_full(self.lightning_module, weights, self.lightning_module.strict_loading)
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
             _load_state(optimizer, state, same_types=has_types_of(self.lightning_module, weights))
         return checkpoint
 
-    def _load_shares(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
-        """Load what every process has saved of its own, by the same or another number of processes."""
+    def _load_sharded(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
+        """Load a folder of shards, which any number of processes may have written."""
         assert self.lightning_module is not None
         if weights_only is not False:
             check_sharded_checkpoint(path, "ckpt_path")
-        optimizers, self.optimizers = self.optimizers, []  # their states may lack slices that had just moved
+        optimizers, self.optimizers = (
+            self.optimizers,
+            [],
+        )  # their states may lack slices that had just moved; Lightning would fail
         try:
             rest = super().load_checkpoint(path, weights_only)
         finally:
             self.optimizers = optimizers
         saved = FileSystemReader(path).read_metadata().state_dict_metadata
         for number, optimizer in enumerate(optimizers):
-            _load_state_shares(self.lightning_module, optimizer, f"optimizer_{number}", path, list(saved))
+            _load_sharded_state(self.lightning_module, optimizer, f"optimizer_{number}", path, list(saved))
         return rest
 
 
-def _load_whole(module: nn.Module, saved: Mapping[str, Tensor], strict: bool) -> None:
-    """Load whole tensors into a sharded module; every process takes its share.
+def _load_full(module: nn.Module, saved: Mapping[str, Tensor], strict: bool) -> None:
+    """Load full tensors into a sharded module.  Every process takes its shards.
 
     Raises:
-        RuntimeError: Names or sizes differ; nothing is loaded then.
+        RuntimeError: Names or shapes differ.  Nothing is loaded then.
     """
     own = module.state_dict()
     wrong = [f"{name}: saved {tuple(saved[name].shape)}, here {tuple(value.shape)}" for name, value in own.items()
@@ -209,40 +211,40 @@ def _load_whole(module: nn.Module, saved: Mapping[str, Tensor], strict: bool) ->
         raise RuntimeError(
             f"Error(s) in loading state_dict for {type(module).__name__}: {'; '.join(sorted(wrong)[:5])}"
         )
-    module.load_state_dict({name: _shared_out(saved[name], value) for name, value in own.items() if name in saved},
+    module.load_state_dict({name: _shard_like(saved[name], value) for name, value in own.items() if name in saved},
                            strict=strict)  # fmt: skip
 
 
 def _load_state(optimizer: Optimizer, saved: Mapping[str, Any], same_types: bool) -> None:
-    """Load an optimizer's state as one process saved it: parameters in the order of its groups."""
+    """Load the full state of an optimizer, which numbers parameters in the order of its groups."""
     order = [number for group in saved["param_groups"] for number in group["params"]]
     own = dict(zip(order, _parameters(optimizer), strict=False))
     states = {
-        number: {name: _shared_out(value, own[number]) for name, value in state.items()}
+        number: {name: _shard_like(value, own[number]) for name, value in state.items()}
         for number, state in saved["state"].items()
         if number in own
     }
-    shared_out = {**saved, "state": states}
-    optimizer.load_state_dict(shared_out)
+    sharded = {**saved, "state": states}
+    optimizer.load_state_dict(sharded)
     if same_types:
-        restore_types(optimizer, shared_out)
+        restore_types(optimizer, sharded)
 
 
-def _load_state_shares(module: nn.Module, optimizer: Optimizer, key: str, path: Path, saved: list[str]) -> None:
-    """Load an optimizer's state from a folder of shares, as far as it was saved.
+def _load_sharded_state(module: nn.Module, optimizer: Optimizer, key: str, path: Path, saved: list[str]) -> None:
+    """Load an optimizer's state from a folder of shards.  Parameters whose state was not saved have none.
 
     Args:
-        module: Whose parameters it updates.
-        optimizer: Before its first step.
-        key: Under which the state was saved.
+        module: The module whose parameters the optimizer updates.
+        optimizer: The optimizer, before its first step.
+        key: Key of the state in the folder.
         path: The folder.
-        saved: All keys in it.
+        saved: All keys in the folder.
     """
-    state: Any = get_optimizer_state_dict(module, optimizer)  # of every parameter, made by a step with a rate of 0
+    state: Any = get_optimizer_state_dict(module, optimizer)  # torch creates it by a step with a learning rate of 0
     for name in list(state["state"]):
         if not any(entry.startswith(f"{key}.state.{name}.") for entry in saved):
             del state["state"][name]
-    load_shares({key: state}, checkpoint_id=path)
+    load_sharded_checkpoint({key: state}, checkpoint_id=path)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     own = optimizer.state_dict()
     states = enumerate(state["state"].get(names[id(parameter)]) for parameter in _parameters(optimizer))
@@ -252,23 +254,23 @@ def _load_state_shares(module: nn.Module, optimizer: Optimizer, key: str, path: 
     ]
     loaded = {"state": {number: each for number, each in states if each is not None}, "param_groups": groups}
     optimizer.load_state_dict(loaded)
-    restore_types(optimizer, loaded)  # those of this optimizer's own state, into which the shares were read
+    restore_types(optimizer, loaded)  # shards were read into tensors of this optimizer's types
 
 
-def _shared_out(value: Any, like: Tensor) -> Any:
-    """A whole tensor of the shape of ``like``, cut as that is; anything else as it is."""
+def _shard_like(value: Any, like: Tensor) -> Any:
+    """Shard a full tensor like the parameter ``like``; other values, and scalars, stay as they are."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.ndim == 0:
         return value
     if value.shape != like.shape:
         raise ValueError(
             f"The optimizer keeps a tensor of shape {tuple(value.shape)} for a parameter of shape {tuple(like.shape)}"
-            " (Adafactor does), which cannot be shared out as the parameter is; go on with strategy='ddp'."
+            " (as Adafactor does), which cannot be sharded like the parameter; resume with strategy='ddp'."
         )
-    share = local_slice_of(value, like).to(to_local(like).device)
-    return DTensor.from_local(share, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    local = local_slice_of(value, like).to(to_local(like).device)
+    return DTensor.from_local(local, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
 
 
-def _on_cpu(value: Any) -> Any:
+def _full_on_cpu(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     if isinstance(value, DTensor):

@@ -1,4 +1,4 @@
-"""Tables in plain text, for ``print``."""
+"""Format rows as a plain-text table."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,14 @@ def text_table(
     """Format rows as a table with aligned columns.
 
     Args:
-        headings: One per column.
-        sections: Groups of rows, separated by a rule; a row may be shorter than the headings.
-        numbers_from: First column that is aligned to the right, as are all after it; ``None`` aligns all to the left.
+        headings: Column headings.
+        sections: Groups of rows of cells, separated by rules.  A row may be shorter than the headings.
+        numbers_from: Index of the first right-aligned column.  ``None`` aligns all columns to the left.
         title: Line above the table.
-        caption: Line below it.
+        caption: Line below the table.
+
+    Returns:
+        The table, without a trailing newline.
     """
     rows = [[*row, *[""] * (len(headings) - len(row))] for section in sections for row in section]
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]

@@ -1,4 +1,4 @@
-"""FullyShardedStrategy and DDP in real runs of several processes, against one process with all of the batch."""
+"""FullyShardedStrategy and DDP in real runs of several processes, against one process with the whole batch."""
 
 import errno
 import os
@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from slicefine_pl import FullyShardedStrategy, SliceFineCallback
 
-STEPS, BATCH = 9, 12  # shared out among 1, 2 or 3 processes
+STEPS, BATCH = 9, 12  # split over 1, 2 or 3 processes
 
 
 class Module(LightningModule):
-    """A trunk of three blocks whose sizes no number of processes divides, and a head; its loss is a mean."""
+    """A trunk of three blocks, whose sizes cannot be split equally over the processes, and a head."""
 
     def __init__(self):
         super().__init__()
@@ -45,7 +45,7 @@ class Module(LightningModule):
 
 
 def loader(size, count, steps=STEPS):
-    """Examples in their order, by turns; Lightning's own sampler would shuffle them.  An epoch has so many steps."""
+    """Unshuffled examples, alternating between processes.  Lightning's own sampler would shuffle them."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(steps * BATCH, 7, generator=generator)
     data = TensorDataset(x, torch.randint(3, (len(x),), generator=generator))
@@ -62,13 +62,13 @@ def strategy(name, **settings):
 
 
 def fit(folder, name, count, settings, steps, resume=None, save_distributed=False, epoch=STEPS, **others):
-    """Fit to ``steps``, with a checkpoint there; returns the places of the slices at each step."""
+    """Fit for ``steps`` and save a checkpoint; returns the positions of the slices at each step."""
     places = []
     callback = SliceFineCallback(rank=2, targets="trunk", also_train="head", interval=3, **settings)
 
     class Places(ModelCheckpoint):
         def on_train_batch_start(self, trainer, *_):
-            places.append([live.indices.tolist() for live in callback._handle])
+            places.append([view.indices.tolist() for view in callback.opened()])
 
     saver = Places(
         dirpath=folder, filename="last", every_n_train_steps=steps, save_top_k=-1, enable_version_counter=False
@@ -91,7 +91,7 @@ def saved(folder):
 
 
 def assert_like(ours, theirs, exact=False):
-    """Same structure, same places, and values that are equal, or close, everywhere in two checkpoints."""
+    """Two checkpoints have the same structure, and values that are equal or close."""
     if isinstance(ours, torch.Tensor):
         close = {"rtol": 0, "atol": 0} if exact or not ours.is_floating_point() else {"rtol": 1e-4, "atol": 2e-5}
         torch.testing.assert_close(theirs, ours, **close)
@@ -108,7 +108,7 @@ def assert_like(ours, theirs, exact=False):
 
 
 def compare(ours, theirs):
-    """Weights, optimizer and slices are the same; random numbers are each process's own."""
+    """Weights, optimizer states and slices are equal.  Random states differ between processes."""
     for part in ("state_dict", "optimizer_states"):
         assert_like(ours[part], theirs[part])
     slices = [next(state for key, state in each["callbacks"].items() if "Slice" in key) for each in (ours, theirs)]
@@ -135,7 +135,7 @@ def test_several_processes_learn_and_save_what_one_does(name, count, case, tmp_p
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
-def test_processes_that_see_other_data_agree_on_what_is_important(name, tmp_path):
+def test_processes_with_different_data_move_to_the_same_lines(name, tmp_path):
     one, two = processes.run(fit, 2, tmp_path / name, name, 2, {"order": "importance"}, STEPS)
     assert one == two
     other = processes.run(
@@ -147,7 +147,7 @@ def test_processes_that_see_other_data_agree_on_what_is_important(name, tmp_path
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     "stop", [4, 6]
-)  # between moves, and right after one, when the optimizer knows nothing of slices
+)  # between moves, and right after one, when the optimizer has no state of the slices
 @pytest.mark.parametrize(
     ("before", "after"),
     [(("auto", 1), ("fsdp", 2)), (("fsdp", 2), ("auto", 1)), (("fsdp", 3), ("fsdp", 2)), (("ddp", 2), ("fsdp", 3)),
@@ -155,7 +155,7 @@ def test_processes_that_see_other_data_agree_on_what_is_important(name, tmp_path
      (("shares", 2), ("fsdp", 3))],
     ids=lambda side: "-".join(map(str, side)),
 )  # fmt: skip
-def test_a_run_goes_on_with_another_strategy_and_number_of_processes(before, after, stop, tmp_path):
+def test_a_run_resumes_with_another_strategy_and_number_of_processes(before, after, stop, tmp_path):
     places = fit_epochs(tmp_path / "whole", ("auto", 1), STEPS)
     start(tmp_path / "first", before, stop)
     first = tmp_path / "first" / "last.ckpt"
@@ -180,8 +180,8 @@ SHARED = {"importance": {"order": "importance"}, "bf16 beside float32": {"slice_
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", SHARED)
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
-def test_a_run_goes_on_exactly_with_as_many_processes(name, case, tmp_path):
-    """What processes have summed up apart, and slices that are finer than their weights, come back to the last bit."""
+def test_a_run_resumes_exactly_with_the_same_number_of_processes(name, case, tmp_path):
+    """Scores that differ between processes, and slices of a finer type than their weights, are restored exactly."""
     places = processes.run(fit_shared, 2, tmp_path / "whole", name, case, STEPS)
     processes.run(fit_shared, 2, tmp_path / "first", name, case, 5)
     rest = processes.run(fit_shared, 2, tmp_path / "rest", name, case, STEPS, str(tmp_path / "first" / "last.ckpt"))
@@ -198,7 +198,7 @@ def fit_shared(folder, name, case, steps, resume=None):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("settings", [{"offload": True}, {"blocks": r"trunk\.\d\.0"}], ids=str)
-def test_the_strategy_s_own_settings_change_nothing(settings, tmp_path):
+def test_settings_of_the_strategy_do_not_change_the_result(settings, tmp_path):
     fit(tmp_path / "one", "auto", 1, {}, STEPS)
     processes.run(fit_settings, 2, tmp_path / "two", settings)
     compare(saved(tmp_path / "one"), saved(tmp_path / "two"))
@@ -209,7 +209,7 @@ def fit_settings(folder, settings):
 
 
 def fit_epochs(folder, side, steps, resume=None):
-    """An epoch is one step, always of the same examples, so that a run can go on at every step with any loader."""
+    """An epoch is one step on the same examples, so that a run can resume at every step with any loader."""
     name, count = side
     return fit(folder, name.replace("shares", "fsdp"), count, {}, steps, resume, name == "shares", epoch=1)
 
@@ -225,14 +225,14 @@ OTHERS = {
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", OTHERS)
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
-def test_other_settings_of_the_trainer_change_nothing(name, case, tmp_path):
+def test_settings_of_the_trainer_do_not_change_the_result(name, case, tmp_path):
     def one_fit(folder, *place):
         return fit(folder, *place, {}, STEPS, None, False, **OTHERS[case])
 
     one_fit(tmp_path / "one", "auto", 1)
     processes.run(fit_with, 2, tmp_path / "two", name, case)
     ours, theirs = saved(tmp_path / "one"), saved(tmp_path / "two")
-    if case == "bf16":  # its rounding depends on how many examples are added up
+    if case == "bf16":  # rounding depends on the number of summed examples
         ours, theirs = ours["state_dict"], theirs["state_dict"]
         assert all((ours[name] - theirs[name]).abs().max() < 0.05 for name in ours)
     else:
@@ -244,7 +244,7 @@ def fit_with(folder, name, case):
 
 
 def overwritten(folder):
-    """Save shares, then save them again while the disk is full."""
+    """Save shards, then save them again while the disk is full."""
 
     def fail(*args, **kwargs):
         Path(args[1], "half").touch()
@@ -258,7 +258,7 @@ def overwritten(folder):
 
 
 @pytest.mark.distributed
-def test_a_folder_of_shares_is_replaced_only_by_a_whole_one(tmp_path):
+def test_a_folder_of_shards_is_replaced_only_by_a_complete_one(tmp_path):
     processes.run(overwritten, 2, tmp_path)
     assert torch.load(tmp_path / "last.ckpt" / "meta.pt", weights_only=True)["global_step"] == 2
     assert not (tmp_path / "last.ckpt" / "half").exists()

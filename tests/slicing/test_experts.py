@@ -1,4 +1,4 @@
-"""Mixtures of experts that are stored as one parameter each: a line is the same line of every expert."""
+"""Mixture-of-experts weights that are one parameter: a line of the slice is the same line of every expert."""
 
 import copy
 import re
@@ -51,7 +51,7 @@ MODELS = {
 def build(name: str) -> nn.Module:
     net = MODELS[name][0]().double().eval()
     if name != "Llama 4":
-        net.set_experts_implementation("eager")  # the others know no float64
+        net.set_experts_implementation("eager")  # the others do not support float64
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.randn_like(parameter) / 4)
@@ -86,8 +86,8 @@ def test_the_slice_gets_the_dense_gradient_of_the_same_lines_of_every_expert(nam
 
 
 @pytest.mark.parametrize("axis", ["row", "column", "alternate"])
-def test_training_touches_visited_lines_alone_and_visits_them_all(axis):
-    """AdamW with weight decay; moves come round to every entry, which the counts say as well."""
+def test_training_changes_only_visited_lines_and_visits_all(axis):
+    """AdamW with weight decay.  The moves reach every entry, and the counts agree."""
     net = build("Mixtral")
     dense = copy.deepcopy(net)
     handle = slice_model(net, 4, axis, targets=EXPERTS, also_train="lm_head")
@@ -138,13 +138,13 @@ def test_a_slice_as_wide_as_the_experts_trains_like_full_fine_tuning():
     ("name", "axis", "size"), [("Mixtral", "row", WIDTH), ("gpt-oss", "row", WIDTH), ("gpt-oss", "column", WIDTH)]
 )
 def test_a_rank_beyond_one_expert_is_refused(name, axis, size):
-    """However many experts there are; the advice is the rank that fits all that was named."""
+    """For any number of experts.  The error advises the rank that fits all named matrices."""
     with pytest.raises(ValueError, match=rf"{size} {axis}s are fewer than rank=17.* rank of at most {size}\.$"):
         slice_model(build(name), 17, axis, targets=EXPERTS)
     assert len(slice_model(build(name), size, axis, targets=EXPERTS)) == 2
 
 
-def test_a_resumed_run_goes_on_where_the_first_one_stood():
+def test_a_resumed_run_continues_from_the_saved_positions():
     def train(net, handle, optimizer, steps):
         for step in steps:
             optimizer.zero_grad()
@@ -174,7 +174,7 @@ def test_a_resumed_run_goes_on_where_the_first_one_stood():
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
 def test_every_way_of_computing_experts_trains_the_slice(implementation):
-    """They read the parameter once, or once for each expert."""
+    """Implementations read the parameter once, or once per expert."""
     net, dense = build("Mixtral").float(), build("Mixtral").float()
     dense.load_state_dict(net.state_dict())
     for model in (net, dense):

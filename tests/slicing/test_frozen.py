@@ -1,4 +1,4 @@
-"""Whatever stays frozen is named, with its share of the parameters and the pattern that slices it."""
+"""The report of frozen matrices: names, shares of the parameters, and the patterns that would slice them."""
 
 import re
 import warnings
@@ -16,7 +16,7 @@ WIDTH, RANK = 16, 2
 
 
 class Raw(nn.Module):
-    """Matrices that no layer holds: a fused projection, a stack of experts, a stack of stacks."""
+    """Raw parameters: a fused projection, a stack of experts, a stack of stacks."""
 
     def __init__(self):
         super().__init__()
@@ -25,8 +25,8 @@ class Raw(nn.Module):
         self.kernels = nn.Parameter(torch.randn(WIDTH, WIDTH, 3, 3))
 
 
-class Quantised(nn.Module):
-    """As in GPTQ: eight weights of four bits in a number."""
+class Quantized(nn.Module):
+    """As in GPTQ: one number packs eight weights of four bits."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class Quantised(nn.Module):
 
 
 class FourBits(nn.Linear):
-    """As in bitsandbytes: two weights of four bits in a byte, in one column."""
+    """As in bitsandbytes: one byte packs two weights of four bits, in one column."""
 
     def __init__(self):
         super().__init__(WIDTH, WIDTH)
@@ -48,7 +48,7 @@ class FourBits(nn.Linear):
 
 
 class Wrapped(torch.Tensor):
-    """As in torchao: a tensor that says it is of float32 and computes by rules of its own."""
+    """As in torchao: a tensor whose dtype is float32, and which dispatches its own operations."""
 
     @staticmethod
     def __new__(cls, codes):
@@ -89,7 +89,7 @@ def complex_matrix() -> nn.Module:
 
 
 SQUARE = WIDTH * WIDTH
-# Where a default selection passes by: how to build it, entries of its matrices, and whether a pattern slices them.
+# What the default selection leaves out: how to build it, entries of its matrices, whether a pattern slices them.
 SILENT = {
     "LSTM": (lambda: nn.LSTM(WIDTH, WIDTH, 2), 16 * SQUARE, True),
     "GRU, both ways": (lambda: nn.GRU(WIDTH, WIDTH, bidirectional=True), 12 * SQUARE, True),
@@ -107,7 +107,7 @@ SILENT = {
     "Bilinear": (lambda: nn.Bilinear(WIDTH, WIDTH, WIDTH), WIDTH * SQUARE, True),
     "raw parameters": (Raw, (3 + 4 + 9) * SQUARE, True),
     "complex numbers": (complex_matrix, SQUARE, False),
-    "integer buffers": (Quantised, SQUARE + 8, False),
+    "integer buffers": (Quantized, SQUARE + 8, False),
     "four bits": (FourBits, SQUARE, False),
     "tensor of its own class": (wrapped, SQUARE, False),
     "eight bits": (lambda: nn.Linear(WIDTH, WIDTH).to(torch.float8_e4m3fn), SQUARE, False),
@@ -122,7 +122,7 @@ def network(layer: nn.Module) -> nn.ModuleDict:
 
 
 def open_slices(net: nn.Module, **settings) -> tuple[SliceHandle, str]:
-    """The handle, and what was said."""
+    """The handle, and the text of the warning."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         handle = slice_model(net, **{"rank": RANK, "also_train": "head"} | settings)
@@ -132,7 +132,7 @@ def open_slices(net: nn.Module, **settings) -> tuple[SliceHandle, str]:
 
 @pytest.mark.filterwarnings("ignore:.*torch.ao.*deprecated", "ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("name", SILENT)
-def test_what_stays_frozen_is_named_with_its_share(name):
+def test_frozen_matrices_are_reported_with_their_share(name):
     build, size, sliceable = SILENT[name]
     net = network(build())
     handle, said = open_slices(net)
@@ -148,7 +148,7 @@ def test_what_stays_frozen_is_named_with_its_share(name):
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, sliceable) in SILENT.items() if sliceable])
-def test_the_printed_pattern_slices_what_it_stands_beside_and_nothing_else(name):
+def test_the_printed_pattern_slices_exactly_its_group(name):
     net = network(SILENT[name][0]())
     handle, said = open_slices(net)
     wanted = {matrix.name for matrix in handle.frozen.matrices if matrix.sliceable}
@@ -171,8 +171,8 @@ def test_a_huge_network_gets_a_short_notice():
     assert len(open_slices(net, targets=pattern)[0]) == 60
 
 
-def test_patterns_tell_layers_apart_by_number_where_names_do_not():
-    """Of equal names, some may be too narrow: the pattern takes those that can be sliced."""
+def test_patterns_list_numbers_where_names_do_not_suffice():
+    """If some layers of equal names are too narrow, the pattern matches only those that can be sliced."""
     sizes = [9, 9, 1, 9]
     tables = [nn.Module() for _ in sizes]
     for table, size in zip(tables, sizes, strict=True):
@@ -192,7 +192,7 @@ def tiny_bert() -> nn.Module:
 
 
 def test_embeddings_are_counted_without_a_warning():
-    """An embedding is not a linear map; the handle shows its share and its pattern all the same."""
+    """Users expect embeddings to stay frozen.  The handle still reports their share and their pattern."""
     net = tiny_bert()
     total = sum(parameter.numel() for parameter in net.parameters())
     with warnings.catch_warnings():
@@ -203,7 +203,7 @@ def test_embeddings_are_counted_without_a_warning():
     assert r"targets=r'\.word_embeddings$' would slice it" in str(handle.frozen)
 
 
-def test_position_embeddings_and_class_tokens_are_no_reason_to_warn():
+def test_position_embeddings_and_class_tokens_do_not_warn():
     net = torchvision.models.VisionTransformer(32, 16, 1, 2, 16, 24, num_classes=3)
     handle, said = open_slices(net, also_train=None)
     assert said == ""
@@ -213,7 +213,7 @@ def test_position_embeddings_and_class_tokens_are_no_reason_to_warn():
 
 @pytest.mark.parametrize("head", [True, False])
 def test_tied_weights_count_once_and_warn_where_they_are_layers(head):
-    """A head tied to its embedding is usual; two layers that share a weight are not."""
+    """A head tied to its embedding is common.  Two layers that share a weight are not."""
     first, second = nn.Embedding(20, WIDTH) if head else nn.Linear(WIDTH, 20), nn.Linear(WIDTH, 20)
     second.weight = first.weight
     net = nn.ModuleDict({"first": first, "second": second, "middle": nn.Linear(WIDTH, WIDTH), "head": nn.Linear(16, 3)})
@@ -234,7 +234,7 @@ def test_layers_frozen_by_the_user_are_counted_without_a_warning():
     assert r"odd: 43.0 %, frozen already, targets=r'^odd$' would slice it" in str(handle.frozen)
 
 
-def test_nothing_frozen_is_said_as_well():
+def test_the_report_says_if_nothing_is_frozen():
     handle, said = open_slices(network(nn.Identity()))
     assert (said, str(handle.frozen)) == ("", "Left frozen: no matrix.")
 
@@ -244,7 +244,7 @@ def test_a_network_without_a_layer_to_slice_gets_the_pattern_in_the_error():
         slice_model(nn.LSTM(WIDTH, WIDTH), RANK, also_train="bias")
 
 
-def test_a_compiled_script_that_is_trained_whole_is_not_frozen():
+def test_a_compiled_script_that_is_trained_in_full_is_not_frozen():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit.script is deprecated
         net = network(torch.jit.script(nn.Linear(WIDTH, WIDTH)))
@@ -252,7 +252,7 @@ def test_a_compiled_script_that_is_trained_whole_is_not_frozen():
     assert (said, handle.frozen.matrices) == ("", [])
 
 
-def test_a_weight_that_is_a_buffer_is_named():
+def test_a_weight_that_is_a_buffer_is_reported():
     layer = nn.Module()
     layer.register_buffer("weight", torch.zeros(WIDTH, WIDTH))
     assert "odd.weight: 44.2 %, a buffer cannot be trained" in open_slices(network(layer))[1]

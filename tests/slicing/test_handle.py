@@ -1,4 +1,4 @@
-"""slice_model in a plain torch loop: the invariants that the whole project stands on."""
+"""slice_model in a plain torch loop: the invariants on which the project relies."""
 
 import copy
 
@@ -12,7 +12,7 @@ from slicefine_pl.slicing.layers.opening import add_slice
 
 
 def network() -> nn.Sequential:
-    """A trunk of two linear maps (10 to 12 to 9), and a head."""
+    """A trunk of two linear layers (10 to 12 to 9), and a head."""
     return nn.Sequential(nn.Linear(10, 12), nn.Tanh(), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 3)).double()
 
 
@@ -44,7 +44,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("axis", ["column", "row", "alternate"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_what_was_never_live_stays_bit_equal(axis, optimizer):
+def test_what_was_never_in_a_slice_stays_bit_equal(axis, optimizer):
     """Invariant 1: whatever the optimizer, momentum and weight decay, only visited lines and the head change."""
     net = network()
     before = copy.deepcopy(net)
@@ -63,12 +63,12 @@ def test_what_was_never_live_stays_bit_equal(axis, optimizer):
     for name, mask in visited.items():
         weight, pretrained = net.get_submodule(name).weight, before.get_submodule(name).weight
         assert torch.equal(weight[~mask], pretrained[~mask])
-        last = 2 * {"column": weight.shape[0], "row": weight.shape[1]}.get(axis, 0)  # the last slice saw no step
+        last = 2 * {"column": weight.shape[0], "row": weight.shape[1]}.get(axis, 0)  # the last slice was not trained
         assert (weight[mask] != pretrained[mask]).sum() >= mask.sum() - last
         assert torch.equal(net.get_submodule(name).bias, before.get_submodule(name).bias)
     assert not torch.equal(net[4].weight, before[4].weight)
     fresh = 2 * sum({"column": w.shape[0], "row": w.shape[1]}.get(axis, 0) for w in (net[0].weight, net[2].weight))
-    if axis != "alternate":  # the slices opened by the last move were counted, but never seen in the loop above
+    if axis != "alternate":  # the last move's positions are counted, but were not recorded above
         assert counts.visited == sum(int(mask.sum()) for mask in visited.values()) + fresh
 
 
@@ -89,7 +89,7 @@ def test_a_slice_as_wide_as_the_weight_trains_like_full_fine_tuning(axis, optimi
 
 
 def test_moving_never_changes_the_function():
-    """Invariant 4: a moved slice keeps its learned values, so the network computes the same before and after."""
+    """Invariant 4: trained values stay in the weights, so the network computes the same before and after a move."""
     net = network()
     handle = slice_model(net, rank=3, axis="alternate", also_train="^4", targets=["^0$", "^2$"])
     train(net, torch.optim.SGD(trainable(net), lr=0.5), 5)
@@ -149,12 +149,12 @@ def test_counts():
     assert counts.total == 10 * 12 + 12 + 12 * 9 + 9 + 9 * 3 + 3
     assert f"{counts.trained} of {counts.total} parameters are trained at a time" in str(handle.summary())
     assert copy.deepcopy(handle.summary()).counts == counts
-    # After two moves: four columns and two rows of each weight, less their crossings.
+    # After two moves: four columns and two rows of each weight, minus the entries that they share.
     assert counts.visited == (4 * 12 + 2 * 10 - 8) + (4 * 9 + 2 * 12 - 8)
 
 
 def test_importance_moves_to_the_lines_with_the_largest_gradient():
-    """The score is the gradient's norm; one backward pass on few tokens makes it exact."""
+    """The score is the gradient's norm, which is exact for one backward pass on few tokens."""
     net = network().float()
     dense = copy.deepcopy(net)
     handle = slice_model(net, rank=3, order="importance", targets="^2$", also_train="^4")
@@ -202,7 +202,7 @@ def test_state_of_other_slices_is_refused(settings, message):
 
 
 def test_a_copy_made_in_inference_mode_computes_saves_and_closes():
-    """Inference tensors count no changes, so that nothing can be asked of their version."""
+    """Inference tensors have no version counter."""
     net = network()
     slice_model(net, rank=2, also_train="^4")
     net[0].slicefine.trainable.data.add_(1)
@@ -217,7 +217,7 @@ def test_a_copy_made_in_inference_mode_computes_saves_and_closes():
 
 
 @pytest.mark.parametrize("copier", ["to", "deepcopy"])
-def test_indices_travel_with_the_module(copier):
+def test_indices_move_with_the_module(copier):
     net = network()
     slice_model(net, rank=2, also_train="^4")
     twin = net.to("meta") if copier == "to" else copy.deepcopy(net)
@@ -251,15 +251,15 @@ def test_bad_settings_are_refused_and_change_nothing(settings, message):
     assert type(net[0]) is nn.Linear
 
 
-def test_the_rank_that_would_fit_is_that_of_a_layer_sliced_by_default():
-    """Not of the embedding, which has more columns and is sliced only when named."""
+def test_the_advised_rank_is_that_of_a_layer_sliced_by_default():
+    """Not that of the embedding, which has more columns and is sliced only when named."""
     net = nn.Sequential(nn.Embedding(50, 15), nn.Linear(10, 3))
     with pytest.raises(ValueError, match=r"selects nothing .* Choose a rank of at most 10\.$"):
         slice_model(net, rank=20, also_train="bias")
 
 
-def test_a_layer_without_a_shape_yet_is_refused_by_that_reason():
-    """It could not even be frozen; after one batch it is a layer like others."""
+def test_a_lazy_layer_is_refused_until_it_is_initialized():
+    """After one batch it is an ordinary layer."""
     net = nn.Sequential(nn.Linear(20, 20), nn.LazyLinear(20))
     with pytest.raises(ValueError, match=r"1 \(not initialized yet\).* pass one batch through the network"):
         slice_model(net, rank=4, also_train="bias")
@@ -268,7 +268,7 @@ def test_a_layer_without_a_shape_yet_is_refused_by_that_reason():
 
 
 @pytest.mark.parametrize("chosen", [torch.float32, "float32", "torch.float32"])
-def test_the_slice_s_type_may_be_given_by_name(chosen):
+def test_slice_dtype_may_be_a_name(chosen):
     (view,) = slice_model(network(), rank=2, targets="^0", also_train="^4", slice_dtype=chosen)
     assert view.parameter.dtype == torch.float32
 
@@ -282,7 +282,7 @@ def test_a_rank_beyond_a_named_head_is_refused_with_the_rank_that_fits(backend):
 
 
 def test_an_average_of_the_weights_is_exact_when_the_caller_writes_after_each_step():
-    """torch's AveragedModel beside moving slices: trust the weights, write, and close the copy without a handle."""
+    """torch's AveragedModel with moving slices: write manually, and close the copy without a handle."""
     net = network()
     handle = slice_model(net, rank=2, also_train="^4", targets="^2$")
     handle.write_manually()
@@ -302,7 +302,7 @@ def test_an_average_of_the_weights_is_exact_when_the_caller_writes_after_each_st
     assert type(average.module[2]) is nn.Linear
 
 
-def test_loading_other_layers_keeps_what_the_slices_learned():
+def test_loading_other_layers_keeps_the_trained_values():
     net = network()
     handle = slice_model(net, rank=2, also_train="^4", targets="^2$")
     train(net, torch.optim.SGD(trainable(net), lr=0.5), 1)
@@ -321,7 +321,7 @@ def test_a_network_that_grew_while_slices_were_open_can_be_closed():
     assert type(net[0]) is nn.Linear
 
 
-def test_frozen_weights_are_left_alone_unless_named():
+def test_frozen_weights_are_not_sliced_unless_named():
     net = network()
     net[0].requires_grad_(False)
     handle = slice_model(net, rank=2, also_train="^4")
@@ -355,7 +355,7 @@ def test_a_network_is_left_as_it_was_if_opening_fails(monkeypatch):
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
-def test_a_precision_that_the_user_chose_outlives_a_cast_of_the_network():
+def test_slice_dtype_survives_a_cast_of_the_network():
     net = network().float()
     (view, _) = slice_model(net, rank=2, targets=["^0", "^2"], also_train="^4", slice_dtype=torch.float32)
     assert net.to(torch.bfloat16)[0].weight.dtype == torch.bfloat16
@@ -363,14 +363,14 @@ def test_a_precision_that_the_user_chose_outlives_a_cast_of_the_network():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
-def test_compiled_scripts_inside_a_network_are_left_alone():
+def test_compiled_scripts_inside_a_network_are_not_sliced():
     net = nn.Sequential(torch.jit.script(nn.Linear(4, 4)), nn.Linear(4, 4), nn.Linear(4, 2))
     with pytest.warns(UserWarning, match=r"0\.weight: 32\.0 %, compiled by torch\.jit"):
         handle = slice_model(net, rank=2, also_train="^2")
     assert [view.name for view in handle] == ["1"]
 
 
-def test_a_copy_averages_the_stored_weights_as_the_readme_says():
+def test_an_averaged_copy_equals_the_average_of_the_stored_weights():
     """AveragedModel over moving slices, against an average kept by hand."""
     net = network()
     handle = slice_model(net, rank=2, also_train="^4")
@@ -389,8 +389,8 @@ def test_a_copy_averages_the_stored_weights_as_the_readme_says():
 
 
 @pytest.mark.parametrize("axis", ["column", "row"])
-def test_a_compiled_step_keeps_no_copy_of_a_trusted_weight(axis):
-    """Two layers as one graph keep their inputs (of columns those that are live), and no matrix."""
+def test_a_compiled_step_with_manual_writes_saves_no_copy_of_a_weight(axis):
+    """Two layers in one graph save their inputs (for column slices, R columns of them), and no weight."""
     torch.compiler.reset()
     net = nn.Sequential(nn.Linear(7, 40), nn.ReLU(), nn.Linear(40, 50))
     handle = slice_model(net, rank=2, axis=axis, targets=".", also_train="2.bias")
@@ -403,7 +403,7 @@ def test_a_compiled_step_keeps_no_copy_of_a_trusted_weight(axis):
     handle.close()
 
 
-def test_stale_slices_are_those_that_changed_after_they_were_written():
+def test_unsynced_slices_are_those_that_changed_since_they_were_written():
     net = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
     handle = slice_model(net, rank=2, targets=".", also_train="1.bias")
     assert handle.unsynced() == []
@@ -433,7 +433,7 @@ def test_padding_of_lines_that_alternate_is_not_counted():
 @pytest.mark.parametrize("backend", ["auto", "mask"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_slice_that_changes_between_forward_and_backward_is_an_error(compiled, backend):
-    """As for a dense weight: else the gradients below it would be those of another network."""
+    """As for a dense weight: otherwise the gradients below it would be wrong."""
     torch.compiler.reset()
     net = nn.Sequential(nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
     handle = slice_model(net, rank=2, targets=["^0$", "^2$"], also_train="^4", backend=backend)

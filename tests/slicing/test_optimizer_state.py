@@ -1,4 +1,4 @@
-"""States of optimizers that come back as they were saved, where torch alone would cast them."""
+"""Optimizer states are restored in the types in which they were saved, where torch alone would cast them."""
 
 import copy
 
@@ -46,7 +46,7 @@ def test_a_state_keeps_the_types_it_was_saved_with(make):
     assert all(torch.equal(state[name], saved["state"][0][name]) for name in state.keys() - {"rule"})
 
 
-def test_what_was_restored_is_not_the_checkpoint_s_own_tensor():
+def test_restored_tensors_are_copies_of_the_checkpoint_s():
     saved = copy.deepcopy(stepped(NAdam).state_dict())
     loaded = stepped(NAdam)
     loaded.load_state_dict(copy.deepcopy(saved))
@@ -63,7 +63,7 @@ def test_types_are_compared_by_name():
     assert not has_types_of(module.double(), nn.Sequential(nn.Linear(2, 3)).state_dict())
 
 
-def test_an_optimizer_wraps_itself_and_what_it_holds():
+def test_wrapped_by_yields_the_optimizer_and_those_inside_it():
     inner = Adam([nn.Parameter(torch.ones(2))])
     assert list(wrapped_by(inner)) == [inner]
     outer = Wrapper(Wrapper(inner))

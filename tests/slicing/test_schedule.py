@@ -1,4 +1,4 @@
-"""Where slices stand: pure integers against closed forms."""
+"""Positions of slices, against closed forms."""
 
 from collections import Counter
 
@@ -24,18 +24,18 @@ def test_all_lines_are_visited_equally_often(order, size, rank):
 
 
 @pytest.mark.parametrize("order", ["sweep", "random"])
-def test_a_slice_never_holds_a_line_twice(order):
+def test_a_slice_never_contains_a_line_twice(order):
     road = visiting_order(11, order, "key")
     assert all(len(set(slice_indices(k, 4, road))) == 4 for k in range(30))
 
 
-def test_an_order_depends_on_its_key_alone():
+def test_an_order_depends_only_on_its_key():
     assert visiting_order(50, "random", "0/a") == visiting_order(50, "random", "0/a")
     assert visiting_order(50, "random", "0/a") != visiting_order(50, "random", "0/b")
     assert visiting_order(50, "sweep", "0/a")[0] != visiting_order(50, "sweep", "1/a")[0]
 
 
-def test_alternation_takes_columns_and_rows_by_turns_without_leaving_any_out():
+def test_alternation_visits_all_columns_and_all_rows():
     assert [axis_at(k, "alternate") for k in range(4)] == ["column", "row", "column", "row"]
     assert [visits_before(k, "alternate") for k in range(5)] == [0, 0, 1, 1, 2]
     assert [visits_before(k, "row") for k in range(3)] == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Which layers are sliced and what is trained whole, on small models of the real libraries."""
+"""Which layers are sliced and what is trained in full, on small models of the real libraries."""
 
 import warnings
 
@@ -27,7 +27,7 @@ def gpt2(name: str) -> nn.Module:
 
 
 def llama4() -> nn.Module:
-    """Whose backbone has another name than its class says."""
+    """A model whose backbone is not named as its class says."""
     config = transformers.Llama4TextConfig(
         vocab_size=50, hidden_size=16, intermediate_size=24, intermediate_size_mlp=24, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, head_dim=8, num_local_experts=2, pad_token_id=0,
@@ -87,7 +87,7 @@ def test_by_default_all_supported_layers_but_the_head_are_sliced_and_the_head_is
     assert required == {f"{name}.slicefine.trainable" for name in linears - {"classifier"}} | set(handle.fully_trained)
 
 
-def test_gpt2_slices_conv1d_and_leaves_the_tied_head_alone():
+def test_gpt2_slices_conv1d_and_not_the_tied_head():
     net = gpt2("GPT2LMHeadModel")
     handle = slice_model(net, rank=2)
     assert {view.name.split(".")[-1] for view in handle} == {"c_attn", "c_proj", "c_fc"}
@@ -95,21 +95,21 @@ def test_gpt2_slices_conv1d_and_leaves_the_tied_head_alone():
     assert handle.fully_trained == {}
 
 
-def test_a_pretrained_head_is_left_frozen_but_may_be_named():
+def test_a_pretrained_head_stays_frozen_unless_named():
     net = bert("BertForMaskedLM")
     assert "cls.predictions.transform.dense" not in {view.name for view in slice_model(net, rank=2)}
     handle = slice_model(bert("BertForMaskedLM"), rank=2, targets="transform")
     assert [view.name for view in handle] == ["cls.predictions.transform.dense"]
 
 
-def test_a_network_without_a_head_is_told_once_what_it_could_name():
+def test_without_a_head_a_warning_says_what_could_be_named():
     net = bert("BertModel")
     with pytest.warns(UserWarning, match=r"No new output head was found.*also_train='pooler.dense'") as said:
         slice_model(net, rank=2)
     assert len(said) == 1
 
 
-def test_a_head_left_out_by_own_patterns_is_mentioned():
+def test_patterns_that_leave_the_head_frozen_warn():
     with pytest.warns(UserWarning, match="leaves the output head classifier frozen"):
         slice_model(bert("BertForSequenceClassification"), rank=2, also_train="LayerNorm")
     with warnings.catch_warnings():
@@ -159,7 +159,7 @@ def test_targets_and_also_train_are_searched_as_regular_expressions():
         ({"also_train": "lm_head"}, "also_train='lm_head' does not match any parameter name"),
     ],
 )
-def test_patterns_that_miss_are_refused(settings, message):
+def test_patterns_that_match_nothing_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         slice_model(bert("BertForSequenceClassification"), **({"rank": 2} | settings))
 
@@ -169,18 +169,18 @@ def test_naming_a_tied_weight_is_refused():
         slice_model(gpt2("GPT2LMHeadModel"), rank=2, targets="lm_head")
 
 
-def test_attention_of_torch_is_sliced_in_four_parts():
+def test_torch_attention_has_four_slices():
     handle = slice_model(MODELS["torchvision vit"][0](), rank=2, targets="self_attention")
     parts = ["in_proj_weight.q", "in_proj_weight.k", "in_proj_weight.v", "out_proj"]
     assert [view.name.split("self_attention.")[1] for view in handle] == parts
 
 
-def test_where_outputs_are_too_few_columns_are_advised():
+def test_too_few_rows_advise_columns():
     with pytest.warns(UserWarning, match=r"0: 38.3 %, 2 rows are fewer than rank=4\n.*axis='column'"):
         slice_model(nn.Sequential(nn.Linear(9, 2), nn.Linear(2, 9)), rank=4, axis="row")
 
 
-def test_layers_narrower_than_the_rank_are_left_out_and_told():
+def test_layers_narrower_than_the_rank_are_left_out_and_reported():
     net = torchvision.models.resnet18(num_classes=3)
     with pytest.warns(UserWarning, match=r"conv1: less than 0.1 %, 3 columns are fewer than rank=4\n"):
         handle = slice_model(net, rank=4)

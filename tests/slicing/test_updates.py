@@ -1,4 +1,4 @@
-"""UpdateTracker against whole copies of the weights, which it does without."""
+"""UpdateTracker against full copies of the weights."""
 
 import copy
 
@@ -11,7 +11,7 @@ from slicefine_pl.slicing import UpdateTracker, slice_model
 
 
 class Net(nn.Module):
-    """One of each kind of matrix; sizes odd and unequal, so that a swapped axis cannot pass."""
+    """One matrix of each layout.  Sizes are odd and unequal, so that a swapped axis cannot pass."""
 
     def __init__(self):
         super().__init__()
@@ -98,8 +98,8 @@ def test_one_visit_shows_the_exact_change_of_the_stored_weight(case):
         assert each.before[~each.visited].isnan().all()
 
 
-def test_several_visits_add_up_their_squares_and_know_the_first_values():
-    """Columns and rows by turns, round and round: the reference keeps the weights of every move."""
+def test_several_visits_add_up_their_squares_and_keep_the_first_values():
+    """Columns and rows alternate until they repeat.  The reference keeps the weights at every move."""
     net = Net()
     handle = slice_model(net, rank=3, targets=TARGETS, also_train=[], axis="alternate")
     change = UpdateTracker(handle)
@@ -121,10 +121,10 @@ def test_several_visits_add_up_their_squares_and_know_the_first_values():
     for key, squares in expected.items():
         torch.testing.assert_close(found[key].squares, squares, rtol=1e-12, atol=0, equal_nan=True)
         torch.testing.assert_close(found[key].before, own[key], rtol=1e-12, atol=0, equal_nan=True)
-    assert any((each.squares > 0).all() for each in found.values())  # some went round
+    assert any((each.squares > 0).all() for each in found.values())  # some were visited completely
 
 
-def test_a_slice_that_has_just_arrived_was_not_visited_yet():
+def test_a_slice_that_has_just_moved_was_not_visited_yet():
     net = Net()
     handle = slice_model(net, rank=2, targets=TARGETS, also_train=[])
     change = UpdateTracker(handle)
@@ -134,7 +134,7 @@ def test_a_slice_that_has_just_arrived_was_not_visited_yet():
     assert all(each.visited.sum() == 2 for each in change.lines())
 
 
-def test_it_can_be_asked_after_closing_and_asking_changes_nothing():
+def test_lines_works_after_closing_and_changes_nothing():
     net = Net()
     handle = slice_model(net, rank=2, targets=TARGETS, also_train=[])
     change = UpdateTracker(handle)
@@ -146,7 +146,7 @@ def test_it_can_be_asked_after_closing_and_asking_changes_nothing():
         assert torch.equal(each.squares.nan_to_num(-1), again.squares.nan_to_num(-1))
 
 
-def test_a_saved_state_goes_on(tmp_path):
+def test_a_saved_state_continues(tmp_path):
     """In the middle of a visit, into a new network with new slices."""
     net, other = Net(), Net()
     handle = slice_model(net, rank=2, targets=TARGETS, also_train=[], axis="alternate")
@@ -173,8 +173,8 @@ def test_a_saved_state_goes_on(tmp_path):
         assert torch.equal(ours.before.nan_to_num(-1), theirs.before.nan_to_num(-1))
 
 
-def test_slices_that_are_put_elsewhere_begin_anew():
-    """Loading a handle's state is no learning."""
+def test_loading_positions_starts_new_visits():
+    """Loading a handle's state does not count as training."""
     net = Net()
     handle = slice_model(net, rank=2, targets=TARGETS, also_train=[])
     start = handle.state_dict()

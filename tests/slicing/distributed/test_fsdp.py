@@ -1,4 +1,4 @@
-"""Slices of networks that real processes share among them, against the same network in one process: bit for bit."""
+"""Slices of networks that FSDP2 shards over real processes, against the same network in one process."""
 
 import re
 
@@ -27,7 +27,7 @@ class Experts(nn.Module):
         return sum(x @ self.matrices[expert] @ self.matrices[expert].t() for expert in range(3)) / 300
 
 
-# Sizes that two or three processes do not share equally, and fewer rows than processes.
+# Sizes that two or three processes cannot split equally, and a weight with fewer rows than processes.
 class Net(nn.Module):
     def __init__(self, dtype=torch.float32):
         super().__init__()
@@ -39,7 +39,7 @@ class Net(nn.Module):
         self.scale = nn.Parameter(torch.tensor(2.0), requires_grad=False)
         self.head = nn.Linear(7, 2)
 
-    recompute = False  # layers in the backward pass, instead of keeping what they computed
+    recompute = False  # activation checkpointing
 
     def forward(self, x):
         x = self.stem(x).transpose(1, 2) + self.place * self.scale
@@ -53,7 +53,7 @@ SETTINGS = {"rank": 2, "targets": ["stem", "layers", "attention", "place", "expe
 
 
 def train(axis, sharded, steps=7, recompute=False, peek=False, seed=3, **settings):
-    """Three moves; returns all weights, the places, and what went into the checkpoint after step 5."""
+    """Train through three moves; returns all weights, the positions, and the state dict after step 5."""
     torch.manual_seed(seed)
     net = Net()
     net.recompute = recompute
@@ -99,7 +99,7 @@ def whole(net):
 @pytest.mark.distributed
 @pytest.mark.parametrize("axis", ["column", "row", "alternate"])
 @pytest.mark.parametrize("count", [2, 3])
-def test_a_shared_network_learns_what_a_whole_one_learns(axis, count):
+def test_a_sharded_network_learns_what_an_unsharded_one_learns(axis, count):
     check(train(axis, sharded=False), processes.run(train, count, axis, True))
 
 
@@ -109,25 +109,25 @@ def peeking():
 
 
 @pytest.mark.distributed
-def test_a_look_at_the_network_before_the_step_changes_nothing():
+def test_a_forward_pass_before_the_step_changes_nothing():
     check(train("column", sharded=False), processes.run(peeking, 2))
 
 
 def replicated():
-    """Two replicas; the second starts from other numbers, and has to take those of the first."""
+    """Two replicas.  The second one is initialized differently, and must take the values of the first."""
     torch.distributed.init_process_group("gloo")
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
     return train("row", True, mesh=mesh, seed=3 + torch.distributed.get_rank())
 
 
 @pytest.mark.distributed
-def test_replicas_of_shards_start_and_stay_alike():
+def test_replicas_start_and_stay_equal():
     check(train("row", sharded=False), processes.run(replicated, 2))
 
 
 OTHERS = {
     "activation checkpointing": {"recompute": True},
-    "parameters in the CPU's memory": {"offload": True},
+    "parameters in CPU memory": {"offload": True},
     "other blocks": {"blocks": [r"layers\.\d\.\d", "attention"]},
     "no blocks": {"blocks": []},
 }
@@ -135,7 +135,7 @@ OTHERS = {
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("how", OTHERS)
-def test_nor_does_it_matter_how_it_is_shared(how):
+def test_sharding_settings_do_not_change_the_result(how):
     check(train("column", sharded=False), processes.run(train_otherwise, 2, how))
 
 
@@ -173,7 +173,7 @@ def counted():
 
 @pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore")
-def test_what_a_process_keeps_is_counted():
+def test_the_memory_of_a_process_is_counted():
     one, two = processes.run(counted, 2)
     assert one == two
     slices, weights, rest = 2 * (2 * 8) * 4, 2 * 64 * 4, 32 * 4

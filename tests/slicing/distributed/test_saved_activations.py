@@ -1,4 +1,4 @@
-"""Kept activations, against a count by hand."""
+"""Saved activations, against a count by hand."""
 
 import torch
 from torch import nn
@@ -22,17 +22,17 @@ def kept(forward):
     return activations.bytes
 
 
-def test_dense_layers_keep_their_inputs_once_and_no_weights():
-    assert kept(network()) == 2 * ROWS * WIDTH * BYTES  # the input, and what tanh gives, which both its neighbours keep
+def test_dense_layers_save_their_inputs_once_and_no_weights():
+    assert kept(network()) == 2 * ROWS * WIDTH * BYTES  # the input, and the output of tanh, which two layers save
 
 
-def test_column_slices_keep_their_columns_alone():
+def test_column_slices_save_only_their_columns():
     net = network()
     slice_model(net, rank=RANK, targets="0|2", also_train=[])
     indices = 2 * RANK * 8
     assert kept(net) == 2 * ROWS * RANK * BYTES + ROWS * WIDTH * BYTES + indices
 
 
-def test_with_checkpointing_what_is_computed_again_does_not_count():
+def test_recomputed_activations_do_not_count():
     net = network()
     assert kept(lambda x: checkpoint(net, x, use_reentrant=False)) <= ROWS * WIDTH * BYTES

@@ -45,7 +45,7 @@ def inputs(dense: nn.MultiheadAttention, batched: bool = True) -> list[torch.Ten
 
 
 def dense_block(dense: nn.MultiheadAttention, view) -> torch.Tensor:
-    """The dense gradient of the lines that are live."""
+    """The dense gradient of the lines of a slice."""
     name = view.name.removeprefix("attention.")
     if name.startswith("in_proj_weight"):
         place = LETTERS.index(name[-1])
@@ -95,7 +95,7 @@ def compare(dense, layer, handle, batched=True, **arguments):
 @pytest.mark.parametrize("need_weights", [True, False])
 @pytest.mark.parametrize("axis", ["column", "row"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_every_kind_of_layer_computes_and_learns_as_torch_s_does(name, axis, need_weights):
+def test_every_configuration_computes_and_learns_as_torch_does(name, axis, need_weights):
     dense, layer, handle = pair(LAYERS[name], axis)
     assert isinstance(layer, SlicedMultiheadAttention)
     assert len(handle) == 4
@@ -105,12 +105,12 @@ def test_every_kind_of_layer_computes_and_learns_as_torch_s_does(name, axis, nee
 
 @pytest.mark.parametrize("need_weights", [True, False])
 @pytest.mark.parametrize("mask", masks())
-def test_every_kind_of_mask(mask, need_weights):
+def test_every_type_of_mask(mask, need_weights):
     compare(*pair({}), need_weights=need_weights, **masks()[mask])
 
 
 @pytest.mark.parametrize("mask", ["none", "both"])
-def test_masks_reach_over_learned_and_zero_keys(mask):
+def test_masks_do_not_hide_appended_keys(mask):
     compare(*pair({"add_bias_kv": True, "add_zero_attn": True}), **masks()[mask])
 
 
@@ -146,7 +146,7 @@ def test_masks_that_torch_refuses_are_refused(mask, message):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("recorded", [True, False])
 def test_inside_torch_s_encoder_with_and_without_its_fast_path(training, recorded):
-    """The encoder's fast path reads all weights and calls no layer; it must see the live values, or step aside."""
+    """The encoder's fast path reads all weights without calling layers.  It must see the trained values, or not run."""
     dense = nn.TransformerEncoder(nn.TransformerEncoderLayer(E, H, 16, dropout=0.0, batch_first=True), 2)
     net = copy.deepcopy(dense)
     handle = slice_model(net, rank=R, also_train=[])
@@ -154,7 +154,7 @@ def test_inside_torch_s_encoder_with_and_without_its_fast_path(training, recorde
         for view in handle:
             view.parameter.mul_(1.5)
     handle.close()
-    changed = copy.deepcopy(net)  # plain, with the learned values
+    changed = copy.deepcopy(net)  # a plain network with the trained values
     handle = slice_model(net, rank=R, also_train=[], seed=0)
     net.train(training), changed.train(training)
     x, padding = torch.randn(3, 5, E), torch.tensor([[False] * 5, [False] * 4 + [True], [False] * 5])
@@ -175,7 +175,7 @@ def test_the_masked_backend_learns_the_same():
     assert {row.backend for row in handle.summary()} == {"mask"}
 
 
-def test_a_part_of_the_attention_may_be_chosen():
+def test_one_projection_may_be_chosen():
     dense = nn.ModuleDict({"attention": nn.MultiheadAttention(E, H)})
     net = copy.deepcopy(dense)
     handle = slice_model(net, rank=R, targets=r"in_proj_weight\.v", also_train=[])

@@ -1,4 +1,4 @@
-"""as_dense: open layers compute as the layers they were, and are open again afterwards."""
+"""as_dense: sliced layers compute as dense ones inside the context, and are sliced again afterwards."""
 
 import copy
 
@@ -29,16 +29,16 @@ def gradients(net, x):
     return torch.autograd.grad(net(x).square().sum(), weights)
 
 
-@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("manually", [True, False])
 @pytest.mark.parametrize("backend", ["auto", "mask"])
-def test_whole_weights_have_the_gradient_they_have_in_the_plain_network(backend, trusted):
+def test_dense_weights_get_the_gradient_of_the_plain_network(backend, manually):
     net, x = Net(), torch.randn(2, 3, 6)
     plain = copy.deepcopy(net)
     handle = slice_model(net, rank=2, targets=["conv", "linear", "attention", "read"], also_train=[], backend=backend)
     with torch.no_grad():
         for view in handle:
             view.parameter.add_(0.1)
-    if trusted:
+    if manually:
         handle.write_manually()
         handle.write()
     with as_dense(net):
@@ -49,7 +49,7 @@ def test_whole_weights_have_the_gradient_they_have_in_the_plain_network(backend,
         torch.testing.assert_close(ours, theirs)
 
 
-def test_layers_are_open_again_whatever_happens():
+def test_layers_are_sliced_again_after_an_exception():
     net, x = Net(), torch.randn(2, 3, 6)
     handle = slice_model(net, rank=2, targets=["conv", "linear", "attention"], also_train=[])
     classes = [type(module) for module in net.modules()]

@@ -39,14 +39,14 @@ def pair(name: str, axis: str, **settings):
 
 
 def block(gradient: torch.Tensor, view) -> torch.Tensor:
-    """The live lines of a dense gradient, one below the other."""
+    """The lines of a slice in a dense gradient, one per row."""
     lines = gradient.transpose(0, 1) if view.axis == "column" else gradient
     return lines[view.indices].flatten(1)
 
 
 @pytest.mark.parametrize("axis", ["column", "row"])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_live_channels_get_exactly_the_dense_gradient(name, axis):
+def test_sliced_channels_get_exactly_the_dense_gradient(name, axis):
     dense, layer, handle, x = pair(name, axis)
     assert isinstance(layer, SlicedConv)
     (view,) = handle
@@ -89,10 +89,10 @@ def test_training_moving_channels_equals_dense_training_with_a_moving_mask(axis)
     [
         ("2d pointwise", 3 * R * 6 * 5, 3 * I * 6 * 5),
         ("2d grouped", 3 * (3 * R) * 9 * 8, 3 * (R * 4) * 9 * 8),  # two rows read the four channels of their groups
-        ("1d grouped", 3 * (2 * R) * 11, 3 * (2 * 3) * 11),  # as many rows as groups: the input once, not row by row
+        ("1d grouped", 3 * (2 * R) * 11, 3 * (2 * 3) * 11),  # as many rows as groups: the whole input, once
     ],
 )
-def test_what_is_kept_for_backward_is_what_the_live_lines_read(name, column, row):
+def test_only_the_channels_that_the_slice_reads_are_saved(name, column, row):
     kept = {}
     for axis in ("column", "row"):
         _, layer, _, x = pair(name, axis)

@@ -28,7 +28,7 @@ def dense_layer(kind: str, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def matrix_of(layer: nn.Module) -> torch.Tensor:
-    """The weight as (O, I), whatever the layer's own layout."""
+    """The weight as (O, I), however the layer stores it."""
     return layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
 
 
@@ -50,7 +50,7 @@ def sliced(dense: nn.Module, axis: str) -> SlicedLayer:
 
 
 def block(matrix: torch.Tensor, axis: str) -> torch.Tensor:
-    """The live block of an (O, I) matrix, one line below the other."""
+    """The lines of the slice in an (O, I) matrix, one per row."""
     return matrix[:, COLUMNS].t() if axis == "column" else matrix[ROWS]
 
 
@@ -71,8 +71,8 @@ def test_an_activation_may_overwrite_the_output(dense, shape):
 
 @pytest.mark.parametrize("axis", ["column", "row"])
 @pytest.mark.parametrize("shape", [(I,), (3, I), (2, 3, I), (0, I)])
-def test_live_block_gets_exactly_the_dense_gradient(dense, axis, shape):
-    """Training a slice must follow the gradient full training would give those lines; input and bias theirs as well."""
+def test_the_slice_gets_exactly_the_dense_gradient(dense, axis, shape):
+    """Slice, bias and input get the gradient that they get in the dense layer."""
     layer = sliced(dense, axis)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     x_dense = x.detach().clone().requires_grad_()
@@ -86,14 +86,14 @@ def test_live_block_gets_exactly_the_dense_gradient(dense, axis, shape):
 
 @pytest.mark.parametrize("axis", ["column", "row"])
 def test_gradcheck_against_a_joined_weight(axis):
-    """The layer equals F.linear on a weight in which the live block has been replaced; numerically, in float64."""
+    """The layer equals F.linear on a weight whose lines were replaced by the slice; numerically, in float64."""
     frozen = torch.randn(O, I, dtype=torch.float64)
     x = torch.randn(3, I, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(O, dtype=torch.float64, requires_grad=True)
     trainable = torch.randn(R, O if axis == "column" else I, dtype=torch.float64, requires_grad=True)
     slice_ = Slice(MatrixLayout(), *trainable.shape, frozen, None)
     slice_.move_to(axis, COLUMNS if axis == "column" else ROWS, LocalShard(frozen))
-    del slice_._parameters["trainable"]  # gradcheck hands in its own
+    del slice_._parameters["trainable"]  # gradcheck passes its own
 
     def joined(x, bias, trainable):
         weight = frozen.clone()
@@ -105,7 +105,7 @@ def test_gradcheck_against_a_joined_weight(axis):
 
 
 @pytest.mark.parametrize("axis", ["column", "row"])
-def test_output_is_bit_equal_after_opening_and_follows_the_live_values(dense, axis):
+def test_output_is_bit_equal_after_opening_and_follows_the_trained_values(dense, axis):
     layer, x = sliced(dense, axis), torch.randn(4, I, dtype=torch.float64)
     assert torch.equal(layer(x), dense(x))
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_output_is_bit_equal_after_opening_and_follows_the_live_values(dense, ax
 
 
 def test_a_padded_slice_trains_only_its_own_length():
-    """Where rows and columns alternate, the tail of the shorter line is padding: no gradient, no effect."""
+    """Where rows and columns alternate, shorter lines are padded.  The padding has no gradient and no effect."""
     layer = open_in_place(nn.Linear(I, O), "column", I)
     x = torch.randn(4, I)
     before = layer(x)
@@ -131,7 +131,7 @@ def test_a_padded_slice_trains_only_its_own_length():
 
 
 def saved_bytes(layer: nn.Module, x: torch.Tensor) -> int:
-    """What autograd keeps for backward besides the parameters."""
+    """Sizes of the tensors that autograd saves, without parameters."""
     own = {parameter.data_ptr() for parameter in layer.parameters()}
     kept: dict[int, int] = {}
 
@@ -145,7 +145,7 @@ def saved_bytes(layer: nn.Module, x: torch.Tensor) -> int:
     return sum(kept.values())
 
 
-def test_columns_keep_only_the_live_columns_of_the_input():
+def test_a_column_slice_saves_only_its_columns_of_the_input():
     x = torch.randn(64, I, dtype=torch.float64, requires_grad=True)
     dense = dense_layer("Linear")
     assert saved_bytes(sliced(dense, "column"), x) == 64 * R * 8
@@ -255,7 +255,7 @@ def test_closing_gives_back_the_same_object_in_its_original_class(dense):
     assert torch.count_nonzero(matrix_of(layer)[:, COLUMNS]) == 0
 
 
-def test_leaving_train_mode_puts_the_slice_into_the_weight():
+def test_eval_writes_the_slice_to_the_weight():
     """torch's fast paths read the weight of a layer in eval mode without calling the layer."""
     layer = sliced(dense_layer("Linear"), "column")
     with torch.no_grad():
@@ -265,7 +265,7 @@ def test_leaving_train_mode_puts_the_slice_into_the_weight():
 
 @pytest.mark.parametrize("axis", ["column", "row"])
 def test_scores_are_the_norms_of_the_dense_gradient(axis):
-    """With fewer tokens than the sample, the score is exact; and it adds up over backward passes."""
+    """With fewer tokens than the sample size, the score is exact.  It adds up over backward passes."""
     layer, dense = sliced(dense_layer("Linear", torch.float32), "column"), nn.Linear(I, O)
     dense.load_state_dict(layer.state_dict())
     layer.slicefine.start_score(axis)
@@ -290,7 +290,7 @@ def test_compiled_layers_keep_scores_and_gradients(backend):
 
 
 class Operations(TorchDispatchMode):
-    """Names of the operations that torch carries out inside."""
+    """Names of the operations that torch runs inside the context."""
 
     def __init__(self):
         super().__init__()
@@ -304,7 +304,7 @@ class Operations(TorchDispatchMode):
 def test_the_gradient_of_a_permuted_output_is_multiplied_as_one_matrix(dense):
     layer = sliced(dense, "column")
     x = torch.randn(3, 4, I, dtype=torch.float64, requires_grad=True)
-    grad_y = torch.randn(4, O, 3, dtype=torch.float64).permute(2, 0, 1)  # as the heads of an attention give it back
+    grad_y = torch.randn(4, O, 3, dtype=torch.float64).permute(2, 0, 1)  # as attention heads return it
     (expected,) = torch.autograd.grad(dense(x), x, grad_y)
     y = layer(x)
     with Operations() as done:
@@ -314,7 +314,7 @@ def test_the_gradient_of_a_permuted_output_is_multiplied_as_one_matrix(dense):
     assert "bmm" not in done.names
 
 
-def test_a_trusted_layer_writes_in_a_forward_pass_only_what_changed():
+def test_with_manual_writes_a_forward_pass_writes_only_what_changed():
     layer = sliced(dense_layer("Linear"), "column")
     layer.slicefine_writes_manually = True
     x = torch.randn(3, I, dtype=torch.float64)
@@ -329,7 +329,7 @@ def test_a_trusted_layer_writes_in_a_forward_pass_only_what_changed():
     assert "index_copy_" in changed.names
 
 
-def test_a_copy_does_not_take_over_how_often_its_lines_had_changed():
+def test_a_copy_does_not_inherit_the_version_of_its_slice():
     layer = sliced(dense_layer("Linear"), "column")
     layer.slicefine_writes_manually = True
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Parameters that no compact layer serves, and weights that are read past their layer: dense gradient, slice's part."""
+"""Masked layers, and weights that are read without calling their layer: the slice gets its part of the gradient."""
 
 import copy
 import pickle
@@ -28,7 +28,7 @@ class Positions(nn.Module):
 
 
 class Scaled(nn.Linear):
-    """A linear layer with a forward pass of its own."""
+    """A linear layer that overrides forward."""
 
     def forward(self, x):
         return F.linear(x, self.weight / self.weight.norm(), self.bias)
@@ -62,7 +62,7 @@ def dense_modules() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     }
 
 
-MATRICES = {"weight_norm, as a hook": "weight_v"}  # beside a vector of lengths, which is too narrow
+MATRICES = {"weight_norm, as a hook": "weight_v"}  # its vector of lengths is too narrow
 
 
 def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,7 @@ def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def block(parameter: torch.Tensor, view) -> torch.Tensor:
-    """The live lines of a dense tensor; a leading dimension of size 1 does not count."""
+    """The lines of a slice in a dense tensor, without a leading dimension of size 1."""
     matrix = parameter[0] if parameter.ndim == 3 and len(parameter) == 1 else parameter
     lines = matrix.transpose(0, 1) if view.axis == "column" else matrix
     return lines[view.indices].flatten(1)
@@ -81,7 +81,7 @@ def block(parameter: torch.Tensor, view) -> torch.Tensor:
 
 @pytest.mark.parametrize("axis", ["column", "row"])
 @pytest.mark.parametrize("name", dense_modules())
-def test_any_parameter_s_slice_gets_the_dense_gradient_s_block(name, axis):
+def test_the_slice_of_any_parameter_gets_its_part_of_the_dense_gradient(name, axis):
     module, x = dense_modules()[name]
     dense, net = dense_modules()[name][0], nn.ModuleDict({"part": module})
     dense.load_state_dict(module.state_dict())
@@ -125,7 +125,7 @@ def test_entries_outside_the_visited_lines_stay_bit_equal(optimizer):
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
 @pytest.mark.parametrize("closed", [True, False])
 def test_a_recurrent_layer_that_was_trained_can_be_copied(closed, copier):
-    """It keeps a list of the weights that it read last, which no copy may keep."""
+    """It keeps a list of the weights that it read last, which cannot be copied."""
     net, x = nn.ModuleDict({"part": nn.LSTM(5, 4)}), torch.randn(3, 2, 5)
     handle = slice_model(net, R, targets="part", also_train=[])
     run(net["part"], x).square().sum().backward()
@@ -150,7 +150,7 @@ class Reader(nn.Module):
 
 @pytest.mark.parametrize("backend", ["auto", "mask"])
 @pytest.mark.parametrize("calls", [True, False])
-def test_a_weight_that_is_read_gets_all_of_its_gradient(calls, backend):
+def test_a_weight_that_is_read_and_called_gets_both_gradients(calls, backend):
     net, x = Reader(calls).double(), torch.randn(4, 6, dtype=torch.float64)
     dense = copy.deepcopy(net)
     handle = slice_model(net, R, targets="map", also_train=[], backend=backend)
@@ -164,7 +164,7 @@ def test_a_weight_that_is_read_gets_all_of_its_gradient(calls, backend):
     assert [row.backend for row in handle.summary() if row.name == "map"] == ["mask"]
 
 
-def test_a_reader_sees_the_values_the_optimizer_has_just_changed():
+def test_reading_sees_the_values_after_the_optimizer_step():
     net, x = Reader(calls=False), torch.randn(4, 6)
     handle = slice_model(net, R, targets="map", also_train=[])
     (view,) = handle
@@ -230,8 +230,8 @@ def test_changing_a_slice_between_a_read_and_backward_is_an_error():
         loss.backward()
 
 
-def test_names_of_the_network_are_not_hidden():
-    """A module may call its own attributes as it likes: a raw parameter of it is sliced all the same."""
+def test_attributes_of_the_network_are_not_hidden():
+    """Names of a module's own attributes do not collide with those of a sliced layer."""
 
     class Named(nn.Module):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""Which kind of sliced layer stands in for which module."""
+"""Which compact class slices which module."""
 
 import pytest
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from slicefine_pl.slicing.layers.registry import compact_class
 
 
 @pytest.mark.parametrize(
-    ("module", "kind"),
+    ("module", "expected"),
     [
         (nn.Linear(2, 2), SlicedLinear),
         (Conv1D(2, 2), SlicedConv1D),
@@ -30,5 +30,5 @@ from slicefine_pl.slicing.layers.registry import compact_class
         (nn.MultiheadAttention(2, 1).out_proj, SlicedLinear),
     ],
 )
-def test_only_layers_that_compute_what_we_know_are_served(module, kind):
-    assert compact_class(module) is kind
+def test_only_layers_whose_computation_is_known_have_a_compact_class(module, expected):
+    assert compact_class(module) is expected
