@@ -123,11 +123,11 @@ def network(layer: nn.Module) -> nn.ModuleDict:
 
 def open_slices(net: nn.Module, **settings) -> tuple[SliceHandle, str]:
     """The handle, and the text of the warning."""
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as notice:
         warnings.simplefilter("always")
         handle = slice_model(net, **{"rank": RANK, "also_train": "head"} | settings)
-    assert len(said) < 2
-    return handle, "".join(str(each.message) for each in said)
+    assert len(notice) < 2
+    return handle, "".join(str(each.message) for each in notice)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.ao.*deprecated", "ignore:`torch.jit.script` is deprecated")
@@ -135,25 +135,25 @@ def open_slices(net: nn.Module, **settings) -> tuple[SliceHandle, str]:
 def test_frozen_matrices_are_reported_with_their_share(name):
     build, size, sliceable = SILENT[name]
     net = network(build())
-    handle, said = open_slices(net)
+    handle, notice = open_slices(net)
     assert [view.name for view in handle] == ["first"]
-    assert said.startswith("Left frozen: ")
+    assert notice.startswith("Left frozen: ")
     others = WIDTH * WIDTH + WIDTH + 3 * WIDTH + 3 + sum(p.numel() for p in net["odd"].parameters() if p.ndim < 2)
     assert sum(matrix.size for matrix in handle.frozen.matrices) == size
-    assert f"Left frozen: {100 * size / (size + others):.1f} % of all parameters" in said
-    shares = [line for line in said.splitlines() if line.startswith("  odd")]
+    assert f"Left frozen: {100 * size / (size + others):.1f} % of all parameters" in notice
+    shares = [line for line in notice.splitlines() if line.startswith("  odd")]
     assert shares
     assert all("cannot be trained" in line or "torch.jit" in line for line in shares) != sliceable
-    assert ("targets=" in said) == sliceable
+    assert ("targets=" in notice) == sliceable
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, sliceable) in SILENT.items() if sliceable])
 def test_the_printed_pattern_slices_exactly_its_group(name):
     net = network(SILENT[name][0]())
-    handle, said = open_slices(net)
+    handle, notice = open_slices(net)
     wanted = {matrix.name for matrix in handle.frozen.matrices if matrix.sliceable}
     handle.close()
-    patterns = re.findall(r"targets=r'(.+?)'", said)
+    patterns = re.findall(r"targets=r'(.+?)'", notice)
     handle, _ = open_slices(net, targets=patterns)
     assert {view.name for view in handle} == wanted
     assert all(view.name.startswith("odd") for view in handle)
@@ -162,11 +162,11 @@ def test_the_printed_pattern_slices_exactly_its_group(name):
 def test_a_huge_network_gets_a_short_notice():
     layers = nn.ModuleList(nn.ModuleDict({"experts": Raw(), "attention": nn.Linear(16, 16)}) for _ in range(60))
     net = nn.ModuleDict({"layers": layers, "head": nn.Linear(16, 3)})
-    handle, said = open_slices(net)
+    handle, notice = open_slices(net)
     assert len(handle) == 60
-    assert len(said.splitlines()) < 8
-    assert "layers.*.experts.qkv_weight (60 x): 17.6 %" in said
-    pattern = re.search(r"qkv_weight .* targets=r'(.+?)'", said)[1]
+    assert len(notice.splitlines()) < 8
+    assert "layers.*.experts.qkv_weight (60 x): 17.6 %" in notice
+    pattern = re.search(r"qkv_weight .* targets=r'(.+?)'", notice)[1]
     handle.close()
     assert len(open_slices(net, targets=pattern)[0]) == 60
 
@@ -178,9 +178,9 @@ def test_patterns_list_numbers_where_names_do_not_suffice():
     for table, size in zip(tables, sizes, strict=True):
         table.raw = nn.Parameter(torch.randn(9, size))
     net = nn.ModuleDict({"tables": nn.ModuleList(tables), "first": nn.Linear(9, 9), "head": nn.Linear(9, 3)})
-    handle, said = open_slices(net)
+    handle, notice = open_slices(net)
     handle.close()
-    (pattern,) = re.findall(r"targets=r'(.+?)'", said)
+    (pattern,) = re.findall(r"targets=r'(.+?)'", notice)
     assert {view.name for view in open_slices(net, targets=pattern)[0]} == {f"tables.{n}.raw" for n in (0, 1, 3)}
 
 
@@ -205,8 +205,8 @@ def test_embeddings_are_counted_without_a_warning():
 
 def test_position_embeddings_and_class_tokens_do_not_warn():
     net = torchvision.models.VisionTransformer(32, 16, 1, 2, 16, 24, num_classes=3)
-    handle, said = open_slices(net, also_train=None)
-    assert said == ""
+    handle, notice = open_slices(net, also_train=None)
+    assert notice == ""
     assert {matrix.name for matrix in handle.frozen.matrices} == {"class_token", "encoder.pos_embedding"}
     assert len(open_slices(torchvision.models.swin_t(num_classes=3), also_train=None)[1]) == 0
 
@@ -217,10 +217,10 @@ def test_tied_weights_count_once_and_warn_where_they_are_layers(head):
     first, second = nn.Embedding(20, WIDTH) if head else nn.Linear(WIDTH, 20), nn.Linear(WIDTH, 20)
     second.weight = first.weight
     net = nn.ModuleDict({"first": first, "second": second, "middle": nn.Linear(WIDTH, WIDTH), "head": nn.Linear(16, 3)})
-    handle, said = open_slices(net)
+    handle, notice = open_slices(net)
     assert [(matrix.name, matrix.size) for matrix in handle.frozen.matrices] == [("first", 20 * WIDTH)]
     assert handle.frozen.matrices[0].reason == "its weight is tied"
-    assert bool(said) != head
+    assert bool(notice) != head
 
 
 def test_named_targets_need_no_notice():
@@ -229,14 +229,14 @@ def test_named_targets_need_no_notice():
 
 def test_layers_frozen_by_the_user_are_counted_without_a_warning():
     net = network(nn.Linear(WIDTH, WIDTH).requires_grad_(False))
-    handle, said = open_slices(net)
-    assert said == ""
+    handle, notice = open_slices(net)
+    assert notice == ""
     assert r"odd: 43.0 %, frozen already, targets=r'^odd$' would slice it" in str(handle.frozen)
 
 
 def test_the_report_says_if_nothing_is_frozen():
-    handle, said = open_slices(network(nn.Identity()))
-    assert (said, str(handle.frozen)) == ("", "Left frozen: no matrix.")
+    handle, notice = open_slices(network(nn.Identity()))
+    assert (notice, str(handle.frozen)) == ("", "Left frozen: no matrix.")
 
 
 def test_a_network_without_a_layer_to_slice_gets_the_pattern_in_the_error():
@@ -248,8 +248,8 @@ def test_a_compiled_script_that_is_trained_in_full_is_not_frozen():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit.script is deprecated
         net = network(torch.jit.script(nn.Linear(WIDTH, WIDTH)))
-    handle, said = open_slices(net, also_train=["head", "odd"])
-    assert (said, handle.frozen.matrices) == ("", [])
+    handle, notice = open_slices(net, also_train=["head", "odd"])
+    assert (notice, handle.frozen.matrices) == ("", [])
 
 
 def test_a_weight_that_is_a_buffer_is_reported():

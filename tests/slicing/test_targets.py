@@ -104,9 +104,9 @@ def test_a_pretrained_head_stays_frozen_unless_named():
 
 def test_without_a_head_a_warning_says_what_could_be_named():
     net = bert("BertModel")
-    with pytest.warns(UserWarning, match=r"No new output head was found.*also_train='pooler.dense'") as said:
+    with pytest.warns(UserWarning, match=r"No new output head was found.*also_train='pooler.dense'") as notice:
         slice_model(net, rank=2)
-    assert len(said) == 1
+    assert len(notice) == 1
 
 
 def test_patterns_that_leave_the_head_frozen_warn():
