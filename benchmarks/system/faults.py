@@ -110,7 +110,8 @@ def command(fault: str, launcher: str, strategy: str, notes: Path, runs: Path) -
 
 def alive(note: Path) -> bool:
     """Whether the process whose id the note contains still exists."""
-    return Path(f"/proc/{note.read_text()}").exists()
+    pid = note.read_text()
+    return pid != "" and Path(f"/proc/{pid}").exists()
 
 
 def strike(fault: str, process: subprocess.Popen[bytes], notes: Path, runs: Path) -> float:
