@@ -16,12 +16,11 @@ from pathlib import Path
 from scipy.stats import t as student
 
 from benchmarks.accuracy.run import SEEDS, TUNING_SEEDS, tuning_loss
-from benchmarks.accuracy.studies import MethodConfig, studies
+from benchmarks.accuracy.studies import ALLOWED, MethodConfig, studies
 from benchmarks.accuracy.tasks import TASKS
 from benchmarks.harness.results import Row, read_rows
 
 REFERENCE = "lora r=16"
-KINDS = ("probe", "bitfit", "lora", "dora", "column", "row", "alternate", "full")  # order in tables
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ def _tuning_loss(task: str, rows: Mapping[int, Row], choose: str) -> float:
 
 def in_order(methods: Iterable[str]) -> list[str]:
     """Sort by kind, then by rank, then by name."""
-    return sorted(methods, key=lambda name: (KINDS.index(config(name).kind), config(name).rank, name))
+    kinds = list(ALLOWED)
+    return sorted(methods, key=lambda name: (kinds.index(config(name).kind), config(name).rank, name))
 
 
 def difference(

@@ -17,10 +17,11 @@ SETTINGS: dict[str, tuple[str, ...] | None] = {  # allowed values; None: a whole
     "position": ("random", "first", "last"),
     "weights": ("pretrained", "random"),
 }
-ALLOWED: dict[str, tuple[str, ...]] = {  # settings of each kind
-    **dict.fromkeys(("probe", "bitfit", "full"), ("weights",)),
+ALLOWED: dict[str, tuple[str, ...]] = {  # settings of each kind; kinds in the order of the report's tables
+    **dict.fromkeys(("probe", "bitfit"), ("weights",)),
     **dict.fromkeys(("lora", "dora"), ("rank", "layers", "weights")),
     **dict.fromkeys(SLICES, tuple(SETTINGS)),
+    "full": ("weights",),
 }
 
 

@@ -68,6 +68,12 @@ def shrunk(frames: Tensor) -> Tensor:
     return F.interpolate(part, size=(EDGE, EDGE), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
 
 
+def thinned(clip: Tensor) -> Tensor:
+    """Evenly spaced frames of a float clip, shape (3, T, H, W), as uint8 of the right size."""
+    chosen = torch.tensor([int(number * clip.shape[1] / FRAMES) for number in range(FRAMES)])
+    return shrunk(clip[:, chosen].transpose(0, 1))
+
+
 def ours(path: Path, start: float) -> Tensor:
     with Video(path) as video:
         return torch.from_numpy(video.frames(times(start), square, EDGE)[0]).permute(0, 3, 1, 2)
@@ -77,8 +83,7 @@ def encoded_video(path: Path, start: float) -> Tensor:
     video = EncodedVideo.from_path(str(path), decode_audio=False, decoder="pyav")
     clip = video.get_clip(start, start + SPAN)["video"]
     video.close()
-    chosen = torch.tensor([int(number * clip.shape[1] / FRAMES) for number in range(FRAMES)])
-    return shrunk(clip[:, chosen].transpose(0, 1))
+    return thinned(clip)
 
 
 class _Fixed:
@@ -103,8 +108,7 @@ def labeled_video_dataset(path: Path, start: float) -> Tensor:
         decoder="pyav",
     )
     clip = next(iter(dataset))["video"]
-    chosen = torch.tensor([int(number * clip.shape[1] / FRAMES) for number in range(FRAMES)])
-    return shrunk(clip[:, chosen].transpose(0, 1))
+    return thinned(clip)
 
 
 def plain_pyav(path: Path, start: float) -> Tensor:
