@@ -1,4 +1,7 @@
-"""SliceFine for PyTorch Lightning: train one small moving slice of a pretrained network's own weights; and prune it."""
+"""SliceFine for PyTorch Lightning: fine-tune a network by training a small, moving slice of its weights; and prune it.
+
+Names are imported when they are first used, so that ``import slicefine_pl`` loads neither torch nor Lightning.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -25,9 +25,9 @@ from torch import nn
 from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.slicing.cursor import SliceCursor, SliceSettings, slice_type
 from slicefine_pl.slicing.distributed.shards import full_tensors, reshard
-from slicefine_pl.slicing.layers.base import NoGradReason, SlicedLayer
-from slicefine_pl.slicing.layers.opening import close_layer, close_slices, open_layer
-from slicefine_pl.slicing.layers.registry import Backend, SliceableMatrix
+from slicefine_pl.slicing.layers.base import NoGradReason
+from slicefine_pl.slicing.layers.opening import close_layer, close_slices, open_layers
+from slicefine_pl.slicing.layers.registry import Backend
 from slicefine_pl.slicing.obstacles import TargetSettings
 from slicefine_pl.slicing.schedule import AxisSchedule, Order, check_choice
 from slicefine_pl.slicing.slice import duplicated_numel
@@ -59,7 +59,7 @@ class SliceHandle:
         for parameter in selection.fully_trained.values():
             parameter.requires_grad_(True)
         try:
-            self._layers = _open_layers(selection.chosen)
+            self._layers = open_layers(selection.chosen)
             self._opened = {
                 each.name: SliceCursor(each.name, self._layers[id(each.module)], each.layout, settings)
                 for each in selection.chosen
@@ -301,17 +301,6 @@ def slice_model(
     if selection.notice:
         warnings.warn(selection.notice, stacklevel=2)
     return SliceHandle(net, selection, settings)
-
-
-def _open_layers(chosen: Iterable[SliceableMatrix]) -> dict[int, SlicedLayer]:
-    """Open the layers of all chosen matrices, each layer once; by the id of the module."""
-    by_module: dict[int, list[SliceableMatrix]] = {}
-    for matrix in chosen:
-        by_module.setdefault(id(matrix.module), []).append(matrix)
-    return {
-        key: open_layer(matrices[0].module, matrices[0].implementation, [matrix.layout for matrix in matrices])
-        for key, matrices in by_module.items()
-    }
 
 
 def _difference(saved: Iterable[str], present: Iterable[str]) -> str:

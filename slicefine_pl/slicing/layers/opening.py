@@ -1,6 +1,6 @@
 """Open slices in a layer, and close them, by changing the layer's class in place."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from slicefine_pl.slicing.layers.base import SlicedLayer, child_name, sliced_class
+from slicefine_pl.slicing.layers.registry import SliceableMatrix
 from slicefine_pl.slicing.layout import MatrixLayout
 from slicefine_pl.slicing.slice import Slice
 
@@ -30,6 +31,24 @@ def open_layer(module: nn.Module, implementation: type[SlicedLayer], layouts: Se
     layer = cast("SlicedLayer", module)
     layer.slicefine_writes_manually = False
     return layer
+
+
+def open_layers(matrices: Iterable[SliceableMatrix]) -> dict[int, SlicedLayer]:
+    """Open the layers of matrices, each layer once.
+
+    Args:
+        matrices: The matrices that will be sliced; a layer may own several.
+
+    Returns:
+        The sliced layers, by id of the module.
+    """
+    by_module: dict[int, list[SliceableMatrix]] = {}
+    for matrix in matrices:
+        by_module.setdefault(id(matrix.module), []).append(matrix)
+    return {
+        key: open_layer(own[0].module, own[0].implementation, [matrix.layout for matrix in own])
+        for key, own in by_module.items()
+    }
 
 
 def add_slice(
