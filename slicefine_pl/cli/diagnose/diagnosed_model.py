@@ -18,7 +18,7 @@ from slicefine_pl.analysis.reinitialize import reinitialize
 from slicefine_pl.analysis.targets import target_matrices
 from slicefine_pl.cli.diagnose.config import BATCH, DiagnoseConfig, kind_of
 from slicefine_pl.cli.diagnose.head import HEAD_EXAMPLES, HELD_OUT, Batch, count, fit_head, recalibrate_norms, score
-from slicefine_pl.inputs import ImageInput, trained_input
+from slicefine_pl.inputs import ImageInput, stored_input
 
 if TYPE_CHECKING:  # each needs the libraries of its extra
     from slicefine_pl.data import ImageDataModule, TextDataModule
@@ -148,8 +148,8 @@ def _load_image(config: DiagnoseConfig) -> "tuple[ImageDataModule, ImageClassifi
         batch_size=BATCH,
         seed=config.seed,
     )
-    trained = trained_input(config.model, ImageInput)
-    if isinstance(trained, ImageInput) and trained.size != data.input.size:
+    trained = stored_input(config.model, ImageInput)
+    if trained is not None and trained.size != data.input.size:
         print(
             f"note: the model was trained on images of {trained.size} pixels; --size {data.input.size} replaces that."
         )
