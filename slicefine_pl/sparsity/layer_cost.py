@@ -42,7 +42,7 @@ from torch.nn.modules.conv import _ConvNd
 from slicefine_pl.sparsity.detect import detect_pattern, is_two_four
 from slicefine_pl.sparsity.targets import PrunableWeight
 
-Kind = Literal["linear", "attention", "convolution", "embedding", "other"]
+LayerKind = Literal["linear", "attention", "convolution", "embedding", "other"]
 BACKWARD = 2  # forward passes that a backward pass costs: gradient of the input and gradient of the weight
 
 
@@ -106,7 +106,7 @@ class LayerCost:
     """
 
     name: str
-    kind: Kind
+    kind: LayerKind
     shape: tuple[int, ...]
     dtype: str
     parameters: int
@@ -177,7 +177,7 @@ def remaining_cost(parameters: list[nn.Parameter]) -> LayerCost:
     )
 
 
-def kind_of(each: PrunableWeight) -> Kind:
+def kind_of(each: PrunableWeight) -> LayerKind:
     """Return the kind of the layer that owns a weight."""
     if each.embedding:
         return "embedding"

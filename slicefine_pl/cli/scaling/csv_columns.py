@@ -1,11 +1,14 @@
-"""Columns of a CSV file."""
+"""Columns of a CSV file of training runs."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+RunColumns = Mapping[str, NDArray[np.float64]]
+"""Vectors of shape ``(R,)`` named ``sparsity``, ``nonzero_params``, ``data`` and ``loss``, one entry per run."""
 
 
 def read_columns(path: Path) -> dict[str, list[str]]:

@@ -1,32 +1,29 @@
-"""``slicefine fit-law``: the scaling law of the runs in a CSV file.
+"""``slicefine fit-law``: fit the scaling law to the training runs in a CSV file.
 
-Answers one question: what law do these runs support, how far?  Prints coefficients with intervals and checks; writes
-the JSON that ``slicefine advise --law`` reads, and a picture.
+Prints the coefficients with their intervals and checks.  Writes a JSON file for ``slicefine advise --law`` and a plot.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from slicefine_pl.cli.scaling.arguments import quantity
-from slicefine_pl.cli.scaling.csv_columns import read_columns, to_numbers
+from slicefine_pl.cli.scaling.csv_columns import RunColumns, read_columns, to_numbers
 from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.scaling import FittedLaw, costs, fit_scaling_law
 from slicefine_pl.scaling.files import SavedLaw, law_json
 from slicefine_pl.text_table import text_table
 
-SAYS = {
+MEANINGS = {
     "a_S": "size term at density 1: falls with density",
-    "b_S": "how fast it falls",
+    "b_S": "exponent of the density",
     "c_S": "size term at any density",
     "b_N": "exponent of the non-zero parameters N",
-    "a_D": "data D at which their term is 1",
+    "a_D": "data D at which the data term is 1",
     "b_D": "exponent of the data",
     "c": "loss that neither N nor D removes",
 }
-RunColumns = dict[str, np.ndarray[Any, np.dtype[np.float64]]]  # as law_plots has them, without matplotlib
 
 DESCRIPTION = """Fit L(S, N, D) = (a_S (1-S)^b_S + c_S) N^-b_N + (a_D/D)^b_D + c to finished training runs.
 
@@ -65,20 +62,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--data-column", default="data", help="images or tokens seen in training (default: data)")
     add("--data-factor", type=quantity, default=1.0, help="images or tokens that 1 in that column stands for")
-    add("--data-unit", choices=("tokens", "images"), default="tokens", help="what the data are (default: tokens)")
+    add("--data-unit", choices=("tokens", "images"), default="tokens", help="what the data count (default: tokens)")
     add("--loss-column", default="loss", help="validation loss (default: loss)")
     add(
         "--residual",
         choices=("log", "plain"),
         default="log",
-        help="of the loss; the paper: log for text, plain for images",
+        help="residual of the loss; the paper uses log for text and plain for images",
     )
     add("--delta", type=float, help="where the Huber loss turns linear (default: 1e-3 log, 1e-2 plain)")
     add("--starts", type=int, default=50, help="searches for the minimum (default: 50)")
     add("--replicates", type=int, default=100, help="laws in the bootstrap (default: 100)")
-    add("--seed", type=int, default=0, help="of starts and bootstrap (default: 0)")
+    add("--seed", type=int, default=0, help="seed of starts and bootstrap (default: 0)")
     add("--json", type=Path, help="write the law here, for slicefine advise --law")
-    add("--plot", type=Path, help="write a picture here: the fit, its residuals, contours of equal best sparsity")
+    add("--plot", type=Path, help="write a plot here: the fit, its residuals, contours of equal best sparsity")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -101,12 +98,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def publish(fit: FittedLaw, origin: str, law: Path | None) -> None:
-    """Print what the runs say; write the law where it is wanted.
+    """Print a fit, and write it to a file.
 
     Args:
-        fit: What was found.
-        origin: Where the runs come from, in words.
-        law: JSON file for ``slicefine advise --law``.
+        fit: The fitted law.
+        origin: Origin of the runs, for the reader.
+        law: JSON file for ``slicefine advise --law``; ``None`` writes no file.
     """
     print(fit_text(fit))
     if law:
@@ -114,13 +111,13 @@ def publish(fit: FittedLaw, origin: str, law: Path | None) -> None:
 
 
 def draw(fit: FittedLaw, runs: RunColumns, origin: str, plot: Path) -> None:
-    """Write a picture of the fit, its residuals and the contours of equal best sparsity.
+    """Write a plot of the fit, its residuals and the contours of equal best sparsity.
 
     Args:
-        fit: What was found.
-        runs: The four vectors that were fitted.
-        origin: Where the runs come from, in words.
-        plot: File of the picture.
+        fit: The fitted law.
+        runs: The fitted runs.
+        origin: Origin of the runs, for the reader.
+        plot: File to write.
     """
     from slicefine_pl.analysis.plots import save_figure
     from slicefine_pl.cli.scaling.plots import plot_fit
@@ -134,7 +131,7 @@ def _source(fit: FittedLaw, origin: str) -> str:
 
 
 def read_runs(arguments: argparse.Namespace) -> RunColumns:
-    """The four vectors of the file, in single parameters and single images or tokens.
+    """Read the runs from the CSV file, in single parameters and single images or tokens.
 
     Raises:
         ValueError: A column is missing, a cell is not a number, or the file is not a CSV file.
@@ -157,7 +154,7 @@ def read_runs(arguments: argparse.Namespace) -> RunColumns:
         if not np.isfinite(runs[name]).all():
             row = int(np.flatnonzero(~np.isfinite(runs[name]))[0])
             raise ValueError(
-                f"column {column!r}, run {row} holds {table[column][row]!r}; give a number, or drop the run."
+                f"column {column!r}, run {row} contains {table[column][row]!r}; give a number, or drop the run."
             )
     density = 1 - costs.checked_sparsity(runs["sparsity"]) if arguments.dense_parameters else 1.0
     runs["nonzero_params"] = runs["nonzero_params"] * arguments.parameters_factor * density
@@ -166,13 +163,13 @@ def read_runs(arguments: argparse.Namespace) -> RunColumns:
 
 
 def fit_text(fit: FittedLaw) -> str:
-    """Coefficients, checks, and which coefficients the runs leave open."""
+    """Format coefficients and checks, and say which coefficients the runs do not determine."""
     rows = []
     for name, value in fit.law.coefficients.items():
         low, high = fit.intervals.get(name, (float("nan"), float("nan")))
-        inside = f"{low:.4g} … {high:.4g}" if fit.intervals else "none drawn"
-        rows.append((name, SAYS[name], f"{value:.5g}", inside, "no" if name in fit.undetermined else "yes"))
-    headings = ("coefficient", "what it says", "value", "90 % of the bootstrap", "determined")
+        inside = f"{low:.4g} … {high:.4g}" if fit.intervals else "no bootstrap"
+        rows.append((name, MEANINGS[name], f"{value:.5g}", inside, "no" if name in fit.undetermined else "yes"))
+    headings = ("coefficient", "meaning", "value", "90 % of the bootstrap", "determined")
     table = text_table(headings, [rows], numbers_from=2, title=f"L(S, N, D) of {fit.runs} runs")
     lines = [
         f"Objective {fit.objective:.4e}: mean Huber loss of the {fit.residual} residual, delta {fit.delta:g}. "
@@ -184,6 +181,6 @@ def fit_text(fit: FittedLaw) -> str:
         else:
             lines.append(
                 f"Left out the {held.runs} {held.left_out}: error {100 * held.mean_error:.2f} %, "
-                f"bias {100 * held.bias:+.2f} % (negative: promised too much)."
+                f"bias {100 * held.bias:+.2f} % (negative: too optimistic)."
             )
     return "\n".join([table, "", *lines, fit.statement])

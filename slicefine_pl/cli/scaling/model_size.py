@@ -1,6 +1,6 @@
-"""How many parameters a model has, as scaling laws count them.
+"""Number of parameters of a model, as scaling laws count them.
 
-Models are built on the meta device from their settings alone: no weight is read.
+Models are built on the meta device from their config, without reading weights.
 """
 
 import torch
@@ -12,15 +12,15 @@ from slicefine_pl.sparsity.targets import POSITIONS
 
 
 def parameters_of(model: str) -> float:
-    """Parameters of a model without its embeddings and without a head where the library can leave it out.
+    """Count the parameters of a model without its embeddings, and without its head if the library can leave it out.
 
     Args:
-        model: Whatever ``slicefine_pl.pretrained`` understands: a hub name, a folder, ``"timm/<name>"``,
-            ``"torchvision/<name>"``, ``"package:<package>/<place>"``.
+        model: Hub name, folder, ``"timm/<name>"``, ``"torchvision/<name>"`` or ``"package:<package>/<path>"``; see
+            ``slicefine_pl.pretrained``.
 
     Raises:
         ModuleNotFoundError: The library of the model is not installed.
-        ValueError: No settings of such a model can be read.
+        ValueError: The config of the model cannot be read.
     """
     try:
         with torch.device("meta"), optional_imports():
@@ -34,7 +34,7 @@ def parameters_of(model: str) -> float:
 
 
 def without_embeddings(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters by name that the laws count: all but tables of tokens and of positions."""
+    """Return all parameters by name, except token and position embeddings."""
     tables = {
         id(parameter)
         for module in network.modules()

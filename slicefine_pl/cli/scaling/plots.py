@@ -1,10 +1,9 @@
-"""Pictures of a scaling law.
+"""Plots of a scaling law: losses against sizes, residuals, and contours of equal best sparsity.
 
-Answers one question: how does it look?  Losses against sizes, residuals, the lines on which one sparsity is the best.
-Matplotlib is imported with this file, and this file only when a picture is wanted.
+This module imports matplotlib; import it only to draw.
 
-Units:   single non-zero parameters; FLOPs of training; loss; per cent
-Source:  colours of Okabe and Ito, which readers who confuse red and green can tell apart
+Units:   single non-zero parameters · training FLOPs · loss · percent
+Source:  colours of Okabe and Ito, which colour-blind readers can distinguish.
 """
 
 from collections.abc import Mapping
@@ -12,19 +11,18 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from slicefine_pl.cli.scaling.csv_columns import RunColumns
 from slicefine_pl.scaling import ScalingLaw, costs
 from slicefine_pl.scaling.files import SavedLaw
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = "osD^vPX"
 CONTOURS = (0.0, 0.5, 0.75, 0.875)
-RunColumns = Mapping[str, NDArray[np.float64]]
 
 
 def plot_fit(saved: SavedLaw, runs: RunColumns) -> Figure:
-    """Three panels: the law through the longest runs, the residuals of all runs, the contours."""
+    """Plot the law with the longest runs, the residuals of all runs, and the contours."""
     figure = Figure(figsize=(15, 4.8), layout="constrained")
     axes = figure.subplots(1, 3)
     _fit_panel(axes[0], saved.law, runs)
@@ -37,19 +35,19 @@ def plot_fit(saved: SavedLaw, runs: RunColumns) -> Figure:
 def plot_advice(
     saved: SavedLaw, tokens_per_item: float, nonzero_params: float, flops: float, sparsities: Mapping[str, float]
 ) -> Figure:
-    """The contours, and where the user's budget lies among them.
+    """Plot the contours and the position of the user's budget.
 
     Args:
         saved: The law.
-        tokens_per_item: FLOPs over 6·N·D: tokens in one image, 1 for tokens.
-        nonzero_params: N of the user.
-        flops: Budget of the user.
+        tokens_per_item: Tokens per image; 1 if data are tokens.
+        nonzero_params: Non-zero parameters of the user's model.
+        flops: The user's training budget in FLOPs.
         sparsities: Best sparsity by name of the cost.
     """
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     axes = figure.subplots()
     draw_contours(axes, saved, tokens_per_item, (nonzero_params, flops))
-    axes.set(title="Best sparsity where data are without limit, and yours")
+    axes.set(title="Best sparsity with unlimited data, and with yours")
     axes.plot(nonzero_params, flops, "*", color="black", markersize=16, zorder=5)
     best = "\n".join(f"{name}: {100 * sparsity:.0f} %" for name, sparsity in sparsities.items())
     axes.annotate(
@@ -68,10 +66,10 @@ def plot_advice(
 def draw_contours(
     axes: Axes, saved: SavedLaw, tokens_per_item: float = 1.0, point: tuple[float, float] | None = None
 ) -> None:
-    """Lines of equal best sparsity: solid where FLOPs follow the non-zeros, dashed at masked-dense cost."""
+    """Draw lines of equal best sparsity: solid at ideal cost, dashed at masked-dense cost."""
     low, high = saved.ranges.nonzero_params
-    places = [low, high, point[0]] if point else [low, high]
-    sizes = np.geomspace(min(places) / 2, max(places) * 2, 50)
+    limits = [low, high, point[0]] if point else [low, high]
+    sizes = np.geomspace(min(limits) / 2, max(limits) * 2, 50)
     axes.axvspan(low, high, color="0.93", zorder=0, label="sizes fitted")
     for sparsity, colour in zip(CONTOURS, COLOURS, strict=False):
         for cost, style in ((costs.ideal, "-"), (costs.masked_dense, "--")):
@@ -111,5 +109,5 @@ def _residual_panel(axes: Axes, law: ScalingLaw, runs: RunColumns) -> None:
     axes.set(
         xlabel="measured validation loss",
         ylabel="error of the law, %",
-        title="Error on all runs, colours as on the left",
+        title="Error on all runs, same colours",
     )

@@ -193,7 +193,7 @@ def test_the_time_left_follows_the_backbone_where_it_is_known():
         ({"sparsities": [0, 0.5, 1.0]}, "sparsity=1 is not in [0, 1)"),
         ({"sparsities": []}, "sparsities=[] are too few for a law; give 3 or more"),
         ({"epochs": [2, 4, 4]}, "epochs=[2, 4, 4] are too few for a law; give 3 or more"),
-        ({"epochs": [0, 2, 4]}, "epochs=0 is not possible"),
+        ({"epochs": [0, 2, 4]}, "epochs=0 is out of range"),
         ({"seeds": ["a"]}, "seeds=['a'] has another form"),
         ({"lengths": [1]}, "give exactly backbones, sparsities, epochs, seeds, folder"),
     ],
