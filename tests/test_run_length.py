@@ -1,4 +1,4 @@
-"""The length of a run, against counting the optimizer steps of real runs."""
+"""The length of a run against the counted optimizer steps of real runs."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from slicefine_pl.run_length import required_run_length, run_length
 
 
 class Stream(IterableDataset):
-    """Ten examples, and no length."""
+    """Ten examples without a length."""
 
     def __iter__(self):
         return iter(torch.ones(10, 2))
@@ -32,7 +32,7 @@ class Module(LightningModule):
 
 
 class Ask(Callback):
-    """Asks when the optimizer is built at the latest, when training starts, and in every epoch."""
+    """Read the length when the optimizer is built, when training starts, and in every epoch."""
 
     def __init__(self):
         self.answers = []
@@ -74,8 +74,8 @@ SIZED, UNSIZED = DataLoader(torch.ones(10, 2), batch_size=2), DataLoader(Stream(
         (CombinedLoader({"a": SIZED, "b": UNSIZED}, "max_size_cycle"), {"max_epochs": 2, "limit_train_batches": 3}),
     ],
 )
-@pytest.mark.filterwarnings("ignore")  # Lightning's, of such settings
-def test_the_length_is_the_number_of_steps_that_are_made(data, settings):
+@pytest.mark.filterwarnings("ignore")  # Lightning warns of such settings
+def test_the_length_equals_the_steps_of_the_run(data, settings):
     ask = Ask()
     trainer = fit(data, ask, **settings)
     assert set(ask.answers) == {trainer.global_step}
@@ -91,13 +91,13 @@ def test_accumulation_that_changes_between_epochs_counts():
 
 
 class Growing(Module):
-    """Data that are made anew for each epoch, of 1, 2, 3 ... batches."""
+    """Loaders of 1, 2, 3 ... batches, reloaded for each epoch."""
 
     def train_dataloader(self):
         return DataLoader(torch.ones(2 * (self.trainer.current_epoch + 1), 2), batch_size=2)
 
 
-def test_data_that_are_made_anew_count_from_the_epoch_in_which_they_come():
+def test_reloaded_data_count_from_their_first_epoch():
     ask = Ask()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     trainer = Trainer(callbacks=[ask], max_epochs=3, reload_dataloaders_every_n_epochs=1, **quiet)
@@ -106,10 +106,10 @@ def test_data_that_are_made_anew_count_from_the_epoch_in_which_they_come():
     assert trainer.global_step == 6
 
 
-@pytest.mark.filterwarnings("ignore")  # that the loader does not resume
+@pytest.mark.filterwarnings("ignore")  # warns that the loader does not resume
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 6])
 def test_a_resumed_run_knows_its_length(tmp_path, stop):
-    """Three epochs of five batches make nine steps; saved within, and at the last batch of, an epoch."""
+    """Three epochs of five batches make nine steps; saved in the middle and at the last batch of an epoch."""
     settings = {"max_epochs": 3, "accumulate_grad_batches": 2}
     saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
     fit(SIZED, saver, enable_checkpointing=True, **settings)
@@ -120,7 +120,7 @@ def test_a_resumed_run_knows_its_length(tmp_path, stop):
 
 
 @pytest.mark.parametrize(
-    ("data", "settings", "told"),
+    ("data", "settings", "message"),
     [
         (UNSIZED, {"max_epochs": 3}, "the training data have no length .* Set limit_train_batches to a number"),
         (CombinedLoader({"a": SIZED, "b": UNSIZED}, "max_size_cycle"), {"max_epochs": 3}, "the training data have no"),
@@ -130,19 +130,19 @@ def test_a_resumed_run_knows_its_length(tmp_path, stop):
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_an_unknown_length_is_none_and_the_error_names_cause_and_remedy(data, settings, told):
+def test_an_unknown_length_is_none_and_the_error_names_cause_and_remedy(data, settings, message):
     class Want(Callback):
         def on_fit_start(self, trainer, pl_module):
             assert run_length(trainer) is None
             required_run_length(trainer, "warmup=0.1", "set warmup=0")
 
     with pytest.raises(
-        ValueError, match=f"warmup=0.1 depends on the number of optimizer steps.*{told}.*, or set warmup"
+        ValueError, match=f"warmup=0.1 depends on the number of optimizer steps.*{message}.*, or set warmup"
     ):
         fit(data, Want(), **settings)
 
 
-def test_max_steps_of_several_optimizers_tells_nothing_of_one():
+def test_max_steps_of_several_optimizers_is_not_the_length():
     class Manual(Module):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""KernelDrift against kernels of copies of the network, and the run against one without it."""
+"""KernelDrift against kernels of copies of the network; it does not change the run."""
 
 import copy
 import csv
@@ -20,7 +20,7 @@ NAMES = ("trunk.0.weight", "trunk.2.weight")
 
 
 class Inputs(KernelDrift):
-    """For modules whose forward takes the inputs of a batch alone."""
+    """For modules whose forward takes only the inputs of a batch."""
 
     def outputs(self, pl_module, batch):
         return super().outputs(pl_module, batch[0]) if isinstance(pl_module, Module) else pl_module.head(
@@ -28,7 +28,7 @@ class Inputs(KernelDrift):
 
 
 class Copies(Callback):
-    """A plain copy of the weights before every step, the batch, and where the slices stand."""
+    """Record a copy of the weights before every step, the batch, and the positions of slices."""
 
     def __init__(self):
         self.states, self.places, self.batch = [], [], None
@@ -41,7 +41,7 @@ class Copies(Callback):
 
 
 def drift_of(before, after, x, places=None, names=NAMES):
-    """From Jacobians by torch.func, of whole weights or of some of their lines, in float64."""
+    """Compute the drift from Jacobians by torch.func, of whole weights or some of their lines, in float64."""
 
     def kernel(state):
         module = Module().double()
@@ -62,7 +62,7 @@ def drift_of(before, after, x, places=None, names=NAMES):
 
 
 def logged(folder):
-    """What a CSVLogger has written: (step, drift, alignment) by name."""
+    """Read the CSVLogger's file: (step, drift, alignment) by name."""
     [path] = folder.rglob("metrics.csv")
     with path.open() as file:
         rows = list(csv.DictReader(file))
@@ -89,15 +89,15 @@ def fit(folder, *callbacks, **settings):
 
 @pytest.mark.parametrize("slices", [{}, {"axis": "row"}, {"backend": "mask"}], ids=str)
 @pytest.mark.parametrize("first", [True, False])
-def test_both_drifts_are_those_of_copies(slices, first, tmp_path):
-    """Moves after 3 and 6 of 8 steps, every 2nd measured; whatever the order of callbacks."""
+def test_both_drifts_equal_those_of_copies(slices, first, tmp_path):
+    """With moves after 3 and 6 of 8 steps and a measurement every 2 steps, in both orders of callbacks."""
     copies = Copies()
     both = [SliceFineCallback(**SETTINGS, interval=3, **slices), Inputs(samples=3, every=2)]
     module = fit(tmp_path, *(both if first else both[::-1]), copies)
     states, x = [*copies.states, module.state_dict()], copies.batch[:3]  # states[k]: after k steps
     found = logged(tmp_path)
     weights = [(step, *drift_of(states[0], states[step], x)) for step in (2, 4, 6, 8)]
-    # From where the slices came, to where they are measured: before a move, or in between.
+    # From the first step at a position to the step of the measurement.
     live = [(step, *drift_of(states[came], states[step], x, copies.places[came]))
             for came, step in ((0, 2), (0, 3), (3, 4), (3, 6), (6, 8))]  # fmt: skip
     for name, expected in (("weights", weights), ("slices", live)):
@@ -105,7 +105,7 @@ def test_both_drifts_are_those_of_copies(slices, first, tmp_path):
         assert all(value > 1e-4 for _, value, _ in expected)
 
 
-def test_without_slices_it_is_measured_over_the_weights_that_would_be_sliced(tmp_path):
+def test_without_slices_the_weights_that_would_be_sliced_are_measured(tmp_path):
     copies, measured = Copies(), Inputs(samples=4, every=5)
     module = fit(tmp_path, measured, copies)
     states, names = [*copies.states, module.state_dict()], (*NAMES, "head.weight")
@@ -115,8 +115,8 @@ def test_without_slices_it_is_measured_over_the_weights_that_would_be_sliced(tmp
     assert measured.drift == pytest.approx(expected[-1][1], rel=1e-4)
 
 
-def test_batches_of_several_optimizer_steps_are_measured_as_often(tmp_path):
-    """Two optimizers, each stepped once a batch, so that only every second number of steps is ever seen."""
+def test_batches_of_several_optimizer_steps_are_measured_on_time(tmp_path):
+    """Two optimizers step once per batch, so the number of steps is always even."""
 
     class Two(Module):
         automatic_optimization = False
@@ -143,8 +143,8 @@ SAME = {
 
 
 @pytest.mark.parametrize("case", SAME)
-def test_a_run_is_the_same_with_and_without_bit_for_bit(case, tmp_path):
-    """With dropout, a shuffling loader and AdamW: weights, optimizer, slices with their scores, random numbers."""
+def test_the_callback_does_not_change_a_run(case, tmp_path):
+    """Compares weights, optimizer, slices with scores, and random states, with dropout and a shuffling loader."""
     ends = []
     for name, others in (("without", []), ("with", [Inputs(samples=2, every=2)])):
         torch.manual_seed(3)
@@ -156,8 +156,8 @@ def test_a_run_is_the_same_with_and_without_bit_for_bit(case, tmp_path):
     resumable.assert_same_checkpoint(*ends)
 
 
-def test_a_resumed_run_measures_what_an_uninterrupted_one_does(tmp_path):
-    """Before, at and after a move; another seed at the start."""
+def test_a_resumed_run_measures_like_an_uninterrupted_run(tmp_path):
+    """Resumed before, at and after a move, with another seed."""
     every = lambda name: ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=1, save_top_k=-1)
 
     def run(name, seed, resume=None):
@@ -179,7 +179,7 @@ def test_a_resumed_run_measures_what_an_uninterrupted_one_does(tmp_path):
         resumable.assert_same(ours, theirs)
 
 
-def test_modules_with_other_outputs_are_told_what_to_do():
+def test_modules_with_other_outputs_are_refused_with_a_remedy():
     class Pair(Module):
         def forward(self, batch):
             return batch
@@ -191,19 +191,19 @@ def test_modules_with_other_outputs_are_told_what_to_do():
         def training_step(self, batch, batch_idx):
             return super().forward(batch[0]).sum()
 
-    for module, told in (
+    for module, message in (
         (Pair(), "Pair.* returned (list|tuple)"),
         (Sequences(), r"a tensor \(1, 1, 6\)"),
         (Module(), r"Module\(batch\) with one sample of a training batch, a list, and it failed: .* must be Tensor.*"),
     ):
-        with pytest.raises(MisconfigurationException, match=f"{told}; override KernelDrift.outputs"):
+        with pytest.raises(MisconfigurationException, match=f"{message}; override KernelDrift.outputs"):
             trainer(SliceFineCallback(**SETTINGS), KernelDrift()).fit(module, loader())
 
 
-@pytest.mark.parametrize(("setting", "told"), [({"samples": 0}, "samples=0"), ({"every": True}, "every=True"),
+@pytest.mark.parametrize(("setting", "message"), [({"samples": 0}, "samples=0"), ({"every": True}, "every=True"),
                                                ({"max_rows": 1}, "max_rows=1 ")])  # fmt: skip
-def test_settings_out_of_range_are_refused(setting, told):
-    with pytest.raises(ValueError, match=told):
+def test_settings_out_of_range_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
         KernelDrift(**setting)
 
 
@@ -216,7 +216,7 @@ def on_two(measured):
 
 
 @pytest.mark.distributed
-def test_the_first_of_several_processes_measures_and_all_learn_the_same():
+def test_only_the_first_process_measures_and_training_does_not_change():
     [(plain, _), _] = processes.run(on_two, 2, False)
     (first, [drift]), (second, [none]) = processes.run(on_two, 2, True)
     assert first == second == plain
@@ -233,12 +233,12 @@ def sharded():
 
 
 @pytest.mark.distributed
-def test_a_network_that_is_shared_out_is_refused():
-    assert all("KernelDrift needs whole weights" in told for told in processes.run(sharded, 2))
+def test_a_sharded_network_is_refused():
+    assert all("KernelDrift needs whole weights" in message for message in processes.run(sharded, 2))
 
 
-def test_a_plain_forward_is_enough(tmp_path):
-    """As our classifiers have it: forward takes the batch."""
+def test_a_forward_that_takes_the_batch_needs_no_override(tmp_path):
+    """As in our classifiers, forward takes the batch."""
 
     class Whole(Module):
         def forward(self, batch):

@@ -1,4 +1,4 @@
-"""LinearProbe against scikit-learn, and proof that it leaves no trace."""
+"""LinearProbe against scikit-learn; it changes nothing in the run."""
 
 import copy
 import random
@@ -34,7 +34,7 @@ def scaled(splits):
     return {name: (((x - mean) / scale).numpy(), y.numpy()) for name, (x, y) in splits.items()}
 
 
-def test_logistic_is_that_of_sklearn():
+def test_logistic_equals_sklearn():
     splits = problem(4.0, floating=False)
     reference = []
     for strength in STRENGTHS:
@@ -46,7 +46,7 @@ def test_logistic_is_that_of_sklearn():
     assert any(best["test"] == pytest.approx(scores["test"], abs=0.006) for scores in reference)
 
 
-def test_ridge_is_that_of_sklearn():
+def test_ridge_equals_sklearn():
     splits = problem(4.0, floating=True)
     reference = []
     for strength in STRENGTHS:
@@ -58,13 +58,13 @@ def test_ridge_is_that_of_sklearn():
 
 
 class Net(LightningModule):
-    """A frozen body with dropout and batch norm, which both would change if the probe ran in train mode."""
+    """A frozen body with dropout and batch norm, which would both change in train mode."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.BatchNorm1d(FEATURES), nn.Dropout(0.5))
         self.head = nn.Linear(FEATURES, CLASSES)
-        self.body[1].eval()  # one part in eval mode: the modes to restore are not all alike
+        self.body[1].eval()  # one part is in eval mode, so that the modes to restore differ
 
     def forward(self, batch):
         return self.head(self.body(batch[0]))
@@ -105,7 +105,7 @@ def fit(net: Net, data: Data, *callbacks, ckpt_path=None, **settings) -> Trainer
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_leaves_no_trace_and_scores_the_frozen_features():
+def test_it_scores_the_frozen_features_and_changes_nothing():
     splits = problem(1.0, floating=False)
     net = Net()
     frozen = copy.deepcopy(net).eval()
@@ -135,7 +135,7 @@ def test_leaves_no_trace_and_scores_the_frozen_features():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_example_that_does_not_count_changes_nothing():
+def test_examples_that_are_not_counted_have_no_effect():
     """Validation batches with wrong labels, marked as not counted, after the right ones."""
 
     class Doubled(Data):
@@ -160,7 +160,7 @@ def test_an_example_that_does_not_count_changes_nothing():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_fit_is_the_same_with_and_without():
+def test_the_callback_does_not_change_a_run():
     splits = problem(1.0, floating=False)
     results = []
     for callbacks in ([], [LinearProbe()]):
@@ -174,7 +174,7 @@ def test_fit_is_the_same_with_and_without():
 
 @pytest.mark.filterwarnings("ignore")
 def test_resumed_run_keeps_the_first_result(tmp_path):
-    """Measured again, the result would be that of a network already trained."""
+    """A second measurement would score the trained network."""
     splits = problem(1.0, floating=False)
     first = LinearProbe()
     fit(Net(), Data(splits), first).save_checkpoint(tmp_path / "a.ckpt")
@@ -195,7 +195,7 @@ def test_network_without_linear_layer_is_refused():
 
 
 class Stream(IterableDataset):
-    """The training examples of a problem, over and over: without a length or an end."""
+    """The training examples of a problem in an endless loop, without a length."""
 
     def __init__(self, tensors) -> None:
         self.tensors = tensors
@@ -206,7 +206,7 @@ class Stream(IterableDataset):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("limit", [1.0, 3])
-def test_data_without_a_length_are_measured_as_far_as_they_are_trained_on(limit, caplog):
+def test_data_without_a_length_are_measured_up_to_the_limit(limit, caplog):
     splits = problem(1.0, floating=False)
 
     class Endless(Data):
@@ -227,7 +227,7 @@ def test_data_without_a_length_are_measured_as_far_as_they_are_trained_on(limit,
 
 
 def probed(strategy):
-    """Scores of a run of one process under a strategy."""
+    """Return the scores of a run in one process with a strategy."""
     torch.manual_seed(0)
     data, probe = Data(problem(1.0, floating=False)), LinearProbe()
     fit(Net(), data, probe, strategy=FullyShardedStrategy() if strategy == "fsdp2" else strategy, devices=1)
@@ -237,7 +237,7 @@ def probed(strategy):
 @pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
-def test_one_process_of_a_strategy_for_many_is_probed_as_well(strategy):
-    """FSDP2 keeps shares even then, and brings whole weights only where a step goes through the strategy."""
+def test_distributed_strategies_are_probed_with_one_process(strategy):
+    """FSDP2 shards even then, and gathers whole weights only in steps of the strategy."""
     [scores] = processes.run(probed, 1, strategy)
     assert scores == probed("auto")

@@ -1,4 +1,4 @@
-"""PredictionGrid: images from all over the test set, their labels, their colours, and no side effect."""
+"""PredictionGrid: the choice of images, their titles and their colors."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 
 
 class Guesser(LightningModule):
-    """Guesses class 1 always."""
+    """Always predicts class 1."""
 
     label_names = ("no", "yes")
 
@@ -40,7 +40,7 @@ def test_images_are_spread_over_the_test_set_and_written(tmp_path, monkeypatch):
     assert (tmp_path / "predictions.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_normalisation_is_undone():
+def test_normalization_is_undone():
     given = SimpleNamespace(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
     colour = torch.tensor([0.1, 0.9, 0.35])
     image = ((colour - torch.tensor(given.mean)) / torch.tensor(given.std))[:, None, None].expand(3, 2, 2)

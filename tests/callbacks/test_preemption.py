@@ -1,4 +1,4 @@
-"""SIGTERM: what is saved, and that a run goes on from it as if it had never been stopped."""
+"""SIGTERM: the checkpoint that is saved, and the run that resumes from it."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from slicefine_pl.callbacks import PreemptionCheckpoint
 
 
 class Terminate(Callback):
-    """Sends SIGTERM to one process, in the middle of a step."""
+    """Send SIGTERM to one process, in the middle of a step."""
 
     def __init__(self, step, rank=0):
         self.step, self.rank = step, rank
@@ -34,7 +34,7 @@ def run(folder, *others, resume=None, **settings):
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def test_a_terminated_run_saves_and_goes_on_as_if_nothing_had_been(tmp_path):
+def test_a_terminated_run_saves_and_resumes_like_an_uninterrupted_run(tmp_path):
     torch.manual_seed(0)
     whole = run(tmp_path)
     before = signal.getsignal(signal.SIGTERM)
@@ -48,7 +48,7 @@ def test_a_terminated_run_saves_and_goes_on_as_if_nothing_had_been(tmp_path):
         assert torch.equal(rest[name], value), name
 
 
-def test_half_an_accumulated_step_is_finished_first(tmp_path):
+def test_an_accumulated_step_is_finished_first(tmp_path):
     class Halfway(Callback):
         def on_before_backward(self, trainer, pl_module, loss):
             self.batches = getattr(self, "batches", 0) + 1
@@ -65,7 +65,7 @@ def test_half_an_accumulated_step_is_finished_first(tmp_path):
 
 
 def terminated(folder, strategy):
-    """One of the processes receives the signal."""
+    """Train on two processes; one of them receives the signal."""
     try:
         torch.manual_seed(0)
         run(folder, Terminate(step=3, rank=1), strategy=strategy_of(strategy), devices=2)
@@ -80,8 +80,8 @@ def test_a_signal_to_one_process_ends_all_with_one_checkpoint(strategy, tmp_path
     assert torch.load(tmp_path / "preempted.ckpt", weights_only=True)["global_step"] == 4
 
 
-def test_slurm_s_own_handler_runs_after_the_step(tmp_path, monkeypatch):
-    """Within the handler, where Lightning would save, an optimizer step may be half done."""
+def test_lightnings_slurm_handler_runs_after_the_step(tmp_path, monkeypatch):
+    """Lightning would save in the handler, in the middle of an optimizer step."""
     seen = []
     monkeypatch.setattr(SLURMEnvironment, "creates_processes_externally", False)
     one = trainer(SliceFineCallback(**SETTINGS, interval=3), PreemptionCheckpoint(tmp_path))
@@ -105,6 +105,6 @@ def test_slurm_s_own_handler_runs_after_the_step(tmp_path, monkeypatch):
     assert one.global_step == 6
 
 
-def test_its_place_among_the_callbacks_is_checked(tmp_path):
+def test_its_position_in_the_list_is_checked(tmp_path):
     with pytest.raises(MisconfigurationException, match="PreemptionCheckpoint stands before SliceFineCallback"):
         trainer(PreemptionCheckpoint(tmp_path), SliceFineCallback(**SETTINGS)).fit(Module(), loader(6))

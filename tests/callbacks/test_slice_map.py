@@ -1,4 +1,4 @@
-"""SliceMap: what it writes is what the weights did; resumed, on several processes, or when a run dies."""
+"""SliceMap: its files match the change of the weights, also resumed, with several processes, and after an exception."""
 
 import copy
 import csv
@@ -24,14 +24,14 @@ FILES = ("slices.csv", "slices.png")
 
 
 def numbers(folder):
-    """The CSV file: by matrix, kind and index of the line, the two root mean squares."""
+    """Read the CSV file: the two root mean squares by matrix, axis and index of the line."""
     with (folder / "slices.csv").open() as file:
         return {(row["matrix"], row["axis"], int(row["index"])): (float(row["rms_change"]), float(row["rms_before"]))
                 for row in csv.DictReader(file)}  # fmt: skip
 
 
 def columns_that_changed(before, after):
-    """What numbers() must give after column slices whose lines were visited once."""
+    """Return the expected numbers() after column slices that visited each line at most once."""
     found = {}
     for name in (key.removesuffix(".weight") for key in before if key.startswith("trunk") and key.endswith("weight")):
         old, new = (state[f"{name}.weight"].double() for state in (before, after))
@@ -48,7 +48,7 @@ def assert_numbers(found, expected):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_the_numbers_are_those_of_the_weights_whatever_the_order_of_callbacks(first, tmp_path):
+def test_numbers_match_the_weights_in_any_order_of_callbacks(first, tmp_path):
     module = Module()
     before = copy.deepcopy(module.state_dict())
     both = [SliceMap(), SliceFineCallback(**SETTINGS, interval=3)]
@@ -59,7 +59,7 @@ def test_the_numbers_are_those_of_the_weights_whatever_the_order_of_callbacks(fi
     assert (tmp_path / "slices.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_is_the_same_with_and_without(tmp_path):
+def test_the_callback_does_not_change_a_run(tmp_path):
     plain, watched = Module(), Module()
     watched.load_state_dict(plain.state_dict())
     trainer(SliceFineCallback(**SETTINGS, interval=3)).fit(plain, loader(8))
@@ -67,12 +67,12 @@ def test_a_run_is_the_same_with_and_without(tmp_path):
     sliced_run.assert_equal(watched, plain)
 
 
-def test_it_needs_a_slicefine_callback():
+def test_a_trainer_without_slicefine_callback_is_refused():
     with pytest.raises(MisconfigurationException, match="SliceMap shows what SliceFineCallback trains"):
         trainer(SliceMap()).fit(Module(), loader())
 
 
-def test_stages_without_training_want_and_leave_nothing(tmp_path):
+def test_stages_without_training_need_no_slices_and_write_no_files(tmp_path):
     run = trainer(SliceMap(), default_root_dir=tmp_path)
     for stage in (run.validate, run.test, run.predict):
         stage(Module(), loader(2))
@@ -90,8 +90,8 @@ class Fails(Callback):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_run_that_dies_leaves_what_it_had_learned(first, tmp_path):
-    """Whether the slices were closed before or after; in the middle of a visit."""
+def test_a_run_that_raises_writes_the_files(first, tmp_path):
+    """The slices may be closed before or after, and are in the middle of a visit."""
     module = Module()
     before = copy.deepcopy(module.state_dict())
     both = [SliceMap(), SliceFineCallback(**SETTINGS, interval=3)]
@@ -120,7 +120,7 @@ class Half(resumable.Module):
 
 
 def fifteen_steps(folder, case, resume=None, with_picture=True):
-    """Fifteen steps with dropout, AdamW and a checkpoint after each; as tests/callbacks/support/test_resume.py."""
+    """Train fifteen steps with dropout and AdamW, and save a checkpoint after each."""
     module = Half() if case == "bf16" else resumable.Module()
     every = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
     callbacks = [SliceFineCallback(**resumable.SETTINGS, **CASES[case]), every, *[SliceMap()] * with_picture]
@@ -130,10 +130,10 @@ def fifteen_steps(folder, case, resume=None, with_picture=True):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_picture_of_a_resumed_run_is_that_of_an_uninterrupted_one(case, tmp_path):
+def test_a_resumed_run_writes_the_files_of_an_uninterrupted_run(case, tmp_path):
     seed_everything(1)
     fifteen_steps(tmp_path / "whole", case)
-    for stop in (4, 6, 15):  # between moves, right after one, and when all was done
+    for stop in (4, 6, 15):  # between moves, right after one, and at the end
         seed_everything(99)
         fifteen_steps(tmp_path / f"{stop}", case, tmp_path / "whole" / f"step={stop}.ckpt")
         if stop < 15:
@@ -141,24 +141,24 @@ def test_the_picture_of_a_resumed_run_is_that_of_an_uninterrupted_one(case, tmp_
                 assert (tmp_path / f"{stop}" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_a_checkpoint_written_without_it_lets_the_picture_begin_there(tmp_path, monkeypatch):
-    told = []
+def test_the_map_starts_at_a_checkpoint_that_was_written_without_the_callback(tmp_path, monkeypatch):
+    titles = []
     from slicefine_pl.callbacks import slice_map
 
     draw = slice_map.plot_map
-    monkeypatch.setattr(slice_map, "plot_map", lambda lines, title: (told.append(title), draw(lines, title))[1])
+    monkeypatch.setattr(slice_map, "plot_map", lambda lines, title: (titles.append(title), draw(lines, title))[1])
     fifteen_steps(tmp_path / "before", "column", with_picture=False)
     before = torch.load(tmp_path / "before" / "step=7.ckpt")["state_dict"]
     fifteen_steps(tmp_path / "after", "column", tmp_path / "before" / "step=7.ckpt")
     fifteen_steps(tmp_path / "again", "column", tmp_path / "after" / "step=9.ckpt")
     after = torch.load(tmp_path / "after" / "step=15.ckpt")["state_dict"]
     assert set(numbers(tmp_path / "after")) >= set(columns_that_changed(before, after))
-    assert all("steps 7 to 15" in title for title in told)
-    assert len(told) == 2
+    assert all("steps 7 to 15" in title for title in titles)
+    assert len(titles) == 2
     assert numbers(tmp_path / "again") == numbers(tmp_path / "after")
 
 
-def test_another_fit_goes_on_and_another_trainer_begins_anew(tmp_path):
+def test_another_fit_continues_and_another_trainer_starts_from_zero(tmp_path):
     module, picture = Module(), SliceMap()
     start = copy.deepcopy(module.state_dict())
     run = trainer(SliceFineCallback(**SETTINGS, interval=4), picture, default_root_dir=tmp_path)
@@ -172,7 +172,7 @@ def test_another_fit_goes_on_and_another_trainer_begins_anew(tmp_path):
 
 
 def events(folder):
-    """Images of a TensorBoard event file: records of a length, its checksum, a protocol buffer and its checksum."""
+    """Read the images of a TensorBoard event file; a record is a length, its checksum, a message and its checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
     [path] = folder.rglob("events.out.tfevents.*")
@@ -185,7 +185,7 @@ def events(folder):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tensorboard_gets_the_same_picture(tmp_path):
+def test_tensorboard_receives_the_same_picture(tmp_path):
     loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "tensorboard")]
     trainer(SliceFineCallback(**SETTINGS, interval=3), SliceMap(), logger=loggers).fit(Module(), loader(8))
     [(tag, step, image)] = events(tmp_path)
@@ -195,7 +195,7 @@ def test_tensorboard_gets_the_same_picture(tmp_path):
 
 
 def on_two(folder, strategy, resume=None):
-    """Steps of one example each, on two processes that see other ones."""
+    """Train on two processes with one example per step, different on each."""
     name = {"fsdp2": FullyShardedStrategy(process_group_backend="gloo")}.get(strategy, strategy)
     saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=5, save_top_k=-1)
     settings = {"strategy": name, "devices": 2, "max_epochs": -1, "max_steps": 8, "enable_checkpointing": True}
@@ -206,8 +206,8 @@ def on_two(folder, strategy, resume=None):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_several_processes_write_what_their_checkpoint_says(strategy, tmp_path):
-    before = Module().state_dict()  # from the seed with which every process starts
+def test_several_processes_write_the_numbers_of_their_checkpoint(strategy, tmp_path):
+    before = Module().state_dict()  # every process starts with this seed
     processes.run(on_two, 2, tmp_path / "whole", strategy)
     after = torch.load(tmp_path / "whole" / "end.ckpt")["state_dict"]
     found = numbers(tmp_path / "whole")
@@ -235,6 +235,6 @@ def dying(folder):
 
 
 @pytest.mark.distributed
-def test_of_several_processes_none_waits_for_one_that_died(tmp_path):
+def test_no_process_waits_for_one_that_has_raised(tmp_path):
     assert processes.run(dying, 2, tmp_path, timeout=60)[1] == "OSError"
     assert not list(tmp_path.iterdir())

@@ -27,7 +27,7 @@ from slicefine_pl.slicing import slice_model
 
 
 class Watch(Callback):
-    """Writes down where the slices stand at every batch, and what the optimizer knows of the first."""
+    """Record the positions of slices at every batch, and the optimizer state of the first."""
 
     def __init__(self):
         self.places, self.known = [], []
@@ -67,7 +67,7 @@ def test_moves_follow_optimizer_steps_not_batches():
     assert [watch.places[i] == watch.places[i - 1] for i in range(1, 8)] == [True, True, True, False, True, True, True]
 
 
-def test_none_never_moves():
+def test_interval_none_never_moves():
     watch = Watch()
     trainer(SliceFineCallback(**SETTINGS, interval=None), watch).fit(Module(), loader())
     assert len(set(watch.places)) == 1
@@ -78,8 +78,8 @@ def test_none_never_moves():
     torch.optim.NAdam, torch.optim.RAdam, torch.optim.Rprop, torch.optim.ASGD, torch.optim.Adamax,
     torch.optim.Adafactor,
 ])  # fmt: skip
-def test_reset_gives_the_state_of_the_first_step_and_keep_leaves_it(optimizer):
-    """For every optimizer: after a move the slice's next step is what a new optimizer's first step would be."""
+def test_reset_restores_the_state_of_the_first_step_and_keep_keeps_it(optimizer):
+    """After a move, the slice's next step equals the first step of a new optimizer."""
     fresh, kept = Watch(), Watch()
     for watch, choice in ((fresh, "reset"), (kept, "keep")):
         callback = SliceFineCallback(**SETTINGS, interval=4, optimizer_state=choice)
@@ -102,7 +102,7 @@ def test_reset_of_momentum_and_moves_under_lbfgs():
     assert len(set(history.places)) == 2
 
 
-def test_parameter_groups_and_schedules_stay_as_they_are():
+def test_parameter_groups_and_schedules_do_not_change():
     def optimizer(parameters):
         named = list(parameters)
         optim = torch.optim.SGD([{"params": named[:5], "lr": 0.1}, {"params": named[5:], "lr": 0.2}], momentum=0.9)
@@ -178,8 +178,8 @@ def test_low_precision_trains_and_keeps_untouched_weights(precision):
     assert torch.equal(module.trunk[0].bias, before.trunk[0].bias)
 
 
-def test_the_type_of_slices_is_the_same_setting_as_torch_s_type_and_by_name():
-    """Else a run would not resume under the other spelling."""
+def test_slice_dtype_is_the_same_setting_as_dtype_and_as_name():
+    """Otherwise a run would not resume with the other spelling."""
     by_name, by_type = (SliceFineCallback(**SETTINGS, slice_dtype=each) for each in ("float32", torch.float32))
     assert by_name.settings() == by_type.settings()
     trainer(by_type).fit(Module(), loader())
@@ -189,7 +189,7 @@ def test_the_type_of_slices_is_the_same_setting_as_torch_s_type_and_by_name():
 def test_steps_that_a_loss_scaler_skips_are_not_counted(fused):
     """16-mixed on CPU through Lightning's own plugin: three losses overflow, and each halves the scale.
 
-    A fused optimizer is called at every step, and told to skip it.
+    A fused optimizer is called at every step, and message to skip it.
     """
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1000)
     places = []
@@ -208,8 +208,8 @@ def test_steps_that_a_loss_scaler_skips_are_not_counted(fused):
     assert scaler.get_scale() == 1.0
 
 
-def test_a_fused_optimizer_learns_what_the_plain_one_learns():
-    """Torch does not count the changes that fused optimizers make, so nothing may rely on the count."""
+def test_a_fused_optimizer_trains_like_a_plain_one():
+    """Fused optimizers do not increase a tensor's version, so nothing may rely on it."""
     start = Module()
     plain, fused = copy.deepcopy(start), copy.deepcopy(start)
     for module in (plain, fused):
@@ -219,7 +219,7 @@ def test_a_fused_optimizer_learns_what_the_plain_one_learns():
     assert not torch.equal(plain.trunk[0].weight, start.trunk[0].weight)
 
 
-def test_gradient_clipping_sees_the_slices():
+def test_gradient_clipping_includes_the_slices():
     module = Module(lambda parameters: torch.optim.SGD(parameters, lr=1.0))
     before = copy.deepcopy(module)
     clipped = trainer(SliceFineCallback(**SETTINGS, interval=None), gradient_clip_val=1e-3, limit_train_batches=1)
@@ -243,8 +243,8 @@ def test_stages_before_and_after_fit(tmp_path):
     assert trainer(callback).test(plain, loader(2), ckpt_path=tmp_path / "after.ckpt")
 
 
-def test_fit_called_twice_goes_on_where_it_stood():
-    """Two epochs in two calls of fit, or in one: the slices stand at the same places."""
+def test_a_second_fit_continues_the_first():
+    """Two epochs in two calls of fit, or in one, visit the same positions."""
     once, twice = Watch(), Watch()
     trainer(SliceFineCallback(**SETTINGS, interval=3), once, max_epochs=2).fit(Module(), loader())
     run, module = trainer(SliceFineCallback(**SETTINGS, interval=3), twice), Module()
@@ -254,14 +254,14 @@ def test_fit_called_twice_goes_on_where_it_stood():
     assert twice.places == once.places
 
 
-def test_a_new_trainer_starts_afresh_with_the_same_callback():
+def test_a_new_trainer_starts_from_zero_with_the_same_callback():
     callback, watch = SliceFineCallback(**SETTINGS, interval=3), Watch()
     for _ in range(2):
         trainer(callback, watch).fit(Module(), loader())
     assert watch.places[:8] == watch.places[8:]
 
 
-def test_common_callbacks_work_beside_it(tmp_path):
+def test_common_callbacks_work_with_it(tmp_path):
     callbacks = [
         SliceFineCallback(**SETTINGS, interval=2),
         ModelCheckpoint(tmp_path, monitor="val/loss", save_last=True),
@@ -298,8 +298,8 @@ class Drift(KernelDrift):
 
 
 @pytest.mark.parametrize("reader", [SliceMap, Drift])
-def test_what_looks_at_slices_comes_before_weight_averaging(reader, tmp_path):
-    """At the end of training averages stand in the places of the slices; before that, all is as without the reader."""
+def test_callbacks_that_read_slices_must_come_before_weight_averaging(reader, tmp_path):
+    """At the end of training, averages replace the slices' values; in the right order the reader changes nothing."""
     averaged = []
     for readers in ([], [reader()]):
         seed_everything(0, verbose=False)
@@ -325,7 +325,7 @@ def test_slices_that_two_optimizers_hold_are_refused():
 
 
 class GradientsInValidation(Module):
-    """Looks at gradients of the weights that are validated: a penalty, an attribution."""
+    """Computes gradients in validation, as a penalty or an attribution does."""
 
     def validation_step(self, batch, batch_idx):
         with torch.inference_mode(False), torch.enable_grad():
@@ -336,7 +336,7 @@ class GradientsInValidation(Module):
 @pytest.mark.parametrize("averaging", ["ema", "swa"])
 @pytest.mark.parametrize("kind", [Module, GradientsInValidation])
 def test_weight_averaging_averages_the_dense_weights(averaging, kind):
-    """EMA of a sliced run equals the EMA of the plain weights, recomputed by hand from the run itself."""
+    """The EMA of a sliced run equals that of its dense weights, recomputed from the run."""
 
     class Recompute(Callback):
         average = None
@@ -360,7 +360,7 @@ def test_weight_averaging_averages_the_dense_weights(averaging, kind):
 
 
 def test_stochastic_weight_averaging_before_a_last_pass_for_batch_norm_averages_the_dense_weights():
-    """Lightning puts the averages in before that pass; what it averaged of slices that have moved means nothing."""
+    """Lightning loads the averages before that pass; averages of slices that have moved must not be used."""
 
     class Normalised(Module):
         def __init__(self):
@@ -376,7 +376,7 @@ def test_stochastic_weight_averaging_before_a_last_pass_for_batch_norm_averages_
                 self.seen.append(pl_module.trunk[0].weight.detach().clone())
 
     recompute, module = Recompute(), Normalised()
-    swa = StochasticWeightAveraging(1e-7, swa_epoch_start=2, annealing_epochs=1)  # as good as no step in the last pass
+    swa = StochasticWeightAveraging(1e-7, swa_epoch_start=2, annealing_epochs=1)  # practically no step in the last pass
     trainer(SliceFineCallback(**SETTINGS, interval=3), recompute, swa, max_epochs=4).fit(module, loader())
     assert not torch.equal(recompute.seen[0], recompute.seen[-1])
     torch.testing.assert_close(module.trunk[0].weight.detach(), torch.stack(recompute.seen).mean(0), atol=1e-5, rtol=0)
@@ -392,7 +392,7 @@ def test_a_slice_without_gradient_is_an_error_that_names_the_layer():
 
 
 class Mixed(Module):
-    """A convolution, a depthwise one, attention, and a raw table."""
+    """A convolution, a depthwise convolution, attention and a raw parameter."""
 
     def __init__(self):
         super().__init__()
@@ -420,7 +420,7 @@ def test_every_kind_of_layer_moves_in_one_run_and_nothing_else_changes(backend):
     callback = SliceFineCallback(1, "row", 3, targets="trunk", also_train="head", backend=backend)
     trainer(callback, max_epochs=1).fit(module, loader(6))
     visited = callback.state_dict()["slices"]["slices"]
-    assert len(visited) == 7  # two convolutions, q, k, v, the output projection, the table
+    assert len(visited) == 7  # two convolutions, q, k, v, the output projection, the raw parameter
     for name, state in visited.items():
         owner, packed, part = name.rpartition(".in_proj_weight.")
         rows = state["visited"]["row"]
@@ -437,7 +437,7 @@ def test_every_kind_of_layer_moves_in_one_run_and_nothing_else_changes(backend):
 
 
 class Towers(Module):
-    """Two towers that take turns, as experts and contrastive pairs do."""
+    """Two towers that take turns, like experts or contrastive pairs."""
 
     def __init__(self):
         super().__init__()
@@ -449,7 +449,7 @@ class Towers(Module):
     validation_step = None
 
 
-def test_layers_that_take_turns_train_if_each_has_its_turn_in_time():
+def test_layers_that_take_turns_train_within_the_limit():
     module = Towers()
     before = copy.deepcopy(module.trunk)
     trainer(SliceFineCallback(**SETTINGS, interval=3, max_steps_without_grad=2)).fit(module, loader())
@@ -458,7 +458,7 @@ def test_layers_that_take_turns_train_if_each_has_its_turn_in_time():
         trainer(SliceFineCallback(**SETTINGS)).fit(Towers(), loader())
 
 
-def test_a_layer_without_its_turn_in_time_is_an_error():
+def test_a_layer_without_gradient_within_the_limit_is_an_error():
     class OneTower(Towers):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, 0)
@@ -511,7 +511,7 @@ def broken_at(step: int, what: str) -> Module:
 @pytest.mark.parametrize(
     ("what", "message"), [("loss", "the loss is nan"), ("gradient", r"in trunk\.2\.slicefine\.trainable")]
 )
-def test_nonfinite_numbers_stop_the_run_and_leave_the_weights_good(what, message, tmp_path):
+def test_a_nonfinite_step_stops_the_run_and_keeps_the_weights_finite(what, message, tmp_path):
     module = broken_at(5, what)
     last = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
     run = trainer(SliceFineCallback(**SETTINGS, interval=2), last, enable_checkpointing=True)
@@ -524,8 +524,8 @@ def test_nonfinite_numbers_stop_the_run_and_leave_the_weights_good(what, message
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_nonfinite_steps_can_be_dropped(what):
-    """Dropping the sixth of eight steps equals a run on the other seven batches, momentum and all."""
+def test_nonfinite_steps_can_be_skipped(what):
+    """Skipping the sixth of eight steps equals a run on the other seven batches, with momentum."""
     sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
     module = broken_at(5, what)
     module.make_optimizer = sgd
@@ -621,7 +621,7 @@ def full_width() -> SliceFineCallback:
 
 
 def dense_twin(module: Module) -> Module:
-    """The same module, of which the same weights are trained whole."""
+    """The same module with the same weights trained whole."""
     twin = copy.deepcopy(module)
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_(name in ("trunk.2.weight", "head.weight", "head.bias"))
@@ -629,7 +629,7 @@ def dense_twin(module: Module) -> Module:
 
 
 def assert_trains_like_dense(module: Module) -> None:
-    """In float64, as L-BFGS blows rounding up by a factor of ten a step."""
+    """In float64, because L-BFGS amplifies rounding by a factor of ten per step."""
     twin = dense_twin(module.double())
     trainer(full_width()).fit(module, loader(dtype=torch.float64))
     trainer().fit(twin, loader(dtype=torch.float64))
@@ -641,13 +641,13 @@ def lbfgs(parameters):
     return torch.optim.LBFGS([p for p in parameters if p.requires_grad], lr=0.1, max_iter=5)
 
 
-def test_an_optimizer_that_evaluates_several_times_a_step_sees_its_own_changes():
+def test_an_optimizer_that_evaluates_several_times_per_step_uses_its_own_changes():
     assert_trains_like_dense(Module(lbfgs))
 
 
 @pytest.mark.parametrize("why", ["compiled", "eval mode"])
-def test_an_optimizer_that_evaluates_several_times_a_step_is_refused_where_forward_passes_do_not_write(why):
-    """They would compute with the weights of the step before."""
+def test_an_optimizer_that_evaluates_several_times_per_step_is_refused_if_forward_passes_do_not_write(why):
+    """They would use the weights of the previous step."""
     torch.compiler.reset()
     module = Module(lbfgs)
     if why == "compiled":
@@ -659,7 +659,7 @@ def test_an_optimizer_that_evaluates_several_times_a_step_is_refused_where_forwa
 
 
 class Perturbed(Module):
-    """Sharpness-aware minimisation: the gradient is taken beside the weights, which no optimizer step leads to."""
+    """Sharpness-aware minimization: the gradient is computed at perturbed weights, without an optimizer step."""
 
     def __init__(self):
         super().__init__()
@@ -680,7 +680,7 @@ class Perturbed(Module):
         optimizer.step()
 
 
-def test_weights_perturbed_by_hand_and_a_raw_optimizer_train_like_dense():
+def test_perturbed_weights_and_a_raw_optimizer_train_like_dense():
     assert_trains_like_dense(Perturbed())
 
 
@@ -706,7 +706,7 @@ def test_a_frozen_network_inside_the_module_stays_frozen():
     assert_equal(module.critic, before)
 
 
-def test_callbacks_that_unfreeze_later_are_caught():
+def test_callbacks_that_unfreeze_later_are_refused():
     class Thaw(Callback):
         def on_train_epoch_start(self, trainer, pl_module):
             pl_module.trunk[0].bias.requires_grad_(trainer.current_epoch == 1)
@@ -716,7 +716,7 @@ def test_callbacks_that_unfreeze_later_are_caught():
             trainer(*callbacks, max_epochs=3).fit(Module(), loader())
 
 
-def test_the_error_of_a_run_survives_a_module_that_others_have_changed():
+def test_the_error_of_a_run_is_raised_even_if_the_module_has_changed():
     class Grow(Callback):
         def setup(self, trainer, pl_module, stage):
             pl_module.extra = nn.Linear(3, 3)
@@ -736,7 +736,7 @@ def test_a_head_outside_the_optimizer_is_an_error():
         trainer(SliceFineCallback(**SETTINGS)).fit(TrunkOnly(), loader())
 
 
-def test_a_dropped_step_leaves_the_scores_finite():
+def test_a_skipped_step_keeps_the_scores_finite():
     module = broken_at(5, "loss")
     callback = SliceFineCallback(**SETTINGS, interval=None, order="importance", nonfinite="skip")
     with pytest.warns(UserWarning, match="This step is skipped"):

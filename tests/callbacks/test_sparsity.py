@@ -1,4 +1,4 @@
-"""SparsityCallback in real runs: against loops by hand, under every kind of optimizer, stopped and resumed."""
+"""SparsityCallback in real runs: against hand-written loops, with several optimizers, stopped and resumed."""
 
 import copy
 import csv
@@ -23,7 +23,7 @@ from slicefine_pl.sparsity.mask_tensors import apply_mask
 
 
 def zeros_by_step(sparsity, start, end, interval, steps, sizes=(96, 96)):
-    """How many zeros each forward pass must see, by the paper's formula."""
+    """Return the number of zeros in each forward pass by the paper's formula."""
     expected = []
     for step in range(steps):
         last = end if step >= end else step - (step - start) % interval
@@ -47,7 +47,7 @@ def test_every_forward_pass_has_the_zeros_of_the_schedule(start, end, interval, 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["unscaled", "unscales by itself"])
 def test_steps_that_a_loss_scaler_skips_do_not_count(fused):
-    """The first three losses overflow; a fused optimizer is called even so, and told to skip."""
+    """The first three losses overflow; a fused optimizer is called, with found_inf set."""
 
     class Overflows(Module):
         def training_step(self, batch, batch_idx):
@@ -60,13 +60,13 @@ def test_steps_that_a_loss_scaler_skips_do_not_count(fused):
     assert [zeros for _, zeros in module.seen] == [(0, 0)] * 3 + zeros_by_step(0.7, 2, 6, 2, 7)
 
 
-def test_fractions_are_those_of_the_run():
+def test_start_and_end_may_be_shares_of_the_run():
     module = Module()
     trainer(SparsityCallback(0.5, targets="trunk", interval=1), epochs=2).fit(module, loader())
     assert [zeros for _, zeros in module.seen] == zeros_by_step(0.5, 5, 15, 1, 20)
 
 
-def test_the_mean_density_of_the_run_is_the_cost_of_the_law():
+def test_the_mean_density_of_a_run_is_that_of_the_scaling_law():
     """1 - 0.625 S over forward passes, for the cubic ramp from 25 to 75 %: what the scaling law charges for."""
     module = Module()
     trainer(SparsityCallback(0.75, targets="trunk", interval=1), epochs=40).fit(module, loader())
@@ -111,8 +111,8 @@ def test_zeros_hold_at_every_forward_pass_under(name, average):
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 @pytest.mark.parametrize("clip", [None, 0.05])
-def test_training_equals_a_loop_by_hand(name, clip):
-    """Masks on gradients before clipping, on weights after each step, on the optimizer's memory at each pruning."""
+def test_training_equals_a_hand_written_loop(name, clip):
+    """Masks apply to gradients before clipping, to weights after each step, and to optimizer state at each pruning."""
     torch.manual_seed(0)
     module = Module(OPTIMIZERS[name]).double()
     plain = copy.deepcopy(module)
@@ -146,7 +146,7 @@ def test_training_equals_a_loop_by_hand(name, clip):
 
 
 class Noise(Callback):
-    """Changes gradients after they were cut, as noise for privacy does."""
+    """Change gradients after they were masked, like the noise of differential privacy."""
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         for parameter in pl_module.parameters():
@@ -165,15 +165,15 @@ CLIPPING = [{}, {"gradient_clip_val": 0.05}, {"gradient_clip_val": 0.05, "gradie
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize("kind", [Module, OwnClipping])
 @pytest.mark.parametrize("clip", CLIPPING, ids=str)
-def test_zeros_hold_whatever_happens_to_gradients_after_the_cut(clip, kind, noise):
+def test_zeros_hold_if_gradients_change_after_masking(clip, kind, noise):
     module = kind()
     trainer(SparsityCallback(0.7, **SETTINGS), *[Noise()] * noise, **clip).fit(module, loader())
     assert [zeros for _, zeros in module.seen] == zeros_by_step(0.7, 2, 7, 2, 10)
 
 
 @pytest.mark.parametrize(("clip", "times"), [(CLIPPING[0], 0), (CLIPPING[1], 0), (CLIPPING[2], 10)])
-def test_weights_are_cut_only_where_the_step_might_have_moved_them(clip, times, monkeypatch):
-    """AdamW keeps zeros by itself, with Lightning's clipper of norms too; one of values changes gradients otherwise."""
+def test_weights_are_masked_only_if_the_step_may_have_changed_them(clip, times, monkeypatch):
+    """AdamW keeps zeros by itself, also if Lightning clips by norm; clipping by value may change zero gradients."""
     module, callback, trained = Module(), SparsityCallback(0.7, schedule="constant", targets="trunk.0"), []
 
     def watched(values, mask):
@@ -183,18 +183,18 @@ def test_weights_are_cut_only_where_the_step_might_have_moved_them(clip, times, 
 
     monkeypatch.setattr(masks, "apply_mask", watched)
     trainer(callback, **clip).fit(module, loader())
-    assert len(trained) == 1 + times  # the first when the masks were made
+    assert len(trained) == 1 + times  # the first when masks are made
 
 
 @pytest.mark.parametrize("schedule", ["constant", "one_shot"])
-def test_all_at_once(schedule):
+def test_one_shot_and_constant_schedules(schedule):
     module = Module()
     trainer(SparsityCallback(0.5, schedule=schedule, **SETTINGS)).fit(module, loader())
     first = 0 if schedule == "constant" else 2
     assert [zeros for _, zeros in module.seen] == [(0, 0)] * first + [(48, 48)] * (10 - first)
 
 
-def test_a_schedule_of_one_s_own():
+def test_a_schedule_may_be_a_function():
     module = Module()
     callback = SparsityCallback(0.5, schedule=lambda progress: progress**2, **(SETTINGS | {"interval": 1}))
     trainer(callback).fit(module, loader())
@@ -202,7 +202,7 @@ def test_a_schedule_of_one_s_own():
     assert [zeros[0] for _, zeros in module.seen] == [math.floor(48 * share + 0.5) for share in shares]
 
 
-def test_the_zeros_a_network_comes_with_are_kept():
+def test_existing_zeros_are_kept():
     module = Module()
     trainer(SparsityCallback(pattern="2:4", **SETTINGS)).fit(module, loader())
     zeros = {name: module.get_parameter(name) == 0 for name in WEIGHTS}
@@ -240,8 +240,8 @@ def test_slices_of_a_pruned_network_keep_its_zeros(name, axis, sparsity_first):
 
 @pytest.mark.parametrize("sparsity_first", [False, True])
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_pruning_while_slices_move_equals_a_loop_by_hand(name, sparsity_first):
-    """The stored weight is ranked as it stands after the step, with what the open slice has learned."""
+def test_pruning_while_slices_move_equals_a_hand_written_loop(name, sparsity_first):
+    """The stored weight is ranked after the step, with the values of the open slice."""
     torch.manual_seed(0)
     module = Module(OPTIMIZERS[name]).double()
     data = DataLoader(TensorDataset(*(t.double() if t.is_floating_point() else t for t in loader().dataset.tensors)), 4)
@@ -251,7 +251,7 @@ def test_pruning_while_slices_move_equals_a_loop_by_hand(name, sparsity_first):
     trainer(*callbacks[:: -1 if sparsity_first else 1], precision="64-true").fit(module, data)
     columns = [state["index"] for state in slices.state_dict()["slices"]["slices"].values()]
 
-    # By hand: dense training in which all columns but those are frozen.
+    # Reference: dense training in which all other columns are frozen.
     for parameter in plain.parameters():
         parameter.requires_grad_(False)
     weights = [plain.get_parameter(name) for name in WEIGHTS]
@@ -284,7 +284,7 @@ def test_pruning_while_slices_move_equals_a_loop_by_hand(name, sparsity_first):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_gradient_scores_are_refused_beside_slices():
+def test_the_gradient_criterion_is_refused_with_slices():
     both = trainer(SliceFineCallback(**SLICES), SparsityCallback(criterion="gradient", **SETTINGS))
     with pytest.raises(MisconfigurationException, match=r"criterion='gradient' needs the gradient of every weight"):
         both.fit(Module(), loader())
@@ -313,8 +313,8 @@ CASES = [
 
 @pytest.mark.parametrize("stop", [1, 2, 4, 5, 8, 9, 11])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_stop_and_resume_is_one_run_bit_for_bit(tmp_path, case, stop):
-    """Dropout draws random numbers, and validation comes between epochs of four steps."""
+def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, case, stop):
+    """With dropout, and a validation after each epoch of four steps."""
     seed_everything(0)
     module = Module(dropout=0.3)
     start = copy.deepcopy(module.state_dict())
@@ -347,7 +347,7 @@ def test_resuming_with_other_settings_or_without_masks_is_refused(tmp_path):
         run(tmp_path / "y", Module(), next((tmp_path / "plain").glob("*.ckpt")))
 
 
-def test_a_longer_run_keeps_the_ramp_it_began_with(tmp_path):
+def test_a_longer_run_keeps_its_schedule(tmp_path):
     settings = {"start": 0.25, "end": 0.75, "interval": 1}
     run(tmp_path / "short", Module(), **settings)
     module = Module()
@@ -356,8 +356,8 @@ def test_a_longer_run_keeps_the_ramp_it_began_with(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_the_best_checkpoint_is_one_that_has_all_zeros(tmp_path, mode):
-    """The score gets worse from epoch to epoch, as with pruning it does."""
+def test_the_best_checkpoint_has_all_zeros(tmp_path, mode):
+    """The score gets worse in each epoch, as it does while a network is pruned."""
 
     class Worse(Module):
         def on_validation_epoch_end(self):
@@ -371,7 +371,7 @@ def test_the_best_checkpoint_is_one_that_has_all_zeros(tmp_path, mode):
     assert (saved["state_dict"]["trunk.0.weight"] == 0).sum() == 48
 
 
-def test_what_is_logged_and_drawn(tmp_path):
+def test_logged_metrics_and_plot(tmp_path):
     logger = CSVLogger(tmp_path, name="", version="v")
     trainer(SparsityCallback(0.5, **SETTINGS), logger=logger, log_every_n_steps=1).fit(Module(), loader())
     lines = (tmp_path / "v" / "metrics.csv").read_text().splitlines()
@@ -383,17 +383,17 @@ def test_what_is_logged_and_drawn(tmp_path):
     assert (tmp_path / "v" / "sparsity.png").stat().st_size > 10_000
 
 
-def test_the_cost_report_is_summarised_at_the_end(caplog):
+def test_the_cost_report_is_printed_at_the_end(caplog):
     with caplog.at_level("INFO"):
         trainer(SparsityCallback(pattern="2:4", **SETTINGS)).fit(Module(), loader())
-    [told] = [record.message for record in caplog.records if record.message.startswith("Sparsity: pruned")]
-    assert told.startswith(
+    [message] = [record.message for record in caplog.records if record.message.startswith("Sparsity: pruned")]
+    assert message.startswith(
         "Sparsity: pruned 50.0 % (2:4; 96 of 192 weights in 2 matrices are zero): stored 0.0 MB dense"
     )
-    assert told.endswith("A plain checkpoint is as large and as fast as before.")
+    assert message.endswith("A plain checkpoint is as large and as fast as before.")
 
 
-def test_a_run_that_ends_early_says_so():
+def test_a_run_that_ends_early_warns():
     class Impatient(Module):
         def on_train_batch_end(self, *_):
             self.trainer.should_stop = self.trainer.global_step == 5
@@ -404,7 +404,7 @@ def test_a_run_that_ends_early_says_so():
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"sparsity": 1.0}, r"sparsity=1.0 is out of range; choose a number, 0 <= sparsity < 1"),
         ({"sparsity": "0.5"}, r"sparsity='0.5' is out of range"),
@@ -423,12 +423,12 @@ def test_a_run_that_ends_early_says_so():
         ({"criterion": "movement"}, r"criterion='movement'"),
     ],
 )
-def test_settings_that_are_refused(settings, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
         SparsityCallback(**settings)
 
 
-def test_steps_that_do_not_fit_the_run():
+def test_schedules_beyond_the_run_are_refused():
     with pytest.raises(MisconfigurationException, match=r"end=11 lies beyond the 10 optimizer steps"):
         trainer(SparsityCallback(targets="trunk", start=1, end=11)).fit(Module(), loader())
     with pytest.raises(ValueError, match="start=9 and end=5 are out of order"):
@@ -438,7 +438,7 @@ def test_steps_that_do_not_fit_the_run():
         trainer(SparsityCallback(targets="trunk", start=1, end=5)).fit(frozen, loader())
 
 
-def test_a_model_built_late_is_pruned_too():
+def test_a_model_built_in_configure_model_is_pruned():
     class Late(Module):
         def __init__(self):
             super().__init__()
@@ -454,22 +454,22 @@ def test_a_model_built_late_is_pruned_too():
 
 
 class Stream(IterableDataset):
-    """Ten batches, and no length."""
+    """Ten batches without a length."""
 
     def __iter__(self):
         return iter(loader().dataset)
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({}, r"start=0\.25 and end=0\.75 depends? on .* the training data have no length"),
         ({"start": 1}, r"end=0\.75 depends on .* give start and end as numbers of optimizer steps \(integers\)\."),
     ],
 )
-def test_shares_of_a_run_of_unknown_length_are_refused_before_the_first_step(settings, told):
+def test_shares_of_a_run_of_unknown_length_are_refused_before_the_first_step(settings, message):
     module = Module()
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         trainer(SparsityCallback(0.5, targets="trunk", **settings)).fit(module, DataLoader(Stream(), batch_size=4))
     assert module.seen == []
 
@@ -483,14 +483,14 @@ def test_shares_of_a_run_of_unknown_length_are_refused_before_the_first_step(set
         ({"schedule": "constant"}, {}),
     ],
 )
-def test_a_run_without_a_length_prunes_where_none_is_needed(settings, limits):
+def test_a_run_of_unknown_length_prunes_if_steps_are_given(settings, limits):
     module = Module()
     callback = SparsityCallback(0.5, targets="trunk", interval=2, **settings)
     trainer(callback, **limits).fit(module, DataLoader(Stream(), batch_size=4))
     assert module.seen[-1][1] == (48, 48)
 
 
-def test_a_run_without_a_step_prunes_nothing_and_ends_well():
+def test_a_run_without_steps_prunes_nothing():
     module = Module()
     trainer(SparsityCallback(pattern="2:4", targets="trunk"), limit_train_batches=0).fit(module, loader())
     assert all(layer.weight.count_nonzero() == 96 for layer in (module.trunk[0], module.trunk[2]))

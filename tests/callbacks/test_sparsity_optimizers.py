@@ -1,4 +1,4 @@
-"""What optimizers that scale by norms of a whole matrix make of its zeros: Adafactor, in float64, step by step."""
+"""Zeros under optimizers that scale by norms of a whole matrix: steps of Adafactor, in float64."""
 
 import math
 
@@ -13,7 +13,7 @@ DENSITY = LIVE / O
 
 
 def problem():
-    """A linear map with some living rows, the map of these rows alone, and data for both."""
+    """Return a linear layer with some nonzero rows, the layer of these rows alone, and data for both."""
     whole = nn.Linear(I, O, bias=False, dtype=torch.float64)
     with torch.no_grad():
         whole.weight[LIVE:] = 0
@@ -37,7 +37,7 @@ def train(net, x, y, optimizer, steps, masks=None):
 
 
 @pytest.mark.parametrize(("spike", "about"), [(1, 0.55), (1.5, 0.8), (100, 1.0)])
-def test_dead_rows_shorten_adafactors_step_by_the_root_of_the_density_unless_it_is_clipped(spike, about):
+def test_zero_rows_shorten_the_step_of_adafactor_by_the_root_of_the_density_unless_it_is_clipped(spike, about):
     """The closed form of docs/pruning.md: sqrt(d) max(1, R) / max(1, sqrt(d) R), R the RMS of the small update.
 
     Thirty gradients, the last one ``spike`` times as large: what Adafactor clips.
@@ -64,7 +64,7 @@ def test_dead_rows_shorten_adafactors_step_by_the_root_of_the_density_unless_it_
     assert expected == pytest.approx(about, abs=0.05)
 
 
-def test_without_clipping_a_higher_rate_makes_dead_rows_not_count():
+def test_without_clipping_a_higher_rate_compensates_for_zero_rows():
     """lr / sqrt(d): thirty steps equal those of the small dense matrix."""
     whole, small, x, y, masks = problem()
     train(small, x, y, torch.optim.Adafactor(small.parameters(), lr=0.01, d=1e6), 30)
@@ -73,8 +73,8 @@ def test_without_clipping_a_higher_rate_makes_dead_rows_not_count():
     assert not whole.weight[LIVE:].any()
 
 
-def test_with_clipping_they_differ_by_what_is_clipped_only():
-    """At the usual threshold of 1 the same correction comes within a few per cent."""
+def test_with_clipping_only_the_clipped_part_differs():
+    """At the default threshold of 1, the same correction is accurate to a few percent."""
     whole, small, x, y, masks = problem()
     start = small.weight.detach().clone()
     train(small, x, y, torch.optim.Adafactor(small.parameters(), lr=0.01), 30)
@@ -84,7 +84,7 @@ def test_with_clipping_they_differ_by_what_is_clipped_only():
 
 
 def relative_step(pattern, density):
-    """RMS of the step of living weights by their RMS, for weights and gradients that are all alike."""
+    """Return the RMS of the step of nonzero weights relative to their RMS, for equal weights and gradients."""
     net = nn.Linear(512, 512, bias=False, dtype=torch.float64)
     nn.init.normal_(net.weight)
     masks = NetworkMasks(net, parse_pattern(pattern), criterion="random")
@@ -100,7 +100,7 @@ def relative_step(pattern, density):
 
 
 @pytest.mark.parametrize("density", [0.5, 0.25, 0.1])
-def test_scattered_zeros_cancel_and_dead_rows_or_columns_do_not(density):
+def test_scattered_zeros_have_no_effect_and_zero_rows_or_columns_have_one(density):
     dense = relative_step("unstructured", 1.0)
     assert dense == pytest.approx(0.01, rel=0.02)
     assert relative_step("unstructured", density) == pytest.approx(dense, rel=0.05)
@@ -108,13 +108,13 @@ def test_scattered_zeros_cancel_and_dead_rows_or_columns_do_not(density):
         assert relative_step(pattern, density) == pytest.approx(math.sqrt(density) * dense, rel=0.05)
 
 
-def test_2_4_cancels_too():
+def test_2_4_zeros_have_no_effect():
     assert relative_step("2:4", 0.5) == pytest.approx(relative_step("unstructured", 1.0), rel=0.02)
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD], ids=lambda make: make.__name__)
 def test_elementwise_optimizers_keep_zeros_by_themselves(make):
-    """And do not count them: living rows train exactly like the small dense matrix."""
+    """They also ignore them: nonzero rows train exactly like the small dense matrix."""
     whole, small, x, y, masks = problem()
     momentum = {"momentum": 0.9, "nesterov": True} if make is torch.optim.SGD else {}
     settings = {"lr": 1e-3, "weight_decay": 0.1} | momentum
@@ -124,20 +124,20 @@ def test_elementwise_optimizers_keep_zeros_by_themselves(make):
     assert not whole.weight[LIVE:].any()
 
 
-def test_zeros_come_back_where_a_gradient_was_changed_after_the_cut():
-    """Then the optimizer's step is not trusted, and the weights are cut."""
+def test_zeros_hold_if_a_gradient_was_changed_after_masking():
+    """The weights are masked after the optimizer's step then."""
     whole, _, x, y, masks = problem()
     optimizer = torch.optim.AdamW(whole.parameters(), lr=0.01)
     (whole(x) - y).square().sum().backward()
     masks.mask_gradients()
-    whole.weight.grad.add_(1.0)  # such as noise for privacy
+    whole.weight.grad.add_(1.0)  # such as the noise of differential privacy
     optimizer.step()
     assert whole.weight[LIVE:].all()
     masks.mask_trained_weights(optimizer)
     assert not whole.weight[LIVE:].any()
 
 
-def test_a_gradient_that_was_replaced_after_the_cut_is_not_trusted_either():
+def test_zeros_hold_if_a_gradient_was_replaced_after_masking():
     whole, _, x, y, masks = problem()
     optimizer = torch.optim.SGD(whole.parameters(), lr=0.01)
     (whole(x) - y).square().sum().backward()

@@ -1,4 +1,4 @@
-"""A run that goes on in another folder ends with the best checkpoint of an uninterrupted one."""
+"""A run that resumes in another folder ends with the best checkpoint of an uninterrupted run."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ SCORES = [0.3, 0.9, 0.5, 0.7, 0.4, 0.8]  # by epoch
 
 
 class Scored(Module):
-    """Its validation scores are given; three steps an epoch."""
+    """A module with given validation scores and three steps per epoch."""
 
     def on_validation_epoch_end(self):
         self.log("score", SCORES[self.current_epoch])
@@ -34,7 +34,7 @@ def fit(folder, epochs, resume=None, **saver):
 
 
 def ranking(saver):
-    """Names, scores and steps of what a saver takes for best, and the best of them."""
+    """Return names, scores and steps of a saver's best checkpoints, and the best of them."""
     found = {}
     for path, score in saver.best_k_models.items():
         found[Path(path).name] = (round(float(score), 4), torch.load(path, weights_only=True)["global_step"])
@@ -53,7 +53,7 @@ def ranking(saver):
         {"save_weights_only": True},
     ],
 )
-def test_the_resumed_run_ranks_as_the_uninterrupted_one(tmp_path, saver, stop):
+def test_a_resumed_run_ranks_like_an_uninterrupted_run(tmp_path, saver, stop):
     whole = fit(tmp_path / "whole", len(SCORES), **saver)
     fit(tmp_path / "first", stop, **saver)
     rest = fit(tmp_path / "rest", len(SCORES), tmp_path / "first" / "last.ckpt", **saver)
@@ -67,7 +67,7 @@ def test_the_resumed_run_ranks_as_the_uninterrupted_one(tmp_path, saver, stop):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_resumed_twice_and_from_a_folder_that_was_moved(tmp_path):
+def test_a_run_may_resume_twice_and_from_a_moved_folder(tmp_path):
     fit(tmp_path / "first", 2)
     fit(tmp_path / "second", 3, tmp_path / "first" / "last.ckpt")
     shutil.rmtree(tmp_path / "first")
@@ -78,7 +78,7 @@ def test_resumed_twice_and_from_a_folder_that_was_moved(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
 @pytest.mark.parametrize("keep", [1, -1])
-def test_a_run_that_stops_before_anything_was_scored_has_no_best_to_carry(tmp_path, keep):
+def test_a_run_that_stops_before_the_first_score_has_no_best_to_copy(tmp_path, keep):
     fit(tmp_path / "whole", 2, save_top_k=keep)
     early = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
     saver = ModelCheckpoint(tmp_path / "first", monitor="score", mode="max", filename="best", save_top_k=keep)
@@ -93,8 +93,8 @@ def test_a_run_that_stops_before_anything_was_scored_has_no_best_to_carry(tmp_pa
     assert ranking(best)[1:] == ("best.ckpt", 0.9)
 
 
-def test_a_run_that_goes_on_in_its_own_folder(tmp_path, monkeypatch):
-    """Lightning compares the folders as they are written: a relative one would be another."""
+def test_a_run_may_resume_in_its_own_folder(tmp_path, monkeypatch):
+    """Lightning compares the paths as text, so a relative path would count as another folder."""
     fit(tmp_path / "run", 2)
     saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     monkeypatch.chdir(tmp_path)
@@ -108,19 +108,19 @@ def test_a_run_that_goes_on_in_its_own_folder(tmp_path, monkeypatch):
     assert ranking(fit(tmp_path / "run", 3, "run/last.ckpt"))[0] == {"best.ckpt": (0.9, 6)}
 
 
-def test_a_best_checkpoint_that_is_gone_or_was_overwritten_is_reported(tmp_path):
+def test_a_missing_or_overwritten_best_checkpoint_is_reported(tmp_path):
     fit(tmp_path / "first", 3)
     shutil.copy(tmp_path / "first" / "last.ckpt", tmp_path / "third_epoch.ckpt")
     (tmp_path / "first" / "best.ckpt").unlink()
     with pytest.warns(UserWarning, match=r"best checkpoint so far \(score=0\.9000\) is not at .*first/best\.ckpt'"):
         rest = fit(tmp_path / "rest", 5, tmp_path / "third_epoch.ckpt")
     assert ranking(rest) == ({"best.ckpt": (0.7, 12)}, "best.ckpt", 0.7)
-    shutil.copy(tmp_path / "rest" / "best.ckpt", tmp_path / "first" / "best.ckpt")  # of a later step, another score
+    shutil.copy(tmp_path / "rest" / "best.ckpt", tmp_path / "first" / "best.ckpt")  # of a later step with another score
     with pytest.warns(UserWarning, match="is not at"):
         fit(tmp_path / "again", 4, tmp_path / "third_epoch.ckpt")
 
 
-def test_a_test_of_the_copy_reports_no_other_folder(tmp_path, recwarn):
+def test_testing_the_copy_warns_of_no_other_folder(tmp_path, recwarn):
     fit(tmp_path / "first", 2)
     rest = fit(tmp_path / "rest", 3, tmp_path / "first" / "last.ckpt")
     callbacks = [CopyBestCheckpoint(), ModelCheckpoint(tmp_path / "elsewhere", monitor="score", mode="max")]

@@ -1,4 +1,4 @@
-"""Checkpoints and metrics in real runs: what is left when the disk fills up, or while a link is replaced."""
+"""Checkpoints and metrics in real runs, when the disk fills up and while a link is replaced."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ def checkpoint(folder, **settings):
 
 
 class FullFrom(Callback):
-    """From a step on, nothing reaches the disk any more."""
+    """From a given step on, writing to the disk fails."""
 
     def __init__(self, step, monkeypatch):
         self.step, self.monkeypatch = step, monkeypatch
@@ -39,7 +39,7 @@ class FullFrom(Callback):
 
 
 @pytest.mark.parametrize("ours", [lambda folder: SliceFineCallback(**SETTINGS), PreemptionCheckpoint])
-def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path, monkeypatch, ours):
+def test_a_full_disk_keeps_the_last_complete_checkpoint(tmp_path, monkeypatch, ours):
     run = trainer(ours(tmp_path), checkpoint(tmp_path), FullFrom(4, monkeypatch), enable_checkpointing=True)
     with pytest.raises(OSError, match=r"No space left on device: .*last\.ckpt") as caught:
         run.fit(Module(), loader(8))
@@ -48,17 +48,17 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path, monkeypatch, our
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_nothing_passes_through_the_temporary_folder(tmp_path, monkeypatch):
-    """Through it, a checkpoint for another device would be copied over the old one."""
+def test_the_temporary_folder_is_not_used(tmp_path, monkeypatch):
+    """From there, a checkpoint on another device would be copied over the old one."""
     scratch = tmp_path / "temporary"
-    monkeypatch.setattr("tempfile.tempdir", str(scratch))  # it does not exist: whoever writes there fails
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))  # it does not exist, so writing there fails
     trainer(SliceFineCallback(**SETTINGS), checkpoint(tmp_path / "run"), enable_checkpointing=True).fit(
         Module(), loader(3)
     )
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
-def test_remote_paths_are_left_to_lightning():
+def test_lightning_handles_remote_paths():
     run = trainer(SliceFineCallback(**SETTINGS))
     run.fit(Module(), loader(2))
     run.save_checkpoint("memory://bucket/run/last.ckpt")
@@ -71,7 +71,7 @@ class OwnIO(TorchCheckpointIO):
 
 
 @pytest.mark.parametrize("given", [None, OwnIO, AsyncCheckpointIO, lambda: AsyncCheckpointIO(OwnIO())])
-def test_a_checkpoint_io_of_the_user_stays(tmp_path, given):
+def test_a_checkpoint_io_of_the_user_is_kept(tmp_path, given):
     plugins = [] if given is None else [given()]
     run = trainer(SparsityCallback(targets="trunk.2", interval=1), plugins=plugins)
     run.fit(Module(), loader(4))
@@ -84,7 +84,7 @@ def test_a_checkpoint_io_of_the_user_stays(tmp_path, given):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
-def test_a_link_to_the_last_checkpoint_leads_to_a_whole_one_at_every_moment(tmp_path, monkeypatch):
+def test_the_link_to_the_last_checkpoint_is_valid_at_every_moment(tmp_path, monkeypatch):
     seen = []
 
     def watched(function):
@@ -117,7 +117,7 @@ def test_a_file_system_without_links_gets_a_copy(tmp_path, monkeypatch):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
-def test_metrics_never_cost_a_run_and_come_back_with_the_space(tmp_path, monkeypatch):
+def test_metrics_that_cannot_be_written_are_written_later(tmp_path, monkeypatch):
     """The disk is full from step 2 to step 4 of 6."""
 
     class SpaceAgain(Callback):
@@ -139,7 +139,7 @@ def test_metrics_never_cost_a_run_and_come_back_with_the_space(tmp_path, monkeyp
 
 
 class BrokenLogger(Logger):
-    """Every method that writes fails, as that of a logger whose server is gone."""
+    """Every method that writes fails, as if the server of the logger were down."""
 
     name, version, save_dir = "broken", 0, "there"
 
@@ -161,7 +161,7 @@ def test_a_logger_that_cannot_write_does_not_end_the_run(tmp_path):
     assert len(logger.calls) > 3
 
 
-def test_a_fault_in_a_logger_is_not_hidden():
+def test_a_bug_in_a_logger_is_not_hidden():
     class Faulty(BrokenLogger):
         def log_metrics(self, metrics, step=None):
             raise KeyError(step)

@@ -1,4 +1,4 @@
-"""What a search, an error or a lost trainer leaves of our callbacks in a module: nothing, at least in the next fit."""
+"""After a search, an error or a lost trainer, the module is plain again, at the latest in its next fit."""
 
 import copy
 import gc
@@ -22,15 +22,15 @@ from slicefine_pl.slicing import close_slices
 
 @pytest.fixture(autouse=True)
 def no_garbage_collection(monkeypatch):
-    """A search for a batch size collects garbage before each trial, which takes seconds in a long test run."""
+    """Skip the garbage collection before each trial of a batch-size search, which takes seconds in a long test run."""
     monkeypatch.setattr(batch_size_scaling, "garbage_collection_cuda", lambda: None)
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")  # Lightning's, of its own checkpoints
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")  # Lightning warns of its own checkpoints
 
 
 class Module(LightningModule):
-    """Fails, or stops, at the training step that it is told; counts them."""
+    """Raise, or stop, at a given training step; count the steps."""
 
     def __init__(self, error=None, at=0, frozen=()):
         super().__init__()
@@ -79,13 +79,13 @@ def flags(module: nn.Module) -> dict[str, bool]:
 
 
 def traces(module: nn.Module) -> list[object]:
-    """All by which a module could differ from a plain one."""
+    """Return everything in which a module may differ from a plain one."""
     hooks = [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules()]
     return [[type(part) for part in module.modules()], flags(module), hooks, sorted(vars(module))]
 
 
 def assert_as_before(module: Module, plain: Module) -> None:
-    """Classes, flags, hooks and attributes; but for those that Lightning itself leaves in a module."""
+    """Compare classes, flags, hooks and attributes, except those that Lightning itself leaves in a module."""
     ours, theirs = traces(module), traces(plain)
     assert ours[:3] == theirs[:3]
     assert {"configure_callbacks", "configure_model", "slicefine_deferred"}.isdisjoint(vars(module))
@@ -106,7 +106,7 @@ OURS = {"slices": [sliced], "masks": [pruned], "both": [sliced, pruned], "with d
 
 @pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
 @pytest.mark.parametrize("ours", OURS.values(), ids=OURS)
-def test_after_a_search_the_module_is_what_it_was(ours, search, tmp_path):
+def test_a_search_does_not_change_the_module(ours, search, tmp_path):
     module = Module(frozen=["trunk.0.bias"])
     plain = copy.deepcopy(module)
     search(Tuner(trainer(tmp_path, *(make() for make in ours))), module)
@@ -118,8 +118,8 @@ def test_after_a_search_the_module_is_what_it_was(ours, search, tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
 @pytest.mark.parametrize("search", [SEARCHES["lr_find"], SEARCHES["power"]], ids=["lr_find", "power"])
 @pytest.mark.parametrize("ours", OURS.values(), ids=OURS)
-def test_after_a_search_that_fails_the_next_fit_is_that_of_a_plain_module(ours, search, error, tmp_path):
-    """Lightning loses the callbacks where a search for a rate fails, so that nobody can close what they opened."""
+def test_after_a_failed_search_the_next_fit_trains_a_plain_module(ours, search, error, tmp_path):
+    """If a learning-rate search fails, Lightning loses the callbacks, which then cannot clean up."""
     module = Module(error, at=2, frozen=["trunk.0.bias"])
     plain = Module(frozen=["trunk.0.bias"])
     plain.load_state_dict(module.state_dict())
@@ -135,13 +135,13 @@ def test_after_a_search_that_fails_the_next_fit_is_that_of_a_plain_module(ours, 
         assert torch.equal(value, plain.state_dict()[name]), name
 
 
-def test_after_a_search_that_fails_a_new_trainer_slices_again(tmp_path):
+def test_after_a_failed_search_a_new_trainer_slices_again(tmp_path):
     module, first = Module(RuntimeError("no"), at=2), sliced()
     with pytest.raises(RuntimeError, match="no"):
         SEARCHES["lr_find"](Tuner(trainer(tmp_path, first)), module)
     module.error, plain = None, copy.deepcopy(module.head)
     other = Module()
-    trainer(tmp_path, first).fit(other)  # the same callback with another module, whose slices are its own
+    trainer(tmp_path, first).fit(other)  # the same callback with another module
     assert type(other.trunk[0]) is nn.Linear
     trainer(tmp_path, sliced()).fit(module)
     assert type(module.trunk[0]) is nn.Linear
@@ -149,8 +149,8 @@ def test_after_a_search_that_fails_a_new_trainer_slices_again(tmp_path):
     assert not torch.equal(module.head.weight, plain.weight)
 
 
-def test_the_trainer_that_has_lost_its_callbacks_is_refused(tmp_path):
-    """It would train the whole network, where slices were asked for."""
+def test_a_trainer_that_has_lost_its_callbacks_is_refused(tmp_path):
+    """It would train the whole network instead of slices."""
     module, run = Module(RuntimeError("no"), at=2), trainer(tmp_path, sliced())
     with pytest.raises(RuntimeError, match="no"):
         SEARCHES["lr_find"](Tuner(run), module)
@@ -164,7 +164,7 @@ def test_the_trainer_that_has_lost_its_callbacks_is_refused(tmp_path):
 
 
 class Callbacks(Callback):
-    """Raises in a hook."""
+    """Raise in a given hook."""
 
     def __init__(self, hook):
         setattr(self, hook, self.fail)
@@ -174,7 +174,7 @@ class Callbacks(Callback):
 
 
 class Late(Module):
-    """Builds its model late, and may fail there."""
+    """Builds its model in configure_model, and may fail there."""
 
     def __init__(self, fails=False):
         super().__init__()
@@ -196,7 +196,7 @@ def test_an_error_anywhere_leaves_a_plain_module(kind, hook, first, tmp_path):
     assert_as_before(module, kind())
 
 
-def test_an_error_while_the_model_is_built_leaves_nothing_that_waits(tmp_path):
+def test_an_error_while_the_model_is_built_cancels_deferred_actions(tmp_path):
     module = Late(fails=True)
     with pytest.raises(RuntimeError, match="mine"):
         trainer(tmp_path, sliced(), pruned()).fit(module)
@@ -207,7 +207,7 @@ def test_an_error_while_the_model_is_built_leaves_nothing_that_waits(tmp_path):
 
 
 def abandoned(tmp_path, module: Module) -> None:
-    """A fit of which nobody of ours hears the end, and whose trainer is gone."""
+    """Run a fit whose end is not reported to our callbacks, and whose trainer is deleted."""
 
     class Silent(Callback):
         def on_train_batch_end(self, trainer, *_):
@@ -219,7 +219,7 @@ def abandoned(tmp_path, module: Module) -> None:
     gc.collect()
 
 
-def test_the_next_fit_cleans_up_after_a_trainer_that_is_gone_and_a_validation_does_not(tmp_path, caplog):
+def test_the_next_fit_cleans_up_after_a_deleted_trainer_and_a_validation_does_not(tmp_path, caplog):
     class Watched(Module):
         def validation_step(self, batch, batch_idx):
             self(batch)
@@ -242,7 +242,7 @@ def test_the_next_fit_cleans_up_after_a_trainer_that_is_gone_and_a_validation_do
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
 def test_a_copy_with_open_slices_says_how_to_close_them(copied, tmp_path):
-    """The copy is nobody's: no callback knows it."""
+    """No callback knows the copy."""
 
     class Copies(Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
@@ -262,7 +262,7 @@ def test_a_copy_with_open_slices_says_how_to_close_them(copied, tmp_path):
 
 
 class Notes(Callback):
-    """The states of the others, and of the optimizer, after each batch."""
+    """Record the states of other callbacks, and of the optimizer, after each batch."""
 
     def __init__(self, *others):
         self.others, self.seen = others, []
@@ -274,7 +274,7 @@ class Notes(Callback):
 
 
 class Midway(LearningRateFinder):
-    """Searches before the second epoch, as Lightning's documentation shows it."""
+    """Search before the second epoch, as in Lightning's documentation."""
 
     def on_fit_start(self, *_):
         pass
@@ -285,7 +285,7 @@ class Midway(LearningRateFinder):
 
 
 def assert_same(ours, theirs) -> None:
-    """Equal to the last bit, whatever it holds."""
+    """Compare nested structures bit for bit."""
     (left, kind), (right, other) = tree_flatten(ours), tree_flatten(theirs)
     assert kind == other
     for one, two in zip(left, right, strict=True):
@@ -296,7 +296,7 @@ def assert_same(ours, theirs) -> None:
 
 
 class Nesterov(Module):
-    """Whose optimizer keeps a part of its state in another type than the parameters."""
+    """A module whose optimizer keeps a part of its state in another dtype than the parameters."""
 
     def configure_optimizers(self):
         return torch.optim.NAdam([p for p in self.parameters() if p.requires_grad], lr=self.lr)
@@ -308,7 +308,7 @@ class Undrawn(SliceMap):
 
 
 def whole_run(folder, *more, kind=Module, precision="32-true", **settings):
-    """Weights, and our callbacks' states after every batch; but for random numbers, as Lightning draws others."""
+    """Return weights, and the callbacks' states after every batch, without random states, which Lightning changes."""
     torch.manual_seed(5)
     module = kind()
     module.trunk[3].p = 0.0

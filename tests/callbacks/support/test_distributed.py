@@ -1,4 +1,4 @@
-"""Callbacks on two real processes: they agree on places, masks and dropped steps, and an error ends all of them."""
+"""Callbacks on two real processes: they agree on positions, masks and skipped steps, and an error ends both."""
 
 import os
 import time
@@ -21,7 +21,7 @@ def rank():
 
 
 def sliced(strategy, settings, *others):
-    """Places and sums of weights after a run, in which Lightning gives every process other data."""
+    """Return positions and sums of weights after a run with different data on each process."""
     module, callback = sliced_run.Module(), SliceFineCallback(**sliced_run.SETTINGS | settings)
     sliced_run.trainer(callback, *others, strategy=strategy_of(strategy), devices=2).fit(module, sliced_run.loader(16))
     places = [state["index"].tolist() for state in callback.state_dict()["slices"]["slices"].values()]
@@ -41,20 +41,20 @@ def pruned(criterion):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_processes_that_see_other_data_agree_on_what_is_important(strategy):
+def test_processes_with_different_data_agree_on_importance(strategy):
     one, two = processes.run(sliced, 2, strategy, {"interval": 3, "order": "importance"})
     assert one == two
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("criterion", ["magnitude", "wanda", "gradient", "random"])
-def test_processes_that_see_other_data_make_the_same_masks(criterion):
+def test_processes_with_different_data_make_the_same_masks(criterion):
     one, two = processes.run(pruned, 2, criterion)
     assert one == two
 
 
 class Spoil(Callback):
-    """Makes the third loss of one process infinite."""
+    """Make the third loss of one process infinite."""
 
     def on_before_backward(self, trainer, pl_module, loss):
         if trainer.global_rank == 1 and trainer.global_step == 2:
@@ -71,14 +71,14 @@ def spoiled(strategy, nonfinite):
 @pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_loss_that_is_not_finite_on_one_process_counts_on_all(strategy):
+def test_a_nonfinite_loss_of_one_process_skips_the_step_on_all(strategy):
     one, two = processes.run(spoiled, 2, strategy, "skip")
     assert one == two
     assert all("Step 2" in error for error in processes.run(spoiled, 2, strategy, "raise"))
 
 
 def seeded_apart(what):
-    """The second process was given another seed."""
+    """The second process has another seed."""
     try:
         if what == "slices":
             sliced("ddp", {"interval": 3, "seed": rank()})
@@ -92,14 +92,14 @@ def seeded_apart(what):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("what", "named"), [("slices", "live lines in trunk.0"), ("masks", "masks in trunk.0.weight")])
-def test_processes_that_choose_otherwise_are_named_with_the_layer(what, named):
-    for told in processes.run(seeded_apart, 2, what):
-        assert "Process 1" in told
-        assert named in told
+def test_a_process_that_differs_is_named_with_the_layer(what, named):
+    for message in processes.run(seeded_apart, 2, what):
+        assert "Process 1" in message
+        assert named in message
 
 
 class BuiltLate(LightningModule):
-    """Builds its model, and shards it itself, in configure_model."""
+    """Builds and shards its model in configure_model."""
 
     def __init__(self):
         super().__init__()
@@ -160,16 +160,16 @@ def failing(strategy):
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_an_error_in_one_process_ends_the_other(strategy):
-    """Nobody may wait for it: neither at closing the slices, nor for its part of the state."""
-    (told, seconds), (own, _) = processes.run(failing, 2, strategy, timeout=60)
+    """The other process must not wait for it, neither to close the slices nor for its part of the state."""
+    (message, seconds), (own, _) = processes.run(failing, 2, strategy, timeout=60)
     assert own == "this process has lost its disk"
-    assert "closed" in told.lower() or "reset" in told.lower()
+    assert "closed" in message.lower() or "reset" in message.lower()
     assert seconds < 30
 
 
 @pytest.mark.parametrize("strategy", [ModelParallelStrategy, FSDPStrategy])
 @pytest.mark.parametrize("callback", [SliceFineCallback, SparsityCallback])
-def test_other_ways_of_sharding_are_refused(strategy, callback):
+def test_other_sharding_strategies_are_refused(strategy, callback):
     trainer = sliced_run.trainer(callback())
     trainer._accelerator_connector.strategy = strategy()
     with pytest.raises(MisconfigurationException, match=rf"{callback.__name__} does not work with {strategy.__name__}"):
@@ -184,7 +184,7 @@ def test_pruning_a_sharded_network_is_refused():
 
 
 class Dropped(sliced_run.Module):
-    """Draws random numbers in every step, other ones on every process."""
+    """Draws different random numbers on every process in every step."""
 
     def __init__(self):
         super().__init__()
@@ -204,7 +204,7 @@ def with_dropout(folder, stop, resume, strategy):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_every_process_goes_on_with_its_own_random_numbers(strategy, tmp_path):
+def test_every_process_resumes_its_own_random_state(strategy, tmp_path):
     processes.run(with_dropout, 2, tmp_path / "whole", 7, None, strategy)
     processes.run(with_dropout, 2, tmp_path / "first", 4, None, strategy)
     processes.run(with_dropout, 2, tmp_path / "rest", 7, str(tmp_path / "first" / "last.ckpt"), strategy)
@@ -225,14 +225,14 @@ def wanda(folder, stop, resume):
 
 @pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore")
-def test_what_processes_have_seen_of_inputs_is_added_up_once(tmp_path):
+def test_sums_of_inputs_over_processes_are_restored_once(tmp_path):
     whole = processes.run(wanda, 2, tmp_path / "whole", 9, None)
     processes.run(shortened, 2, tmp_path / "first", 5)
     assert processes.run(wanda, 2, tmp_path / "rest", 9, str(tmp_path / "first" / "last.ckpt")) == whole
 
 
 def shortened(folder, stop):
-    """A run of nine steps that saves at the fifth."""
+    """Train nine steps and save at the fifth."""
 
     class Stop(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -258,7 +258,7 @@ def test_a_checkpoint_of_closed_slices_can_be_saved(tmp_path):
     assert "state_dict" in torch.load(tmp_path / "plain.ckpt", weights_only=True)
 
 
-def test_averages_of_a_sharded_network_are_refused():
+def test_weight_averaging_of_a_sharded_network_is_refused():
     trainer = sliced_run.trainer(SliceFineCallback(), EMAWeightAveraging())
     trainer._accelerator_connector.strategy = FullyShardedStrategy()
     with pytest.raises(MisconfigurationException, match="EMAWeightAveraging cannot average weights that are sharded"):

@@ -52,7 +52,7 @@ OTHERS = {
     ),
 }
 RUNS = {"columns": {}, "rows": {"axis": "row"}, "alternate": {"axis": "alternate"}, "kept": {"optimizer_state": "keep"}}
-REFUSED = {  # what sees the padding of shorter lines, or would write weights of the old place to the new one
+REFUSED = {  # optimizers that see the padding of shorter lines, or write weights of an earlier position
     ("adafactor", "alternate"), ("transformers adafactor", "alternate"),
     ("transformers adafactor, fixed rate", "alternate"), ("timm madgrad", "kept"), ("timm lookahead_adam", "kept"),
 }  # fmt: skip
@@ -78,7 +78,7 @@ def examples():
 
 
 def sliced(make, **settings):
-    """Train with slices; the module, and the lines that were live at each step."""
+    """Train with slices; return the module, and the trainable lines at each step."""
     callback, places = SliceFineCallback(R, interval=INTERVAL, targets="trunk", also_train="head", **settings), []
 
     class Places(Callback):
@@ -95,7 +95,7 @@ def sliced(make, **settings):
 
 
 def dense(make, places, keep, joint):
-    """The same by hand: ``joint`` for an optimizer that treats all parameters as one vector."""
+    """Train the same lines in plain torch; ``joint`` if the optimizer treats all parameters as one vector."""
     module = Module(make).double()
     weight, head = module.trunk.weight.detach(), module.head.weight
     lines = lambda line: weight if line == "row" else weight.t()
@@ -130,7 +130,7 @@ def dense(make, places, keep, joint):
 
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("name", TORCH | OTHERS)
-def test_an_optimizer_trains_a_slice_as_it_trains_a_network_of_that_slice(name, run):
+def test_an_optimizer_trains_a_slice_like_a_network_of_that_slice(name, run):
     make = (TORCH | OTHERS)[name]
     if (name, run) in REFUSED:
         with pytest.raises(MisconfigurationException, match=r"padding|earlier position"):
@@ -143,7 +143,7 @@ def test_an_optimizer_trains_a_slice_as_it_trains_a_network_of_that_slice(name, 
     torch.testing.assert_close(ours.head.weight, head, rtol=1e-9, atol=1e-12)
 
 
-def test_a_differentiable_optimizer_makes_plain_steps_and_says_so():
+def test_differentiable_is_turned_off_with_a_warning():
     make = lambda p, **others: optim.SGD(p, 0.02, momentum=0.9, **others)
     with pytest.warns(UserWarning, match="differentiable=True"):
         ours, places = sliced(lambda p: make(p, differentiable=True))
@@ -152,8 +152,8 @@ def test_a_differentiable_optimizer_makes_plain_steps_and_says_so():
 
 
 @pytest.mark.parametrize("name", ["lamb", "adan"])
-def test_an_optimizer_that_counts_steps_by_the_group_needs_a_group_for_slices(name):
-    """Else the step after a move is that of a long run with an empty memory, several times too large."""
+def test_an_optimizer_that_counts_steps_per_group_needs_a_group_for_slices(name):
+    """Otherwise the first step after a move would be several times too large."""
     with pytest.raises(MisconfigurationException, match=r"cannot reset its state .* group of their own"):
         sliced(timms(name))
     apart = lambda p: timms(name)([{"params": p[:1]}, {"params": p[1:]}])
@@ -173,13 +173,13 @@ def test_an_optimizer_that_counts_steps_by_the_group_needs_a_group_for_slices(na
     ],
     ids=["sparse", "capturable", "dampened", "second order"],
 )
-def test_what_cannot_work_is_refused_before_the_first_step(make, message):
+def test_unsuitable_optimizers_are_refused_before_the_first_step(make, message):
     with pytest.raises(MisconfigurationException, match=message):
         sliced(make)
 
 
 def test_square_matrices_have_no_padding():
-    """Adafactor may alternate there."""
+    """So Adafactor may alternate."""
     module = Module(optim.Adafactor)
     module.trunk, module.head = nn.Linear(I, I, bias=False), nn.Linear(I, 3, bias=False)
     callback = SliceFineCallback(R, axis="alternate", interval=INTERVAL, targets="trunk", also_train="head")

@@ -1,4 +1,4 @@
-"""Other people's callbacks beside ours: they work, or one sentence names the cause."""
+"""Our callbacks with those of others: they work together, or an error names the cause."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ class Module(LightningModule):
 
 
 class Thaw(BaseFinetuning):
-    """Freezes nothing before training, and unfreezes later."""
+    """Freeze nothing before training, and unfreeze later."""
 
     def freeze_before_training(self, pl_module):
         pass
@@ -65,7 +65,7 @@ def loader(batches=4) -> DataLoader:
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize(
-    ("ours", "theirs", "told"),
+    ("ours", "theirs", "message"),
     [
         (
             sliced,
@@ -87,19 +87,19 @@ def loader(batches=4) -> DataLoader:
         (pruned, lambda: Sparse(targets="backbone"), "2 callbacks of the kind SparsityCallback"),
     ],
 )
-def test_what_cannot_work_is_refused_before_the_first_step(ours, theirs, told, first):
+def test_conflicts_are_refused_before_the_first_step(ours, theirs, message, first):
     module, both = Module(), [ours(), theirs()]
-    with pytest.raises(MisconfigurationException, match=told):
+    with pytest.raises(MisconfigurationException, match=message):
         fit(*(both if first else both[::-1]), module=module)
     assert type(module.backbone[0]) is nn.Linear
 
 
-def test_two_of_the_same_class_are_refused_by_lightning():
+def test_lightning_refuses_two_of_the_same_class():
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `SliceFineCallback`"):
         Trainer(callbacks=[sliced(), sliced()], logger=False)
 
 
-def test_a_callback_that_the_module_brings_replaces_that_of_the_trainer():
+def test_a_callback_of_the_module_replaces_that_of_the_trainer():
     class Brings(Module):
         def configure_callbacks(self):
             return [sliced()]
@@ -111,17 +111,17 @@ def test_a_callback_that_the_module_brings_replaces_that_of_the_trainer():
 
 
 @pytest.mark.parametrize(
-    ("ours", "told"),
+    ("ours", "message"),
     [
         (sliced, "torch.nn.utils.prune cannot replace the weight of a layer while its slices are open"),
         (pruned, r"backbone\.0\.weight is no longer a parameter"),
     ],
 )
 @pytest.mark.parametrize("recorded", [True, False])
-def test_pruning_by_torch_in_the_middle_of_a_run_says_so(ours, told, recorded):
+def test_pruning_by_torch_during_a_run_is_reported(ours, message, recorded):
     def cut(trainer, pl_module):
         with torch.set_grad_enabled(recorded):
             prune.l1_unstructured(pl_module.backbone[0], "weight", 0.5)
 
-    with pytest.raises(RuntimeError, match=told):
+    with pytest.raises(RuntimeError, match=message):
         fit(ours(), LambdaCallback(on_train_epoch_start=cut))

@@ -1,4 +1,4 @@
-"""Lightning's table, ours and the network itself agree on the number of parameters while slices are open."""
+"""While slices are open, Lightning's table, ours and the network agree on the number of parameters."""
 
 import logging
 
@@ -16,7 +16,7 @@ TOTAL = sum(OWN.values())
 
 
 class Module(LightningModule):
-    """A trunk, a head, and a matrix of the module itself."""
+    """A trunk, a head, and a parameter of the module itself."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ class Module(LightningModule):
 
 
 class Look(Callback):
-    """Count as somebody who knows nothing of slices."""
+    """Count parameters as Lightning does."""
 
     def on_train_start(self, trainer, pl_module):
         tables = [summarize(pl_module, max_depth=depth) for depth in (1, -1)]
@@ -56,8 +56,8 @@ def fit(module: Module, *callbacks: Callback, **settings) -> Look:
 
 
 @pytest.mark.parametrize("axis", ["column", "row", "alternate"])
-def test_slices_count_as_the_entries_of_weights_that_they_are(axis):
-    """Alternating slices are padded; the padding is no parameter that is trained."""
+def test_slices_count_as_entries_of_their_weights(axis):
+    """Alternating slices are padded; the padding does not count as trained."""
     slicing = SliceFineCallback(rank=2, axis=axis, targets=["trunk", "matrix"], also_train="head")
     look = fit(Module(), slicing, enable_model_summary=False)
     lines = 2 * ((8 + 8 + 8) if axis != "row" else (6 + 8 + 8))
@@ -68,7 +68,7 @@ def test_slices_count_as_the_entries_of_weights_that_they_are(axis):
     assert (look.counts.total, look.counts.trained) == (TOTAL, lines + OWN["head"])
 
 
-def test_a_closed_module_is_counted_as_ever():
+def test_a_closed_module_has_the_usual_counts():
     module = Module()
     fit(module, SliceFineCallback(rank=2, targets="trunk", also_train="head"), enable_model_summary=False)
     table = summarize(module)
@@ -77,7 +77,7 @@ def test_a_closed_module_is_counted_as_ever():
 
 
 @pytest.mark.parametrize("given", [None, ModelSummary(max_depth=-1), RichModelSummary(max_depth=-1)])
-def test_the_printed_table_counts_no_flops_that_nobody_counted(given, caplog, capsys):
+def test_the_table_has_no_flops_without_an_example_input(given, caplog, capsys):
     callbacks = [SliceFineCallback(rank=2, targets="trunk", also_train="head"), *filter(None, [given])]
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         fit(Module(), *callbacks)
@@ -87,10 +87,10 @@ def test_the_printed_table_counts_no_flops_that_nobody_counted(given, caplog, ca
     assert ("trunk.0" in said) == (given is not None)
 
 
-def test_flops_of_an_example_are_those_of_the_dense_network(capsys):
+def test_flops_of_an_example_input_are_those_of_the_dense_network(capsys):
     module = Module()
     module.example_input_array = torch.randn(3, 6)
     dense = summarize(module).total_flops
     look = fit(module, SliceFineCallback(rank=2, targets=["trunk", "matrix"], also_train="head"))
     assert look.flops == dense == 2 * 3 * (6 * 8 + 8 * 8 + 8 * 8 + 8 * 2)
-    assert "Total FLOPs" in capsys.readouterr().out  # Lightning's own table, which is right then
+    assert "Total FLOPs" in capsys.readouterr().out  # Lightning's own table

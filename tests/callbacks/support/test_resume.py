@@ -50,14 +50,14 @@ KINDS = {
 def test_a_resumed_run_equals_an_uninterrupted_one(kind, stop, uninterrupted, tmp_path):
     settings = dict(KINDS[kind])
     whole = uninterrupted(kind, **settings)
-    seed_everything(99)  # another process, another start
+    seed_everything(99)  # a resumed run is another process
     run(tmp_path, Module(settings.pop("optimizer", "adamw")), whole / f"step={stop}.ckpt", **settings)
     assert_same_checkpoint(tmp_path / "step=15.ckpt", whole / "step=15.ckpt")
 
 
 @pytest.mark.parametrize("after_validation", [True, False])
 def test_a_shuffling_loader_resumes_at_the_end_of_an_epoch(after_validation, tmp_path):
-    """DataLoader(shuffle=True) takes its order from the global generator: at an epoch's end that is restored too."""
+    """DataLoader(shuffle=True) draws its order from the global generator, which is restored at the end of an epoch."""
     when = {"save_on_train_epoch_end": not after_validation, "save_top_k": -1}
     shuffled = lambda: DataLoader(Examples(), batch_size=4, shuffle=True)
     seed_everything(1)
@@ -81,7 +81,7 @@ OTHERS = {
 @pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
 @pytest.mark.parametrize("stop", [1, 4, 7])
 @pytest.mark.parametrize("name", OTHERS)
-def test_callbacks_that_act_when_an_epoch_starts_do_so_in_a_run_that_resumes_in_the_middle_of_one(name, stop, tmp_path):
+def test_epoch_start_hooks_are_replayed_in_a_run_that_resumes_in_the_middle_of_an_epoch(name, stop, tmp_path):
     seed_everything(1)
     run(tmp_path / "whole", Module(), others=[OTHERS[name]])
     seed_everything(99)
@@ -92,7 +92,7 @@ def test_callbacks_that_act_when_an_epoch_starts_do_so_in_a_run_that_resumes_in_
 
 @pytest.mark.parametrize("averaging", [(), (EMAWeightAveraging(decay=0.5),)], ids=["alone", "averaged"])
 def test_a_float32_slice_of_a_bfloat16_model_resumes_with_all_its_bits(averaging, tmp_path):
-    """Weight averaging loads the weights once more, rounded, after the slices were restored."""
+    """Weight averaging loads the rounded weights again after the slices were restored."""
     settings = {"slice_dtype": "float32", "others": averaging}
 
     class Half(Module):
@@ -149,14 +149,14 @@ def test_a_checkpoint_without_slices_is_refused_and_one_with_slices_needs_the_ca
     plain.save_checkpoint(tmp_path / "plain.ckpt")
     with pytest.raises(MisconfigurationException, match="written without SliceFineCallback"):
         run(tmp_path, Module(), tmp_path / "plain.ckpt")
-    with pytest.raises(ValueError, match="parameter group"):  # torch's own: the saved optimizer knows slices
+    with pytest.raises(ValueError, match="parameter group"):  # a warning of torch: the saved optimizer knows slices
         Trainer(**quiet, default_root_dir=tmp_path).fit(
             Module(), resumable_loader(), ckpt_path=uninterrupted("sweep") / "step=4.ckpt"
         )
 
 
 def test_the_weights_alone_start_a_new_run_with_other_settings(uninterrupted, tmp_path):
-    """The documented way round the refusals: load the weights, give no ckpt_path."""
+    """As the error messages suggest: load the weights and pass no ckpt_path."""
     module = Module()
     module.load_state_dict(torch.load(uninterrupted("sweep") / "step=4.ckpt")["state_dict"], strict=True)
     run(tmp_path, module, rank=3, interval=1)
@@ -179,7 +179,7 @@ t.run(Path({folder!r}), Slow())
 """
 
 
-def test_a_killed_run_resumes_from_what_lies_on_disk(uninterrupted, tmp_path):
+def test_a_killed_run_resumes_from_the_files_on_disk(uninterrupted, tmp_path):
     """kill -9 in the middle: every checkpoint on disk is whole, and the last one leads to the same end."""
     folder = tmp_path / "killed"
     script = KILLED.format(tests=str(Path(__file__).parents[2]), folder=str(folder))

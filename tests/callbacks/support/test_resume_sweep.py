@@ -1,4 +1,4 @@
-"""Forty random runs, stopped at a random step and resumed, against the runs that never stopped: bit for bit."""
+"""Forty random runs, stopped at a random step and resumed, equal the uninterrupted runs bit for bit."""
 
 import random
 
@@ -50,7 +50,7 @@ OPTIMIZERS = {
 
 
 class Looked(nn.Module):
-    """Words looked up, then two maps."""
+    """An embedding and two linear layers."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +95,7 @@ class Module(LightningModule):
 
 
 class Examples(Dataset):
-    """Numbers that depend on their index alone."""
+    """Numbers that depend only on their index."""
 
     def __init__(self, dtype):
         self.dtype = dtype
@@ -110,23 +110,23 @@ class Examples(Dataset):
 
 
 def drawn(number):
-    """The settings of one run; every optimizer has its turn."""
+    """Return the settings of one run; the runs take turns through the optimizers."""
     generator = random.Random(number)
     chosen = {name: generator.choice(values) for name, values in CHOICES.items()}
     chosen["optimizer"] = list(OPTIMIZERS)[number % len(OPTIMIZERS)]
     if chosen["axis"] == "alternate":
         chosen["optimizer_state"] = "reset"
     if chosen["optimizer"] == "adafactor":
-        chosen["axis"] = chosen["axis"].replace("alternate", "row")  # the other is refused
+        chosen["axis"] = chosen["axis"].replace("alternate", "row")  # alternating is refused
         chosen["precision"] = {"16-true": "bf16-true"}.get(
             chosen["precision"], chosen["precision"]
-        )  # squares of float16
+        )  # squares overflow in float16
     return chosen
 
 
 def train(chosen, folder, resume=None):
-    """So many steps, each with a checkpoint; without the one to go on from, all from the start."""
-    seed_everything(1 if resume is None else 99, verbose=False)  # who resumes is another process
+    """Train and save a checkpoint after each step, from the start or from a checkpoint."""
+    seed_everything(1 if resume is None else 99, verbose=False)  # a resumed run is another process
     shared = ("axis", "order", "rank", "interval", "optimizer_state", "backend", "slice_dtype")
     callbacks = [SliceFineCallback(**{name: chosen[name] for name in shared}, targets="trunk", also_train="head")]
     if chosen["schedule"] is not None:
@@ -147,7 +147,7 @@ def train(chosen, folder, resume=None):
     trainer.fit(Module(chosen), ResumableLoader(examples, batch_size=8), ckpt_path=resume)
 
 
-def test_the_runs_reach_every_choice():
+def test_the_runs_cover_every_choice():
     runs = [drawn(number) for number in range(RUNS)]
     assert {run["optimizer"] for run in runs} == OPTIMIZERS.keys()
     for name, values in CHOICES.items():
@@ -159,7 +159,7 @@ def test_the_runs_reach_every_choice():
 
 @pytest.mark.filterwarnings("ignore:SliceFine")
 @pytest.mark.parametrize("number", range(RUNS))
-def test_a_random_run_goes_on_as_if_it_had_never_stopped(number, tmp_path):
+def test_a_resumed_random_run_equals_the_uninterrupted_run(number, tmp_path):
     chosen = drawn(number)
     train(chosen, tmp_path / "whole")
     train(chosen, tmp_path / "rest", tmp_path / "whole" / f"step={chosen['stop']}.ckpt")

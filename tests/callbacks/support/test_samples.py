@@ -1,4 +1,4 @@
-"""Samples of a training batch, whatever its structure."""
+"""Samples of a training batch of any structure."""
 
 from collections import namedtuple
 
@@ -21,6 +21,6 @@ def test_samples_of_a_batch():
     assert [each.x.tolist() for each in split_samples(named, 2)] == [[[0, 1]], [[2, 3]]]
     batch["x"].zero_()
     assert found[1]["x"].tolist() == [[2, 3]]
-    for wrong, told in (([torch.zeros(2), torch.zeros(3)], r"different B: \[2, 3\]"), (["text"], "no B")):
-        with pytest.raises(MisconfigurationException, match=told):
+    for wrong, message in (([torch.zeros(2), torch.zeros(3)], r"different B: \[2, 3\]"), (["text"], "no B")):
+        with pytest.raises(MisconfigurationException, match=message):
             split_samples(wrong, 1)

@@ -1,4 +1,4 @@
-"""The coverage map's bins, colours and names, against loops and the numbers they are made of."""
+"""The slice map's bins, colors and names, against loops and the input."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from slicefine_pl.slicing import LineUpdates
 
 
 def changes(name, change, before=1.0, axis="column"):
-    """Of lines of four numbers, by their RMS; NaN where never visited."""
+    """Return the changes of lines of four numbers by their RMS; NaN for lines that were never visited."""
     squares = 4 * torch.tensor(change, dtype=torch.float64).square()
     return LineUpdates(name, axis, 4, squares, 4 * torch.where(squares.isnan(), torch.nan, before**2))
 
@@ -34,14 +34,14 @@ def test_changes_are_relative_to_the_matrix_not_to_the_line():
     np.testing.assert_allclose(relative_changes(each) * np.sqrt((1 + 49 + 1) / 3), [0.1, np.nan, 0.3, 0])
 
 
-def test_a_matrix_that_began_with_zeros_is_drawn():
+def test_a_matrix_of_zeros_is_drawn():
     each = changes("m", [0.1, float("nan"), 0.0], before=0.0)
     np.testing.assert_array_equal(relative_changes(each), [np.inf, np.nan, 0])
     plot_map([each], "").canvas.draw()
 
 
-def test_lines_never_visited_are_grey_and_hardly_changed_ones_are_not():
-    """Read from the drawn pixels."""
+def test_only_lines_that_were_never_visited_are_grey():
+    """Checked on the drawn pixels."""
     from matplotlib.colors import to_rgb
 
     figure = plot_map([changes("a", [float("nan"), 0.0, 1e-9, 0.5]), changes("b", [0.1] * 4)], "")
@@ -55,7 +55,7 @@ def test_lines_never_visited_are_grey_and_hardly_changed_ones_are_not():
     np.testing.assert_allclose(colours[0], to_rgb(GREY), atol=0.01)
     for colour in colours[1:]:
         assert np.abs(colour - colours[0]).max() > 0.3
-        assert np.ptp(colour) > 0.2  # none of them is a grey
+        assert np.ptp(colour) > 0.2  # not grey
     np.testing.assert_allclose(colours[1], colours[2], atol=0.01)
     assert np.abs(colours[3] - colours[2]).max() > 0.3
 
@@ -70,7 +70,7 @@ def test_lines_never_visited_are_grey_and_hardly_changed_ones_are_not():
         ([0.0, 0.0], (0.1, 1)),
     ],
 )
-def test_the_scale_has_round_ends_that_are_written_beside_it(values, ends):
+def test_the_scale_has_round_ends_with_labels(values, ends):
     figure = plot_map([changes("a", values)], "")
     scale = figure.axes[0].images[0].norm
     assert (scale.vmin, scale.vmax) == pytest.approx(ends)
@@ -79,7 +79,7 @@ def test_the_scale_has_round_ends_that_are_written_beside_it(values, ends):
     assert len(labels) >= 2
 
 
-def test_columns_and_rows_have_a_panel_each():
+def test_columns_and_rows_have_separate_panels():
     rows = changes("net.a", [float("nan")] * 3, axis="row")
     figure = plot_map([changes("net.a", [0.1, 0.2]), changes("net.b", [0.1, 0.2]), rows], "8 optimizer steps")
     fields = [axes for axes in figure.axes if axes.images]
@@ -91,7 +91,7 @@ def test_columns_and_rows_have_a_panel_each():
     assert figure.get_suptitle() == "What the slices of net have learned in 8 optimizer steps"
 
 
-def test_a_network_of_many_matrices_is_still_a_picture():
+def test_the_height_for_many_matrices_is_limited():
     figure = plot_map([changes(f"net.{number}", [0.1, 0.2]) for number in range(500)], "")
     assert figure.get_figheight() < 26
     labels = figure.axes[0].get_yticklabels()
@@ -106,11 +106,11 @@ def test_a_network_of_many_matrices_is_still_a_picture():
         (["m.a.b"], ["b"], "m.a"),
     ],
 )
-def test_names_leave_out_what_they_share(names, short, prefix):
+def test_names_omit_their_common_prefix(names, short, prefix):
     assert short_names(names) == (short, prefix)
 
 
-def test_the_file_holds_every_visited_line(tmp_path):
+def test_the_file_contains_every_visited_line(tmp_path):
     write_updates(tmp_path / "changes.csv", [changes("a", [0.25, float("nan"), 0.0], before=0.5)])
     assert (tmp_path / "changes.csv").read_text().split() == [
         "matrix,axis,index,rms_change,rms_before", "a,column,0,0.25,0.5", "a,column,2,0,0.5",

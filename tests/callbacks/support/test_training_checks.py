@@ -1,4 +1,4 @@
-"""Why a slice is not trained, or something else is: the message names the cause that can be seen."""
+"""If a slice is not trained, or another parameter is, the error names the cause."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def fit(module, *callbacks, data=None, **settings) -> None:
 
 
 class Reentrant(Module):
-    """Checkpoints its trunk, or all of it."""
+    """A network that checkpoints its trunk, or all layers."""
 
     def __init__(self, *, whole=False, grad=False):
         super().__init__()
@@ -51,18 +51,18 @@ class Reentrant(Module):
         return out if self.whole else self.head(out)
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")  # torch's own
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")  # a warning of torch
 @pytest.mark.parametrize("whole", [False, True])
-def test_reentrant_checkpointing_of_frozen_inputs(whole):
-    told = (
+def test_reentrant_checkpointing_of_frozen_inputs_is_named(whole):
+    message = (
         r"slices of trunk\.0, trunk\.2 received no gradient at the first step: .* use_reentrant=True, whose inputs do"
     )
-    with pytest.raises(MisconfigurationException, match=told):
+    with pytest.raises(MisconfigurationException, match=message):
         fit(Reentrant(whole=whole))
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_reentrant_checkpointing_of_inputs_that_require_a_gradient_trains_like_none(whole):
+def test_reentrant_checkpointing_of_inputs_with_gradient_equals_no_checkpointing(whole):
     plain, checkpointed = Module(), Reentrant(whole=whole, grad=True)
     checkpointed.load_state_dict(plain.state_dict())
     data = TensorDataset(torch.randn(16, 6), torch.randint(3, (16,)))
@@ -84,7 +84,7 @@ def test_reentrant_checkpointing_of_transformers():
             )
             self.bert = BertForSequenceClassification(config)
             self.bert.gradient_checkpointing_enable({"use_reentrant": True})
-            self.bert.disable_input_require_grads()  # older transformers do not switch them on either
+            self.bert.disable_input_require_grads()  # as in older versions of transformers
 
         def training_step(self, batch, batch_idx):
             return self.bert(input_ids=batch[0], labels=batch[1]).loss
@@ -95,7 +95,7 @@ def test_reentrant_checkpointing_of_transformers():
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_layers_that_run_without_gradients(whole):
+def test_layers_that_run_under_no_grad_are_named(whole):
     class Features(Module):
         def forward(self, x):
             with torch.no_grad():
@@ -106,7 +106,7 @@ def test_layers_that_run_without_gradients(whole):
         fit(Features())
 
 
-def test_a_layer_that_is_not_used():
+def test_an_unused_layer_is_named():
     class Unused(Module):
         def forward(self, x):
             return self.head(self.trunk[:2](x)[:, :5])
@@ -128,7 +128,7 @@ def on(hook, change, epoch):
     [("on_fit_start", 0), ("on_train_epoch_start", 1), ("on_train_batch_start", 1), ("on_train_batch_end", 0)],
 )
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda module: module.trunk.requires_grad_(False), r"trunk\.0, trunk\.2 do not require a gradient any more"),
         (lambda module: module.freeze(), r"trunk\.0, trunk\.2 do not require a gradient any more"),
@@ -143,13 +143,13 @@ def on(hook, change, epoch):
         (lambda module: module.unfreeze(), r"trunk\.0\.weight, trunk\.0\.bias, trunk\.2\.weight and 1 more require"),
     ],
 )
-def test_whoever_freezes_or_unfreezes_whenever(hook, epoch, change, told):
-    with pytest.raises(MisconfigurationException, match=told):
+def test_freezing_and_unfreezing_is_refused_in_every_hook(hook, epoch, change, message):
+    with pytest.raises(MisconfigurationException, match=message):
         fit(Module(), on(hook, change, epoch))
 
 
 @pytest.mark.parametrize("collected", ["optimizer", "parameters"])
-def test_an_optimizer_over_what_was_collected_before_the_slices(collected):
+def test_an_optimizer_over_parameters_collected_before_the_slices_is_refused(collected):
     class Early(Module):
         def __init__(self):
             super().__init__()
@@ -164,7 +164,7 @@ def test_an_optimizer_over_what_was_collected_before_the_slices(collected):
 
 
 class Gan(LightningModule):
-    """Two networks, two optimizers; one is frozen while the other learns."""
+    """Two networks with an optimizer each; one is frozen while the other trains."""
 
     def __init__(self, toggle):
         super().__init__()
@@ -186,7 +186,7 @@ class Gan(LightningModule):
         return [torch.optim.SGD(net.parameters(), lr=0.01) for net in (self.maker, self.critic)]
 
 
-def test_optimizers_that_are_toggled_train_what_they_train_without():
+def test_toggled_optimizers_train_like_untoggled_ones():
     data, modules = TensorDataset(torch.randn(16, 6)), [Gan(toggle) for toggle in (True, False)]
     for module in modules:
         fit(module, data=data, targets=["maker", "critic"], also_train=[])
@@ -195,14 +195,14 @@ def test_optimizers_that_are_toggled_train_what_they_train_without():
     assert all(parameter.requires_grad for parameter in modules[0].parameters())
 
 
-@pytest.mark.parametrize(("interval", "told"), [(100, True), (9, True), (8, False), (2, False), (None, False)])
-def test_slices_that_never_move_are_mentioned_with_an_interval_that_moves_them(interval, told, caplog):
-    """Eight steps; the interval that is told really moves them as often as it says."""
+@pytest.mark.parametrize(("interval", "hinted"), [(100, True), (9, True), (8, False), (2, False), (None, False)])
+def test_a_run_that_is_too_short_to_move_suggests_a_shorter_interval(interval, hinted, caplog):
+    """With eight steps; the suggested interval moves the slices as often as the message says."""
     with caplog.at_level("INFO"):
         fit(Module(), interval=interval)
     said = [record.message for record in caplog.records if "never move" in record.message]
-    assert len(said) == told
-    if told:
+    assert len(said) == hinted
+    if hinted:
         assert (
             f"the run makes 8 optimizer steps and interval is {interval}. interval=2 would move them 3 times" in said[0]
         )
