@@ -91,7 +91,7 @@ def seeded_apart(what):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("what", "named"), [("slices", "live lines in trunk.0"), ("masks", "masks in trunk.0.weight")])
+@pytest.mark.parametrize(("what", "named"), [("slices", "trained lines in trunk.0"), ("masks", "masks in trunk.0.weight")])
 def test_a_process_that_differs_is_named_with_the_layer(what, named):
     for message in processes.run(seeded_apart, 2, what):
         assert "Process 1" in message
@@ -261,5 +261,5 @@ def test_a_checkpoint_of_closed_slices_can_be_saved(tmp_path):
 def test_weight_averaging_of_a_sharded_network_is_refused():
     trainer = sliced_run.trainer(SliceFineCallback(), EMAWeightAveraging())
     trainer._accelerator_connector.strategy = FullyShardedStrategy()
-    with pytest.raises(MisconfigurationException, match="EMAWeightAveraging cannot average weights that are sharded"):
+    with pytest.raises(MisconfigurationException, match="EMAWeightAveraging cannot average sharded weights"):
         trainer.callbacks[0].setup(trainer, sliced_run.Module(), "fit")
