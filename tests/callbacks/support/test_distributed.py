@@ -91,7 +91,9 @@ def seeded_apart(what):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("what", "named"), [("slices", "trained lines in trunk.0"), ("masks", "masks in trunk.0.weight")])
+@pytest.mark.parametrize(
+    ("what", "named"), [("slices", "trained lines in trunk.0"), ("masks", "masks in trunk.0.weight")]
+)
 def test_a_process_that_differs_is_named_with_the_layer(what, named):
     for message in processes.run(seeded_apart, 2, what):
         assert "Process 1" in message
