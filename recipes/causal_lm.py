@@ -1,6 +1,6 @@
-"""Fine-tune a causal language model with SliceFine; by default SmolLM2-135M on film reviews, with no model hub.
+"""Fine-tune a causal language model with SliceFine. The default is SmolLM2-135M on film reviews, without a model hub.
 
-python recipes/causal_lm.py fit                                            # the full run; minutes on two CPU cores
+python recipes/causal_lm.py fit                                            # takes minutes on two CPU cores
 python recipes/causal_lm.py fit --slicefine.rank 16 --slicefine.interval 10
 python recipes/causal_lm.py fit --slicefine null --model.lr 1.0e-4         # full fine-tuning instead
 python recipes/causal_lm.py fit --data.source my.jsonl --data.chat true --data.packing true

@@ -1,8 +1,8 @@
-"""Prune a vision transformer while it trains from scratch; then a grid of them, and the scaling law of sparse networks.
+"""Prune a vision transformer during training from scratch. A grid of such runs fits the scaling law of sparse networks.
 
-python recipes/sparse.py fit                           # 75 % zeros, cubic; under a minute of training on 2 CPU cores
+python recipes/sparse.py fit                           # 75 % zeros, cubic schedule; under a minute on 2 CPU cores
 python recipes/sparse.py fit --sparsity null                                              # the same network, dense
-python recipes/sparse.py fit --sparsity null --model.backbone recipes/configs/sparse/vit_32     # as many non-zeros
+python recipes/sparse.py fit --sparsity null --model.backbone recipes/configs/sparse/vit_32     # as many nonzeros
 python recipes/sparse.py fit --sparsity.pattern 2:4 --sparsity.sparsity null --sparsity.targets null
 python recipes/sparse.py fit --model.backbone timm/vit_tiny_patch16_224 --model.lr 1.0e-4 # pretrained, from the hub
 python recipes/sparse.py fit --model.backbone timm/vit_tiny_patch16_224@random            # the same from scratch
@@ -10,8 +10,8 @@ OMP_NUM_THREADS=1 python recipes/sparse.py grid        # 27 runs, a law, plots: 
 python recipes/sparse.py grid --grid my_grid.yaml --folder runs/mine --data.root DIR
 python recipes/sparse.py predict --model.backbone runs/sparse/version_0/export --data.predict_images photo.jpg
 
-A folder with ``config.json`` and no weights, as those in recipes/configs/sparse, starts at random; a name of a library
-or a hub starts from its pretrained weights, and with ``@random`` after it at random.
+A folder that contains ``config.json`` but no weights, such as those in recipes/configs/sparse, gets random weights. A
+name in a library or on a hub gets its pretrained weights, or random ones with the suffix ``@random``.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Fine-tune a pretrained text encoder with SliceFine; by default MiniLM on film reviews, with no model hub.
+"""Fine-tune a pretrained text encoder with SliceFine. The default is MiniLM on film reviews, without a model hub.
 
-python recipes/text.py fit                                            # the full run; minutes on two CPU cores
+python recipes/text.py fit                                            # takes minutes on two CPU cores
 python recipes/text.py fit --slicefine.rank 16 --slicefine.interval 50 --slicefine.axis row
 python recipes/text.py fit --slicefine null --model.lr 1.0e-4         # full fine-tuning instead
 python recipes/text.py fit --data.source my.csv --model.backbone bert-base-uncased
@@ -10,8 +10,8 @@ python recipes/text.py predict --model.backbone runs/text/version_0/export --dat
 python recipes/text.py predict --model.backbone runs/text/version_1/export \
     --data.predict_text "a title" --data.predict_text_pair "its body"                  # a model of pairs
 
-A file to predict has one text a line, or is a table with the columns of training. ``--data.label_names '[no, yes]'``
-names the classes 0 and 1; without it the labels in the file are the names.
+A file to predict contains one text per line, or is a table with the columns of training. ``--data.label_names
+'[no, yes]'`` names the classes 0 and 1. Without it, the labels in the file are the names.
 """
 
 from pathlib import Path

@@ -81,9 +81,7 @@ class PlannedLoader:
 
 
 class _PlanSampler:
-    """Batch sampler of a plan, from batch ``first`` on. ``DataLoader`` asks for it in each epoch, so workers can live
-    on.
-    """
+    """Batch sampler of a plan, from batch ``first`` on. ``DataLoader`` iterates it once per epoch."""
 
     def __init__(self, plan: BatchPlan) -> None:
         self.plan = plan

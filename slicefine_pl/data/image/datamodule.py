@@ -1,7 +1,7 @@
 """Data module of labeled images."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -79,18 +79,7 @@ class ImageDataModule(ClassificationData, ResumableDataModule):
         predict_images: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
-        if min_area is not None and not 0 < min_area <= 1:
-            raise ValueError(f"min_area={min_area} is not a fraction of an image; choose 0 < min_area <= 1.")
-        for name, edge in (("size", size), ("demo_size", demo_size)):
-            if edge is not None and edge < 1:
-                raise ValueError(f"{name}={edge} is too small; give the height and width of the images in pixels.")
-        for name, values in (("mean", mean), ("std", std)):
-            if values is not None and len(values) != 3:
-                raise ValueError(
-                    f"{name}={list(values)} has {len(values)} values; give three, for red, green and blue."
-                )
-        if std is not None and min(std) <= 0:
-            raise ValueError(f"std={list(std)} divides by {min(std)}; give three values above 0.")
+        _check_view(min_area, {"size": size, "demo_size": demo_size}, {"mean": mean, "std": std})
         check_split(split, root if source is None else None)
         self.root = root
         self.split = split
@@ -159,18 +148,18 @@ class ImageDataModule(ClassificationData, ResumableDataModule):
             self._load()
 
     def train_dataloader(self) -> ResumableLoader:
-        """Random crops in a new order each epoch."""
+        """Return random crops in a new order each epoch."""
         images = self._load().sets["train"]
         plan = self.plan([1] * len(images.labels), shuffle=True, kind=EpochPlan)
         dataset = ImageDataset(images, self.input, self.augmentation, self.seed)
         return self.resumed(ResumableLoader(dataset, plan, collate, self.num_workers))
 
     def val_dataloader(self) -> PlannedLoader:
-        """Center crops in a fixed order."""
+        """Return center crops in a fixed order."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> PlannedLoader:
-        """Center crops in a fixed order.
+        """Return center crops in a fixed order.
 
         Raises:
             ValueError: There is no test split.
@@ -180,7 +169,7 @@ class ImageDataModule(ClassificationData, ResumableDataModule):
         return self._evaluation("test")
 
     def predict_dataloader(self) -> PlannedLoader:
-        """Center crops in the order of ``predict_names``."""
+        """Return center crops in the order of ``predict_names``."""
         assert self._predict is not None
         plan = self.plan([1] * len(self._predict.labels), shuffle=False)
         return PlannedLoader(ImageDataset(self._predict, self.input), plan, _collate_readable, self.num_workers)
@@ -222,6 +211,26 @@ class ImageDataModule(ClassificationData, ResumableDataModule):
                 assert self.root is not None
                 self._splits = read_folder(self.root, self.split)
         return self._splits
+
+
+def _check_view(
+    min_area: float | None, sizes: Mapping[str, int | None], channels: Mapping[str, Sequence[float] | None]
+) -> None:
+    """Check the settings of crop and normalization.
+
+    Raises:
+        ValueError: A value is out of range, or does not have three channels.
+    """
+    if min_area is not None and not 0 < min_area <= 1:
+        raise ValueError(f"min_area={min_area} is not a fraction of an image; choose 0 < min_area <= 1.")
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name}={size} is too small; give the height and width of the images in pixels.")
+    for name, values in channels.items():
+        if values is not None and len(values) != 3:
+            raise ValueError(f"{name}={list(values)} has {len(values)} values; give three, for red, green and blue.")
+    if (std := channels["std"]) is not None and min(std) <= 0:
+        raise ValueError(f"std={list(std)} divides by {min(std)}; give three values above 0.")
 
 
 def _collate_readable(items: list[dict[str, Any]]) -> dict[str, Any]:

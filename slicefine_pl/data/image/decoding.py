@@ -128,7 +128,7 @@ def as_rgb(image: "Image") -> "Image":
 
 @contextmanager
 def _opened(path: str | Path) -> "Iterator[ImageFile]":
-    """Open a file without Pillow's own size check, whose message does not contain the file."""
+    """Open a file without Pillow's own size check, whose message does not contain the path."""
     from PIL import Image
 
     with _OPENING:
@@ -142,7 +142,7 @@ def _opened(path: str | Path) -> "Iterator[ImageFile]":
 
 
 def _limit(image: "ImageFile") -> None:
-    """Let a large JPEG be decoded at half its height and width, and refuse other large images.
+    """Decode a large JPEG at half its height and width, and refuse other large images.
 
     Raises:
         ValueError: The image has too many pixels.

@@ -129,8 +129,8 @@ def center_crop(image: "Image", spec: ImageInput) -> "Image":
     squash = spec.crop_mode == "squash"
     resized = [target if squash or side == short else int(target * side / short) for side in image.size]
     width, height = (min(spec.size, side) for side in resized)
-    whole = int if spec.rounding == "down" else round
-    left, top = (whole((side - shown) / 2) for side, shown in zip(resized, (width, height), strict=True))
+    rounded = int if spec.rounding == "down" else round
+    left, top = (rounded((side - shown) / 2) for side, shown in zip(resized, (width, height), strict=True))
     corners = zip((left, top, left + width, top + height), resized * 2, image.size * 2, strict=True)
     box = tuple(min(at * own / side, own) for at, side, own in corners)  # in fractional pixels of the image
     return image.resize((width, height), _filter(spec), box=cast(tuple[float, float, float, float], box))

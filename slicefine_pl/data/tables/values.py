@@ -17,7 +17,7 @@ LARGEST = 3.4028234663852886e38  # largest float32, in which models compute
 
 
 class JsonNumber(str):
-    """A number of a JSON file, as it is written there."""
+    """A number of a JSON file, with its digits as in the file."""
 
     __slots__ = ()
 

@@ -49,9 +49,8 @@ class TextDataModule(TokenDataModule):
         text_columns: Name of the column with the texts, or of two columns for pairs of texts (files only). ``None``
             means those of a trained model, else ``"text"``.
         label_column: Name of the column with the labels (files only).
-        label_names: Name of each class, in order of its index. ``None`` means the labels of the training data, see
-            :func:`~slicefine_pl.data.tables.labels.sorted_names`. If names are given that are not numbers, labels that
-            are whole numbers are class indices.
+        label_names: Name of each class, in order of its index. ``None`` means the sorted labels of the training data.
+            If names are given that are not numbers, labels that are whole numbers are class indices.
         task: Whether labels are classes or numbers.
         tokenizer: Hub name, local folder, or ``"package:<package>/<folder>"``; the same as that of the model.
         max_length: Longest text, in tokens. ``None`` means that of a trained model, else what the model allows.
@@ -160,20 +159,20 @@ class TextDataModule(TokenDataModule):
         )
 
     def train_dataloader(self) -> ResumableLoader:
-        """Batches in a new order each epoch."""
+        """Return batches in a new order each epoch."""
         dataset = self._dataset("train")
         return self.resumed(ResumableLoader(dataset, self.plan(dataset.lengths, shuffle=True), self._collate))
 
     def val_dataloader(self) -> PlannedLoader:
-        """Batches from long to short."""
+        """Return batches from long to short."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> PlannedLoader:
-        """Batches from long to short."""
+        """Return batches from long to short."""
         return self._evaluation("test")
 
     def predict_dataloader(self) -> PlannedLoader:
-        """Batches in the order of ``predict_names``."""
+        """Return batches in the order of ``predict_names``."""
         dataset = self._dataset("predict")
         return PlannedLoader(dataset, self.plan([1] * len(dataset), shuffle=False), self._collate)
 

@@ -133,7 +133,7 @@ class InstructionDataModule(TokenDataModule):
             self._prompts = TokenDataset({"input_ids": encoder.encode_prompts(prompts)}, None)
 
     def train_dataloader(self) -> ResumableLoader:
-        """Batches in a new order each epoch."""
+        """Return batches in a new order each epoch."""
         self.setup("fit")
         examples = self._datasets["train"]
         if not self.packing:
@@ -143,15 +143,15 @@ class InstructionDataModule(TokenDataModule):
         return self.resumed(ResumableLoader(rows, self.plan(rows.lengths, shuffle=True), PackedCollator(self._pad)))
 
     def val_dataloader(self) -> PlannedLoader:
-        """Batches from long to short."""
+        """Return batches from long to short."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> PlannedLoader:
-        """Batches from long to short."""
+        """Return batches from long to short."""
         return self._evaluation("test")
 
     def predict_dataloader(self) -> PlannedLoader:
-        """Prompts in the order of ``predict_names``."""
+        """Return the prompts in the order of ``predict_names``."""
         if self.is_outdated:
             self.setup("predict")
         plan = self.plan([1] * len(self._prompts), shuffle=False)

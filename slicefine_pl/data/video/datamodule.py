@@ -46,8 +46,8 @@ class VideoDataModule(ClassificationData, ResumableDataModule):
     **Limits.** One label per video, for the whole video. No audio. Without a test split there is no test score.
 
     Args:
-        root: Folder in one of the layouts of :func:`~slicefine_pl.data.video.lists.list_videos`, such as
-            ``root/{train,val,test}/<class>/*.mp4``. ``None`` makes the synthetic videos of ``data/video/demo.py``.
+        root: Folder with ``{train,val,test}/<class>/*.mp4``, with ``<class>/*.mp4`` and ``split``, or in another layout
+            of ``data/video/lists.py``. ``None`` makes the synthetic videos of ``data/video/demo.py``.
         label_names: Name of each class, in order of its index. ``None`` means those of the training split, sorted.
         num_frames: Number of frames in a clip (T).
         clip_seconds: Duration of a clip, in seconds.
@@ -193,13 +193,13 @@ class VideoDataModule(ClassificationData, ResumableDataModule):
             self._datasets[split] = ClipDataset(table.columns[0], indices[split], self._view(split), seed=self.seed)
 
     def train_dataloader(self) -> ResumableLoader:
-        """One random clip of each video, in a new order each epoch."""
+        """Return one random clip of each video, in a new order each epoch."""
         dataset = self._current("train")
         plan = self.plan([1] * len(dataset), shuffle=True, kind=EpochPlan)
         return self.resumed(ResumableLoader(dataset, plan, _collate, self.num_workers))
 
     def val_dataloader(self) -> PlannedLoader:
-        """The middle clip of each video."""
+        """Return the middle clip of each video."""
         return self._evaluation("val", self.batch_size)
 
     @property
@@ -208,7 +208,7 @@ class VideoDataModule(ClassificationData, ResumableDataModule):
         return "test" in self._load()
 
     def test_dataloader(self) -> PlannedLoader:
-        """All views of each video.
+        """Return all views of each video.
 
         Raises:
             ValueError: There is no test split.
@@ -219,7 +219,7 @@ class VideoDataModule(ClassificationData, ResumableDataModule):
         return self._evaluation("test", max(1, self.batch_size // views))
 
     def predict_dataloader(self) -> PlannedLoader:
-        """All views of each video, in the order of ``predict_names``."""
+        """Return all views of each video, in the order of ``predict_names``."""
         return self._evaluation("predict", 1)
 
     def on_exception(self, exception: BaseException) -> None:

@@ -67,7 +67,7 @@ class TextClassifier(InputRecorder, Classifier):
     ) -> None:
         names = None if label_names is None else list(label_names)
         model, new_head, is_random = _load(backbone, resolve_num_classes(num_classes, names, least=1), pooling)
-        super().__init__(num_classes=int(model.config.num_labels or 2), **optimizer)
+        super().__init__(num_classes=int(model.config.num_labels or 2), label_smoothing=0.0, metrics=None, **optimizer)
         self.save_hyperparameters()
         self.model = model
         self.backbone = backbone

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import films
-from pytorchvideo.data.clip_sampling import ConstantClipsPerVideoSampler
+from pytorchvideo.data.clip_sampling import ConstantClipsPerVideoSampler, RandomClipSampler
 from torch.utils.data import DataLoader
 
 from slicefine_pl.data.batching import EpochPlan, ResumableLoader
@@ -56,6 +56,18 @@ def test_clips_begin_where_pytorchvideos_sampler_lets_them_begin(paths, monkeypa
         FixedViews(4, seconds, 16, clips=clips)(paths[0], np.random.default_rng(0))
         sampler = ConstantClipsPerVideoSampler(seconds, clips)
         assert starts == pytest.approx([float(sampler(0.0, 3.0, {}).clip_start_sec) for _ in range(clips)])
+
+
+def test_random_clips_begin_where_pytorchvideos_sampler_would_begin(paths, monkeypatch):
+    """The same draw as in ``RandomClipSampler``, but from a generator of its own."""
+    starts = []
+    monkeypatch.setattr(
+        Video, "frames", lambda self, times, *_: starts.append(times[0]) or np.zeros((1, 4, 16, 16, 3), "u1")
+    )
+    for seed in range(5):
+        VIEW(paths[0], np.random.default_rng(seed))
+        random.seed(int(np.random.default_rng(seed).integers(1 << 31)))
+        assert starts.pop() == float(RandomClipSampler(0.8)(0.0, 3.0, {}).clip_start_sec)
 
 
 def test_an_example_depends_on_seed_epoch_and_index_only(paths):

@@ -159,11 +159,11 @@ def test_wrong_settings(settings, error, message):
 
 
 @pytest.mark.parametrize("folder", ["videomae"], indirect=True)
-def test_clips_of_another_size_or_number_of_colours(folder):
+def test_clips_of_another_size_or_number_of_colors(folder):
     with pytest.raises(ValueError, match=r"needs 4 frames of 32 pixels, not 16 of 224; set --data.num_frames 4"):
         VideoClassifier(str(folder))
     module = VideoClassifier(str(folder), num_frames=4, crop_size=32)
-    with pytest.raises(ValueError, match=r"shape \(2, 1, 1, 4, 32, 32\); give \(videos, views, 3 colours"):
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 1, 4, 32, 32\); give \(videos, views, 3 colors"):
         module({"video": videos()[:, :, :1]})
 
 

@@ -1,4 +1,4 @@
-"""KineticsDataModule: batches, resumption, broken files on two processes, and what it refuses."""
+"""Video data modules: batches, resumption, unreadable files on two processes, and settings that are refused."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ from helpers import films
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from slicefine_pl.data import KineticsDataModule
+from slicefine_pl.data import KineticsDataModule, VideoDataModule
 from slicefine_pl.data.video.decoding import UnreadableVideo
 
 SETTINGS = {"num_frames": 4, "clip_seconds": 0.8, "crop_size": 16, "batch_size": 2, "test_clips": 2, "test_crops": 3}
@@ -62,6 +62,13 @@ def test_batches(root):
     assert sorted(torch.cat([batch["labels"] for batch in [*full, last]]).tolist()) == [0, 0, 0, 1, 1, 2, 2]
     assert [batch["video"].shape for batch in data.test_dataloader()] == [(1, 6, 3, 4, 16, 16)] * 3
     assert [batch["labels"].tolist() for batch in data.test_dataloader()] == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize(("kind", "views"), [(VideoDataModule, (1, 1)), (KineticsDataModule, (4, 3))])
+def test_kinetics_differs_in_the_views_of_a_test(root, kind, views):
+    spec = kind(str(root)).input
+    assert (spec.test_clips, spec.test_crops) == views
+    assert (spec.num_frames, spec.clip_seconds, spec.crop_size) == (16, 2.0, 224)
 
 
 @pytest.mark.filterwarnings("ignore")
