@@ -86,6 +86,7 @@ def test_lightnings_slurm_handler_runs_after_the_step(tmp_path, monkeypatch):
     monkeypatch.setattr(SLURMEnvironment, "creates_processes_externally", False)
     one = trainer(SliceFineCallback(**SETTINGS, interval=3), PreemptionCheckpoint(tmp_path))
     slurm = SLURMEnvironment(auto_requeue=True)
+    # Private, because Lightning sets a SLURM environment up only in a job of several processes.
     one._accelerator_connector.cluster_environment = one.strategy.cluster_environment = slurm
 
     def saves(number, frame):

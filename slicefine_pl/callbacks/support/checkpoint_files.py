@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
@@ -34,7 +33,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def __init__(self) -> None:
         self._newest: Path | None = None
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint.
 
         Raises:
@@ -47,7 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, content)
         self._newest = write_atomic(local_path(path), content.getbuffer())
 
-    def remove_checkpoint(self, path: _PATH) -> None:
+    def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint; a link to it, such as ``last.ckpt``, then links to the newest checkpoint."""
         if is_local(path) and self._newest is not None and self._newest.exists():
             old = local_path(path).absolute()
@@ -61,7 +60,7 @@ def use_atomic_files(trainer: Trainer) -> None:
     """Have a trainer write checkpoints and metrics atomically, unless the user has chosen another ``CheckpointIO``."""
     owner: Any = trainer.strategy
     plugin: Any = trainer.strategy.checkpoint_io
-    while isinstance(plugin, _WrappingCheckpointIO):  # such as AsyncCheckpointIO
+    while isinstance(plugin, _WrappingCheckpointIO):  # such as AsyncCheckpointIO; Lightning has no public base class
         owner, plugin = plugin, plugin.checkpoint_io
     if type(plugin) is TorchCheckpointIO:
         owner._checkpoint_io = AtomicCheckpointIO()  # the public setter of a wrapper refuses a second plugin

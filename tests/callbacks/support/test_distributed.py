@@ -8,7 +8,7 @@ import torch
 from helpers import processes, pruned_run, sliced_run
 from helpers.sliced_run import strategy_of
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
@@ -171,16 +171,16 @@ def test_an_error_in_one_process_ends_the_other(strategy):
 
 @pytest.mark.parametrize("strategy", [ModelParallelStrategy, FSDPStrategy])
 @pytest.mark.parametrize("callback", [SliceFineCallback, SparsityCallback])
-def test_other_sharding_strategies_are_refused(strategy, callback):
+def test_other_sharding_strategies_are_refused(strategy, callback, monkeypatch):
     trainer = sliced_run.trainer(callback())
-    trainer._accelerator_connector.strategy = strategy()
+    monkeypatch.setattr(Trainer, "strategy", strategy())  # FSDPStrategy cannot be chosen without a GPU
     with pytest.raises(MisconfigurationException, match=rf"{callback.__name__} does not work with {strategy.__name__}"):
         trainer.callbacks[0].setup(trainer, sliced_run.Module(), "fit")
 
 
-def test_pruning_a_sharded_network_is_refused():
+def test_pruning_a_sharded_network_is_refused(monkeypatch):
     trainer = sliced_run.trainer(SparsityCallback())
-    trainer._accelerator_connector.strategy = FullyShardedStrategy()
+    monkeypatch.setattr(Trainer, "strategy", FullyShardedStrategy())
     with pytest.raises(MisconfigurationException, match="FullyShardedStrategy: masks need whole weights"):
         trainer.callbacks[0].setup(trainer, sliced_run.Module(), "fit")
 
@@ -260,8 +260,8 @@ def test_a_checkpoint_of_closed_slices_can_be_saved(tmp_path):
     assert "state_dict" in torch.load(tmp_path / "plain.ckpt", weights_only=True)
 
 
-def test_weight_averaging_of_a_sharded_network_is_refused():
+def test_weight_averaging_of_a_sharded_network_is_refused(monkeypatch):
     trainer = sliced_run.trainer(SliceFineCallback(), EMAWeightAveraging())
-    trainer._accelerator_connector.strategy = FullyShardedStrategy()
+    monkeypatch.setattr(Trainer, "strategy", FullyShardedStrategy())
     with pytest.raises(MisconfigurationException, match="EMAWeightAveraging cannot average sharded weights"):
         trainer.callbacks[0].setup(trainer, sliced_run.Module(), "fit")
