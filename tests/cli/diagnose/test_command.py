@@ -260,7 +260,7 @@ def test_the_kind_is_told_from_the_model(model, given, kind):
         (["--model", "pytorchvideo/x3d_xs"], "takes videos; diagnose measures models for texts and images"),
         (["--model", "recipes/configs/smoke/tiny_videomae"], "takes videos"),
         (["--model", "/no/such/folder"], "'/no/such/folder' is not a folder"),
-        (["--data", "/no/such/file.csv"], "'/no/such/file.csv' is no file or folder"),
+        (["--data", "/no/such/file.csv"], "'/no/such/file.csv' is not a file or folder"),
         (["--rank", "17"], "17"),
         (["--targets", "nowhere"], "'nowhere' does not match"),
         (["--targets", "("], "targets='(' is not a regular expression"),
