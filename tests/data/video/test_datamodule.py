@@ -90,7 +90,7 @@ import sys
 from pathlib import Path
 
 sys.path[:0] = [{here!r}, {tests!r}]
-import test_kinetics as t
+import test_datamodule as t
 
 
 class Count(t.Recorder):
