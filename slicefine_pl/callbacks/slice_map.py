@@ -35,7 +35,7 @@ class SliceMap(Callback):
     **Checkpoint.** Contains these numbers, so the picture of a resumed run equals that of an uninterrupted run.  If a
     checkpoint was written without this callback, the picture begins there, and its title says so.
     **Limits.** Needs a SliceFineCallback before or after it in the list, and must come before weight averaging.  It
-    shows the trained weights, not their average, and no parameters that are trained whole.  Without matplotlib, which
+    shows the trained weights, not their average, and no parameters that are trained in full.  Without matplotlib, which
     ``setup`` checks, only ``slices.csv`` is written.
     """
 

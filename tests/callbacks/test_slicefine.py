@@ -621,7 +621,7 @@ def full_width() -> SliceFineCallback:
 
 
 def dense_twin(module: Module) -> Module:
-    """The same module with the same weights trained whole."""
+    """The same module with the same weights trained in full."""
     twin = copy.deepcopy(module)
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_(name in ("trunk.2.weight", "head.weight", "head.bias"))

@@ -80,7 +80,7 @@ def test_one_visit_shows_the_exact_change_of_the_stored_weight(case):
         handle.move()
     train(handle, net, 3)
     found = {each.name: each for each in change.lines()}
-    visited = {name: cursor.visited for name, cursor in handle._cursors.items()}
+    visited = {name: state["visited"] for name, state in handle.state_dict()["slices"].items()}
     handle.close()
     after = matrices(net)
     assert list(found) == list(visited)

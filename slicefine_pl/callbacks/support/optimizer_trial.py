@@ -120,7 +120,7 @@ class _Trial:
         """Raise if the optimizer does not meet the requirements.
 
         Args:
-            shared: Whether the group also contains parameters that are trained whole.
+            shared: Whether the group also contains parameters that are trained in full.
         """
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):

@@ -13,7 +13,7 @@ from slicefine_pl.sparsity import NetworkMasks
 
 
 class MaskedSlices:
-    """The open slices of a network that lie in pruned weights; a :class:`slicefine_pl.slicing.MoveWatcher`.
+    """The open slices of a network that lie in pruned weights; a :class:`slicefine_pl.slicing.MoveListener`.
 
     Args:
         net: The network; its slices are open.

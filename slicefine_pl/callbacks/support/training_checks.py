@@ -38,7 +38,7 @@ class TrainingChecks:
         return {id(parameter) for parameter in (*slices, *self._handle.fully_trained.values())}
 
     def check_parameters(self) -> None:
-        """Check that only slices, and the parameters trained whole, require a gradient.
+        """Check that only slices, and the parameters trained in full, require a gradient.
 
         Raises:
             MisconfigurationException: Another parameter requires a gradient.
@@ -103,7 +103,7 @@ def slices_by_optimizer(handle: SliceHandle, optimizers: Sequence[Optimizer]) ->
     """Return the slices that each optimizer updates.
 
     Raises:
-        MisconfigurationException: No optimizer holds a slice or a parameter trained whole, or several hold a slice.
+        MisconfigurationException: No optimizer holds a slice or a parameter trained in full, or several hold a slice.
     """
     held = [{id(parameter) for parameter in parameters_of(optimizer)} for optimizer in optimizers]
     times = Counter(each for ids in held for each in ids)

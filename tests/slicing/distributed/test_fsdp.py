@@ -210,7 +210,7 @@ def wrong_use(what):
         if what == "tensor parallel":
             weight = net.head.weight
             mesh = weight.device_mesh
-            handle._cursors["stem"].layer._parameters["weight"] = nn.Parameter(
+            net.stem._parameters["weight"] = nn.Parameter(
                 DTensor.from_local(torch.zeros(7, 3, 3), mesh, [Partial()]), requires_grad=False
             )
             handle.write()
