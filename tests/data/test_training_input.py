@@ -1,4 +1,4 @@
-"""Data modules under a Trainer follow the module that they serve, also one whose checkpoint comes after ``setup``."""
+"""Data modules under a Trainer follow the module that they serve, even if its checkpoint is loaded after ``setup``."""
 
 import numpy as np
 import pytest

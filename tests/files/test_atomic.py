@@ -1,4 +1,4 @@
-"""Files and folders are whole or absent, whatever interrupts their writing."""
+"""Files and folders are complete or absent, whatever interrupts their writing."""
 
 import errno
 import os

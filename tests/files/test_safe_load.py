@@ -1,4 +1,4 @@
-"""Files from strangers run no code, and no message advises to let them."""
+"""Untrusted files run no code, and no message advises to allow it."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which settings win, which contradict, and what damaged records say."""
+"""Which settings win, which contradict each other, and what happens to damaged records."""
 
 import json
 import math

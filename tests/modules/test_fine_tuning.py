@@ -1,4 +1,4 @@
-"""Learning rates of runs whose length is unknown, or changes while they run."""
+"""Learning rates of runs whose length is unknown, or changes during the run."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Text, image and video on several processes: together they learn what one process learns from all of the batch."""
+"""Text, image and video modules on several processes learn what one process learns from the whole batch."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The recipe for causal language models: its smoke run is a run."""
+"""The recipe for causal language models: its smoke run."""
 
 import json
 import os

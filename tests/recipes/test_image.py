@@ -1,4 +1,4 @@
-"""The image recipe: its smoke run is a run, leaves a picture, and its export predicts files."""
+"""The image recipe: its smoke run makes a plot, and its export predicts files."""
 
 import os
 import re

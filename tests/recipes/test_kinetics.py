@@ -1,4 +1,4 @@
-"""The video recipe's smoke run is a run, and so are its settings for Kinetics on a tiny stand-in."""
+"""The video recipe: its smoke run, and its settings for Kinetics on a tiny stand-in."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The sparse recipe: its smoke run prunes, shows it, and exports the zeros; its grid is one of its own settings."""
+"""The sparse recipe: its smoke run prunes, plots, and exports the zeros; its grid uses its own settings."""
 
 import os
 import re

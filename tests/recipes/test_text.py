@@ -1,4 +1,4 @@
-"""The text recipe: its settings parse, and its smoke run is a run."""
+"""The text recipe: its settings can be parsed, and its smoke run."""
 
 import os
 import re

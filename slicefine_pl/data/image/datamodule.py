@@ -20,6 +20,7 @@ from slicefine_pl.data.image.transforms import Augmentation, ImageDataset, colla
 from slicefine_pl.data.tables.labels import ClassificationData
 from slicefine_pl.data.training_input import TrainingInput
 from slicefine_pl.inputs import ImageInput
+from slicefine_pl.optional import require
 from slicefine_pl.pretrained import parse_backbone
 
 DEMO = "digits"
@@ -141,6 +142,7 @@ class ImageDataModule(ClassificationData, ResumableDataModule):
 
     def setup(self, stage: str) -> None:
         """List the images of a stage. Pixels are read batch by batch."""
+        require("torchvision")  # otherwise the first batch would fail, in a worker process
         if stage == "predict":
             names = self.predict_names
             self._predict = FileImages(names, [0] * len(names))

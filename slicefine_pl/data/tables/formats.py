@@ -129,7 +129,7 @@ def _read_jsonl(path: Path) -> RawTable:
 
 
 def _read_parquet(path: Path) -> RawTable:
-    with optional_imports("text"):
+    with optional_imports():
         from pyarrow import ArrowException  # type: ignore[import-untyped]
         from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 

@@ -54,7 +54,7 @@ def load_glue(name: str) -> dict[str, Table]:
         ModuleNotFoundError: ``datasets`` is not installed.
         OSError: The hub cannot be reached.
     """
-    with optional_imports("glue"):
+    with optional_imports():
         import datasets
     task = TASKS[name]
     try:

@@ -29,6 +29,7 @@ from slicefine_pl.data.video.lists import SUFFIXES, list_videos, videos_below
 from slicefine_pl.data.video.preprocessing import video_input
 from slicefine_pl.files.atomic import warn_on_error, write_atomic
 from slicefine_pl.inputs import VideoInput
+from slicefine_pl.optional import require
 
 
 class VideoDataModule(ClassificationData, ResumableDataModule):
@@ -171,10 +172,12 @@ class VideoDataModule(ClassificationData, ResumableDataModule):
                 f"{len(demo.MOTIONS)} motion classes ({demo.demo_root(self.demo_videos)}); give "
                 "--data.root for real ones."
             )
+            require("av")
             demo.make_demo(self.demo_videos)
 
     def setup(self, stage: str) -> None:
         """Find the videos of a stage."""
+        require("av")  # otherwise the first batch would fail, in a worker process
         self._view_input = self.input
         if stage == "predict":
             self._datasets["predict"] = ClipDataset(self.predict_names, None, self._view("predict"), replace=False)

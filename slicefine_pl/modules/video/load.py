@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from slicefine_pl.modules.video.backbone import FACEBOOK, SYMMETRIC, VideoBackbone
 from slicefine_pl.modules.weights import weights_in
+from slicefine_pl.optional import optional_imports, require
 from slicefine_pl.pretrained import locate, read_config
 
 ALPHA = 4  # SlowFast's fast pathway has ALPHA times as many frames as its slow one
@@ -57,7 +58,7 @@ def load_backbone(
 
     Raises:
         ValueError: The name is unknown, or weights and settings do not match.
-        FileNotFoundError, ModuleNotFoundError: The files do not exist, or their package is not installed.
+        FileNotFoundError, ModuleNotFoundError: The files do not exist, or a package is not installed.
     """
     if name.startswith("pytorchvideo/"):
         config = _published(name.removeprefix("pytorchvideo/"), num_classes, num_frames, crop_size)
@@ -72,7 +73,8 @@ def load_backbone(
         config = {**settings, "settings": _with_classes(dict(_mapping(settings["settings"])), num_classes)}
         file = place / "model.safetensors"
         return _from_pytorchvideo(config, file if file.is_file() else None)
-    from slicefine_pl.modules.video.transformers_backbones import from_transformers
+    with optional_imports():
+        from slicefine_pl.modules.video.transformers_backbones import from_transformers
 
     return from_transformers(name, str(place), num_classes, num_frames=num_frames, crop_size=crop_size)
 
@@ -111,6 +113,7 @@ def _with_classes(settings: dict[str, Any], num_classes: int | None) -> dict[str
 
 
 def _from_pytorchvideo(config: dict[str, Any], weights: Path | None) -> VideoBackbone:
+    require("pytorchvideo")
     module, function = config["builder"].split(".")
     model = getattr(import_module(f"pytorchvideo.models.{module}"), function)(**config["settings"])
     head = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
@@ -128,7 +131,8 @@ def _from_pytorchvideo(config: dict[str, Any], weights: Path | None) -> VideoBac
 
 
 def _i3d(folder: Path, num_classes: int | None) -> VideoBackbone:
-    from slicefine_pl.modules.video.i3d import I3D, WEIGHTS, kinetics_state
+    with optional_imports():
+        from slicefine_pl.modules.video.i3d import I3D, WEIGHTS, kinetics_state
 
     exported = (folder / "i3d.py").is_file()
     config = json.loads((folder / "config.json").read_text("utf-8")) if exported else {"library": "i3d", "settings": {}}

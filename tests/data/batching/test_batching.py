@@ -1,4 +1,4 @@
-"""The batches a run sees: every example once, equal shares, and the same after stop and resume."""
+"""The batches of a run: every example once, equal numbers on all ranks, and the same after a resume."""
 
 from collections import Counter
 from itertools import chain

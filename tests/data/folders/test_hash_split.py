@@ -1,4 +1,4 @@
-"""parse_fractions and split_by_hash: files go to splits by their content."""
+"""split_by_hash: the split of a file depends on its content."""
 
 import pytest
 

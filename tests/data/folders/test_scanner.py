@@ -1,4 +1,4 @@
-"""FileScanner: every file below a folder is returned or counted, and one warning says why."""
+"""FileScanner: every file below a folder is returned, or counted in one warning with the reason."""
 
 import os
 import re

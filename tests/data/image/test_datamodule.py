@@ -1,4 +1,4 @@
-"""ImageDataModule: folders, views, broken images, resumption, processes, and what it refuses."""
+"""ImageDataModule: folders, crops, unreadable images, resumption, processes, and settings that are refused."""
 
 import shutil
 from collections import Counter

@@ -1,4 +1,4 @@
-"""stratified_order: the first n rows hold every class in its proportion."""
+"""stratified_order: the first n rows contain every class in its proportion."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""read_rgb: every kind of image becomes the RGB a viewer sees, or is refused by name."""
+"""read_rgb: every kind of image becomes the RGB image that a viewer shows, or is refused."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""KITTI: the class of the closest vehicle on label files made by hand, and parts that no drive crosses."""
+"""KITTI: the class of the closest vehicle on label files made by hand, and splits that share no drive."""
 
 from collections import defaultdict
 

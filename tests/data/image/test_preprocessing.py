@@ -1,4 +1,4 @@
-"""What backbones say of their images, against their own libraries' transforms."""
+"""The input of a backbone, compared with the transforms of its own library."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Published datasets: which images train, validate and test; on folders laid out as torchvision expects them."""
+"""Published datasets: the images of train, val and test, on folders in the layout of torchvision."""
 
 from collections import Counter
 from types import SimpleNamespace

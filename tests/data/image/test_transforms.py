@@ -1,4 +1,4 @@
-"""Views: the middle of an image against torchvision's Resize and CenterCrop, and extreme shapes."""
+"""center_crop compared with torchvision's Resize and CenterCrop, and on extreme shapes."""
 
 import resource
 

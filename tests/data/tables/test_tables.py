@@ -1,4 +1,4 @@
-"""Reading files: what is in them comes out whole, and every flaw is named."""
+"""Table files: texts and labels are read unchanged, and every flaw is an error with its place."""
 
 import json
 from decimal import Decimal

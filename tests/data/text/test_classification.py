@@ -1,4 +1,4 @@
-"""TextDataModule: sources, splits, labels and what it refuses."""
+"""TextDataModule: sources, splits, labels, and settings that are refused."""
 
 import sys
 from types import SimpleNamespace

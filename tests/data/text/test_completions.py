@@ -1,4 +1,4 @@
-"""Prompts and completions as tokens: what is learned, where examples begin and end, and what is cut."""
+"""Prompts and completions as tokens: labels, special tokens, and cuts."""
 
 import warnings
 

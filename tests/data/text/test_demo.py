@@ -1,4 +1,4 @@
-"""The demo texts: fetched once, checked, cached whole, and read without a network afterwards."""
+"""The demo texts are downloaded once, checked, cached, and then read without a network."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Plain text files: what a document is, and where it stands."""
+"""Plain text files: their documents, and the lines on which these begin."""
 
 import pytest
 

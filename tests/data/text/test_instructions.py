@@ -1,4 +1,4 @@
-"""InstructionDataModule: sources, splits, batches, and what it refuses."""
+"""InstructionDataModule: sources, splits, batches, and settings that are refused."""
 
 import json
 from itertools import chain

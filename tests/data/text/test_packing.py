@@ -1,4 +1,4 @@
-"""Packing: every example once, no row too long, hardly any room lost, and rows that tell where examples begin."""
+"""Packing: every example once, no row too long, little space lost, and positions that restart at each example."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Tokens: those of the tokenizer itself, cached, cut where too long, padded per batch."""
+"""Tokens equal those of the tokenizer itself; they are cached, cut if too long, and padded per batch."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Clips and crops: a function of seed, epoch and index; broken videos replaced alike everywhere."""
+"""Clips and crops depend only on seed, epoch and index; unreadable videos are replaced in the same way everywhere."""
 
 import random
 

@@ -302,3 +302,9 @@ def test_without_a_test_split_there_is_no_test(tmp_path):
     assert not data.has_test
     with pytest.raises(ValueError, match="has no test split"):
         data.test_dataloader()
+
+
+def test_a_missing_decoder_is_reported_before_the_first_batch(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ModuleNotFoundError, match=r"'av' is not installed; run: pip install"):
+        KineticsDataModule(str(root)).setup("fit")

@@ -1,4 +1,4 @@
-"""Video.frames against files whose every frame tells its number, and against decoding all of a file."""
+"""Video.frames on files whose frames show their number, and compared with decoding the whole file."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The motion set: only the motion tells the class."""
+"""The synthetic videos: only the motion shows the class."""
 
 import av
 import numpy as np

@@ -1,4 +1,4 @@
-"""Damaged files are refused where a clip would show something wrong; whole ones are not."""
+"""Damaged files are refused if a clip would show wrong frames; undamaged files are not."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""list_videos: folders, CSV files, UCF101, HMDB51, and what it refuses.  No file here is a real video."""
+"""list_videos: folders, CSV files, UCF101, HMDB51, and layouts that are refused. No file here is a real video."""
 
 import re
 import warnings

@@ -1,4 +1,4 @@
-"""The frame on show at any time, in containers of all kinds, against decoding all of the file."""
+"""The frame shown at any time, in many containers, compared with decoding the whole file."""
 
 import struct
 

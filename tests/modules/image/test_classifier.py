@@ -1,4 +1,4 @@
-"""ImageClassifier against torch, sklearn and the backbones' own libraries."""
+"""ImageClassifier compared with torch, sklearn and the libraries of the backbones."""
 
 import json
 from pathlib import Path

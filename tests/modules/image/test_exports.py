@@ -1,4 +1,4 @@
-"""The printed lines of every image library, run as they are: they see what evaluation sees, and print its shares."""
+"""The printed code of every image library runs, sees images as evaluation does, and prints the same numbers."""
 
 import ast
 import json

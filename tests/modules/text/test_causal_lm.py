@@ -1,4 +1,4 @@
-"""CausalLanguageModel against transformers itself: losses, perplexity, packing, samples, checkpoints, export."""
+"""CausalLanguageModel compared with transformers: losses, perplexity, packing, samples, checkpoints, export."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Two real processes (gloo) with unequal numbers of tokens: gradient and loss are those of one process with all."""
+"""Two processes (gloo) with different numbers of tokens: gradient and loss equal those of one process."""
 
 import pytest
 import torch

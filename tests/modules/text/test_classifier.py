@@ -1,4 +1,4 @@
-"""TextClassifier against transformers itself: logits, losses, schedule, checkpoints, export."""
+"""TextClassifier compared with transformers: logits, losses, schedule, checkpoints, export."""
 
 import ast
 import json

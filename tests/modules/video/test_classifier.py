@@ -1,4 +1,4 @@
-"""VideoClassifier against the libraries themselves: logits, averages per video, exports, and what it refuses."""
+"""VideoClassifier compared with the libraries: logits, averages, exports, and settings that are refused."""
 
 import sys
 

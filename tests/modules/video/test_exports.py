@@ -1,4 +1,4 @@
-"""The printed lines of every kind of video network, run as they are: they see the clips of tests, and print shares."""
+"""The printed code of every video network runs, sees clips as tests do, and prints the same numbers."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""I3D against a float64 reference of its layers, and its weights against the outputs of the package they come from."""
+"""I3D compared with a float64 reference of its layers, and its weights with the outputs of their own package."""
 
 import pickle
 from importlib.util import find_spec
