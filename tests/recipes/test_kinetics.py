@@ -26,7 +26,7 @@ def test_smoke_run(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "80 SYNTHETIC videos" in done.stderr
-    assert re.search(r"test/accuracy after *│ [\d.]+", done.stdout)
+    assert re.search(r"test/accuracy after +[\d.]+", done.stdout)
     assert (tmp_path / "runs" / "kinetics_smoke" / "version_0" / "export" / "model.safetensors").is_file()
 
 
@@ -52,5 +52,5 @@ def test_settings_for_kinetics(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"test/accuracy after *│ [\d.]+", done.stdout)
+    assert re.search(r"test/accuracy after +[\d.]+", done.stdout)
     assert (tmp_path / "runs" / "kinetics_real" / "version_0" / "export" / "model.safetensors").is_file()

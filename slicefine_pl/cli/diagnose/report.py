@@ -26,7 +26,7 @@ from slicefine_pl.cli.diagnose.report_json import to_numbers
 from slicefine_pl.cli.diagnose.report_plots import draw
 from slicefine_pl.cli.diagnose.report_text import captions, conclusions
 from slicefine_pl.cli.recipe.errors import WEIGHT_ERRORS, describe
-from slicefine_pl.cli.recipe.preflight import check_output
+from slicefine_pl.cli.recipe.preflight import check_output_folder
 from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.optional import require
 
@@ -84,7 +84,7 @@ def _check_folder(folder: Path, *, overwrite: bool) -> None:
         raise FileExistsError(
             f"folder {str(folder)!r} contains {existing[0]} already; give another --folder, or --overwrite."
         )
-    check_output(folder, needed=REPORT_BYTES)
+    check_output_folder(folder, needed=REPORT_BYTES)
 
 
 def _measure(config: DiagnoseConfig, *, control: bool) -> tuple[DiagnosedModel, Measurements, Measurements | None]:

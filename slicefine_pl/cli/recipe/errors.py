@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 
 from slicefine_pl.cli.errors import USER_ERRORS, message_of
-from slicefine_pl.cli.recipe.report import RunReport
+from slicefine_pl.cli.recipe.run_report import RunReport
 from slicefine_pl.files.safe_load import describe_unpickling_error
 
 WEIGHT_ERRORS = (pickle.UnpicklingError, SafetensorError)  # damaged files, or files that contain code
@@ -25,7 +25,7 @@ def sentence(error: Exception, report: RunReport) -> str | None:
         error: One of ``SETUP_ERRORS``.
         report: How far the command came.
     """
-    disk = isinstance(error, OSError) and (report.done or error.errno in DISK_ERRORS)
+    disk = isinstance(error, OSError) and (report.training_ended or error.errno in DISK_ERRORS)
     late = report.steps or (report.batches and isinstance(error, LIBRARY_ERRORS))
     if os.environ.get("SLICEFINE_DEBUG") or (late and not disk):
         return None

@@ -1,6 +1,6 @@
-"""The help of a recipe, with the settings of slices and pruning spelled out.
+"""The help of a recipe, including the settings of slices and pruning.
 
-jsonargparse shows the settings of a class that may be ``null`` only on a second call, ``--slicefine.help``.
+jsonargparse shows the settings of an optional class only on a second call, ``--slicefine.help``.
 """
 
 from argparse import SUPPRESS
@@ -16,10 +16,10 @@ SECTIONS: dict[str, type[Callback]] = {"slicefine": SliceFineCallback, "sparsity
 
 
 class RecipeParser(LightningArgumentParser):
-    """A parser of which ``--help`` ends with the settings of ``--slicefine`` and ``--sparsity``, flag by flag."""
+    """Parser whose ``--help`` ends with the settings of ``--slicefine`` and ``--sparsity``."""
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
-        """Return the whole help."""
+        """Return the complete help."""
         parts = [super().format_help(*args, **kwargs)]
         for name, callback in SECTIONS.items():
             if f"--{name}" in self._option_string_actions:

@@ -1,4 +1,4 @@
-"""What is looked at before any work is done: the checkpoint to go on from, and the folder to write to."""
+"""Checks before any work is done: the given checkpoint, and the output folder."""
 
 import pickletools
 import shutil
@@ -12,11 +12,14 @@ from slicefine_pl.files.safe_load import load_plain
 
 
 def check_checkpoint(path: Path) -> None:
-    """Refuse a checkpoint file that cannot be one.
+    """Check that a file is a complete Lightning checkpoint, without loading it.
+
+    Args:
+        path: The file, or the folder of a sharded checkpoint.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is truncated, damaged, or something else.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is truncated, damaged, or not a checkpoint.
     """
     if path.is_dir():
         if (path / "meta.pt").is_file():
@@ -45,12 +48,12 @@ def check_checkpoint(path: Path) -> None:
         )
 
 
-def check_writer(path: Path, module_class: Callable[..., Any]) -> None:
-    """Refuse the checkpoint of another module.
+def check_module_class(path: Path, module_class: Callable[..., Any]) -> None:
+    """Check that a checkpoint was written by a module of this class.
 
     Args:
-        path: What ``check_checkpoint`` has let pass.
-        module_class: That is to take it.
+        path: Checkpoint that passed ``check_checkpoint``.
+        module_class: Class of the module that will load it.
 
     Raises:
         ValueError: A module of another class wrote it.
@@ -63,15 +66,15 @@ def check_writer(path: Path, module_class: Callable[..., Any]) -> None:
         )
 
 
-def check_output(folder: Path, needed: int) -> None:
-    """Refuse an output folder that cannot be written, or a disk that is nearly full.
+def check_output_folder(folder: Path, needed: int) -> None:
+    """Check that an output folder can be written, and that its disk has enough space.
 
     Args:
-        folder: Where the run will write; need not exist.
-        needed: Free space, in bytes.
+        folder: Folder that the run will write to; need not exist.
+        needed: Space that the run needs, in bytes.
 
     Raises:
-        OSError: It cannot take the run's files.
+        OSError: The folder cannot be written, or the disk is nearly full.
     """
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     try:
@@ -80,7 +83,7 @@ def check_output(folder: Path, needed: int) -> None:
     except OSError as error:
         raise OSError(
             f"output folder {str(folder)!r} cannot be written ({error.strerror}); set --trainer.logger.save_dir, or "
-            "--trainer.default_root_dir where there is no logger, to a writable folder."
+            "--trainer.default_root_dir if there is no logger, to a writable folder."
         ) from error
     if (free := shutil.disk_usage(place).free) < needed:
         raise OSError(

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from slicefine_pl.cli import run
 from slicefine_pl.cli.grid import command as grid_module
-from slicefine_pl.cli.grid.plan import Grid, Point, seconds_left
-from slicefine_pl.cli.grid.point import GridPoint
+from slicefine_pl.cli.grid.finished_runs import seconds_left
+from slicefine_pl.cli.grid.plan import Grid, GridPoint
+from slicefine_pl.cli.grid.point_cli import PointCLI
 from slicefine_pl.cli.main import main
 from slicefine_pl.modules import ImageClassifier
 from slicefine_pl.scaling import fit_scaling_law
@@ -101,7 +102,7 @@ def trained(monkeypatch):
         loss = 100 * (1.5 - self._point.sparsity) / size**0.5 + 50 / data**0.5
         return {**self._point._asdict(), "nonzero_params": int(size), "data": data, "loss": loss, "seconds": 1.0}
 
-    monkeypatch.setattr(GridPoint, "train", formula)
+    monkeypatch.setattr(PointCLI, "train", formula)
     return points
 
 
@@ -164,10 +165,10 @@ def test_a_grid_that_was_stopped_goes_on_with_what_is_missing(recipe, trained, c
         recipe("grid")
     assert len(pd.read_csv("results/runs.csv")) == 5
     recipe("grid")
-    assert "5 of 18 runs are done already" in capsys.readouterr().out
+    assert "5 of 18 runs are finished already" in capsys.readouterr().out
     assert sorted(trained) == sorted([*points, trained[5]])  # the sixth was begun twice
     rows = pd.read_csv("results/runs.csv")
-    assert [tuple(row) for row in rows[[*Point._fields]].to_numpy()] == [tuple(point) for point in points]
+    assert [tuple(row) for row in rows[[*GridPoint._fields]].to_numpy()] == [tuple(point) for point in points]
     before = len(trained)
     recipe("grid")
     assert len(trained) == before
@@ -175,11 +176,13 @@ def test_a_grid_that_was_stopped_goes_on_with_what_is_missing(recipe, trained, c
     with pytest.raises(SystemExit):
         recipe("grid", "--model.weight_decay", "0.5")
     told = capsys.readouterr().err
-    assert "folder 'results' holds a grid of other settings (weight_decay: 0.01 there, weight_decay: 0.5 now)" in told
+    assert (
+        "folder 'results' contains a grid with other settings (weight_decay: 0.01 there, weight_decay: 0.5 now)" in told
+    )
 
 
 def test_the_time_left_follows_the_backbone_where_it_is_known():
-    points = [Point(name, 1.0, 0.0, epochs, 0) for epochs in (1, 3) for name in ("small", "large")]
+    points = [GridPoint(name, 1.0, 0.0, epochs, 0) for epochs in (1, 3) for name in ("small", "large")]
     assert seconds_left({points[0]: {"seconds": 2.0}}, points) == 2.0 * (1 + 3 + 3)
     assert seconds_left({points[0]: {"seconds": 2.0}, points[1]: {"seconds": 10.0}}, points) == 2.0 * 3 + 10.0 * 3
 
@@ -218,10 +221,10 @@ HEADER = "sparsity,nonzero_params,data,loss,seconds,backbone,lr,epochs,seed\n"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (HEADER + ROW.replace("narrow", "huge"), "holds runs of another grid, such as huge, sparsity 0.5, 1 epoch"),
-        (HEADER + ROW.replace("narrow", "NA"), "holds runs of another grid, such as NA, sparsity 0.5, 1 epoch"),
+        (HEADER + ROW.replace("narrow", "huge"), "contains runs of another grid, such as huge, sparsity 0.5, 1 epoch"),
+        (HEADER + ROW.replace("narrow", "NA"), "contains runs of another grid, such as NA, sparsity 0.5, 1 epoch"),
         (HEADER + ROW.replace("narrow", ""), "is damaged (line 2 is not a complete run)"),
-        (HEADER + ROW.replace("0.01", "0.02"), "holds runs of another grid"),
+        (HEADER + ROW.replace("0.01", "0.02"), "contains runs of another grid"),
         (HEADER + ROW + ROW[:20] + "\n", "is damaged (line 3 is not a complete run)"),
         (HEADER + ROW[:-1], "is damaged (line 2 is not a complete run)"),
         (HEADER + ROW.replace("2.0", "nan"), "is damaged (line 2 is not a complete run)"),
@@ -239,6 +242,6 @@ def test_results_that_are_damaged_or_of_another_grid_are_refused(refused, conten
 
 def test_a_run_that_diverges_is_told_and_not_kept(refused, monkeypatch):
     broken = lambda self: {**self._point._asdict(), "loss": float("nan")}
-    monkeypatch.setattr(GridPoint, "train", broken)
+    monkeypatch.setattr(PointCLI, "train", broken)
     assert "the run narrow, sparsity 0, 1 epoch, seed 0 ended with a loss of nan; lower the learning rate" in refused()
     assert not Path("results/runs.csv").exists()

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from slicefine_pl.callbacks import SliceFineCallback
-from slicefine_pl.cli.recipe.preflight import check_checkpoint, check_output
+from slicefine_pl.cli.recipe.preflight import check_checkpoint, check_output_folder
 from slicefine_pl.data import TextDataModule
 from slicefine_pl.modules import TextClassifier
 
@@ -374,11 +374,11 @@ def test_output_folder_that_cannot_be_written(refused, tmp_path):
 
 
 def test_nearly_full_disk(tmp_path, monkeypatch):
-    check_output(tmp_path / "new" / "run", 1000)
+    check_output_folder(tmp_path / "new" / "run", 1000)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9, 5_000_000))
     with pytest.raises(OSError, match=r"run' has 5 MB free, and the run needs about 92 MB; free some space"):
-        check_output(tmp_path / "new" / "run", 92_000_000)
+        check_output_folder(tmp_path / "new" / "run", 92_000_000)
 
 
 def test_errors_inside_training_keep_their_trace(recipe, monkeypatch):

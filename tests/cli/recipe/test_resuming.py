@@ -33,8 +33,9 @@ def interruptible():
 
 def table(told):
     """Rows of the closing table, without seconds and paths."""
-    rows = [line.split("│")[1:3] for line in told.splitlines() if line.startswith("│")]
-    return {name.strip(): re.sub(r"\d+ s\b", "", value).strip() for name, value in rows
+    rows = told.partition("\nResult")[2].split("\n\n")[0].splitlines()[2:]
+    pairs = (re.split(r" {2,}", row, maxsplit=1) for row in rows)
+    return {name: re.sub(r"\d+ s\b", "", value).strip() for name, value in pairs
             if "checkpoint" not in name and "exported" not in name}  # fmt: skip
 
 
@@ -71,8 +72,8 @@ def test_going_on_repeats_no_flags(recipe, caplog):
     Path("more.yaml").write_text("data: {seed: 4, batch_size: 4}")
     flags = ["--trainer.max_epochs", "2", "--data.batch_size", "16", "--config", "more.yaml"]
     recipe("fit", "--ckpt_path=runs/t/version_0/checkpoints/last.ckpt", *flags)
-    assert "Going on with the settings of" in caplog.text
-    assert "runs/t/version_0/config.yaml; what the command line says wins." in caplog.text
+    assert "Continuing with the settings of" in caplog.text
+    assert "runs/t/version_0/config.yaml; the command line overrides them." in caplog.text
     settings = yaml.safe_load(Path("runs/t/version_1/config.yaml").read_text())
     assert (settings["data"]["source"], settings["data"]["batch_size"], settings["data"]["seed"]) == ("own.csv", 16, 4)
     assert settings["slicefine"]["init_args"]["axis"] == "row"
@@ -135,7 +136,7 @@ def test_a_stopped_run_tells_the_command_that_goes_on_and_the_command_does(recip
             recipe("fit", "--slicefine.rank", "3")
     last = "runs/t/version_0/checkpoints/last.ckpt"
     told = capsys.readouterr().err
-    assert f"Stopped after 8 steps. Last checkpoint: {last}\nTo go on:  python recipe fit --ckpt_path {last}\n" in told
+    assert f"Stopped after 8 steps. Last checkpoint: {last}\nTo resume:  python recipe fit --ckpt_path {last}\n" in told
     recipe(*told[told.index("python recipe ") :].splitlines()[0].split()[2:])
     assert torch.load("runs/t/version_1/checkpoints/last.ckpt", weights_only=True)["global_step"] == 12
 
@@ -149,7 +150,7 @@ def test_before_the_first_step_or_checkpoint_there_is_nothing_to_go_on_from(reci
 
     original = TextClassifier.training_step
     monkeypatch.setattr(TextClassifier, "training_step", stop)
-    for step, told in ((0, ""), (2, "Stopped after 2 steps. No checkpoint had been written.")):
+    for step, told in ((0, ""), (2, "Stopped after 2 steps. No checkpoint was written.")):
         monkeypatch.setattr(TextClassifier, "stopped", step, raising=False)
         with pytest.raises(SystemExit):
             recipe("fit")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser, set_loader
 
-from slicefine_pl.cli.recipe.text_settings import STANDARD, TextSettings
+from slicefine_pl.cli.recipe.string_settings import STANDARD, StringSettings
 from slicefine_pl.data import ImageDataModule, InstructionDataModule, KineticsDataModule, TextDataModule
 from slicefine_pl.modules import ImageClassifier, TextClassifier, VideoClassifier
 
@@ -36,7 +36,7 @@ class Data:
 @pytest.fixture
 def parse() -> Iterator:
     """A function that parses flags, with the settings of a class as texts where they are texts."""
-    texts = TextSettings.of(data=Data)
+    texts = StringSettings.of(data=Data)
     texts.install()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
@@ -105,15 +105,15 @@ def test_a_flag_without_its_value_is_an_error(parse):
 
 
 def test_texts_of_the_recipes():
-    text = TextSettings.of(data=TextDataModule, model=TextClassifier)
+    text = StringSettings.of(data=TextDataModule, model=TextClassifier)
     assert {"data.source", "data.predict_text", "data.predict_text_pair", "data.label_column"} <= text.single
     assert text.lists == {"data.text_columns", "data.label_names", "model.label_names"}
-    assert "data.predict_text" in TextSettings.of(data=InstructionDataModule).single
-    assert TextSettings.of(data=ImageDataModule, model=ImageClassifier).lists == {
+    assert "data.predict_text" in StringSettings.of(data=InstructionDataModule).single
+    assert StringSettings.of(data=ImageDataModule, model=ImageClassifier).lists == {
         "data.predict_images",
         "model.label_names",
     }
-    assert TextSettings.of(data=KineticsDataModule, model=VideoClassifier).lists == {
+    assert StringSettings.of(data=KineticsDataModule, model=VideoClassifier).lists == {
         "data.label_names",
         "model.label_names",
     }

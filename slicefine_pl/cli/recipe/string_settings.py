@@ -1,7 +1,7 @@
-"""Settings that are texts: what was written is what arrives, from flags and from YAML files.
+"""Settings of type ``str``: they keep the characters that the user wrote, in flags and in YAML files.
 
-jsonargparse reads every value as YAML: ``no`` is false, ``007`` is 7 and ``#1.csv`` is a comment.  Where a setting is a
-text or a list of texts, that is undone here.  Only ``null`` leaves such a setting out.
+jsonargparse reads every value as YAML: ``no`` becomes false, ``007`` becomes 7 and ``#1.csv`` is a comment.  This is
+undone for settings that are strings or lists of strings.  ``null`` is still ``None``.
 """
 
 import inspect
@@ -15,23 +15,23 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from jsonargparse import get_loader, set_loader
 
-from slicefine_pl.cli.recipe.settings import check_yaml
+from slicefine_pl.cli.recipe.yaml_limits import check_yaml
 
 STANDARD = get_loader("yaml")
-ANY = "*"  # the section of settings that come without their section's name, as in --data '{source: 007}'
-PLAIN = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every scalar is a text
+ANY = "*"  # section of settings that are given without it, as in --data '{source: 007}'
+PLAIN = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every scalar stays a string
 
 
 @dataclass(frozen=True)
-class TextSettings:
-    """Which settings are texts, and which are lists of texts; by section and name, such as ``data.source``."""
+class StringSettings:
+    """The settings of type ``str`` and of type list of ``str``, by section and name, such as ``data.source``."""
 
     single: frozenset[str]
     lists: frozenset[str]
 
     @classmethod
-    def of(cls, **sections: Callable[..., Any]) -> "TextSettings":
-        """Look at the parameters of classes, by the name of their section."""
+    def of(cls, **sections: Callable[..., Any]) -> "StringSettings":
+        """Collect the settings from the signatures of classes, by the name of their section."""
         single, lists = set(), set()
         for section, owner in sections.items():
             for name, parameter in inspect.signature(owner, eval_str=True).parameters.items():
@@ -43,15 +43,15 @@ class TextSettings:
         return cls(frozenset(single), frozenset(lists))
 
     def install(self) -> None:
-        """Let jsonargparse read YAML files accordingly, in this process."""
+        """Make jsonargparse in this process keep these strings when it reads YAML."""
         names = self.single | self.lists
         anywhere = {f"{ANY}.{name.partition('.')[2]}" for name in names}
         set_loader("yaml", partial(_load, names | anywhere), exceptions=(yaml.YAMLError,))
 
     def rewritten(self, arguments: Sequence[str]) -> list[str]:
-        """Arguments of the command line, such that YAML makes of the values of texts what was written.
+        """Rewrite the command line, so that YAML reads these values as they were written.
 
-        A text may begin with a dash: what follows its flag is its value.
+        A value may begin with a dash: the word after a flag of these settings is its value.
         """
         rest, found = iter(arguments), []
         for argument in rest:
@@ -65,17 +65,17 @@ class TextSettings:
         return found
 
     def _value(self, name: str, given: str) -> str:
-        """A list of texts with quotes around each; all else as it is."""
-        texts = _texts(given) if name in self.lists else None
-        return given if texts is None else json.dumps(texts, ensure_ascii=False)
+        """A list of strings with each of them quoted; any other value unchanged."""
+        strings = _strings(given) if name in self.lists else None
+        return given if strings is None else json.dumps(strings, ensure_ascii=False)
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _texts(written: str) -> list[str] | None:
-    """The texts of a YAML list; ``None`` where it is none, or holds more than texts."""
+def _strings(written: str) -> list[str] | None:
+    """The strings of a YAML list; ``None`` if the value is not a list of scalars."""
     if not written.lstrip().startswith("["):
         return None
     try:
@@ -87,8 +87,8 @@ def _texts(written: str) -> list[str] | None:
 
 
 def _load(names: frozenset[str], stream: str) -> Any:
-    """Read YAML; single values that only look like nothing (``#x``, ``~``) are texts."""
-    check_yaml(stream)  # jsonargparse would copy what aliases share, for hours
+    """Read YAML; single values that YAML reads as nothing (``#x``, ``~``) stay strings."""
+    check_yaml(stream)
     loaded = STANDARD(stream)
     if loaded is None and "\n" not in stream:
         return stream
@@ -99,7 +99,7 @@ def _load(names: frozenset[str], stream: str) -> Any:
 
 
 def _restore(loaded: dict[str, Any], written: Mapping[str, Any], names: frozenset[str], section: str = "") -> None:
-    """Put what was written in the place of what YAML made of it, in all sections."""
+    """Replace what YAML has made of these settings by what was written, in all sections."""
     for name, value in loaded.items():
         text = written.get(name)
         if isinstance(value, dict) and isinstance(text, dict):

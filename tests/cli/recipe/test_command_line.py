@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from slicefine_pl.cli.grid.plan import read_grid
-from slicefine_pl.cli.recipe.settings import check_yaml, configs_first
+from slicefine_pl.cli.recipe.command_line import move_configs_first
+from slicefine_pl.cli.recipe.yaml_limits import check_yaml
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet")]
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -26,7 +27,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ],
 )
 def test_files_come_first_and_keep_their_order(given, ordered):
-    assert configs_first(given) == ordered
+    assert move_configs_first(given) == ordered
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
@@ -46,7 +47,7 @@ def test_a_flag_wins_in_either_order(recipe, capsys, command):
 def test_the_help_says_who_wins(recipe, capsys):
     with pytest.raises(SystemExit):
         recipe("fit", "--help")
-    assert "Flags win over files, wherever they stand" in " ".join(capsys.readouterr().out.split())
+    assert "Flags override files, wherever they are" in " ".join(capsys.readouterr().out.split())
 
 
 def test_aliases_are_counted_as_written_out():

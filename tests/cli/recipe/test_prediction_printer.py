@@ -10,7 +10,7 @@ from helpers import processes
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import default_collate
 
-from slicefine_pl.cli.recipe.report import RunReport, _told
+from slicefine_pl.cli.recipe.prediction_printer import PredictionPrinter, format_prediction
 from slicefine_pl.data.batching import BatchPlan, PlannedLoader
 from slicefine_pl.modules.classifier import counted_rows
 
@@ -42,7 +42,7 @@ class Doubled(LightningModule):
 
 def printed(count):
     trainer = Trainer(
-        callbacks=[RunReport()], strategy="ddp" if count > 1 else "auto", devices=count, accelerator="cpu",
+        callbacks=[PredictionPrinter()], strategy="ddp" if count > 1 else "auto", devices=count, accelerator="cpu",
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -51,7 +51,7 @@ def printed(count):
 
 
 def test_names_of_classes_that_would_break_the_line_are_quoted():
-    assert _told([0.25, 0.75], ["a b", "a\tb\nc"]) == '"a\\tb\\nc" 0.7500  a b 0.2500'
+    assert format_prediction([0.25, 0.75], ["a b", "a\tb\nc"]) == '"a\\tb\\nc" 0.7500  a b 0.2500'
 
 
 @pytest.mark.distributed

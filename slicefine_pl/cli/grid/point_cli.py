@@ -1,7 +1,6 @@
-"""One run of a grid: a ``fit`` of the recipe with some settings of its own, and what is measured of it.
+"""One run of a grid: a ``fit`` of the recipe with settings of its own.
 
-Answers one question: what loss has this network at this sparsity after these images?  Each run is whole: its learning
-rate falls to zero at its own end, as a scaling law wants it.
+Every run is complete: its learning rate decays to zero at its own end, as a scaling law requires.
 
 Units:  single non-zero parameters · images · loss in nats · seconds
 """
@@ -16,12 +15,13 @@ from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
 from slicefine_pl.callbacks import SparsityCallback
-from slicefine_pl.cli.grid.plan import Point, Row
-from slicefine_pl.cli.recipe.lightning_cli import RecipeCLI
-from slicefine_pl.cli.recipe.report import RunReport
+from slicefine_pl.cli.grid.finished_runs import RunRecord
+from slicefine_pl.cli.grid.plan import GridPoint
+from slicefine_pl.cli.recipe.recipe_cli import RecipeCLI
+from slicefine_pl.cli.recipe.run_report import RunReport
 from slicefine_pl.cli.scaling.model_size import without_embeddings
 
-QUIET = {  # measured once, at the end; nothing but the row is kept
+QUIET = {  # validated once, at the end; nothing is kept but the record
     "trainer.logger": "false",
     "trainer.callbacks": "null",
     "trainer.enable_checkpointing": "false",
@@ -33,8 +33,8 @@ QUIET = {  # measured once, at the end; nothing but the row is kept
 }
 
 
-def flags_of(point: Point) -> dict[str, str]:
-    """The settings in which the runs of a grid differ, and those that keep them quiet, by name of their flag."""
+def point_settings(point: GridPoint) -> dict[str, str]:
+    """Return the settings that the grid sets for a run, by the name of their flag."""
     own = {
         "model.backbone": point.backbone,
         "model.lr": str(point.lr),
@@ -47,27 +47,27 @@ def flags_of(point: Point) -> dict[str, str]:
     return own | QUIET | pruned
 
 
-class SeenImages(Callback):
+class ImageCounter(Callback):
     """Count the images of all training batches."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count those of this one."""
+        """Add the images of a batch."""
         self.count += len(batch["images"])
 
 
-class GridPoint(RecipeCLI):
-    """Settings are read when it is made; ``train`` builds the network and trains it.
+class PointCLI(RecipeCLI):
+    """The command line of one run.  Creating it parses the settings; ``train`` builds the network and trains it.
 
     Args:
-        module_class: What is trained.
-        datamodule_class: What it is trained on.
-        config: The recipe's defaults.
-        report: Told how far the run has come.
-        point: Which run.
-        settings: Further flags of ``fit``, for all runs.
+        module_class: Class of the module.
+        datamodule_class: Class of the data module.
+        config: YAML file with the recipe's defaults.
+        report: Records how far the run came.
+        point: The run.
+        flags: Further flags of ``fit``, for all runs.
     """
 
     def __init__(
@@ -76,40 +76,40 @@ class GridPoint(RecipeCLI):
         datamodule_class: type[LightningDataModule],
         config: Path,
         report: RunReport,
-        point: Point,
-        settings: Sequence[str],
+        point: GridPoint,
+        flags: Sequence[str],
     ) -> None:
         self._point = point
-        self._seen = SeenImages()
+        self._images = ImageCounter()
         super().__init__(
             module_class,
             datamodule_class,
             save_config_callback=None,
-            trainer_defaults={"callbacks": [report, self._seen]},
+            trainer_defaults={"callbacks": [report, self._images]},
             parser_kwargs={"fit": {"default_config_files": [str(config)]}},
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            args=["fit", *settings, *(f"--{name}={value}" for name, value in flags_of(point).items())],
+            args=["fit", *flags, *(f"--{name}={value}" for name, value in point_settings(point).items())],
         )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Only ``fit``: four parsers would take longer to build than a small network."""
+        """Only ``fit``: building the parsers of all subcommands takes longer than building a small network."""
         return {"fit": LightningCLI.subcommands()["fit"]}
 
     def instantiate_classes(self) -> None:
-        """Wait for ``train``."""
+        """Do nothing until ``train``."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Wait for ``train``."""
+        """Do nothing until ``train``."""
 
     @property
     def settings(self) -> str:
         """All settings of the run, as YAML."""
         return str(self._parser("fit").dump(self.config.fit, skip_none=False))
 
-    def train(self) -> Row:
-        """Train, and return a row of ``runs.csv``."""
+    def train(self) -> RunRecord:
+        """Train, and return the record of the run."""
         began = time.perf_counter()
         super().instantiate_classes()
         self.before_fit()
@@ -118,20 +118,20 @@ class GridPoint(RecipeCLI):
         pruned = () if sparsity is None else sparsity.masks.prunable
         return {
             **self._point._asdict(),
-            "nonzero_params": nonzero_params(self.model, pruned),
-            "data": self._seen.count,
+            "nonzero_params": count_nonzero(self.model, pruned),
+            "data": self._images.count,
             "loss": round(float(self.trainer.callback_metrics["val/loss"]), 6),
             "seconds": round(time.perf_counter() - began, 1),
         }
 
 
-def nonzero_params(network: nn.Module, pruned: Collection[str]) -> int:
-    """N of the scaling law: the non-zeros of the pruned matrices, and all else (norms, biases, the head).
+def count_nonzero(network: nn.Module, pruned: Collection[str]) -> int:
+    """Count N of the scaling law: the non-zeros of pruned matrices, and all other parameters.
 
-    Tables of tokens and positions do not count.
+    Token and position embeddings do not count.
 
     Args:
-        network: After training.
+        network: Network after training.
         pruned: Names of the pruned parameters.
     """
     return sum(

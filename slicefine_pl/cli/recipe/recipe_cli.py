@@ -1,0 +1,138 @@
+"""What happens in the subcommands fit, validate, test and predict of a recipe."""
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from slicefine_pl.callbacks.slice_map import SliceMap
+from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
+from slicefine_pl.callbacks.support.parameter_table import use_parameter_table
+from slicefine_pl.cli.recipe.best_checkpoint import best_path, monitor_first_metric
+from slicefine_pl.cli.recipe.preflight import check_output_folder
+from slicefine_pl.cli.recipe.recipe_arguments import RecipeArguments
+from slicefine_pl.cli.recipe.result import print_result
+from slicefine_pl.cli.recipe.run_folder import RunFolder
+from slicefine_pl.cli.recipe.run_report import RunReport
+from slicefine_pl.strategy import FullyShardedStrategy
+
+
+class RecipeCLI(RecipeArguments):
+    """LightningCLI that checks before it trains, then tests, exports, and prints a table."""
+
+    def instantiate_classes(self) -> None:
+        """Create model, data and trainer, and note the run's folder before the trainer is used."""
+        super().instantiate_classes()
+        self._folder = RunFolder(self.trainer)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Put our callbacks before the others, because weight averaging copies the module as it finds it."""
+        slicefine, sparsity = (self._get(self.config_init, name) for name in ("slicefine", "sparsity"))
+        given = self._get(self.config_init, "trainer").get("callbacks") or []
+        others = given if isinstance(given, list) else [given]
+        if slicefine is None:  # SliceMap needs slices
+            others = [each for each in others if not isinstance(each, SliceMap)]
+        kwargs["callbacks"] = [*filter(None, (slicefine, sparsity)), *others]
+        trainer: Trainer = super().instantiate_trainer(**kwargs)
+        use_parameter_table(trainer, self.model)
+        if (metric := monitor_first_metric(trainer, self.model)) and self.subcommand == "fit":
+            rank_zero_info(f"{metric} chooses the best checkpoint, because this module has no accuracy.")
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run; if a fit fails before its first step, remove its folder."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            if subcommand == "fit" and not self._report.steps:
+                self._folder.release()
+            raise
+
+    def before_fit(self) -> None:
+        """Check and claim the output folder; score the pretrained network if requested."""
+        size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        check_output_folder(self._folder.path, 4 * size)  # best and last checkpoint, export, and one being written
+        self._folder.claim()
+        settings = self.config.fit
+        if self._sharded and self.trainer.strategy._save_distributed_checkpoint:  # type: ignore[attr-defined]
+            raise ValueError(
+                "save_distributed_checkpoint=true writes folders of shards, which this recipe cannot export; leave it"
+                " out. The plain checkpoint is complete, and any number of processes can resume from it."
+            )
+        if settings.score_before and settings.ckpt_path is None and not settings.trainer.fast_dev_run:
+            self._report.scores_before = self._score_before()
+
+    def _score_before(self) -> dict[str, float]:
+        # Testing a model shards it, but slices have to be opened before that: so a copy is tested.
+        model: Any = copy.deepcopy(self.model) if self._sharded else self.model
+        # An export is tested with the input of this fit, which text data know after setup, not of its own training.
+        if hasattr(model, "record_input") and not model.record_input(self.datamodule):
+            self.datamodule.prepare_data()
+            self.datamodule.setup("fit")
+            model.record_input(self.datamodule)
+        [scores] = self._evaluate(model, self.datamodule, verbose=False)
+        return dict(scores)
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, export it, and print the closing table."""
+        if self.config.fit.trainer.fast_dev_run or self.trainer.interrupted:
+            return
+        if self.trainer.global_step == 0:
+            print("No step was trained: nothing is tested or exported.")
+            return
+        best = best_path(getattr(self.trainer, "checkpoint_callbacks"))  # noqa: B009  (Trainer does not declare it)
+        [scores] = self._evaluate(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
+        folder = self._folder.path / "export"  # a collective call: all processes read it
+        if self.trainer.is_global_zero:
+            exported = None
+            try:
+                exported = self._export(best, folder)
+            finally:  # scores and checkpoints are shown even if the export fails
+                print_result(self.trainer, self.model, scores, best, exported)
+
+    def _export(self, best: str, folder: Path) -> Path | None:
+        """Export the trained module; ``None`` if it has no ``export``."""
+        model = self._complete_module(best)
+        if not hasattr(model, "export"):
+            return None
+        try:
+            return cast("Path", model.export(folder))
+        except OSError as error:
+            if best:
+                call = f"{type(self.model).__name__}.load_from_checkpoint({best!r}).export('FOLDER')"
+                error.add_note(f"The trained model is in the checkpoint; in Python {call} exports it.")
+            raise
+
+    def _complete_module(self, best: str) -> Any:
+        """The module to export.  With sharded weights no process has all of them; the checkpoint has."""
+        if not self._sharded:
+            return self.model
+        return cast("type[LightningModule]", self.model_class).load_from_checkpoint(best) if best else None
+
+    @property
+    def _evaluate(self) -> Any:
+        """The trainer's ``test``, or ``validate`` if the data have no test split, so that scores keep their names."""
+        return self.trainer.test if getattr(self.datamodule, "has_test", True) else self.trainer.validate
+
+    @property
+    def _sharded(self) -> bool:
+        return isinstance(self.trainer.strategy, FullyShardedStrategy)
+
+    @property
+    def _report(self) -> RunReport:
+        return next(callback for callback in trainer_callbacks(self.trainer) if isinstance(callback, RunReport))
+
+    def predict(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        ckpt_path: str | None,
+        return_predictions: bool | None,
+        weights_only: bool | None,
+    ) -> None:
+        """Print predictions; with a checkpoint, the module is created with the checkpoint's settings."""
+        if ckpt_path is not None:
+            model = type(model).load_from_checkpoint(ckpt_path, weights_only=weights_only)
+        self.trainer.predict(model, datamodule, return_predictions=bool(return_predictions))
