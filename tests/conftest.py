@@ -11,6 +11,7 @@ from helpers.words import WORDS
 # One thread a test process, and a process of its own: tensors are tiny, and several workers share the cores.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; without this, a missing network is waited for
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

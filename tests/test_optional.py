@@ -103,6 +103,7 @@ def without_extras(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_base_install_trains_and_a_picture_that_cannot_be_drawn_is_a_warning(without_extras):
     lines = [line for line in without_extras(TRAINING).stdout.splitlines() if line.startswith("steps")]
     assert len(lines) == 2
@@ -114,6 +115,7 @@ def test_the_base_install_trains_and_a_picture_that_cannot_be_drawn_is_a_warning
         )
 
 
+@pytest.mark.slow
 def test_what_needs_an_extra_names_it_in_one_sentence(without_extras):
     lines = [line for line in without_extras(CASES).stderr.splitlines() if "slicefine-pl[" in line]
     assert len(lines) == len(NEEDS)

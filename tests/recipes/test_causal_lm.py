@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow  # whole runs of a recipe
+
 ROOT = Path(__file__).parents[2]
 
 

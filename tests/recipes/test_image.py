@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow  # whole runs of a recipe
+
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")

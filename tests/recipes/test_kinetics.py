@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from slicefine_pl.data.video.demo import encode
+
+pytestmark = pytest.mark.slow  # whole runs of a recipe
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from slicefine_pl.cli.grid.plan import read_grid
 from slicefine_pl.cli.scaling.model_size import parameters_of
 
+pytestmark = pytest.mark.slow  # whole runs of a recipe
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs"
 pytest.importorskip("torchvision")

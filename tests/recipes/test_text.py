@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow  # whole runs of a recipe
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -98,6 +98,7 @@ def test_losses_independent_of_data_do_not_determine_its_coefficients(scale):
     assert np.isfinite([*fit.law.coefficients.values()]).all()
 
 
+@pytest.mark.slow
 def test_short_spans_of_data_do_not_determine_its_coefficients():
     """Runs of 70 % to 100 % of one length do not determine the loss of unlimited data; the rest is determined."""
     fit = fit_scaling_law(**runs_of(T5_C4, noise=2e-3, data=[2e10, 2.3e10, 2.6e10]), starts=6, replicates=20)

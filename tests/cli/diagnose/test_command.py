@@ -211,6 +211,7 @@ def test_images_too(tmp_path):
     assert first["samples"] == {"tokens": 64 * 17, "examples": 64}
 
 
+@pytest.mark.slow
 def test_the_control_normalises_by_its_own_statistics(tmp_path):
     """Those of the last layer with pretrained weights, and of the inputs that random ones make: as one pass sees it."""
     images = DiagnoseConfig(model="timm/resnet10t@random", size=32, examples=64, rank=3)

@@ -130,6 +130,7 @@ def counted_in(file: Path) -> int:
     return sum(int((tensor != 0).sum()) if name in pruned else tensor.numel() for name, tensor in tensors.items())
 
 
+@pytest.mark.slow
 def test_a_row_is_what_fit_of_the_same_settings_gives_and_advise_reads_the_law(recipe, capsys):
     recipe("grid")
     told = capsys.readouterr().out
@@ -159,6 +160,7 @@ def test_a_row_is_what_fit_of_the_same_settings_gives_and_advise_reads_the_law(r
     assert "grid results, 18 runs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_grid_that_was_stopped_goes_on_with_what_is_missing(recipe, trained, capsys):
     points = Grid(**GRID).points
     with pytest.raises(KeyboardInterrupt):

@@ -79,6 +79,7 @@ EXPORT = ("--model.backbone", "runs/version_0/export")
 LAST = ("--ckpt_path", "runs/version_0/checkpoints/last.ckpt")
 
 
+@pytest.mark.slow
 def test_images(images, capsys):
     """The network takes any size, so that nothing but the record can tell which one training had."""
     own, photos = ("--data.root", "photos"), ("--data.predict_images", "photos/test")
@@ -108,6 +109,7 @@ def test_images(images, capsys):
     images("predict", "--model.backbone", "runs/new/export", *photos, "--data.size", "64")
 
 
+@pytest.mark.slow
 def test_videos(videos, capsys):
     """X3D takes clips of any length and size from about those it was built for."""
     own, films = ("--data.root", "films"), ("--data.predict_path", "films/test")

@@ -91,6 +91,7 @@ def test_a_flag_wins_over_the_settings_of_a_checkpoint(recipe):
         assert (settings["lr"], settings["weight_decay"]) == (0.005, 0.3)
 
 
+@pytest.mark.slow
 def test_evaluation_repeats_no_flags_and_replaces_no_file_of_the_run(recipe, capsys, caplog):
     """Pairs from columns of other names, and a run whose folder has a name."""
     lines = Path("data.csv").read_text().splitlines()[1:]

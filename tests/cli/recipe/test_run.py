@@ -20,6 +20,7 @@ NOUNS = ("film", "movie", "plot", "acting")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet")]
 
 
+@pytest.mark.slow
 def test_fit_tests_exports_and_reports_then_predicts_from_both(recipe, capsys):
     recipe("fit")
     told = capsys.readouterr().out
@@ -84,6 +85,7 @@ def test_label_names_are_texts(recipe, tiny_bert):
         assert TextClassifier(f"runs/t/{version}/export").label_names == ["no", "yes"]
 
 
+@pytest.mark.slow
 def test_a_model_of_pairs_predicts_pairs(recipe, refused, capsys):
     words = [(one, two) for one in ("good", "bad") for two in ("good", "bad")]
     both = [f"{one} {a},{two} {b},{one == two}" for one, two in words for a in NOUNS for b in NOUNS]
@@ -105,6 +107,7 @@ def test_a_model_of_pairs_predicts_pairs(recipe, refused, capsys):
         )
 
 
+@pytest.mark.slow
 def test_a_random_start_is_said_only_where_no_weights_are_loaded(recipe, tiny_bert, recwarn):
     blank = shutil.copytree(tiny_bert, "blank", ignore=shutil.ignore_patterns("*.safetensors"))
     model, last = ("--model.backbone", str(blank)), ("--ckpt_path", "runs/t/version_0/checkpoints/last.ckpt")

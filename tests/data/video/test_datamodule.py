@@ -106,6 +106,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_processes_with_broken_videos_finish_with_equal_batches_and_one_list(tmp_path):
     """Two of 40 videos, 5 %, cannot be read."""
     root = tmp_path / "set"
