@@ -1,4 +1,4 @@
-"""Optional packages: public names that import them on first use, and what to install when one is missing.
+"""Optional packages: lazy imports of public names, and error messages that name the extra to install.
 
 The base install needs torch, Lightning and torchmetrics.  Everything else belongs to an extra of pyproject.toml.
 """

@@ -1,6 +1,8 @@
-"""Names of pretrained models, tokenizers and processors: hub names, folders, files, or places in a Python package.
+"""Names of pretrained models, tokenizers and processors: hub names, folders, files, or files in an installed Python
+package.
 
-The functions find the files and the library they belong to. They build no network and download nothing.
+Local names are resolved to paths and to the library they belong to; hub names are passed through. Nothing is
+downloaded.
 """
 
 import json

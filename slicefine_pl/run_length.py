@@ -1,4 +1,4 @@
-"""The number of optimizer steps of a run.
+"""Count the optimizer steps of a run.
 
 Lightning's ``estimated_stepping_batches`` returns -1 or infinity if the number is unknown, and ignores the accumulation
 of a ``GradientAccumulationScheduler``.

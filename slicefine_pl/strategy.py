@@ -1,7 +1,10 @@
-"""A Lightning strategy that trains open slices with FSDP2, and writes checkpoints that any strategy can load.
+"""A Lightning strategy that trains open slices with FSDP2.
+
+By default it writes one full checkpoint that any strategy can load; with ``save_distributed_checkpoint``, a folder of
+shards.
 
 Lightning's ``ModelParallelStrategy`` leaves the sharding to the module, and cannot load a checkpoint while slices are
-open.  This file does not know when slices move.
+open.
 """
 
 import shutil

@@ -1,4 +1,8 @@
-"""Lightning callbacks: train slices, prune, measure, draw, and save a run before its machine is taken away.
+"""Lightning callbacks for slices, pruning and measurements.
+
+- ``SliceFineCallback`` trains slices, ``SparsityCallback`` prunes.
+- ``LinearProbe`` and ``KernelDrift`` measure, ``SliceMap`` and ``PredictionGrid`` plot.
+- ``PreemptionCheckpoint`` saves a checkpoint when the process receives SIGTERM.
 
 Parts that several callbacks use are in ``slicefine_pl.callbacks.support``.
 """

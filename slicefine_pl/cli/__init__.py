@@ -1,4 +1,8 @@
-"""Command lines: ``run`` turns a module, a data module and a YAML file into a recipe."""
+"""Command lines: the console command ``slicefine``, and ``run``, the main function of a recipe.
+
+``slicefine`` has the subcommands ``advise``, ``fit-law``, ``diagnose`` and ``doctor``.  A recipe is a script that
+passes a LightningModule class, a LightningDataModule class and a YAML file of defaults to ``run``.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,8 @@
 """LightningDataModules for texts, images and videos, from files of your own, public datasets or demo data.
 
-Every data module resumes inside an epoch, gives each process the same number of batches, and presents examples to a
-trained network as its training did. Batches are dictionaries of tensors with the key ``labels``.
+Every data module resumes inside an epoch, gives each process the same number of batches, and preprocesses examples for
+a trained network as during its training. Batches are dictionaries of tensors; those of labeled data have the key
+``labels``.
 """
 
 from typing import TYPE_CHECKING

@@ -1,1 +1,1 @@
-"""Safe file access: writes that a crash cannot leave half done, and loads that cannot run code from the file."""
+"""Safe file access: atomic writes, and loading that does not execute code from the file."""

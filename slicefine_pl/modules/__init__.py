@@ -1,7 +1,7 @@
 """LightningModules for texts, images, videos and language models: network, loss, metrics, optimizer and export.
 
-A module loads a pretrained backbone, gives it a head for the classes, and exports the trained network in the format of
-its own library. Slicing and pruning are not part of the modules; callbacks add them.
+A module loads a pretrained backbone, adds a classification or regression head if the task needs one, and exports the
+trained network in the format of its own library. Slicing and pruning are not part of the modules; callbacks add them.
 """
 
 from typing import TYPE_CHECKING

@@ -1,1 +1,1 @@
-"""Parts that the public callbacks are built from."""
+"""Shared code of the callbacks; the command lines use some of it."""

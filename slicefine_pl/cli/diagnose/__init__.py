@@ -1,1 +1,1 @@
-"""The command ``slicefine diagnose``."""
+"""The command ``slicefine diagnose``: measure a backbone on your data, and write a report as HTML and JSON."""

@@ -1,1 +1,1 @@
-"""The command line of a recipe."""
+"""The command line of a recipe: LightningCLI with the subcommands fit, validate, test and predict."""

@@ -1,1 +1,1 @@
-"""The commands ``slicefine advise`` and ``slicefine fit-law``."""
+"""The commands ``slicefine advise`` (how sparse to train) and ``slicefine fit-law`` (fit a scaling law to runs)."""

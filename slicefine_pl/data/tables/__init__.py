@@ -1,4 +1,5 @@
 """Tables of texts and labels: reading CSV, TSV, JSONL and Parquet files, and turning labels into class indices.
 
-Nothing is dropped or guessed. A flaw in a file is an error whose message contains the file, the line and the remedy.
+Values are never guessed or changed, and no row is dropped; empty lines are skipped. An invalid file raises an error
+that names the file, the line and the remedy.
 """
