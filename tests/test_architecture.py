@@ -130,6 +130,7 @@ HEAVY = ("lightning", "torchmetrics", "torchvision", "transformers", "pandas", "
         ("slicefine_pl.cli.main", (*HEAVY, "torch", "numpy")),
         ("slicefine_pl.cli.scaling.advise", (*HEAVY, "torch")),
         ("slicefine_pl.cli.diagnose.command", (*HEAVY, "torch", "numpy")),
+        ("slicefine_pl.cli.doctor.command", (*HEAVY, "torch", "numpy")),
     ],
 )
 def test_imports_stay_light(name, unwanted):

@@ -18,7 +18,7 @@ COMMANDS = {
     "advise": ("slicefine_pl.cli.scaling.advise", "how sparse to train, before you train"),
     "fit-law": ("slicefine_pl.cli.scaling.fit_law", "fit the scaling law L(S, N, D) to your runs"),
     "diagnose": ("slicefine_pl.cli.diagnose.command", "look at your model and data before training slices"),
-    "doctor": ("slicefine_pl.cli.doctor", "check what this machine can train with"),
+    "doctor": ("slicefine_pl.cli.doctor.command", "check what this machine can train with"),
 }
 
 
