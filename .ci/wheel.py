@@ -26,7 +26,7 @@ MARK = "<!-- runs with the base install -->"
 EXAMPLE = re.compile(rf"^{MARK}\s*^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
 
-# What needs each extra.  "glue" is not tried: it needs the extra "text" first.
+# What needs each extra. "glue" is not tried: it needs the extra "text" first.
 NEEDS = {
     "text": "from slicefine_pl.modules import TextClassifier",
     "image": "from slicefine_pl.modules import ImageClassifier",

@@ -1,7 +1,7 @@
 """Fine-tune a network in PyTorch Lightning by training a small, moving slice of its weights, or prune it while it
 trains.
 
-``SliceFineCallback`` and ``SparsityCallback`` do this for any LightningModule.  With FSDP2, use
+``SliceFineCallback`` and ``SparsityCallback`` do this for any LightningModule. With FSDP2, use
 ``FullyShardedStrategy``.
 
 Names are imported when they are first used, so that ``import slicefine_pl`` loads neither torch nor Lightning.

@@ -1,6 +1,6 @@
 """Optional packages: lazy imports of public names, and error messages that name the extra to install.
 
-The base install needs torch, Lightning and torchmetrics.  Everything else belongs to an extra of pyproject.toml.
+The base install needs torch, Lightning and torchmetrics. Everything else belongs to an extra of pyproject.toml.
 """
 
 import sys
@@ -40,7 +40,7 @@ def optional_imports(extra: str | None = None) -> Iterator[None]:
         extra: Extra to name; ``None`` takes the one that ``EXTRAS`` gives for the missing package.
 
     Raises:
-        MissingExtraError: The package is missing.  An enclosing block does not change the extra.
+        MissingExtraError: The package is missing. An enclosing block does not change the extra.
     """
     try:
         yield
@@ -71,7 +71,7 @@ def lazy_names(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
 
     Args:
         package: ``__name__`` of the package.
-        places: Module that defines each public name.  A module below ``text``, ``image`` or ``video`` names that extra
+        places: Module that defines each public name. A module below ``text``, ``image`` or ``video`` names that extra
             if an optional package is missing.
     """
 

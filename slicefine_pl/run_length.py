@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler,
 def run_length(trainer: Trainer) -> int | None:
     """Return the optimizer steps of a whole fit, including those made before a resume.
 
-    May make the trainer build its training loader.  A run that is stopped (``max_time``, early stopping) makes fewer
-    steps.  Later epochs are assumed to be as long as the current one, which may be wrong if loaders are reloaded.
+    May make the trainer build its training loader. A run that is stopped (``max_time``, early stopping) makes fewer
+    steps. Later epochs are assumed to be as long as the current one, which may be wrong if loaders are reloaded.
 
     Returns:
         The number of steps; ``None`` if it is unknown until the run ends.

@@ -41,18 +41,18 @@ from slicefine_pl.slicing.optimizer_state import has_types_of, restore_types
 class FullyShardedStrategy(ModelParallelStrategy):
     """Shard weights, slices, gradients and the optimizer's state over all processes, by FSDP2.
 
-    Works with any LightningModule.  The module is sharded after its model was built and its slices were opened, before
-    its optimizer is built.  A module that calls ``shard_sliced_model`` in ``configure_model`` is not sharded again.
+    Works with any LightningModule. The module is sharded after its model was built and its slices were opened, before
+    its optimizer is built. A module that calls ``shard_sliced_model`` in ``configure_model`` is not sharded again.
 
-    **Checkpoint.** One file with the module's own keys and full tensors, as a single process writes it.  Any strategy
-    and any number of processes can resume from it.  With ``save_distributed_checkpoint`` it is a folder, to which every
+    **Checkpoint.** One file with the module's own keys and full tensors, as a single process writes it. Any strategy
+    and any number of processes can resume from it. With ``save_distributed_checkpoint`` it is a folder, to which every
     process writes its shards.
-    **After fit.** The module stays sharded.  Load the checkpoint to get a plain one.
-    **Limits.** Data parallelism only.  Every process first builds the whole network in CPU memory.  A network that
+    **After fit.** The module stays sharded. Load the checkpoint to get a plain one.
+    **Limits.** Data parallelism only. Every process first builds the whole network in CPU memory. A network that
     reads a weight of a block without calling the block gets a sharded tensor, and fails.
 
     Args:
-        blocks: Regular expressions for the modules whose parameters are gathered together.  ``None`` finds the layers
+        blocks: Regular expressions for the modules whose parameters are gathered together. ``None`` finds the layers
             of a deep network, see :func:`slicefine_pl.slicing.distributed.fsdp.find_blocks`.
         offload: Whether shards, gradients and the optimizer's state stay in CPU memory.
         save_distributed_checkpoint: Whether a checkpoint is a folder of shards.
@@ -200,10 +200,10 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
 
 def _load_full(module: nn.Module, saved: Mapping[str, Tensor], strict: bool) -> None:
-    """Load full tensors into a sharded module.  Every process takes its shards.
+    """Load full tensors into a sharded module. Every process takes its shards.
 
     Raises:
-        RuntimeError: Names or shapes differ.  Nothing is loaded then.
+        RuntimeError: Names or shapes differ. Nothing is loaded then.
     """
     own = module.state_dict()
     wrong = [f"{name}: saved {tuple(saved[name].shape)}, here {tuple(value.shape)}" for name, value in own.items()
@@ -234,7 +234,7 @@ def _load_state(optimizer: Optimizer, saved: Mapping[str, Any], same_types: bool
 
 
 def _load_sharded_state(module: nn.Module, optimizer: Optimizer, key: str, path: Path, saved: list[str]) -> None:
-    """Load an optimizer's state from a folder of shards.  Parameters whose state was not saved have none.
+    """Load an optimizer's state from a folder of shards. Parameters whose state was not saved have none.
 
     Args:
         module: The module whose parameters the optimizer updates.

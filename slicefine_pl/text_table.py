@@ -15,8 +15,8 @@ def text_table(
 
     Args:
         headings: Column headings.
-        sections: Groups of rows of cells, separated by rules.  A row may be shorter than the headings.
-        numbers_from: Index of the first right-aligned column.  ``None`` aligns all columns to the left.
+        sections: Groups of rows of cells, separated by rules. A row may be shorter than the headings.
+        numbers_from: Index of the first right-aligned column. ``None`` aligns all columns to the left.
         title: Line above the table.
         caption: Line below the table.
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slicefine_pl"
 
 MATHS = {"torch", "numpy"}
-# For each part of the package: which other parts, and which packages, it may import (None: any).  A part stands above
+# For each part of the package: which other parts, and which packages, it may import (None: any). A part stands above
 # those that it may import, so the order of this table is the order of the floors.
 RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "optional": (set(), set()),

@@ -45,7 +45,7 @@ class Module(LightningModule):
 
 
 def loader(size, count, steps=STEPS):
-    """Unshuffled examples, alternating between processes.  Lightning's own sampler would shuffle them."""
+    """Unshuffled examples, alternating between processes. Lightning's own sampler would shuffle them."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(steps * BATCH, 7, generator=generator)
     data = TensorDataset(x, torch.randint(3, (len(x),), generator=generator))
@@ -108,7 +108,7 @@ def assert_like(ours, theirs, exact=False):
 
 
 def compare(ours, theirs):
-    """Weights, optimizer states and slices are equal.  Random states differ between processes."""
+    """Weights, optimizer states and slices are equal. Random states differ between processes."""
     for part in ("state_dict", "optimizer_states"):
         assert_like(ours[part], theirs[part])
     slices = [next(state for key, state in each["callbacks"].items() if "Slice" in key) for each in (ours, theirs)]

@@ -3,7 +3,7 @@
 python -m benchmarks.accuracy.cost --task reviews --rounds 40 --out benchmarks/results/accuracy_cost.json
 
 In each round all methods take a step on the same batch of the task's training data; the next round uses the next
-batch.  Step times are divided by that of the frozen baseline.  Memory is what a step needs beyond the weights of the
+batch. Step times are divided by that of the frozen baseline. Memory is what a step needs beyond the weights of the
 plain network: added parameters, gradients, optimizer state, and what autograd saves for the longest of the batches.
 """
 

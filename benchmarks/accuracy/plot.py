@@ -27,7 +27,7 @@ COLOURS = {  # Okabe and Ito: distinct for colour-blind readers too
 def draw(scores: AllScores, costs: Mapping[str, Mapping[str, float]], path: Path, network: str = "MiniLM") -> None:
     """Draw one row for the task with most methods, and one for the mean over all tasks.
 
-    Shown are the methods that differ in cost; intervals and orders of moving slices do not change it.  The probe is
+    Shown are the methods that differ in cost; intervals and orders of moving slices do not change it. The probe is
     left out, because it lies far below.
 
     Raises:
@@ -57,7 +57,7 @@ def _row(
 ) -> None:
     """Mean accuracy over tasks against each of the three costs.
 
-    Open markers: slices that never move.  Squares: only queries and values.
+    Open markers: slices that never move. Squares: only queries and values.
     """
     timed = [name for name in names if name in costs]
     values: dict[str, dict[str, float]] = {

@@ -2,7 +2,7 @@
 
 python -m benchmarks.accuracy.report RUNS --cost COST --plot docs/images/accuracy.png
 
-``--against "column r=32 place=random"`` takes differences to slices that do not move, for instance.  ``scores.py``
+``--against "column r=32 place=random"`` takes differences to slices that do not move, for instance. ``scores.py``
 explains intervals and differences.
 """
 

@@ -2,18 +2,18 @@
 
 python -m benchmarks.accuracy.run --tasks tweets products --study methods --out runs.jsonl
 
-``studies.yaml`` lists the methods and studies, ``tasks.py`` the tasks.  For each task and method:
+``studies.yaml`` lists the methods and studies, ``tasks.py`` the tasks. For each task and method:
 
-1. The learning rate of the body is searched by doubling and halving.  The mean validation loss of seeds 0 and 1
-   decides.  The search continues beyond its ends while that improves the loss by more than 1 %.  ``--choose score``
+1. The learning rate of the body is searched by doubling and halving. The mean validation loss of seeds 0 and 1
+   decides. The search continues beyond its ends while that improves the loss by more than 1 %. ``--choose score``
    uses the validation score instead: over several epochs the loss can grow while the accuracy still rises.
 2. Five seeds (0 to 4) are trained at that rate and scored on the test set, which takes no part in any choice.
 
-A seed sets the initial head, the order of the batches, dropout, and the positions of slices.  The split of the data and
-the head's learning rate are the same for all methods.  The probe, a linear head on the frozen network, is solved on all
+A seed sets the initial head, the order of the batches, dropout, and the positions of slices. The split of the data and
+the head's learning rate are the same for all methods. The probe, a linear head on the frozen network, is solved on all
 training data, also where the other methods see only part of it.
 
-Every run appends a JSON line to the file.  A run that is in the file is not repeated, so a stopped benchmark continues.
+Every run appends a JSON line to the file. A run that is in the file is not repeated, so a stopped benchmark continues.
 ``benchmarks.accuracy.report`` makes tables and plots of the file.
 """
 
@@ -88,7 +88,7 @@ def probe(task: Task, method: MethodConfig) -> Row:
 def search(loss: Callable[[float], float], first: float) -> float:
     """Return the best of the rates ``first`` · 2^k that were tried.
 
-    Tries the first rate, its half and its double.  Continues where the outermost rate is better by ``MIN_GAIN``.
+    Tries the first rate, its half and its double. Continues where the outermost rate is better by ``MIN_GAIN``.
 
     Raises:
         RuntimeError: No loss was finite.
@@ -116,7 +116,7 @@ def search(loss: Callable[[float], float], first: float) -> float:
 def tuning_loss(task: str, row: Mapping[str, Any], choose: str) -> float:
     """The value that the choice of a learning rate minimizes: the validation loss, or one minus the score.
 
-    Equal scores are ordered by the loss.  Perplexity is the exponential of the loss, so both choices agree.
+    Equal scores are ordered by the loss. Perplexity is the exponential of the loss, so both choices agree.
     """
     if choose == "loss" or TASKS[task].score == "perplexity":
         return float(row["val_loss"])

@@ -1,8 +1,8 @@
 """Scores of the accuracy benchmark: the finished runs of each task and method, means, intervals and differences.
 
-A task and method counts once all five seeds are trained at the learning rate that validation chose.  An interval is
+A task and method counts once all five seeds are trained at the learning rate that validation chose. An interval is
 Student's, 95 %, over the seeds: it shows how a method varies from run to run on this split, not how another test set
-would score.  Differences are paired by seed; over several tasks, the mean of the tasks' differences is taken for each
+would score. Differences are paired by seed; over several tasks, the mean of the tasks' differences is taken for each
 seed.
 """
 

@@ -29,7 +29,7 @@ class Task:
         score: Reported score: ``"accuracy"``, ``"pearson"`` or ``"perplexity"``.
         batches: Training batches per epoch; ``None`` takes all.
         head_lr: Learning rate of the new head, the same for every method; only the body's rate is searched.
-        averaged: Whether the task counts in means over tasks.  A longer run on the same data does not.
+        averaged: Whether the task counts in means over tasks. A longer run on the same data does not.
     """
 
     build: Callable[[int, float, float], tuple[Module, LightningDataModule]]

@@ -1,8 +1,8 @@
 """Memory and disk space of a training run, in bytes.
 
 Counted from tensors, so that the figures are the same on every machine: parameters and buffers, gradients, AdamW's
-state, and what autograd saves between forward and backward.  Their sum is an upper estimate of the peak, because
-saved tensors are freed while gradients appear.  On a GPU the allocator reports the peak itself; for a CPU see
+state, and what autograd saves between forward and backward. Their sum is an upper estimate of the peak, because
+saved tensors are freed while gradients appear. On a GPU the allocator reports the peak itself; for a CPU see
 ``rss.py``.
 """
 
@@ -91,7 +91,7 @@ def optimizer_bytes(run: TrainingRun) -> int:
 def checkpoint_bytes(run: TrainingRun) -> int:
     """What a user stores for each task, without optimizer state.
 
-    For adapters, biases and heads, the trained parameters; VeRA's frozen matrices follow from their seed.  A sliced or
+    For adapters, biases and heads, the trained parameters; VeRA's frozen matrices follow from their seed. A sliced or
     fully trained network is stored whole.
     """
     if run.method.stores_network:

@@ -2,7 +2,7 @@
 
     prepare(net, head, targets, rank)
 
-changes the network in place and keeps its class and structure, so that a LightningModule around it still works.  The
+changes the network in place and keeps its class and structure, so that a LightningModule around it still works. The
 optimizer then gets every parameter that requires a gradient.
 
 - ``head``: name of the output head, which every method trains completely; ``None`` if there is no new head, as in a
@@ -60,7 +60,7 @@ def freeze(net: nn.Module, head: str | None) -> None:
 def frozen_baseline(net: nn.Module, head: str | None, targets: list[str], rank: int) -> None:
     """Train only the head, but let the gradient reach the output of every target.
 
-    A method that trains something in every target needs at least these gradients, so none can be cheaper.  The lowest
+    A method that trains something in every target needs at least these gradients, so none can be cheaper. The lowest
     targets need no gradient of their input.
     """
     like = next(net.parameters())
@@ -167,7 +167,7 @@ def bitfit(net: nn.Module, head: str | None, targets: list[str], rank: int) -> N
 def masked_gradients(net: nn.Module, head: str | None, targets: list[str], rank: int) -> None:
     """Compute the full gradient of every target, then zero all but its first ``rank`` columns.
 
-    The textbook way to train a slice.  Under Adam without weight decay the other columns stay bit-equal.
+    The textbook way to train a slice. Under Adam without weight decay the other columns stay bit-equal.
     """
 
     def mask(weight: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Command lines, result files and tables, the same for every benchmark.
 
-A result is a JSON object in a file that is written whole.  A long study appends one JSON line per run to a log and
+A result is a JSON object in a file that is written whole. A long study appends one JSON line per run to a log and
 skips the runs that are in it, so that a stopped study continues.
 """
 

@@ -1,7 +1,7 @@
-"""Growth of a process's resident set size (RSS) while a method trains.  Linux, CPU.
+"""Growth of a process's resident set size (RSS) while a method trains. Linux, CPU.
 
-The peak of three steps minus the RSS of the process with the plain network.  Each method needs a fresh process, because
-freed memory is not always returned to the system.  The peak is Linux's VmHWM, reset before the steps; ``getrusage``
+The peak of three steps minus the RSS of the process with the plain network. Each method needs a fresh process, because
+freed memory is not always returned to the system. The peak is Linux's VmHWM, reset before the steps; ``getrusage``
 would report the peak of the imports, or of the parent process.
 """
 

@@ -1,6 +1,6 @@
 """Training runs: one method, on its own copy of a network, with AdamW on one batch.
 
-``prepare`` applies the method, compiles the network if the method asks for it, and takes the first step.  The checks
+``prepare`` applies the method, compiles the network if the method asks for it, and takes the first step. The checks
 that a run trains what it should, and nothing else, are in ``checks.py``.
 """
 
@@ -103,7 +103,7 @@ def timed_step(run: TrainingRun, device: str) -> dict[str, float]:
 def require_compiler(device: str) -> None:
     """Stop the program if ``torch.compile`` cannot work, instead of timing uncompiled networks.
 
-    On a CPU it needs a C++ compiler.  Too many recompilations raise an error later.
+    On a CPU it needs a C++ compiler. Too many recompilations raise an error later.
     """
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     if device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):

@@ -1,4 +1,4 @@
-"""What does pruning cost in accuracy, at equal steps?  Dense, 50 %, 75 % and 2:4; from scratch and pretrained.
+"""What does pruning cost in accuracy, at equal steps? Dense, 50 %, 75 % and 2:4; from scratch and pretrained.
 
 python -m benchmarks.pruning.accuracy --out runs.jsonl digits reviews
 
@@ -6,8 +6,8 @@ python -m benchmarks.pruning.accuracy --out runs.jsonl digits reviews
 - ``reviews`` trains all weights of the pretrained MiniLM of ``recipes/text.py``, one epoch of film reviews at the
   recipe's rate for full fine-tuning.
 
-Pruned runs follow the callback's cubic schedule from 25 to 75 % of the steps.  They share all other settings with the
-dense run; none was tuned for them.  Every run appends a JSON line to the file, and a run in the file is not repeated.
+Pruned runs follow the callback's cubic schedule from 25 to 75 % of the steps. They share all other settings with the
+dense run; none was tuned for them. Every run appends a JSON line to the file, and a run in the file is not repeated.
 """
 
 import itertools

@@ -9,13 +9,13 @@ turn, so that a machine that slows down slows all of them:
 - with SparsityCallback within its ramp, and after its ramp, at the final sparsity;
 - with gradients clipped to a norm, plain and after the ramp.
 
-A step lasts from one batch that Lightning requests to the next, so all hooks count.  Its time is processor time
-(``thread_time``), which excludes other programs on a shared machine.  Other programs still slow the memory down, so the
-time inside the callback's hooks is reported too; it varies less than the ratio of two steps.  New masks come every 100
+A step lasts from one batch that Lightning requests to the next, so all hooks count. Its time is processor time
+(``thread_time``), which excludes other programs on a shared machine. Other programs still slow the memory down, so the
+time inside the callback's hooks is reported too; it varies less than the ratio of two steps. New masks come every 100
 steps; they are timed separately and divided by 100.
 
-AdamW is torch's default implementation, or the single kernel with --fused.  On Intel CPUs the default takes ten times
-as long for the square root of a zero as for that of another number, and a pruned network has many zeros.  That is not
+AdamW is torch's default implementation, or the single kernel with --fused. On Intel CPUs the default takes ten times
+as long for the square root of a zero as for that of another number, and a pruned network has many zeros. That is not
 the callback's work, and with --fused it disappears.
 
 Also measured: five exact ways to mask all weights of the network, in turns.
@@ -86,7 +86,7 @@ class Turns:
             self.pass_on(name)
 
     def pass_on(self, name: str) -> None:
-        """End a turn.  The last step is not timed, because Lightning requests no batch after it."""
+        """End a turn. The last step is not timed, because Lightning requests no batch after it."""
         self._gates[self._next[name]].release()
 
 

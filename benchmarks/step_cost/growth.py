@@ -1,10 +1,10 @@
-"""How does the cost of a training step grow with rank, width, depth and tokens?  Column slices, LoRA, frozen baseline.
+"""How does the cost of a training step grow with rank, width, depth and tokens? Column slices, LoRA, frozen baseline.
 
 python -m benchmarks.step_cost.growth --rounds 9 --out benchmarks/results/growth.json --picture docs/images/growth.png
 
-BERTs of many sizes: one of the four properties changes, the others have a base value.  All methods and values of one
-property are measured in turns in one run.  The result is an exponent: the slope of a straight line through the
-logarithms of step time (median) or saved bytes against those of the property.  With exponent 0 the cost does not grow;
+BERTs of many sizes: one of the four properties changes, the others have a base value. All methods and values of one
+property are measured in turns in one run. The result is an exponent: the slope of a straight line through the
+logarithms of step time (median) or saved bytes against those of the property. With exponent 0 the cost does not grow;
 with exponent 1 it doubles with the property.
 """
 

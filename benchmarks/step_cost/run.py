@@ -3,10 +3,10 @@
 python -m benchmarks.step_cost.run --network minilm --rank 8 --rounds 15 --out benchmarks/results/cost_minilm_r8.json
 python -m benchmarks.step_cost.run --network llama --batch 2 --tokens 256 --compile
 
-All methods train the same network (random weights, no dropout) on the same batch with AdamW.  In each round every
-method takes one step, in a new random order, so that a machine that slows down slows all of them.  The frozen baseline
+All methods train the same network (random weights, no dropout) on the same batch with AdamW. In each round every
+method takes one step, in a new random order, so that a machine that slows down slows all of them. The frozen baseline
 trains only the head, with gradients down to the lowest layers that the other methods train; no method can be cheaper.
-Slices move after each round, so their steps are timed at many positions; moves are timed separately.  Before timing, a
+Slices move after each round, so their steps are timed at many positions; moves are timed separately. Before timing, a
 slice of full width is checked against full training, and every method is checked to change only what it trains.
 
 Reported for each method:

@@ -2,8 +2,8 @@
 
 OMP_NUM_THREADS=1 python -m benchmarks.step_cost.run_all
 
-About four hours on a quiet machine.  A result that exists is not measured again, so a stopped run continues; delete
-the file to repeat a measurement.  ``--rounds 1 --batch 1 --results DIR --pictures DIR`` tries everything quickly.
+About four hours on a quiet machine. A result that exists is not measured again, so a stopped run continues; delete
+the file to repeat a measurement. ``--rounds 1 --batch 1 --results DIR --pictures DIR`` tries everything quickly.
 """
 
 import subprocess

@@ -1,10 +1,10 @@
-"""How many bytes does a training step send?  Slices, LoRA and full training; under DDP and FSDP2.
+"""How many bytes does a training step send? Slices, LoRA and full training; under DDP and FSDP2.
 
 unshare --net bash -c "ip link set lo up; python -m benchmarks.system.communication --out FILE"
 
-Two processes (gloo) train a network in real Lightning runs.  Counted are the bytes that the loopback device sends
-between the sixth and the sixteenth step; slices move twice in between.  The device must carry nothing else, so run as
-root in a network namespace of its own, as above.  The bytes of a process's gradients are reported for comparison.
+Two processes (gloo) train a network in real Lightning runs. Counted are the bytes that the loopback device sends
+between the sixth and the sixteenth step; slices move twice in between. The device must carry nothing else, so run as
+root in a network namespace of its own, as above. The bytes of a process's gradients are reported for comparison.
 """
 
 import json

@@ -3,8 +3,8 @@
 python -m benchmarks.system.faults
 
 Runs the smoke settings of the text recipe on two processes, once for each fault and launcher, and measures the seconds
-from the fault until the last process has ended.  A run that hangs is ended after ``LIMIT`` seconds and reported without
-a time.  For root, the full disk is real, a tmpfs of one megabyte; for other users that fault is skipped.
+from the fault until the last process has ended. A run that hangs is ended after ``LIMIT`` seconds and reported without
+a time. For root, the full disk is real, a tmpfs of one megabyte; for other users that fault is skipped.
 """
 
 import errno

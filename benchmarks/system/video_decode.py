@@ -1,13 +1,13 @@
-"""How many training clips per second does one process decode?  Ours, pytorchvideo, plain PyAV, torchcodec.
+"""How many training clips per second does one process decode? Ours, pytorchvideo, plain PyAV, torchcodec.
 
 python -m benchmarks.system.video_decode --rounds 12 --out benchmarks/results/video_decode.json
 
 The job: decode a random 2-second clip of a 10-second H.264 file, 16 frames, and return the central square at 224 x 224
-pixels as uint8.  In each round all decoders decode the same clip, in a new random order, so that a machine that slows
-down slows all of them.  Before timing, their frames are compared.
+pixels as uint8. In each round all decoders decode the same clip, in a new random order, so that a machine that slows
+down slows all of them. Before timing, their frames are compared.
 
 Reported for each decoder and size: median clips per second, and the median of its ratio to pytorchvideo in the same
-round, with the 16th and 84th percentile.  A decoder that cannot run is left out, with the reason.
+round, with the 16th and 84th percentile. A decoder that cannot run is left out, with the reason.
 """
 
 import statistics

@@ -2,7 +2,7 @@
 
 K = J Jᵀ, where row (i, c) of J is the gradient of output c of sample i with respect to the chosen parameters.
 
-It works on any network, also while slices are open.  A sliced layer is an ``autograd.Function``, which ``torch.func``
+It works on any network, also while slices are open. A sliced layer is an ``autograd.Function``, which ``torch.func``
 does not support, so every row of J is one call of ``autograd.grad``.
 
 Shapes:  N samples · C outputs · P entries of the chosen parameters · M = N·C
@@ -34,7 +34,7 @@ def target_weights(net: nn.Module, targets: NamePatterns | None = None, rank: in
     Args:
         net: The network; its slices must be closed.
         targets: Layers, as in :func:`slicefine_pl.slicing.slice_model`.
-        rank: Rows or columns of a slice.  ``targets=None`` leaves out layers with fewer of them.
+        rank: Rows or columns of a slice. ``targets=None`` leaves out layers with fewer of them.
     """
     return weights_of(target_matrices(net, targets, rank))
 
@@ -55,15 +55,15 @@ def kernel(
 
     **Memory.** At most ``max_rows`` rows of J, with P entries each, exist at a time, in the type of the parameters.
     Their part for one parameter is converted to float64.
-    **Time.** With N·C ≤ ``max_rows``, one backward pass per output; else about N·C/``max_rows`` times as many.  A
+    **Time.** With N·C ≤ ``max_rows``, one backward pass per output; else about N·C/``max_rows`` times as many. A
     backward pass goes through its own batch only, so batches of one sample are cheapest.
-    **State.** The network runs in eval mode, so that the outputs of a sample do not depend on other samples.  Its state
+    **State.** The network runs in eval mode, so that the outputs of a sample do not depend on other samples. Its state
     is restored (:func:`slicefine_pl.analysis.preserve_state.preserve_state`); ``.grad`` is neither read nor written.
 
     Args:
         net: Network that contains the parameters.
-        outputs: Maps a batch to outputs of shape ``(n, C)`` or ``(n,)``, before any softmax.  It must call ``net`` and
-            be deterministic.  For a LightningModule it is usually the module itself.
+        outputs: Maps a batch to outputs of shape ``(n, C)`` or ``(n,)``, before any softmax. It must call ``net`` and
+            be deterministic. For a LightningModule it is usually the module itself.
         batches: The fixed batch, in one or more parts.
         parameters: Parameters of the gradients, such as :func:`target_weights` or :func:`slice_parameters`.
         max_rows: Rows of J to compute at a time, at least 2.

@@ -14,7 +14,7 @@ def record_inputs(layer: nn.Module) -> Iterator[list[Tensor]]:
         layer: Layer of a network that runs inside the ``with`` block.
 
     Yields:
-        List of detached inputs, one per call, on the device and in the type of the forward pass.  The caller may clear
+        List of detached inputs, one per call, on the device and in the type of the forward pass. The caller may clear
         it between batches.
     """
     inputs: list[Tensor] = []

@@ -25,7 +25,7 @@ def preserve_state(net: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> I
 
     Args:
         net: The network; its slices may be open.
-        parameters: Parameters that need gradients.  Without any, gradients are disabled.
+        parameters: Parameters that need gradients. Without any, gradients are disabled.
     """
     chosen = list(parameters)
     required = {parameter: parameter.requires_grad for parameter in [*net.parameters(), *chosen]}

@@ -50,7 +50,7 @@ def logistic(
 def ridge(features: Tensor, labels: Tensor, strength: float, intercept: bool = True) -> Weights:
     """Minimize half the mean squared error plus ``strength / 2`` times the sum of squared weights.
 
-    Solves the normal equations.  Arguments and result are those of :func:`logistic`, with numbers as labels and C = 1.
+    Solves the normal equations. Arguments and result are those of :func:`logistic`, with numbers as labels and C = 1.
     """
     targets = labels.to(features)
     mean, centre = features.mean(0) * intercept, targets.mean() * intercept

@@ -13,10 +13,10 @@ def reinitialize(net: N, seed: int) -> N:
     """Return a copy of a network in which all parameters are random.
 
     Layers with ``reset_parameters`` use it; that is torch's default initialization, not always the one of the model's
-    library.  Other parameters, such as position embeddings, get normal numbers with their own standard deviation.
+    library. Other parameters, such as position embeddings, get normal numbers with their own standard deviation.
 
     Args:
-        net: The network; not changed.  Torch's random generators are not changed either.
+        net: The network; not changed. Torch's random generators are not changed either.
         seed: Seed of the random numbers.
     """
     random_net = copy.deepcopy(net)

@@ -1,16 +1,16 @@
 """Spectral balance: how similar the eigenvalues of groups of rows, or of columns, of a weight are.
 
 The lines of a weight, which are its rows or its columns, are split into k groups of m consecutive lines each; a
-remainder is left out.  W_g, of shape (m, L), contains the lines of group g.  Its eigenvalues are the min(m, L) squared
-singular values of W_g.  Two measures compare the groups:
+remainder is left out. W_g, of shape (m, L), contains the lines of group g. Its eigenvalues are the min(m, L) squared
+singular values of W_g. Two measures compare the groups:
 
-- *Spread of means*: standard deviation of the k mean eigenvalues divided by their mean.  0 if all groups are alike.
+- *Spread of means*: standard deviation of the k mean eigenvalues divided by their mean. 0 if all groups are alike.
 - *Spread of decay*: p_g are the eigenvalues of a group in descending order, divided by their sum; p̄ is the mean of the
-  k curves.  The spread is the mean over the groups of ½ Σ_i |p_gi − p̄_i|.  It is 0 if all groups are alike, below 1,
+  k curves. The spread is the mean over the groups of ½ Σ_i |p_gi − p̄_i|. It is 0 if all groups are alike, below 1,
   and does not depend on the scale of a group.
 
-A matrix of independent random numbers is balanced as well, the more so the larger it is (Marchenko and Pastur).  So
-balance separates a pretrained weight from an unbalanced one, not from a random one.  ``CONTROLS`` gives matrices that
+A matrix of independent random numbers is balanced as well, the more so the larger it is (Marchenko and Pastur). So
+balance separates a pretrained weight from an unbalanced one, not from a random one. ``CONTROLS`` gives matrices that
 are balanced or unbalanced by construction, for comparison.
 
 Shapes:  O outputs · I inputs · k groups · m lines per group · L entries per line
@@ -55,7 +55,7 @@ def lines_matrix(weight: Tensor, axis: Axis) -> Tensor:
     """Return the rows or columns of a weight as the rows of a matrix, float64 on the CPU.
 
     Args:
-        weight: Shape ``(O, I, ...)``.  A line of a convolution is a channel with its whole kernel.
+        weight: Shape ``(O, I, ...)``. A line of a convolution is a channel with its whole kernel.
         axis: ``"row"`` or ``"column"``.
 
     Returns:

@@ -16,7 +16,7 @@ def target_matrices(net: nn.Module, targets: NamePatterns | None = None, rank: i
     Args:
         net: The network; its slices must be closed.
         targets: Layers, as in :func:`slicefine_pl.slicing.slice_model`.
-        rank: Rows or columns of a slice.  ``targets=None`` leaves out matrices with fewer of either.
+        rank: Rows or columns of a slice. ``targets=None`` leaves out matrices with fewer of either.
 
     Raises:
         ValueError: ``slice_model`` would raise it.

@@ -1,11 +1,11 @@
 """Task energy: the number of directions in which the inputs of a layer vary on given data.
 
-X contains the centred inputs of a layer, one sample per row, and σ are its singular values.  The cumulative explained
+X contains the centred inputs of a layer, one sample per row, and σ are its singular values. The cumulative explained
 variance is CEV(k) = Σ_{i≤k} σ_i² / Σ σ_i², and k_task(τ) = min{k : CEV(k) ≥ τ} directions contain the share τ of the
-variance.  We assume that this is the task energy of the paper, and that its features are the inputs of each layer.
+variance. We assume that this is the task energy of the paper, and that its features are the inputs of each layer.
 
 One pass over the batches accumulates mean and scatter matrix per layer, d² float64 numbers, merged by the formula of
-Chan, Golub & LeVeque (1979).  Samples are counted in two ways: as tokens (or patches, or pixels), without padding if a
+Chan, Golub & LeVeque (1979). Samples are counted in two ways: as tokens (or patches, or pixels), without padding if a
 mask is given; and as examples, each the mean of its tokens.
 
 Shapes:  B examples · T tokens (or patches, pixels) · d inputs of a layer
@@ -147,13 +147,13 @@ def task_energy(
         net: The network.
         forward: Function that runs the network on a batch.
         batches: The data.
-        layers: Linear layers and convolutions of ``net`` by name.  The inputs of a convolution are its channels.  Other
+        layers: Linear layers and convolutions of ``net`` by name. The inputs of a convolution are its channels. Other
             layers, such as a whole attention, are skipped with a reason.
         mask: Function that returns the token mask of a batch, shape ``(B, T)``, 0 for padding; ``None`` counts all
-            tokens.  The mask is applied to inputs of shape ``(B, T, d)`` or ``(B·T, d)``.
+            tokens. The mask is applied to inputs of shape ``(B, T, d)`` or ``(B·T, d)``.
         examples: Function that returns the number of examples in a batch (B); ``None`` if all inputs have the shape
-            ``(B, ...)``.  If a layer sees k windows per example, ``(B·k, ..., d)``, an example is the mean of its
-            windows.  Inputs of any other shape count as tokens only.
+            ``(B, ...)``. If a layer sees k windows per example, ``(B·k, ..., d)``, an example is the mean of its
+            windows. Inputs of any other shape count as tokens only.
 
     Raises:
         ValueError: No inputs were recorded: there are no suitable layers, or no batches.

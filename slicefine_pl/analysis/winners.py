@@ -1,11 +1,11 @@
 """Slice gradients: whether one gradient step on one slice alone lowers the loss, compared with a dense step.
 
-A candidate slice is a *local winner* if the loss after one step on it alone, W_S − lr · g_S, is lower than before.  The
-loss is measured on the examples of the gradient, and on held-out examples, which says more.  This definition is our
+A candidate slice is a *local winner* if the loss after one step on it alone, W_S − lr · g_S, is lower than before. The
+loss is measured on the examples of the gradient, and on held-out examples, which says more. This definition is our
 reading of the paper.
 
-To first order, a step lowers the loss by lr · ||g_S||².  So every slice with a gradient wins on its own examples if the
-step is small enough, in any network.  Three questions are therefore measured as well:
+To first order, a step lowers the loss by lr · ||g_S||². So every slice with a gradient wins on its own examples if the
+step is small enough, in any network. Three questions are therefore measured as well:
 
 - Does the step lower the loss on held-out examples?
 - Does a *full* step lower it, which is so large that the slice alone should do the work of the dense step?
@@ -82,7 +82,7 @@ class Winners:
         together: One step on the first candidate of each of these matrices at once, as slice training does.
         everything: The dense step on all matrices at once.
         shares: Share of the dense gradient's energy and share of the parameters, by name of the matrix.
-        resolution: Largest change of a mean loss when every weight is moved to a neighbouring floating-point number.  A
+        resolution: Largest change of a mean loss when every weight is moved to a neighbouring floating-point number. A
             smaller decrease is rounding.
     """
 
@@ -121,7 +121,7 @@ def winners(
     """Make one step on each candidate slice alone, measure the loss, and undo the step.
 
     Afterwards all weights are bit-equal to before, and the network's state is restored by
-    :func:`slicefine_pl.analysis.preserve_state.preserve_state`.  Each candidate costs two forward passes over all
+    :func:`slicefine_pl.analysis.preserve_state.preserve_state`. Each candidate costs two forward passes over all
     examples, and each matrix with a candidate one.
 
     Args:
@@ -131,7 +131,7 @@ def winners(
         held_out: Held-out batches.
         matrices: Matrices of the dense step.
         locations: Candidate slices of these matrices; see :func:`slicefine_pl.analysis.locations.candidate_slices`.
-        lr: Learning rate.  By default the dense step lowers the loss by 10 % to first order.  That rate is halved until
+        lr: Learning rate. By default the dense step lowers the loss by 10 % to first order. That rate is halved until
             the measured decrease is at least half of the predicted one.
         layers: Whether to make a dense step on each matrix with a candidate as well.
 
@@ -265,7 +265,7 @@ def _values(losses: Callable[[B], Tensor], batches: Sequence[B]) -> Tensor:
 
 @contextmanager
 def _restored(locations: Sequence[SliceLocation]) -> Iterator[None]:
-    """Copy the parameters back on exit.  Adding what was subtracted would round."""
+    """Copy the parameters back on exit. Adding what was subtracted would round."""
     copies = [
         (parameter, parameter.detach().clone()) for parameter in weights_of(location.matrix for location in locations)
     ]

@@ -26,28 +26,28 @@ class KernelDrift(Callback):
     r"""Log ‖K_t − K_0‖_F / ‖K_0‖_F of the empirical neural tangent kernel on a small fixed batch.
 
     ``kernel_drift/weights`` is the drift of the kernel of all sliced weights, measured every ``every`` optimizer steps
-    and at the end of training.  K_0 is the kernel at the first step.  ``kernel_drift/slices`` is the drift of the
-    kernel of the trainable lines alone, measured before every move and every ``every`` steps.  There K_0 is the kernel
-    right after the last move of any slice.  Without a SliceFineCallback, only the weights that one would slice are
+    and at the end of training. K_0 is the kernel at the first step. ``kernel_drift/slices`` is the drift of the
+    kernel of the trainable lines alone, measured before every move and every ``every`` steps. There K_0 is the kernel
+    right after the last move of any slice. Without a SliceFineCallback, only the weights that one would slice are
     measured, to compare with full fine-tuning.
 
-    **Interpretation.** A network in the lazy regime, which the theory of winning slices assumes, stays far below 1.  A
-    new output head starts with small weights that scale all gradients.  While they grow, the kernel grows with their
-    square.  ``.../weights_alignment`` and ``.../slices_alignment`` ignore such a factor: they are
+    **Interpretation.** A network in the lazy regime, which the theory of winning slices assumes, stays far below 1. A
+    new output head starts with small weights that scale all gradients. While they grow, the kernel grows with their
+    square. ``.../weights_alignment`` and ``.../slices_alignment`` ignore such a factor: they are
     <K_t, K_0>_F / (‖K_t‖_F ‖K_0‖_F), which is 1 if one kernel is a multiple of the other.
 
     **Batch.** The first samples of the first training batch, as the module receives it; the network is in eval mode
-    during a measurement.  Weights, gradients, random numbers and the order of data do not change: a run with this
+    during a measurement. Weights, gradients, random numbers and the order of data do not change: a run with this
     callback equals the run without it, bit for bit.
     **Cost.** A kernel takes a forward pass for each of N samples and a backward pass for each of N·C outputs, and
-    stores ``max_rows`` times P numbers.  If N·C is more than ``max_rows``, about N·C/``max_rows`` times as many passes
-    are needed.  The kernel of the weights is computed once per measurement, that of the slices twice per move.  On
+    stores ``max_rows`` times P numbers. If N·C is more than ``max_rows``, about N·C/``max_rows`` times as many passes
+    are needed. The kernel of the weights is computed once per measurement, that of the slices twice per move. On
     MiniLM (10.8 million sliced weights, R = 32, N·C = 8, one CPU thread) a measurement of the weights takes 2.7 times
-    as long as the forward and backward pass of 32 short sentences, and 0.34 GB.  The slices of a move take 0.7 times as
+    as long as the forward and backward pass of 32 short sentences, and 0.34 GB. The slices of a move take 0.7 times as
     long.
-    **Checkpoint.** Contains the batch and the kernels K_0.  If it was written without this callback, K_0 is the kernel
+    **Checkpoint.** Contains the batch and the kernels K_0. If it was written without this callback, K_0 is the kernel
     at the step where the run resumes, and a message says so.
-    **Several processes.** The first process measures on its own batch, and the others wait.  Sharded weights raise.
+    **Several processes.** The first process measures on its own batch, and the others wait. Sharded weights raise.
     **Limits.** Must come before weight averaging in the list of callbacks.
 
     Args:

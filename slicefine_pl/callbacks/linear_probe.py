@@ -29,13 +29,13 @@ class LinearProbe(Callback):
     """Fit a linear head on the inputs of the network's own head, before training starts.
 
     **When.** ``on_fit_start`` collects the head's inputs over the data module's train and validation loaders, and the
-    test loader if there is one, in eval mode and without gradients.  Examples that are ``False`` in a batch's
-    ``"counted"`` are left out.  It then solves a logistic regression (integer labels) or a ridge regression
-    (floating-point labels).  Weights, random generators and train mode do not change.
+    test loader if there is one, in eval mode and without gradients. Examples that are ``False`` in a batch's
+    ``"counted"`` are left out. It then solves a logistic regression (integer labels) or a ridge regression
+    (floating-point labels). Weights, random generators and train mode do not change.
     **Checkpoint.** Contains the result, which a resumed run keeps.
     **Limits.** Needs a data module, batches that are mappings with ``"labels"`` or ``(inputs, labels)`` pairs, a
     ``predict_step`` or ``forward`` that takes such a batch, and a single process; otherwise a message says why nothing
-    was measured.  Data without a length are read for ``limit_train_batches`` batches (and so on), if that is an
+    was measured. Data without a length are read for ``limit_train_batches`` batches (and so on), if that is an
     integer.
 
     Args:

@@ -23,10 +23,10 @@ MAX_TITLE = 17  # characters that fit above an image
 class PredictionGrid(Callback):
     """Draw images from all over the test set, each with its true and its predicted class.
 
-    **When.** A few images of each test batch are kept and predicted again.  At the end of the test
-    ``predictions.png`` is written to the run's log folder.  No random numbers are drawn.
+    **When.** A few images of each test batch are kept and predicted again. At the end of the test
+    ``predictions.png`` is written to the run's log folder. No random numbers are drawn.
     **Limits.** Needs batches with ``"images"`` ``(B, 3, H, W)`` and ``"labels"`` ``(B,)``, and a ``predict_step`` that
-    returns ``(B, C)``.  With several processes it shows the images of the first.  Without matplotlib, which ``setup``
+    returns ``(B, C)``. With several processes it shows the images of the first. Without matplotlib, which ``setup``
     checks, nothing is drawn.
 
     Args:

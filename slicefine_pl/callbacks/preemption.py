@@ -23,12 +23,12 @@ SignalHandler = Callable[[int, FrameType | None], Any] | int | None
 class PreemptionCheckpoint(Callback):
     """On SIGTERM, finish the optimizer step, save ``preempted.ckpt``, and end the run on every process.
 
-    **When.** ``on_train_batch_end``, after the optimizer step that is running when the signal arrives.  During a
-    validation, the run finishes the validation first.  One process that receives the signal is enough.
+    **When.** ``on_train_batch_end``, after the optimizer step that is running when the signal arrives. During a
+    validation, the run finishes the validation first. One process that receives the signal is enough.
     **Checkpoint.** A run that resumes from the file equals an uninterrupted run, as from any other checkpoint.
-    **SLURM.** Lightning's signal handler saves and requeues a job at once, maybe in the middle of a step.  Here it runs
+    **SLURM.** Lightning's signal handler saves and requeues a job at once, maybe in the middle of a step. Here it runs
     after the step.
-    **Why not Lightning's handler for SIGTERM.** It ends the run without a checkpoint.  It also communicates with the
+    **Why not Lightning's handler for SIGTERM.** It ends the run without a checkpoint. It also communicates with the
     other processes from the handler, while each of them is at another point of its step.
     **Limits.** Must come after ``SliceFineCallback`` and ``SparsityCallback`` in the list of callbacks.
 

@@ -41,23 +41,23 @@ class SliceFineCallback(ResumableCallback):
     r"""Train one narrow slice of each chosen weight, and move it every ``interval`` optimizer steps.
 
     Works with any LightningModule whose optimizer takes ``self.parameters()``, those that require a gradient, or groups
-    of them.  After ``fit`` the module is the same dense model as before, with trained weights and no new parameters.
+    of them. After ``fit`` the module is the same dense model as before, with trained weights and no new parameters.
 
-    **When.** ``setup("fit")`` freezes the model and opens the first slices, before the optimizer is built.  If the
-    module builds its model in ``setup`` or ``configure_model``, that happens right afterwards.  Gradients are checked
-    in ``on_before_optimizer_step``.  If a step completes an interval, the slices move right after it, so that no
-    gradient is lost.  Intervals count the *optimizer* steps of each optimizer, not batches and not steps that a loss
-    scaler skipped.  ``on_fit_end``, or an exception, closes the slices.
+    **When.** ``setup("fit")`` freezes the model and opens the first slices, before the optimizer is built. If the
+    module builds its model in ``setup`` or ``configure_model``, that happens right afterwards. Gradients are checked
+    in ``on_before_optimizer_step``. If a step completes an interval, the slices move right after it, so that no
+    gradient is lost. Intervals count the *optimizer* steps of each optimizer, not batches and not steps that a loss
+    scaler skipped. ``on_fit_end``, or an exception, closes the slices.
 
-    **Checkpoint.** Contains the module's own keys and shapes at any time.  On a local disk, a new file replaces an old
-    one only when it is complete.  The callback's state contains positions, visits, scores and the random state of every
-    process.  A run that stops at any step and resumes with as many processes equals an uninterrupted run, if its data
-    resume as well (docs/guides/resuming.md).  Other settings, or a checkpoint written without this callback, raise.
-    **Several processes.** All processes train the same lines, which is checked after each move.  DDP and
+    **Checkpoint.** Contains the module's own keys and shapes at any time. On a local disk, a new file replaces an old
+    one only when it is complete. The callback's state contains positions, visits, scores and the random state of every
+    process. A run that stops at any step and resumes with as many processes equals an uninterrupted run, if its data
+    resume as well (docs/guides/resuming.md). Other settings, or a checkpoint written without this callback, raise.
+    **Several processes.** All processes train the same lines, which is checked after each move. DDP and
     ``FullyShardedStrategy`` are supported; other strategies that shard weights raise (docs/guides/distributed.md).
 
     **Searches.** ``Tuner``, ``LearningRateFinder`` and ``BatchSizeFinder`` train slices that do not move, and the run
-    continues as if there had been no search.  After ``Tuner`` the module is dense again.  If a run is aborted and
+    continues as if there had been no search. After ``Tuner`` the module is dense again. If a run is aborted and
     Lightning does not report it, the slices are closed at the start of the module's next fit.
 
     **Limits.**
@@ -66,29 +66,29 @@ class SliceFineCallback(ResumableCallback):
     - A slice without a gradient in the first ``max_steps_without_grad`` steps raises an error that names the layer.
     - An optimizer that cannot train slices raises at the start, after a trial on a small matrix.
     - A weight that the network reads without calling its module (a list of parameters, ``named_parameters()``) gets no
-      gradient that way.  Writing into a sliced weight (clamping, ``nn.init``) has no effect on the trainable lines.
+      gradient that way. Writing into a sliced weight (clamping, ``nn.init``) has no effect on the trainable lines.
     - Running statistics of normalization layers still follow the data in train mode.
     - A change of a slice through ``parameter.data`` between two forward passes of one step is not seen.
     - The random state is restored at the start of each epoch, so seeding it in hooks has no effect.
 
     Args:
-        rank: Rows or columns per slice (R).  In the mean of six data sets, 32 columns are within a point of LoRA at
-            equal trained parameters (docs/benchmarks/accuracy.md).  The best learning rate falls as R grows.  In
+        rank: Rows or columns per slice (R). In the mean of six data sets, 32 columns are within a point of LoRA at
+            equal trained parameters (docs/benchmarks/accuracy.md). The best learning rate falls as R grows. In
             transformers it is 40 to 80 times that of full fine-tuning for 8 columns, 10 to 40 times for 32, and 5 times
-            for 64 and more.  In EfficientNet it is one to three times for 32 columns.
-        axis: ``"column"`` trains inputs, ``"row"`` trains outputs, ``"alternate"`` switches at each move.  Columns also
+            for 64 and more. In EfficientNet it is one to three times for 32 columns.
+        axis: ``"column"`` trains inputs, ``"row"`` trains outputs, ``"alternate"`` switches at each move. Columns also
             save activation memory, because only R input columns are stored for the backward pass.
-        interval: Optimizer steps between two moves; ``None`` never moves.  Moving trains more of the weights than R
+        interval: Optimizer steps between two moves; ``None`` never moves. Moving trains more of the weights than R
             lines, but has not improved the accuracy in runs of up to 724 steps (docs/benchmarks/accuracy.md).
-        order: ``"sweep"``, ``"random"`` or ``"importance"``, see :func:`slicefine_pl.slicing.slice_model`.  No order is
+        order: ``"sweep"``, ``"random"`` or ``"importance"``, see :func:`slicefine_pl.slicing.slice_model`. No order is
             shown to be better than another (docs/experiments/slice-order.md).
-        targets: Regular expressions searched in module names.  ``None`` slices every linear layer, convolution and
-            attention, except output heads, tied weights, frozen weights and those narrower than ``rank``.  Embeddings
-            and raw parameters are sliced if a pattern matches them.  A raw parameter of three dimensions is a stack of
-            matrices, such as experts ``(E, O, I)``; the same lines of each are trained.  What stays frozen is reported
+        targets: Regular expressions searched in module names. ``None`` slices every linear layer, convolution and
+            attention, except output heads, tied weights, frozen weights and those narrower than ``rank``. Embeddings
+            and raw parameters are sliced if a pattern matches them. A raw parameter of three dimensions is a stack of
+            matrices, such as experts ``(E, O, I)``; the same lines of each are trained. What stays frozen is reported
             with its share of the parameters and a pattern that would slice it.
-        also_train: Regular expressions searched in the names of parameters to train whole.  ``None`` takes the new
-            output head of a transformers, timm, torchvision or pytorchvideo model.  Biases and norms stay frozen unless
+        also_train: Regular expressions searched in the names of parameters to train whole. ``None`` takes the new
+            output head of a transformers, timm, torchvision or pytorchvideo model. Biases and norms stay frozen unless
             a pattern matches them.
         optimizer_state: What happens to the optimizer's state of a slice that moves: ``"reset"`` clears it, ``"keep"``
             keeps the moments of the earlier position.
@@ -97,7 +97,7 @@ class SliceFineCallback(ResumableCallback):
             the weight's dtype.
         nonfinite: What happens at a non-finite loss or gradient: ``"raise"`` stops the run, ``"skip"`` skips the step.
             With ``precision="16-mixed"`` the loss scaler handles infinite gradients.
-        max_steps_without_grad: Optimizer steps within which every slice must receive a gradient at least once.  Raise
+        max_steps_without_grad: Optimizer steps within which every slice must receive a gradient at least once. Raise
             it for networks whose layers take turns (experts, towers, LayerDrop).
         backend: ``"compact"`` computes the gradient of the slice alone; ``"mask"`` computes the dense gradient and
             keeps the slice's part; ``"auto"`` is compact for all layers that support it.

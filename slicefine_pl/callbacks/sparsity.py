@@ -33,30 +33,30 @@ from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, cost
 class SparsityCallback(ResumableCallback):
     r"""Prune a network while it trains, on a schedule of optimizer steps, and keep pruned weights at zero.
 
-    Works with any LightningModule.  Linear layers, convolutions, attention and token embeddings are pruned; norms and
-    biases are not.  After ``fit`` the module is the same model as before, with zeros in its weights.
+    Works with any LightningModule. Linear layers, convolutions, attention and token embeddings are pruned; norms and
+    biases are not. After ``fit`` the module is the same model as before, with zeros in its weights.
 
     **When.** New masks are made right after the optimizer's step, from step ``start`` to step ``end``: every
-    ``interval`` steps, and at ``end``.  Between ``start`` and ``end`` the sparsity follows the schedule.  At ``end`` it
+    ``interval`` steps, and at ``end``. Between ``start`` and ``end`` the sparsity follows the schedule. At ``end`` it
     is exactly the target: ``round(S U)`` zeros in each matrix of U weights (for an embedding S is
-    ``1 - sqrt(1 - S)``).  A pruned weight stays pruned.  The masks are applied after *every* optimizer step, so the
-    zeros hold at each forward pass with any optimizer, momentum and weight decay.  The optimizer's state of pruned
+    ``1 - sqrt(1 - S)``). A pruned weight stays pruned. The masks are applied after *every* optimizer step, so the
+    zeros hold at each forward pass with any optimizer, momentum and weight decay. The optimizer's state of pruned
     weights is cleared, and weight averages are pruned as well.
     **Clipping.** Gradients of pruned weights are set to zero in ``on_before_optimizer_step``, before Lightning clips,
-    so a global norm covers the remaining weights only.  With manual optimization the module clips earlier, and the norm
-    covers all weights.  Optimizers that scale by root mean squares over a whole matrix include its zeros: see
+    so a global norm covers the remaining weights only. With manual optimization the module clips earlier, and the norm
+    covers all weights. Optimizers that scale by root mean squares over a whole matrix include its zeros: see
     docs/pruning.md for Adafactor.
-    **Checkpoint.** Contains the module's own keys.  The callback's state contains the masks as bits, steps and scores.
+    **Checkpoint.** Contains the module's own keys. The callback's state contains the masks as bits, steps and scores.
     A run that stops at any step and resumes equals an uninterrupted run.
-    **Several processes.** All processes make the same masks, which is checked.  Strategies that shard weights raise.
+    **Several processes.** All processes make the same masks, which is checked. Strategies that shard weights raise.
     **Best checkpoints.** A ``ModelCheckpoint`` that monitors a metric is reset when the target is reached, because
-    earlier checkpoints score better and have too few zeros.  ``EarlyStopping`` is not reset: give it patience beyond
+    earlier checkpoints score better and have too few zeros. ``EarlyStopping`` is not reset: give it patience beyond
     ``end``.
-    **Searches.** ``Tuner``, ``LearningRateFinder`` and ``BatchSizeFinder`` keep existing zeros and prune nothing.  The
+    **Searches.** ``Tuner``, ``LearningRateFinder`` and ``BatchSizeFinder`` keep existing zeros and prune nothing. The
     run continues as if there had been no search.
     **With SliceFineCallback.** Slices keep the zeros too, and the network may be pruned while they move.
     ``criterion="gradient"`` raises, because only the gradient of the slices is computed.
-    **Limits.** One per trainer, without ``ModelPruning``.  If ``start`` or ``end`` is a share of the run, the number of
+    **Limits.** One per trainer, without ``ModelPruning``. If ``start`` or ``end`` is a share of the run, the number of
     steps must be known; otherwise the run raises before its first step.
 
     Args:
@@ -72,7 +72,7 @@ class SparsityCallback(ResumableCallback):
         scope: ``"layer"`` gives every matrix the same sparsity; ``"global"`` ranks all weights together.
         criterion: Score by which the lowest weights are pruned: ``"magnitude"``; ``"wanda"``, magnitude times the norm
             of the weight's input; ``"gradient"``, magnitude times gradient; or ``"random"``.
-        targets: Regular expressions searched in parameter names.  ``None`` takes all weights except tied ones, position
+        targets: Regular expressions searched in parameter names. ``None`` takes all weights except tied ones, position
             embeddings, and matrices that have fewer than 4,096 weights or do not fit the pattern.
         seed: Seed of random choices; must be equal on all processes.
 

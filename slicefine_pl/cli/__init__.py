@@ -1,6 +1,6 @@
 """Command lines: the console command ``slicefine``, and ``run``, the main function of a recipe.
 
-``slicefine`` has the subcommands ``advise``, ``fit-law``, ``diagnose`` and ``doctor``.  A recipe is a script that
+``slicefine`` has the subcommands ``advise``, ``fit-law``, ``diagnose`` and ``doctor``. A recipe is a script that
 passes a LightningModule class, a LightningDataModule class and a YAML file of defaults to ``run``.
 """
 

@@ -1,4 +1,4 @@
-"""Is a path on a local disk?  Lightning accepts remote paths too, such as ``s3://bucket/run``."""
+"""Is a path on a local disk? Lightning accepts remote paths too, such as ``s3://bucket/run``."""
 
 import os
 from pathlib import Path

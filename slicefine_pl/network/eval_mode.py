@@ -10,7 +10,7 @@ from torch import nn
 def eval_mode(*nets: nn.Module) -> Iterator[None]:
     """Put networks in eval mode; on exit every submodule gets its own mode back.
 
-    A network may mix modes, as frozen batch norms in a network that trains do.  ``net.train()`` would lose that.
+    A network may mix modes, as frozen batch norms in a network that trains do. ``net.train()`` would lose that.
     """
     modes = [(module, module.training) for net in nets for module in net.modules()]
     try:

@@ -27,7 +27,7 @@ class Head:
 def find_heads(net: nn.Module) -> list[Head]:
     """Find the output heads of all models of known libraries inside ``net``.
 
-    A classifier's head counts as new, because its origin cannot be seen.  A language model's head counts as pretrained.
+    A classifier's head counts as new, because its origin cannot be seen. A language model's head counts as pretrained.
     """
     heads = {id(head): (head, pretrained) for model in net.modules() for head, pretrained in _heads_of(model)}
     names = ((name, heads.get(id(module))) for name, module in net.named_modules())
@@ -41,7 +41,7 @@ def last_linear(net: nn.Module) -> nn.Linear | None:
 
 
 def _heads_of(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
-    """The heads of one model, each with whether it is pretrained.  Modules that are not whole models have none."""
+    """The heads of one model, each with whether it is pretrained. Modules that are not whole models have none."""
     origins = {(base.__module__.split(".")[0], base.__name__) for base in type(model).__mro__}
     if ("transformers", "PreTrainedModel") in origins:
         yield from _transformers_heads(model)
@@ -73,7 +73,7 @@ def _transformers_heads(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
 
 
 def _is_classifier(model: nn.Module) -> bool:
-    """Whether a torchvision module is a whole model.  Blocks come from the same files, but have no named head."""
+    """Whether a torchvision module is a whole model. Blocks come from the same files, but have no named head."""
     return any(hasattr(model, name) for name in ("fc", "classifier", "head", "heads"))
 
 

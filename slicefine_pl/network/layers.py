@@ -13,7 +13,7 @@ CONV1D = ("transformers.pytorch_utils", "Conv1D")
 def transformers_conv1d(module: nn.Module) -> type[nn.Module] | None:
     """The class ``transformers.pytorch_utils.Conv1D``, if ``module`` is an instance of it or of a subclass.
 
-    It is a linear map that stores its weight as ``(I, O)``, as in GPT-2.  Classes named ``Conv1D`` from other modules
+    It is a linear map that stores its weight as ``(I, O)``, as in GPT-2. Classes named ``Conv1D`` from other modules
     are something else.
     """
     return next((base for base in type(module).__mro__ if (base.__module__, base.__name__) == CONV1D), None)

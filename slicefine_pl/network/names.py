@@ -50,7 +50,7 @@ def match_names(
 
 
 def similar_names(pattern: str, names: Iterable[str], most: int = 3) -> str:
-    """The names most similar to a pattern, for a message.  Without a similar name: the last ones, often the head's."""
+    """The names most similar to a pattern, for a message. Without a similar name: the last ones, often the head's."""
     listed = [name for name in names if name]
     ratios = {name: _similarity(pattern.lower(), name.lower()) for name in listed}
     similar = [name for name in sorted(listed, key=lambda name: -ratios[name]) if ratios[name] >= SIMILAR]

@@ -1,7 +1,7 @@
 """Advice from a scaling law: how sparse to train, compared with which dense models, and from which start.
 
 Units:   single non-zero parameters without embeddings · single images or tokens · FLOPs
-Source:  the law and the ideal cost are those of Frantar et al., arXiv:2309.08520.  Ours: what follows from the
+Source:  the law and the ideal cost are those of Frantar et al., arXiv:2309.08520. Ours: what follows from the
          hardware, the range of losses for pruning a dense model (no coefficients for pretrained starts are known), and
          the range of sparsities within half a percent of the best loss.
 """

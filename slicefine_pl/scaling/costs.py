@@ -1,6 +1,6 @@
 """Training cost of a sparse model, as a multiple of a dense model with as many non-zero parameters.
 
-Training costs 6·N·D·multiple FLOPs for N non-zero parameters and D tokens.  There are three costs; a comparison must
+Training costs 6·N·D·multiple FLOPs for N non-zero parameters and D tokens. There are three costs; a comparison must
 name the one it uses:
 
 | cost | assumption |
@@ -11,7 +11,7 @@ name the one it uses:
 
 Shapes:  all functions work elementwise on arrays of any shape
 Units:   S fraction of zeros in [0, 1) · multiples are ratios without a unit
-Source:  Frantar et al., arXiv:2309.08520, for gradual pruning from 25 % to 75 % of training with a cubic ramp.  The
+Source:  Frantar et al., arXiv:2309.08520, for gradual pruning from 25 % to 75 % of training with a cubic ramp. The
          measured cost is ours.
 """
 
@@ -51,7 +51,7 @@ class Cost(Protocol):
 class Ideal:
     r"""FLOPs follow the non-zero weights: the multiple is the mean density over training, divided by 1 − S.
 
-    The sparsity rises from 0 at ``start`` to S at ``end`` as S·(1 − (1 − x)^power).  The mean density is then
+    The sparsity rises from 0 at ``start`` to S at ``end`` as S·(1 − (1 − x)^power). The mean density is then
     1 − S·[(end − start)·power/(power + 1) + 1 − end], which is 1 − 0.625·S for the published schedule.
 
     Args:
@@ -118,7 +118,7 @@ class Measured:
 
     Args:
         speedup: Time of a dense training step divided by the time of a step with the pattern.
-        sparsity: Sparsity of the pattern, 0.5 for 2:4.  Lower sparsities have no speed-up.
+        sparsity: Sparsity of the pattern, 0.5 for 2:4. Lower sparsities have no speed-up.
         share: Share of the training steps that run with the pattern; a quarter if pruning ends at 75 % of training.
 
     Raises:

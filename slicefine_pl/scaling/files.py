@@ -1,7 +1,7 @@
 """JSON files of scaling laws: ``slicefine fit-law`` writes them, ``slicefine advise`` reads them.
 
-A file contains the coefficients, the ranges of the fitted runs, and the laws of a bootstrap.  The published laws are in
-the folder ``published``.  Their coefficients are the published ones; their bootstrap is ours, from the published runs.
+A file contains the coefficients, the ranges of the fitted runs, and the laws of a bootstrap. The published laws are in
+the folder ``published``. Their coefficients are the published ones; their bootstrap is ours, from the published runs.
 """
 
 import json

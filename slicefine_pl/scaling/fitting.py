@@ -9,7 +9,7 @@ Four checks come with the coefficients:
 
 Shapes:  R runs
 Units:   S in [0, 1) · N single non-zero parameters · D single images or tokens · loss as measured
-Source:  the objective of Frantar et al., arXiv:2309.08520.  Bayesian bootstrap: Rubin, Annals of Statistics 9 (1981).
+Source:  the objective of Frantar et al., arXiv:2309.08520. Bayesian bootstrap: Rubin, Annals of Statistics 9 (1981).
          It draws random weights for all runs, so that no replicate loses a sparsity or a size.
 """
 
@@ -64,7 +64,7 @@ class FittedLaw:
         starts: Number of searches.
         agreeing: Number of searches that ended in the minimum.
         intervals: 90 % interval of each coefficient over the bootstrap.
-        replicates: Laws of the bootstrap.  They give intervals for everything that is computed from the law.
+        replicates: Laws of the bootstrap. They give intervals for everything that is computed from the law.
         hold_outs: Errors on runs that were left out.
         undetermined: Reason why the runs do not determine a coefficient, by name.
         ranges: Ranges of the fitted runs; outside of them, the law extrapolates.
@@ -109,7 +109,7 @@ def fit_scaling_law(
 ) -> FittedLaw:
     """Fit a law to training runs.
 
-    Equal arguments give equal results.  With the defaults, 48 runs take ten to twenty seconds on one core.
+    Equal arguments give equal results. With the defaults, 48 runs take ten to twenty seconds on one core.
 
     Args:
         sparsity: Fraction of zeros at the end of each run, shape ``(R,)``.

@@ -1,7 +1,7 @@
 """Dense models that a sparse model is worth, depending on what both have in common.
 
-Compared with a dense model of as many non-zero parameters, a sparse model is clearly better.  At equal ideal training
-cost it is slightly better.  At equal training cost on today's GPUs it is worse.
+Compared with a dense model of as many non-zero parameters, a sparse model is clearly better. At equal ideal training
+cost it is slightly better. At equal training cost on today's GPUs it is worse.
 
 Shapes:  elementwise on arrays of sparsities
 Units:   ratios of parameters; above 1, the sparse model is better
@@ -22,7 +22,7 @@ class Gains:
 
     Attributes:
         equal_inference: Divided by a dense model of as many non-zero parameters, whose inference costs the same if
-            FLOPs follow the non-zeros.  This is the gain of Frantar et al.
+            FLOPs follow the non-zeros. This is the gain of Frantar et al.
         equal_ideal_cost: Divided by the dense model that costs the same to train if FLOPs follow the non-zeros.
         equal_real_cost: Divided by the unpruned (parent) model, which costs the same to train on today's GPUs.
         average_parameters: The gain by Jin et al.: the average number of parameters during training, divided by the

@@ -8,7 +8,7 @@ Shapes:  S, N, D and budgets are numpy arrays that broadcast against each other
 Units:   S fraction of zeros in [0, 1) · N single non-zero parameters without embeddings · D single images or tokens ·
          budgets 6·N·D·multiple: FLOPs if D counts tokens, FLOPs divided by tokens per image if D counts images
 Source:  Frantar, Riquelme, Houlsby, Alistarh, Evci, arXiv:2309.08520 (ICLR 2024); coefficients from the paper and its
-         code.  The numeric optimum, limited data, and contours for any cost are ours.
+         code. The numeric optimum, limited data, and contours for any cost are ours.
 """
 
 from dataclasses import dataclass
@@ -104,8 +104,8 @@ class ScalingLaw:
     def contour(self, sparsity: ArrayLike, cost: Cost = ideal) -> Array:
         """Return the budget for which S is best, divided by ``chinchilla_compute(N)``; it does not depend on N.
 
-        At this budget the derivative of the loss with respect to S is zero.  Below ``contour(0)``, a dense model is
-        best.  Valid only in intervals in which the cost is smooth.
+        At this budget the derivative of the loss with respect to S is zero. Below ``contour(0)``, a dense model is
+        best. Valid only in intervals in which the cost is smooth.
         """
         dense = 1 - checked_sparsity(sparsity)
         rise = cost(sparsity) ** (self.b_D - 1) * cost.slope(sparsity)
@@ -143,14 +143,14 @@ class ScalingLaw:
         """Return the sparsity of the lowest loss for N non-zero parameters and a budget, in their broadcast shape.
 
         At a fixed N, a higher sparsity means a larger model before pruning, which lowers the loss, but the budget then
-        pays for less data.  Where the cost is smooth, the loss first falls and then rises with S.  Bisection on the
+        pays for less data. Where the cost is smooth, the loss first falls and then rises with S. Bisection on the
         sign of the derivative finds the minimum to the precision of float64.
 
         Args:
             nonzero_params: N, single parameters.
             compute: Budget, 6·N·D·multiple.
             cost: Training cost of a sparsity.
-            data_limit: Available data.  A budget that could pay for more is spent on sparsity.
+            data_limit: Available data. A budget that could pay for more is spent on sparsity.
             at_most: Largest sparsity to consider.
 
         Raises:

@@ -1,6 +1,6 @@
 """Training runs that a law is fitted to, and checks that they can determine it.
 
-A law of seven coefficients fits almost any set of runs.  Runs that cannot separate the coefficients are refused, with a
+A law of seven coefficients fits almost any set of runs. Runs that cannot separate the coefficients are refused, with a
 message that names what is missing.
 
 Shapes:  R runs; four vectors of shape (R,)
@@ -26,7 +26,7 @@ LARGEST_LOSS = 1e6  # nats; beyond it a_D can overflow float64
 
 
 class FittedRanges(NamedTuple):
-    """Smallest and largest values among the fitted runs.  Outside of them, the law extrapolates."""
+    """Smallest and largest values among the fitted runs. Outside of them, the law extrapolates."""
 
     sparsity: tuple[float, float]
     nonzero_params: tuple[float, float]

@@ -1,10 +1,10 @@
 """Fine-tune a network by training one small slice of each weight: a few of its columns or rows.
 
-:func:`slice_model` freezes a network and opens a slice in each target layer.  The slice is a small parameter that the
+:func:`slice_model` freezes a network and opens a slice in each target layer. The slice is a small parameter that the
 optimizer updates; a forward pass copies its values to their position in the frozen weight, so it stays an ordinary
-dense one.  ``handle.move()`` moves the slices to other columns or rows, and ``handle.close()`` returns a plain network.
+dense one. ``handle.move()`` moves the slices to other columns or rows, and ``handle.close()`` returns a plain network.
 
-Needs torch only, and works in any training loop.  With Lightning, use ``SliceFineCallback``.
+Needs torch only, and works in any training loop. With Lightning, use ``SliceFineCallback``.
 
 Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 """

@@ -1,6 +1,6 @@
 """Position and history of one slice: its present, next and visited lines.
 
-Source:  Kowsher et al., SliceFine, arXiv:2510.08513, for the movement.  Choosing lines by importance is our addition.
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513, for the movement. Choosing lines by importance is our addition.
 """
 
 import math
@@ -70,7 +70,7 @@ class SliceCursor:
     """Moves one slice over its matrix, and records where it has been.
 
     Args:
-        name: Name of the matrix.  Together with the seed it determines the visiting order.
+        name: Name of the matrix. Together with the seed it determines the visiting order.
         layer: The opened layer, to which the slice is added.
         layout: The matrix.
         settings: Rank, axis, order, seed and type.
@@ -108,7 +108,7 @@ class SliceCursor:
     def resync(self) -> None:
         """Make slice and weight equal again, after other code changed one or both of them.
 
-        If only the slice was changed, it is written.  If the weight was changed, it is read: where weight averaging
+        If only the slice was changed, it is written. If the weight was changed, it is read: where weight averaging
         changed both, an average of slices is meaningless, because they had different positions.
         """
         if self._written == self._stored_version():
@@ -117,7 +117,7 @@ class SliceCursor:
             self.slice_.reload(self._shard())
 
     def move(self) -> None:
-        """Move to the next position.  The trained values must have been written to the weight."""
+        """Move to the next position. The trained values must have been written to the weight."""
         self.moves += 1
         axis, indices = self._scheduled()
         if self.slice_.score is not None:
@@ -139,7 +139,7 @@ class SliceCursor:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as plain numbers, strings and tensors.
 
-        The trained values are part of the weight.  They are saved here only if their type differs from the weight's.
+        The trained values are part of the weight. They are saved here only if their type differs from the weight's.
         """
         slice_ = self.slice_
         other_type = slice_.trainable.dtype != self._stored().dtype
@@ -153,7 +153,7 @@ class SliceCursor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the position and history of a saved slice.  The weight must have been restored before."""
+        """Take the position and history of a saved slice. The weight must have been restored before."""
         self.moves = state["moves"]
         self.visited = {axis: lines.clone() for axis, lines in state["visited"].items()}
         self.slice_.move_to(state["axis"], state["index"].tolist(), self._shard())
@@ -181,6 +181,6 @@ class SliceCursor:
         return self.layer.slicefine_stored(self.slice_.layout.parameter)
 
     def _stored_version(self) -> int:
-        """Torch's version counter of the stored weight.  Writes by slices do not increase it."""
+        """Torch's version counter of the stored weight. Writes by slices do not increase it."""
         stored = self._stored()
         return 0 if stored.is_inference() else stored._version

@@ -98,14 +98,14 @@ class SliceHandle:
     def move(self, names: Iterable[str] | None = None) -> list[SliceView]:
         """Move slices to their next positions.
 
-        The trained values stay in the weights.  Gradients of the slices are dropped.
+        The trained values stay in the weights. Gradients of the slices are dropped.
 
         Args:
             names: Names of the slices to move; ``None`` moves all.
 
         Returns:
-            The slices at their new positions.  Their parameters are the same objects as before, so the optimizer still
-            holds them, with the state of the old position.  Clear that state for a fresh start.
+            The slices at their new positions. Their parameters are the same objects as before, so the optimizer still
+            holds them, with the state of the old position. Clear that state for a fresh start.
         """
         moved = self._chosen(names)
         self.write(moved)
@@ -126,7 +126,7 @@ class SliceHandle:
     def write(self, names: Iterable[str] | None = None) -> None:
         """Copy the trained values to their positions in the stored weights.
 
-        Call it before reading a sliced weight.  With ``torch.compile`` or weight averaging, call it after every
+        Call it before reading a sliced weight. With ``torch.compile`` or weight averaging, call it after every
         optimizer step; ``SliceFineCallback`` does this for you.
 
         Args:
@@ -141,10 +141,10 @@ class SliceHandle:
     def write_manually(self) -> None:
         """Promise to call :meth:`write` after each optimizer step.
 
-        The stored weights are then correct between steps, for code that reads or averages them.  Without the promise,
+        The stored weights are then correct between steps, for code that reads or averages them. Without the promise,
         every forward pass, ``state_dict`` and ``eval`` writes by itself.
 
-        With it, an eager forward pass writes only slices that were changed since the last write.  A compiled one never
+        With it, an eager forward pass writes only slices that were changed since the last write. A compiled one never
         writes: optimizers that run several forward passes per step (LBFGS, SAM) must call :meth:`write` between them.
         See :meth:`unsynced` for what counts as a change.
         """
@@ -154,7 +154,7 @@ class SliceHandle:
     def unsynced(self) -> list[str]:
         """Names of the slices that were changed since they were last written to their weights.
 
-        Relies on torch's version counters.  Changes of ``parameter.data``, steps of fused optimizers, and changes of
+        Relies on torch's version counters. Changes of ``parameter.data``, steps of fused optimizers, and changes of
         slices that FSDP2 has sharded are not detected.
         """
         changed = [(name, cursor) for name, cursor in self._cursors.items() if not cursor.slice_.in_sync]
@@ -182,7 +182,7 @@ class SliceHandle:
         )
 
     def without_gradient(self, names: Iterable[str] | None = None) -> list[str]:
-        """Names of the slices whose gradient is ``None``.  After a backward pass the list should be empty.
+        """Names of the slices whose gradient is ``None``. After a backward pass the list should be empty.
 
         Args:
             names: Names of the slices to check; ``None`` checks all.
@@ -205,7 +205,7 @@ class SliceHandle:
     def close(self) -> None:
         """Close the slices: every layer gets its original class back, and keeps the trained values.
 
-        Every parameter gets the ``requires_grad`` that it had before.  Closing twice does nothing.
+        Every parameter gets the ``requires_grad`` that it had before. Closing twice does nothing.
         """
         if self.closed:
             return
@@ -231,11 +231,11 @@ class SliceHandle:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Move all slices to saved positions.  The weights must have been restored before.
+        """Move all slices to saved positions. The weights must have been restored before.
 
         Raises:
             ValueError: The saved slices have other names, another order or other shapes, or other parameters were
-                trained in full.  Nothing is changed then.
+                trained in full. Nothing is changed then.
         """
         for what, present in self._identity().items():
             saved = state[what]
@@ -264,35 +264,35 @@ def slice_model(
 ) -> SliceHandle:
     r"""Freeze a network, and open one trainable slice in each target matrix, in place.
 
-    Call it before building the optimizer.  The trained values reach the stored weights at the layer's next forward
-    pass, or at once by ``handle.write()``.  The defaults are ours, because the paper does not state its own.
+    Call it before building the optimizer. The trained values reach the stored weights at the layer's next forward
+    pass, or at once by ``handle.write()``. The defaults are ours, because the paper does not state its own.
 
     Args:
-        net: Any network.  Its layers are changed in place, and restored by ``handle.close()``.
+        net: Any network. Its layers are changed in place, and restored by ``handle.close()``.
         rank: Rows or columns per slice (R).
         axis: ``"column"`` trains columns (inputs), ``"row"`` trains rows (outputs), ``"alternate"`` changes at each
             move.
         order: ``"random"`` visits the lines of an axis in a random order, ``"sweep"`` one after the other from a
             random line on, ``"importance"`` takes those with the largest score since the last move.
-        targets: Regular expressions, searched in the names of matrices, e.g. ``r"layer\.\d+\.attention"``.  ``None``
+        targets: Regular expressions, searched in the names of matrices, e.g. ``r"layer\.\d+\.attention"``. ``None``
             takes every linear layer, convolution and attention, except output heads, tied weights, weights that are
-            frozen already, and weights with fewer lines than ``rank``.  Embeddings and raw parameters are sliced only
-            if a pattern names them.  A raw parameter of three dimensions is a stack of matrices, such as experts
+            frozen already, and weights with fewer lines than ``rank``. Embeddings and raw parameters are sliced only
+            if a pattern names them. A raw parameter of three dimensions is a stack of matrices, such as experts
             ``(E, O, I)``, of which the same lines are trained.
-        also_train: Regular expressions, searched in parameter names, for parameters that are trained in full.  ``None``
-            takes the new output head of a transformers, timm, torchvision or pytorchvideo model.  Patterns replace it.
-        seed: Determines the visiting orders.  Equal seeds give equal positions in every process.
+        also_train: Regular expressions, searched in parameter names, for parameters that are trained in full. ``None``
+            takes the new output head of a transformers, timm, torchvision or pytorchvideo model. Patterns replace it.
+        seed: Determines the visiting orders. Equal seeds give equal positions in every process.
         slice_dtype: Type of the trainable values, e.g. ``torch.float32`` or ``"float32"`` in a bfloat16 network, whose
-            precision would round small updates to nothing.  ``None`` takes the type of the weight.
+            precision would round small updates to nothing. ``None`` takes the type of the weight.
         backend: ``"compact"`` computes the gradient of the slice only, and does not slice layers for which that is not
-            implemented.  ``"mask"`` computes the dense gradient of the weight and takes the slice's part.  ``"auto"``
+            implemented. ``"mask"`` computes the dense gradient of the weight and takes the slice's part. ``"auto"``
             is compact where possible.
 
     Returns:
         The handle that moves and closes the slices.
 
     Raises:
-        ValueError: A setting is out of range, or a pattern matches nothing or a matrix that cannot be sliced.  The
+        ValueError: A setting is out of range, or a pattern matches nothing or a matrix that cannot be sliced. The
             network is unchanged then.
     """
     settings = SliceSettings(rank, axis, order, seed, slice_type(slice_dtype))

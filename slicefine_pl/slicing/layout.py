@@ -1,7 +1,7 @@
 """Where a matrix lies in a parameter.
 
-A slice is a set of rows or columns of a matrix ``(O, I, ...)``.  A parameter may store that matrix transposed, hold
-several matrices one below the other, or hold a stack of matrices.  :class:`MatrixLayout` describes these cases once, so
+A slice is a set of rows or columns of a matrix ``(O, I, ...)``. A parameter may store that matrix transposed, hold
+several matrices one below the other, or hold a stack of matrices. :class:`MatrixLayout` describes these cases once, so
 that the rest of the package sees rows and columns only.
 
 Shapes:  O outputs · I inputs · ... kernel dimensions of a convolution
@@ -25,7 +25,7 @@ class MatrixLayout:
         num_rows: Number of rows; ``None`` takes all.
         transposed: Whether the parameter, or each matrix of a stack, is stored as ``(I, O)``.
         stack: Number of leading dimensions that count matrices, such as 1 for mixture-of-experts weights
-            ``(E, O, I)``.  They come last in the matrix, ``(O, I, E)``: a line is the same line of every expert.
+            ``(E, O, I)``. They come last in the matrix, ``(O, I, E)``: a line is the same line of every expert.
     """
 
     parameter: str = "weight"

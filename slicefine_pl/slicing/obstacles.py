@@ -65,7 +65,7 @@ class Obstacles:
         return next(excluded, None) or self.too_narrow(matrix)
 
     def if_named(self, matrix: SliceableMatrix) -> str | None:
-        """Why a matrix cannot be sliced even if the user names it.  Output heads and frozen layers can be."""
+        """Why a matrix cannot be sliced even if the user names it. Output heads and frozen layers can be."""
         reason = self.by_default(matrix)
         return self.too_narrow(matrix) if reason in (OUTPUT_HEAD, FROZEN) else reason
 
@@ -76,7 +76,7 @@ class Obstacles:
         return f"{lines} fewer than rank={self._settings.rank}" if size < self._settings.rank else None
 
     def num_lines(self, matrix: SliceableMatrix) -> tuple[int, Axis]:
-        """The number of lines of a matrix, and their axis.  If columns and rows alternate: of the axis with fewer."""
+        """The number of lines of a matrix, and their axis. If columns and rows alternate: of the axis with fewer."""
         sizes: dict[Axis, int] = {"row": matrix.shape[0], "column": matrix.shape[1]}
         return min((sizes[axis], axis) for axis in self._settings.axes)
 

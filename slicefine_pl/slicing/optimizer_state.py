@@ -1,7 +1,7 @@
 """Restore an optimizer's state from a checkpoint bit for bit.
 
 ``Optimizer.load_state_dict`` casts every floating-point tensor of the state to the type of its parameter, although
-NAdam, ASGD, transformers' Adafactor and others keep some state in another type.  It also splits strings in a state.
+NAdam, ASGD, transformers' Adafactor and others keep some state in another type. It also splits strings in a state.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 
 def wrapped_by(optimizer: Optimizer) -> Iterator[Optimizer]:
-    """An optimizer, and those that it wraps, as Lookahead does.  One of them has the state."""
+    """An optimizer, and those that it wraps, as Lookahead does. One of them has the state."""
     yield optimizer
     for value in vars(optimizer).values():
         if isinstance(value, Optimizer):
@@ -33,7 +33,7 @@ def restore_types(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     """Give the state that an optimizer has just loaded the types with which it was saved.
 
     Args:
-        optimizer: The optimizer after ``load_state_dict``.  Its parameters must have the types that they had when the
+        optimizer: The optimizer after ``load_state_dict``. Its parameters must have the types that they had when the
             state was saved.
         saved: The state dict that it has loaded.
     """

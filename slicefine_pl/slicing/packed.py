@@ -1,7 +1,7 @@
 """Find matrices that cannot be trained: quantized, packed or compiled weights.
 
 They are not floating-point parameters, yet the network computes with them, so the report of frozen weights must count
-them.  Covers the quantized layers of ``torch.ao``, integer buffers as in GPTQ and AWQ, and modules compiled by
+them. Covers the quantized layers of ``torch.ao``, integer buffers as in GPTQ and AWQ, and modules compiled by
 ``torch.jit``.
 """
 

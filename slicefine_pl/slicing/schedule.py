@@ -1,9 +1,9 @@
 """Which lines of a matrix a slice covers after a number of moves.
 
-A *line* is a row or a column.  This file computes with integers only; it knows neither tensors nor layers.
+A *line* is a row or a column. This file computes with integers only; it knows neither tensors nor layers.
 
 Source:  Kowsher et al., SliceFine, arXiv:2510.08513, for the column sweep, the row sweep and the alternation of both.
-The paper does not say where a sweep starts, what happens at the end of an axis, or which permutation is used.  The
+The paper does not say where a sweep starts, what happens at the end of an axis, or which permutation is used. The
 random start, the wrap-around and the random order are our choices.
 """
 
@@ -42,7 +42,7 @@ def check_rank(rank: int) -> None:
 
 
 def axis_at(moves: int, schedule: AxisSchedule) -> Axis:
-    """The axis of the slice after ``moves`` moves.  ``"alternate"`` starts with columns."""
+    """The axis of the slice after ``moves`` moves. ``"alternate"`` starts with columns."""
     if schedule == "alternate":
         return "column" if moves % 2 == 0 else "row"
     return schedule
@@ -58,8 +58,8 @@ def visiting_order(size: int, order: Order, key: str) -> list[int]:
 
     Args:
         size: Number of lines.
-        order: ``"random"`` permutes the lines.  Any other order takes them one after the other, from a random line on.
-        key: Seed.  Equal keys give equal orders on every process.
+        order: ``"random"`` permutes the lines. Any other order takes them one after the other, from a random line on.
+        key: Seed. Equal keys give equal orders on every process.
 
     Returns:
         A permutation of ``range(size)``.

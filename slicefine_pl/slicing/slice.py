@@ -23,8 +23,8 @@ class Slice(nn.Module):
     """The trainable lines of a matrix, as a child module of the layer that owns the weight.
 
     The values are stored one line per row, shape ``(R, L)``, for columns as well: on CPU the matrix product that
-    computes their gradient is several times faster in this layout.  Where columns and rows alternate, L is the longer
-    of the two, and shorter lines are padded.  A slice has no keys in the state dict, because its values are part of the
+    computes their gradient is several times faster in this layout. Where columns and rows alternate, L is the longer
+    of the two, and shorter lines are padded. A slice has no keys in the state dict, because its values are part of the
     layer's weight there.
 
     Args:
@@ -80,11 +80,11 @@ class Slice(nn.Module):
 
     @torch.no_grad()
     def write(self, shard: LocalShard, values: Tensor) -> None:
-        """Copy trained values to their position in the weight.  Allocates R lines, not a matrix.
+        """Copy trained values to their position in the weight. Allocates R lines, not a matrix.
 
         Args:
             shard: The part of the matrix that this process stores.
-            values: The full trained values, shape ``(R, L)``.  ``self.trainable`` may be one shard of them.
+            values: The full trained values, shape ``(R, L)``. ``self.trainable`` may be one shard of them.
         """
         if self.pruning_mask is not None:
             values = values.masked_fill(self.pruned_entries(), 0)
@@ -112,7 +112,7 @@ class Slice(nn.Module):
         loaded.copy_(torch.where(before.to(shard.values.dtype).to(before.dtype) == loaded, before, loaded))
 
     def move_to(self, axis: Axis, indices: Sequence[int], shard: LocalShard) -> None:
-        """Take a new position.  The trained values of the old one must have been written."""
+        """Take a new position. The trained values of the old one must have been written."""
         self.axis = axis
         self.index.copy_(torch.tensor(indices))
         self.read(shard)

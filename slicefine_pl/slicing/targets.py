@@ -40,7 +40,7 @@ def find_targets(net: nn.Module, settings: TargetSettings) -> TargetSelection:
 
     Args:
         net: The network; it is not changed.
-        settings: The user's settings.  ``targets=None`` takes every linear layer, convolution and attention that has no
+        settings: The user's settings. ``targets=None`` takes every linear layer, convolution and attention that has no
             obstacle (see :class:`Obstacles`), and ``also_train=None`` the new output heads.
 
     Raises:
@@ -144,7 +144,7 @@ def _head_notice(selection: TargetSelection, also_train: NamePatterns | None, he
 
 
 def _frozen_notice(selection: TargetSelection, settings: TargetSettings) -> str | None:
-    """The notice that matrices stay frozen that a user may believe to be trained.  Explicit targets need none."""
+    """The notice that matrices stay frozen that a user may believe to be trained. Explicit targets need none."""
     report = selection.frozen
     if settings.targets is not None or not report.has_unexpected:
         return None

@@ -75,7 +75,7 @@ class LineUpdates:
 class UpdateTracker:
     """A :class:`MoveListener` that adds up how much the open slices of a network change, from now on.
 
-    For a line that was visited once, the result is the exact change of the stored weight.  For a line with several
+    For a line that was visited once, the result is the exact change of the stored weight. For a line with several
     visits it is the root of the sum of squared changes per visit: the length of the path, not the distance from the
     start.
 
@@ -107,7 +107,7 @@ class UpdateTracker:
     def lines(self) -> list[LineUpdates]:
         """What has changed so far: columns before rows, each in the order of the network.
 
-        The present visit is included if it has changed anything.  May be called after the handle was closed.
+        The present visit is included if it has changed anything. May be called after the handle was closed.
         """
         updates = copy.deepcopy(self._updates)
         views = list(self._views.values())
@@ -122,7 +122,7 @@ class UpdateTracker:
         return {"start": dict(self._start), "lines": [vars(each) for each in copy.deepcopy(self._updates).values()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state.  The slices must have the positions that they had then."""
+        """Continue from a saved state. The slices must have the positions that they had then."""
         self._start = dict(state["start"])
         lines = [LineUpdates(**saved) for saved in copy.deepcopy(state["lines"])]
         self._updates = {(each.axis, each.name): each for each in lines}

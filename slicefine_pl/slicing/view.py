@@ -11,7 +11,7 @@ from slicefine_pl.slicing.schedule import Axis
 
 @dataclass(frozen=True)
 class SliceView:
-    """One open slice, as it is now.  After a move, ask the handle for a new view.
+    """One open slice, as it is now. After a move, ask the handle for a new view.
 
     Attributes:
         name: Name of the layer, followed by the parameter and the part of it where that is not simply ``weight``.
@@ -34,7 +34,7 @@ class MoveListener(Protocol):
     """An object that is called when slices move; see :meth:`SliceHandle.add_move_listener`."""
 
     def before_move(self, slices: Sequence[SliceView]) -> None:
-        """Called before these slices move.  Their trained values have been written to the weights."""
+        """Called before these slices move. Their trained values have been written to the weights."""
 
     def after_move(self, slices: Sequence[SliceView]) -> None:
         """Called after these slices moved, before they are trained at their new positions."""

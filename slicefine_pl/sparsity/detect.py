@@ -27,7 +27,7 @@ def detect_pattern(mask: Tensor) -> str:
     1. ``"dense"``: fewer than 1 % of the weights are zero.
     2. ``"row"``, ``"column"`` or ``"row and column"``: all zeros lie in zero rows, zero columns, or both.
     3. ``"block(r,c)"``, with the largest possible blocks.
-    4. ``"n:m"`` with the smallest n/m, for m of 2, 4, 8, 16 or 32.  At least three quarters of the weights that n:m
+    4. ``"n:m"`` with the smallest n/m, for m of 2, 4, 8, 16 or 32. At least three quarters of the weights that n:m
        allows must be non-zero.
     5. ``"unstructured"``.
     """

@@ -11,8 +11,8 @@ FLOPs of a forward pass, two per product of a weight with an input:
 | ``ideal`` | 2·k·Z | only non-zero weights are multiplied |
 | ``two_four`` | k·U or 2·k·U | half of dense for linear and attention layers in the 2:4 pattern, else dense |
 
-A training step costs three forward passes: forward, gradient of the input, gradient of the weight.  Sparse tensor cores
-speed up the forward pass only.  The transposed weight is not 2:4 in general, and the gradient of the weight is a
+A training step costs three forward passes: forward, gradient of the input, gradient of the weight. Sparse tensor cores
+speed up the forward pass only. The transposed weight is not 2:4 in general, and the gradient of the weight is a
 product of two dense matrices.
 
 Bytes of an (O, I) matrix:
@@ -24,7 +24,7 @@ Bytes of an (O, I) matrix:
 | ``two_four`` | U·b/2 + U/8 | half of the values and two bits for the position of each |
 | ``csr`` | Z·(b + 2) + 4·(O + 1) | compressed sparse rows |
 
-CSR needs 4 bytes per column index beyond 65,536 columns, and 8 bytes per row pointer from 2^31 non-zeros on.  A matrix
+CSR needs 4 bytes per column index beyond 65,536 columns, and 8 bytes per row pointer from 2^31 non-zeros on. A matrix
 that a format does not make smaller is counted as dense in that format.
 
 Shapes:  O outputs · I inputs, times the kernel positions of a convolution

@@ -1,6 +1,6 @@
 """Masks as tensors: apply one in place, and store one as bits.
 
-A mask is a bool tensor of the shape of its parameter.  It is true where a weight is kept and false where it is pruned.
+A mask is a bool tensor of the shape of its parameter. It is true where a weight is kept and false where it is pruned.
 """
 
 import torch
@@ -12,10 +12,10 @@ CHUNK = 65_536  # entries masked at a time on a CPU
 def apply_mask(values: Tensor, mask: Tensor) -> None:
     """Set pruned entries to zero, in place.
 
-    Kept entries stay bit-equal.  A pruned entry becomes 0 or -0; a pruned NaN stays NaN.
+    Kept entries stay bit-equal. A pruned entry becomes 0 or -0; a pruned NaN stays NaN.
 
-    A bool mask takes one byte per weight.  On a CPU, torch would first convert the whole mask to the type of
-    ``values``.  Multiplying by integers, in pieces that fit the cache, takes a quarter of that time.  That is as fast
+    A bool mask takes one byte per weight. On a CPU, torch would first convert the whole mask to the type of
+    ``values``. Multiplying by integers, in pieces that fit the cache, takes a quarter of that time. That is as fast
     as a float32 mask of four bytes per weight (docs/experiments/pruning-step-cost.md).
 
     Args:

@@ -57,7 +57,7 @@ class LayerSparsity:
 class NetworkMasks:
     """Masks of all pruned weights of a network.
 
-    A new mask keeps every weight; :meth:`prune` computes masks of a given sparsity.  A pruned weight stays pruned.
+    A new mask keeps every weight; :meth:`prune` computes masks of a given sparsity. A pruned weight stays pruned.
 
     Args:
         net: The network.
@@ -125,10 +125,10 @@ class NetworkMasks:
         """Compute new masks, which contain all pruned entries of the old ones, and apply them to the weights.
 
         Args:
-            target: Sparsity in [0, 1).  Embeddings get ``1 - sqrt(1 - target)``.
+            target: Sparsity in [0, 1). Embeddings get ``1 - sqrt(1 - target)``.
 
         Raises:
-            ValueError: A score is not finite, or a criterion has not collected what it needs.  The masks are then
+            ValueError: A score is not finite, or a criterion has not collected what it needs. The masks are then
                 unchanged.
         """
         scores = {name: self._score(name) for name in self._chosen}
@@ -201,15 +201,15 @@ class NetworkMasks:
     def mask_trained_weights(self, optimizer: Optimizer | None = None, scalings: int = 0) -> None:
         """Set pruned entries of trained weights to zero; call it after each optimizer step.
 
-        SGD, Adam and AdamW keep a zero where gradient and optimizer state are zero.  Their weights are skipped if
+        SGD, Adam and AdamW keep a zero where gradient and optimizer state are zero. Their weights are skipped if
         :meth:`mask_gradients` masked the gradient and nothing changed it since.
 
         Args:
-            optimizer: Optimizer that made the step; ``None`` masks every weight.  Its state must be masked; see
+            optimizer: Optimizer that made the step; ``None`` masks every weight. Its state must be masked; see
                 :meth:`mask_optimizer_state`.
             scalings: How often all gradients were multiplied in place by a number between :meth:`mask_gradients` and
-                the step, as clipping by norm does once.  Any other number of changes counts as a change of the
-                gradient.  Writes through ``gradient.data`` are not detected and must not touch pruned entries.
+                the step, as clipping by norm does once. Any other number of changes counts as a change of the
+                gradient. Writes through ``gradient.data`` are not detected and must not touch pruned entries.
         """
         for name, each in self._chosen.items():
             if each.parameter.requires_grad and not self._kept_zeros(name, each, optimizer, scalings):
@@ -236,7 +236,7 @@ class NetworkMasks:
     def mask_optimizer_state(self, optimizer: Optimizer) -> None:
         """Set the optimizer state of pruned entries to zero.
 
-        Masks every state tensor that has the shape of its parameter.  L-BFGS has one history for all parameters; it is
+        Masks every state tensor that has the shape of its parameter. L-BFGS has one history for all parameters; it is
         cleared.
         """
         if isinstance(optimizer, torch.optim.LBFGS):
@@ -265,7 +265,7 @@ class NetworkMasks:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore masks and statistics, and apply the masks.  Restore the weights first.
+        """Restore masks and statistics, and apply the masks. Restore the weights first.
 
         Raises:
             ValueError: Names or shapes differ from those of this network; nothing is changed then.

@@ -3,12 +3,12 @@
     report = cost_report(net, example)
     print(report)  # a table; report.summary() is one line, report.to_json() contains every number
 
-A plain checkpoint of a pruned network is as large and as fast as before.  The report says what a storage format, or
-hardware that skips zeros, could save.  It counts and does not measure time.  The formulas are in ``layer_cost``.
+A plain checkpoint of a pruned network is as large and as fast as before. The report says what a storage format, or
+hardware that skips zeros, could save. It counts and does not measure time. The formulas are in ``layer_cost``.
 
-Counted are weights of linear layers, transformers' ``Conv1D``, convolutions, attention and embeddings.  An embedding
-is looked up and has no FLOPs.  Biases, norms and all other parameters count as bytes only.  Products of activations,
-such as attention scores, are not counted, and neither are buffers.  A tied weight counts its bytes once and its FLOPs
+Counted are weights of linear layers, transformers' ``Conv1D``, convolutions, attention and embeddings. An embedding
+is looked up and has no FLOPs. Biases, norms and all other parameters count as bytes only. Products of activations,
+such as attention scores, are not counted, and neither are buffers. A tied weight counts its bytes once and its FLOPs
 at every use.
 
 Source:  ours.
@@ -127,7 +127,7 @@ class CostReport:
         return json.dumps({"flops_per": self.per, "layers": layers, "total": sums, "unseen": self.unseen}, indent=1)
 
     def __str__(self) -> str:
-        """Return a table.  With more than 30 matrices, equal ones of different blocks share a row."""
+        """Return a table. With more than 30 matrices, equal ones of different blocks share a row."""
         return table(self)
 
 
@@ -135,10 +135,10 @@ def cost_report(net: nn.Module, example: Example | None = None, tokens: int = 1)
     """Count FLOPs and bytes of a network with its current zeros.
 
     Args:
-        net: The network; unchanged.  Its slices must be closed.
+        net: The network; unchanged. Its slices must be closed.
         example: One batch for the forward pass: a tensor, a sequence of positional arguments, or a mapping of keyword
             arguments.
-        tokens: Positions of every layer if there is no example.  Correct for transformers, whose layers all see the
+        tokens: Positions of every layer if there is no example. Correct for transformers, whose layers all see the
             same number of tokens; not for convolutions of several sizes.
 
     Raises:

@@ -1,7 +1,7 @@
 """Patterns of pruned weights: unstructured, n:m, blocks, rows and columns.
 
-A pattern turns a score per weight into a mask.  It groups the weights of a matrix into units that are kept or pruned
-together, and keeps the units of highest score.  Counts are exact: of equal scores the first one is kept, so that all
+A pattern turns a score per weight into a mask. It groups the weights of a matrix into units that are kept or pruned
+together, and keeps the units of highest score. Counts are exact: of equal scores the first one is kept, so that all
 processes compute the same mask.
 
 Shapes:  O outputs · I inputs · U units · a matrix has the shape (O, I, ...); n:m groups lie along the inputs
@@ -82,7 +82,7 @@ class Unstructured(Pattern):
 class NofM(Pattern):
     """Keep at most ``n`` of every ``m`` consecutive weights along the inputs, as in ``"2:4"``.
 
-    The ``n`` best weights of every group get the highest score.  So sparsity can rise gradually, weight by weight, and
+    The ``n`` best weights of every group get the highest score. So sparsity can rise gradually, weight by weight, and
     ends exactly in the pattern.
     """
 
@@ -120,7 +120,7 @@ class NofM(Pattern):
 class Blocks(Pattern):
     """Keep or prune blocks of ``rows`` x ``columns`` weights.
 
-    In a convolution, rows are output channels and columns are input channels, each with the whole kernel.  A size of
+    In a convolution, rows are output channels and columns are input channels, each with the whole kernel. A size of
     ``None`` spans the matrix: ``Blocks(1, None)`` are rows, ``Blocks(None, 1)`` are columns.
     """
 

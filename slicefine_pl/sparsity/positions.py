@@ -54,12 +54,12 @@ def count_positions(net: nn.Module, matrices: Sequence[PrunableWeight], example:
 
     Args:
         net: The network; unchanged afterwards.
-        matrices: Matrices to count.  Embeddings are looked up, not multiplied, and count 0.
+        matrices: Matrices to count. Embeddings are looked up, not multiplied, and count 0.
         example: One batch, as :func:`call` takes it.
 
     Returns:
-        Tuple of counts by parameter name.  It has one count, except for ``in_proj_weight`` of attention, which stacks
-        query, key and value: three counts.  A count is 0 if no call was observed.
+        Tuple of counts by parameter name. It has one count, except for ``in_proj_weight`` of attention, which stacks
+        query, key and value: three counts. A count is 0 if no call was observed.
     """
     counts: dict[ParameterKey, list[int]] = {}
 

@@ -1,6 +1,6 @@
 """When new masks are due, and which share of the target sparsity they reach.
 
-A ramp maps progress in [0, 1] to a share of the target.  A schedule places a ramp on the optimizer steps of a run.
+A ramp maps progress in [0, 1] to a share of the target. A schedule places a ramp on the optimizer steps of a run.
 Both are numbers only, without tensors.
 
 Symbols:  p progress of the ramp, in [0, 1]
@@ -38,7 +38,7 @@ RAMPS: dict[str, Ramp] = {"cubic": cubic, "linear": linear, "one_shot": at_once,
 class Schedule:
     """A ramp over the optimizer steps of a run.
 
-    New masks are due every ``interval`` steps from ``start`` on, and always at ``end``.  So the target is reached
+    New masks are due every ``interval`` steps from ``start`` on, and always at ``end``. So the target is reached
     exactly at ``end``, also if the interval does not divide the ramp.
 
     Args:

@@ -75,7 +75,7 @@ class Score:
         return weight.float().abs() * self.inputs.sqrt().view(-1, *[1] * (weight.ndim - 2))
 
     def collect_gradient(self) -> None:
-        """Add the current gradient; call it before each optimizer step.  Has an effect for ``"gradient"`` only."""
+        """Add the current gradient; call it before each optimizer step. Has an effect for ``"gradient"`` only."""
         parameter = self.each.parameter
         if self.criterion != "gradient" or parameter.grad is None:
             return

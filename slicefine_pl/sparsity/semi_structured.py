@@ -3,9 +3,9 @@
     sparse, report = export_semi_structured(net.half().cuda(), example)
     print(report)  # which layers were converted, and the time of a forward pass of both
 
-A semi-structured tensor stores two of every four weights along the inputs and two bits for the position of each.  The
-sparse tensor cores of NVIDIA GPUs multiply it, from compute capability 8.0 (Ampere) on.  Whether that is faster depends
-on sizes, batch and software.  So both networks are timed on the given batch.
+A semi-structured tensor stores two of every four weights along the inputs and two bits for the position of each. The
+sparse tensor cores of NVIDIA GPUs multiply it, from compute capability 8.0 (Ampere) on. Whether that is faster depends
+on sizes, batch and software. So both networks are timed on the given batch.
 
 Sizes that torch 2.15 requires of a contiguous weight of two dimensions (``torch/sparse/semi_structured.py``):
 
@@ -14,10 +14,10 @@ Sizes that torch 2.15 requires of a contiguous weight of two dimensions (``torch
 | cuSPARSELt, the default of ``to_sparse_semi_structured`` | multiples of 16 | of 32 | not supported |
 | CUTLASS, if ``SparseSemiStructuredTensor._FORCE_CUTLASS`` | rows of 32, columns of 64 | 16, 128 | 32, 32; 1:2 only |
 
-Only float16 and bfloat16 are converted.  Torch pads a batch whose sizes are not multiples of 8 at every call.
+Only float16 and bfloat16 are converted. Torch pads a batch whose sizes are not multiples of 8 at every call.
 
-**Not run on a GPU by us yet (2026-11-24).**  The choice of layers, the refusals and the arithmetic of the report are
-tested on a CPU with a replacement for torch's conversion.  ``tests/sparsity/test_semi_structured.py`` has a GPU test.
+**Not run on a GPU by us yet (2026-11-24).** The choice of layers, the refusals and the arithmetic of the report are
+tested on a CPU with a replacement for torch's conversion. ``tests/sparsity/test_semi_structured.py`` has a GPU test.
 
 Source:  torch.sparse; Mishra et al., Accelerating Sparse Deep Neural Networks, arXiv:2104.08378, for the hardware.
 """
@@ -150,7 +150,7 @@ def linears(net: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 
 def obstacle(net: nn.Module, layer: nn.Linear) -> str | None:
-    """Return why a linear layer of the network cannot be converted; ``None`` if it can.  A bias may be present."""
+    """Return why a linear layer of the network cannot be converted; ``None`` if it can. A bias may be present."""
     weight = layer._parameters.get("weight")
     if weight is None or type(layer).forward is not nn.Linear.forward:
         return f"{type(layer).__name__} has its own forward()"

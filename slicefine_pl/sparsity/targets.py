@@ -104,13 +104,13 @@ def find_targets(
     """Choose the weights to prune.
 
     By default these are the weights of all linear layers, convolutions and attention, and with an unstructured pattern
-    token embeddings.  Exceptions are tied weights, weights with fewer than 4,096 entries, and weights whose shape does
+    token embeddings. Exceptions are tied weights, weights with fewer than 4,096 entries, and weights whose shape does
     not fit the pattern.
 
     Args:
         net: The network; not changed.
         pattern: How pruned weights lie.
-        criterion: How weights are scored.  ``"wanda"`` excludes torch's attention, whose inputs hooks do not see.
+        criterion: How weights are scored. ``"wanda"`` excludes torch's attention, whose inputs hooks do not see.
         targets: Regular expressions, searched in parameter names; ``None`` takes the default.
 
     Raises:

@@ -1,7 +1,7 @@
 """Run a function in several real processes that form one gloo group, as torchrun would start them.
 
 They fork from a server that has imported torch and Lightning but done nothing with them, so that starting costs no
-import.  A function is named by its file and name; what it returns comes back in the order of ranks.
+import. A function is named by its file and name; what it returns comes back in the order of ranks.
 """
 
 import importlib.util

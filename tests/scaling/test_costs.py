@@ -53,7 +53,7 @@ def test_the_dense_parent_is_better_at_equal_real_cost(law):
 
 
 def test_average_parameters_agree_near_75_percent_only():
-    """Jin et al., mean density / density: 1.375, 2.125, 3.625.  Frantar et al.: 1.60, 2.17, 2.63."""
+    """Jin et al., mean density / density: 1.375, 2.125, 3.625. Frantar et al.: 1.60, 2.17, 2.63."""
     ratios = gains(VIT_JFT4B, [0.5, 0.75, 0.875])
     np.testing.assert_allclose(ratios.average_parameters, [1.375, 2.125, 3.625])
     off = ratios.average_parameters / ratios.equal_inference - 1

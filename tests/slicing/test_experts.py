@@ -87,7 +87,7 @@ def test_the_slice_gets_the_dense_gradient_of_the_same_lines_of_every_expert(nam
 
 @pytest.mark.parametrize("axis", ["row", "column", "alternate"])
 def test_training_changes_only_visited_lines_and_visits_all(axis):
-    """AdamW with weight decay.  The moves reach every entry, and the counts agree."""
+    """AdamW with weight decay. The moves reach every entry, and the counts agree."""
     net = build("Mixtral")
     dense = copy.deepcopy(net)
     handle = slice_model(net, 4, axis, targets=EXPERTS, also_train="lm_head")
@@ -138,7 +138,7 @@ def test_a_slice_as_wide_as_the_experts_trains_like_full_fine_tuning():
     ("name", "axis", "size"), [("Mixtral", "row", WIDTH), ("gpt-oss", "row", WIDTH), ("gpt-oss", "column", WIDTH)]
 )
 def test_a_rank_beyond_one_expert_is_refused(name, axis, size):
-    """For any number of experts.  The error advises the rank that fits all named matrices."""
+    """For any number of experts. The error advises the rank that fits all named matrices."""
     with pytest.raises(ValueError, match=rf"{size} {axis}s are fewer than rank=17.* rank of at most {size}\.$"):
         slice_model(build(name), 17, axis, targets=EXPERTS)
     assert len(slice_model(build(name), size, axis, targets=EXPERTS)) == 2

@@ -192,7 +192,7 @@ def tiny_bert() -> nn.Module:
 
 
 def test_embeddings_are_counted_without_a_warning():
-    """Users expect embeddings to stay frozen.  The handle still reports their share and their pattern."""
+    """Users expect embeddings to stay frozen. The handle still reports their share and their pattern."""
     net = tiny_bert()
     total = sum(parameter.numel() for parameter in net.parameters())
     with warnings.catch_warnings():
@@ -213,7 +213,7 @@ def test_position_embeddings_and_class_tokens_do_not_warn():
 
 @pytest.mark.parametrize("head", [True, False])
 def test_tied_weights_count_once_and_warn_where_they_are_layers(head):
-    """A head tied to its embedding is common.  Two layers that share a weight are not."""
+    """A head tied to its embedding is common. Two layers that share a weight are not."""
     first, second = nn.Embedding(20, WIDTH) if head else nn.Linear(WIDTH, 20), nn.Linear(WIDTH, 20)
     second.weight = first.weight
     net = nn.ModuleDict({"first": first, "second": second, "middle": nn.Linear(WIDTH, WIDTH), "head": nn.Linear(16, 3)})

@@ -11,7 +11,7 @@ from slicefine_pl.slicing import UpdateTracker, slice_model
 
 
 class Net(nn.Module):
-    """One matrix of each layout.  Sizes are odd and unequal, so that a swapped axis cannot pass."""
+    """One matrix of each layout. Sizes are odd and unequal, so that a swapped axis cannot pass."""
 
     def __init__(self):
         super().__init__()
@@ -99,7 +99,7 @@ def test_one_visit_shows_the_exact_change_of_the_stored_weight(case):
 
 
 def test_several_visits_add_up_their_squares_and_keep_the_first_values():
-    """Columns and rows alternate until they repeat.  The reference keeps the weights at every move."""
+    """Columns and rows alternate until they repeat. The reference keeps the weights at every move."""
     net = Net()
     handle = slice_model(net, rank=3, targets=TARGETS, also_train=[], axis="alternate")
     change = UpdateTracker(handle)

@@ -29,10 +29,10 @@ UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile)
 class CopyBestCheckpoint(Callback):
     """Copy the best checkpoints into the folder of a resumed run, so that it ends with the best of the whole run.
 
-    **When.** ``on_load_checkpoint`` of a fit, before each ``ModelCheckpoint`` restores its state.  The files with the
+    **When.** ``on_load_checkpoint`` of a fit, before each ``ModelCheckpoint`` restores its state. The files with the
     best scores are taken from the folder of the checkpoint, or from where they were written.
     **Limits.** If a file is missing, or a later part of the first run has overwritten it, a warning says so, and the
-    best of the resumed part is kept.  Remote folders are not copied.
+    best of the resumed part is kept. Remote folders are not copied.
     """
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -48,7 +48,7 @@ class CopyBestCheckpoint(Callback):
 
 
 def _move_state(trainer: Trainer, saver: ModelCheckpoint, state: SaverState, step: int) -> None:
-    """Copy the files that a saver's state names, and change the state.  All processes call it."""
+    """Copy the files that a saver's state names, and change the state. All processes call it."""
     scores: dict[str, torch.Tensor] = state["best_k_models"]
     best_alone = [state["best_model_path"]] if state["best_model_path"] else []  # empty before the first score
     wanted = best_alone if saver.save_top_k == -1 else list(scores)

@@ -1,9 +1,9 @@
 """Write checkpoints so that a crash cannot destroy an earlier one; Lightning decides when.
 
 **Why.** Lightning saves through ``fsspec``, whose ``LocalFileOpener`` writes to the temporary folder and then calls
-``shutil.move``.  If the output folder is on another device, that copies *over* the old checkpoint.  A kill or a full
+``shutil.move``. If the output folder is on another device, that copies *over* the old checkpoint. A kill or a full
 disk during the copy destroys both, and leaves a file in the temporary folder
-(``lightning.fabric.utilities.cloud_io._atomic_save``, fsspec 2026.9, Lightning 2.6).  ``ModelCheckpoint`` with
+(``lightning.fabric.utilities.cloud_io._atomic_save``, fsspec 2026.9, Lightning 2.6). ``ModelCheckpoint`` with
 ``save_last="link"`` removes its link before it makes a new one.
 """
 
@@ -37,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            OSError: It cannot be written.  The message names the file; an earlier file of this name is unchanged.
+            OSError: It cannot be written. The message names the file; an earlier file of this name is unchanged.
         """
         if storage_options is not None or not is_local(path):
             super().save_checkpoint(checkpoint, path, storage_options)

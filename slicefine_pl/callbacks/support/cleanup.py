@@ -1,7 +1,7 @@
 """Clean up a module at the start of its next fit, if the last run ended without notifying our callbacks.
 
 Lightning reports the end of a run by ``on_fit_end``, ``teardown`` or ``on_exception``, but only to the callbacks that
-the trainer has at that moment.  A search (``Tuner.lr_find``) removes them, and does not restore them if it fails
+the trainer has at that moment. A search (``Tuner.lr_find``) removes them, and does not restore them if it fails
 (Lightning 2.6.6, ``tuner/lr_finder.py``).
 """
 

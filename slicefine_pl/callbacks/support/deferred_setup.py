@@ -15,7 +15,7 @@ DEFERRED = "slicefine_deferred"  # attribute of the module: the actions to run w
 def after_configure_model(trainer: Trainer, pl_module: LightningModule, action: Callable[[], None]) -> None:
     """Run ``action`` now, or after ``configure_model`` if the module overrides that hook or ``setup``.
 
-    Call this in ``Callback.setup``, which runs before both.  The module is first converted to the trainer's precision.
+    Call this in ``Callback.setup``, which runs before both. The module is first converted to the trainer's precision.
     Lightning itself converts it only after it has restored a checkpoint, and a float32 module that loads a checkpoint
     of a "64-true" run loses half of the digits.
     """
@@ -41,7 +41,7 @@ def shard_sliced_model(
 ) -> list[str]:
     r"""Open the slices of a module, then shard it; for use in the module's own ``configure_model``.
 
-    ``FullyShardedStrategy`` shards a module by itself.  Use this function only for another mesh or other blocks.
+    ``FullyShardedStrategy`` shards a module by itself. Use this function only for another mesh or other blocks.
 
     Args:
         pl_module: The module; its model exists.

@@ -47,7 +47,7 @@ def _shards(trainer: Trainer) -> bool:
 
 
 def check_same_on_all_ranks(trainer: Trainer, choices: Mapping[str, Tensor], what: str) -> None:
-    """Check that all processes have made the same choices.  All processes must call it.
+    """Check that all processes have made the same choices. All processes must call it.
 
     Args:
         trainer: The trainer; its strategy communicates.

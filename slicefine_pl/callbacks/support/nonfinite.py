@@ -30,7 +30,7 @@ class NonFiniteCheck:
         self._loss = loss.detach()
 
     def check(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Check the loss and the gradients, right before the optimizer's step.  All processes must call it.
+        """Check the loss and the gradients, right before the optimizer's step. All processes must call it.
 
         Raises:
             FloatingPointError: They are not finite, and such steps are not skipped.
@@ -52,7 +52,7 @@ class NonFiniteCheck:
 
 
 def all_finite(parameters: Iterable[nn.Parameter], loss: Tensor | None) -> bool:
-    """Whether the loss and all gradients are finite.  Synchronizes with the device once."""
+    """Whether the loss and all gradients are finite. Synchronizes with the device once."""
     # Of a sharded gradient this reads the local shard only; the caller combines the answers of all processes.
     gradients = [to_local(parameter.grad) for parameter in parameters if parameter.grad is not None]
     gradients = [gradient for gradient in gradients if gradient.numel()]

@@ -57,7 +57,7 @@ class OptimizerSlices:
     def reset_state(self, moved: Iterable[nn.Parameter]) -> None:
         """Reset the optimizer state of slices that have moved; parameter groups keep their settings.
 
-        What an optimizer counts per group is reset if all slices of the group moved.  A group for which that would be
+        What an optimizer counts per group is reset if all slices of the group moved. A group for which that would be
         wrong is refused earlier (:mod:`slicefine_pl.callbacks.support.optimizer_trial`).
         """
         moved = list(moved)
@@ -109,7 +109,7 @@ def has_gradients(optimizer: Optimizer) -> bool:
 def has_stepped(optimizer: Optimizer) -> bool:
     """Whether the ``step`` that has just returned changed the parameters; for post-step hooks.
 
-    If gradients overflow, a loss scaler does not call ``step``.  Fused optimizers unscale by themselves, so it calls
+    If gradients overflow, a loss scaler does not call ``step``. Fused optimizers unscale by themselves, so it calls
     their ``step`` with ``found_inf``; reading that value synchronizes with the device.
     """
     return has_gradients(optimizer) and not bool(getattr(optimizer, "found_inf", False))

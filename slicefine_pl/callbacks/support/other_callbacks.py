@@ -34,7 +34,7 @@ def checkpoint_callbacks(trainer: Trainer) -> list[ModelCheckpoint]:
 def check_before_weight_averaging(callback: Callback, trainer: Trainer) -> None:
     """Check that no weight averaging comes before a callback that opens or reads slices.
 
-    Weight averaging copies the module in ``setup``, and must copy one with open slices.  At the end of training it
+    Weight averaging copies the module in ``setup``, and must copy one with open slices. At the end of training it
     replaces the slices' values by averages over many positions, so a callback that reads them must come first.
 
     Raises:
@@ -103,7 +103,7 @@ def check_no_finetuning(callback: Callback, trainer: Trainer) -> None:
 def move_searches_after(callback: Callback, trainer: Trainer) -> None:
     """Move learning-rate and batch-size searches right behind a callback.
 
-    ``LearningRateFinder`` and ``BatchSizeFinder``, which ``Tuner`` uses too, train in ``on_fit_start``.  Lightning puts
+    ``LearningRateFinder`` and ``BatchSizeFinder``, which ``Tuner`` uses too, train in ``on_fit_start``. Lightning puts
     them first, so they would train before the callback has prepared and checked the module.
     """
     callbacks = trainer_callbacks(trainer)
@@ -134,8 +134,8 @@ def check_no_search_on_resume(trainer: Trainer) -> None:
 def replay_epoch_start(trainer: Trainer, pl_module: LightningModule) -> None:
     """Call ``on_train_epoch_start`` of the callbacks that need it, in a run that resumes in the middle of an epoch.
 
-    Lightning does not call the hook then (2.6.6, ``fit_loop.py``).  Until the next epoch, gradients would not be
-    accumulated, and stochastic weight averaging would use the learning-rate schedule from before it began.  Both
+    Lightning does not call the hook then (2.6.6, ``fit_loop.py``). Until the next epoch, gradients would not be
+    accumulated, and stochastic weight averaging would use the learning-rate schedule from before it began. Both
     callbacks tolerate a second call in the same epoch.
 
     Raises:

@@ -1,7 +1,7 @@
 """Lightning's table of parameters, with correct counts while slices are open.
 
 A slice is a parameter of its own, because the optimizer needs one, but its numbers are entries of the weight in which
-it lies.  Lightning sums over ``module.parameters()`` and would count them twice.
+it lies. Lightning sums over ``module.parameters()`` and would count them twice.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """The random state of training, separate from that of validation and data loading.
 
-A run that resumes makes new data iterators, and may skip a validation that the uninterrupted run did.  Both draw from
-the global generators.  To repeat the uninterrupted run, training continues from the state at the end of its last batch:
+A run that resumes makes new data iterators, and may skip a validation that the uninterrupted run did. Both draw from
+the global generators. To repeat the uninterrupted run, training continues from the state at the end of its last batch:
 after a validation, at the start of an epoch and after a resume.
 """
 
@@ -36,7 +36,7 @@ class TrainingRandomState:
         """Restore the saved state before the epoch's data iterator is made, which may shuffle with it.
 
         Args:
-            iterator_exists: Whether the iterator exists already.  It may still draw its order from the current state,
+            iterator_exists: Whether the iterator exists already. It may still draw its order from the current state,
                 so nothing is restored.
         """
         if not iterator_exists:

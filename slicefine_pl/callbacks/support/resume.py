@@ -28,10 +28,10 @@ class ResumableCallback(Callback, ABC):
     """Change a module at the start of a fit, change it back at the end, and resume the run bit for bit.
 
     **When.** ``setup("fit")`` checks the trainer and calls :meth:`prepare` as soon as the module's model exists.
-    :meth:`release` is called at the end of the fit and after an exception.  If Lightning reports neither, it is called
+    :meth:`release` is called at the end of the fit and after an exception. If Lightning reports neither, it is called
     at the start of the module's next fit.
-    **Checkpoint.** The subclass's ``state_dict`` contains ``"settings"`` and ``"random"``.  A checkpoint of several
-    processes contains the random state of each.  A checkpoint with other settings is refused.
+    **Checkpoint.** The subclass's ``state_dict`` contains ``"settings"`` and ``"random"``. A checkpoint of several
+    processes contains the random state of each. A checkpoint with other settings is refused.
 
     A subclass implements the abstract methods and calls ``super()`` in the hooks that it extends.
 
@@ -96,7 +96,7 @@ class ResumableCallback(Callback, ABC):
             self.release()
 
     def release(self) -> None:
-        """Remove every change from the module and its optimizers.  A second call does nothing."""
+        """Remove every change from the module and its optimizers. A second call does nothing."""
         for hook in self._hooks:
             hook.remove()
         if self._pl_module is not None:

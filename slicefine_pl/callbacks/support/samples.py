@@ -14,7 +14,7 @@ def split_samples(batch: Any, samples: int) -> list[Any]:
     """Copy the first samples of a batch, each as a batch of one.
 
     Args:
-        batch: Tensors ``(B, ...)``, also in nested dictionaries, lists and tuples.  Anything else is kept in each
+        batch: Tensors ``(B, ...)``, also in nested dictionaries, lists and tuples. Anything else is kept in each
             sample.
         samples: How many; fewer if the batch has fewer.
 

@@ -55,7 +55,7 @@ def bin_lines(values: FloatArray, bins: int = BINS) -> FloatArray:
         bins: Number of bins.
 
     Returns:
-        Root mean square of the visited lines of each bin, shape ``(bins,)``; NaN if there are none.  With fewer lines
+        Root mean square of the visited lines of each bin, shape ``(bins,)``; NaN if there are none. With fewer lines
         than bins, each bin has the value of the line at its center.
     """
     size = len(values)

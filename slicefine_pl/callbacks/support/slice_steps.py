@@ -16,11 +16,11 @@ from slicefine_pl.slicing import SliceHandle
 class SliceSteps:
     """Writes slices after each optimizer step, and moves them after each interval.
 
-    Made in ``on_fit_start``.  Steps of a learning-rate or batch-size search, which runs before ``start``, write the
+    Made in ``on_fit_start``. Steps of a learning-rate or batch-size search, which runs before ``start``, write the
     slices but do not move them.
 
     Args:
-        callback: The callback that opened the slices.  A search removes it from the trainer until the search ends.
+        callback: The callback that opened the slices. A search removes it from the trainer until the search ends.
         trainer: The trainer; its optimizers exist.
         handle: The open slices.
         checks: The checks of this fit.

@@ -15,7 +15,7 @@ Kind = Literal["text", "image"]
 
 @dataclass(frozen=True)
 class DiagnoseConfig:
-    """What to measure, and on which data.  The defaults are those of the command line.
+    """What to measure, and on which data. The defaults are those of the command line.
 
     Attributes:
         model: Backbone, named as in the recipes.
@@ -80,7 +80,7 @@ def kind_of(model: str, kind: Kind | None) -> Kind:
 
     Args:
         model: Name of the backbone.
-        kind: Kind given by the user.  ``None`` derives it: image for timm, torchvision and folders whose configuration
+        kind: Kind given by the user. ``None`` derives it: image for timm, torchvision and folders whose configuration
             has an image size or channels, else text.
 
     Raises:

@@ -1,6 +1,6 @@
 """The network that ``slicefine diagnose`` measures, and the examples that it is measured on.
 
-A new head is random, and would make the gradients of the backbone random too.  So a linear head is first fitted to the
+A new head is random, and would make the gradients of the backbone random too. So a linear head is first fitted to the
 frozen features, which is roughly what a fine-tuning run has after its first steps.
 
 Shapes:  n examples · B batch · C classes (1 for regression)

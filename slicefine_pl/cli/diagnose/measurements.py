@@ -112,7 +112,7 @@ def measure(
     Args:
         model: Network and examples.
         config: Settings of the measurements.
-        control: Whether this is the network without pretraining.  It is measured without spectra, which have their own
+        control: Whether this is the network without pretraining. It is measured without spectra, which have their own
             controls, and without dense steps on single layers.
         progress: Called with one line after each measurement.
 

@@ -1,7 +1,7 @@
 """The text of the report of ``slicefine diagnose``: conclusions and captions.
 
-The numbers choose every sentence.  The network without pretraining is the control: what holds for it as well does not
-come from pretraining.  Each paragraph begins with what the finding means for the reader.
+The numbers choose every sentence. The network without pretraining is the control: what holds for it as well does not
+come from pretraining. Each paragraph begins with what the finding means for the reader.
 """
 
 import math

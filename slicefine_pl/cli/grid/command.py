@@ -1,6 +1,6 @@
 """``<recipe> grid``: train many small networks, and fit a scaling law of sparse networks to them.
 
-The missing runs are trained one after another in this process.  The grid's folder contains ``runs.csv``, ``law.json``
+The missing runs are trained one after another in this process. The grid's folder contains ``runs.csv``, ``law.json``
 and ``law.png``.
 
 Source:  a small version of the experiments of Frantar et al., arXiv:2309.08520.
@@ -39,7 +39,7 @@ def run_grid(arguments: Sequence[str], grid_file: Path, report: RunReport, make:
     Args:
         arguments: Command line after ``grid``.
         grid_file: YAML file of the recipe's own grid.
-        report: Records how far each run came.  It is reset between runs, where an error is the user's.
+        report: Records how far each run came. It is reset between runs, where an error is the user's.
         make: Creates the command line of a run, with flags of ``fit``.
 
     Raises:

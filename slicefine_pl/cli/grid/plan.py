@@ -59,7 +59,7 @@ class Grid:
     Attributes:
         backbones: Learning rate by name of the backbone, as ``--model.backbone`` takes it.
         sparsities: Shares of zeros, in [0, 1); 0 trains dense.
-        epochs: Lengths of training.  Each is a separate run, whose learning rate decays to zero.
+        epochs: Lengths of training. Each is a separate run, whose learning rate decays to zero.
         seeds: Seeds of weights and data order.
         folder: Folder of the results.
     """

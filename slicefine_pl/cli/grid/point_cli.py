@@ -59,7 +59,7 @@ class ImageCounter(Callback):
 
 
 class PointCLI(RecipeCLI):
-    """The command line of one run.  Creating it parses the settings; ``train`` builds the network and trains it.
+    """The command line of one run. Creating it parses the settings; ``train`` builds the network and trains it.
 
     Args:
         module_class: Class of the module.

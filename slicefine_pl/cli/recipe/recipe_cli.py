@@ -106,7 +106,7 @@ class RecipeCLI(RecipeArguments):
             raise
 
     def _complete_module(self, best: str) -> Any:
-        """The module to export.  With sharded weights no process has all of them; the checkpoint has."""
+        """The module to export. With sharded weights no process has all of them; the checkpoint has."""
         if not self._sharded:
             return self.model
         return cast("type[LightningModule]", self.model_class).load_from_checkpoint(best) if best else None

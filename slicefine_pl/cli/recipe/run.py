@@ -1,6 +1,6 @@
 """The command line of every recipe: fit, validate, test and predict, from one YAML file and flags.
 
-It works for every kind of data.  A module may have ``export`` and ``example``, a data module ``label_names`` and
+It works for every kind of data. A module may have ``export`` and ``example``, a data module ``label_names`` and
 ``predict_names``.
 """
 
@@ -41,15 +41,15 @@ def run(
     With a grid there is also ``<recipe> grid``, which trains many networks and fits a scaling law to them.
 
     **Order of settings.** The recipe's defaults come first, then every ``--config`` in order, then the flags, wherever
-    they are on the command line; later settings override earlier ones.  With ``--ckpt_path``, fit, validate and test
+    they are on the command line; later settings override earlier ones. With ``--ckpt_path``, fit, validate and test
     read the ``config.yaml`` of the run that wrote the checkpoint before any other ``--config``, so that its flags need
-    not be repeated.  The settings of the module come from the checkpoint, and flags override them.
+    not be repeated. The settings of the module come from the checkpoint, and flags override them.
 
-    **Folder.** Every run writes to a new folder, even if the resumed run's folder had a name.  A fit that fails before
+    **Folder.** Every run writes to a new folder, even if the resumed run's folder had a name. A fit that fails before
     its first step leaves no folder.
 
     **Errors.** An error before the first training step, or because a disk is full, is reported in one sentence, with
-    exit code 2; ``SLICEFINE_DEBUG=1`` shows its traceback.  SIGTERM saves a checkpoint after the current step and ends
+    exit code 2; ``SLICEFINE_DEBUG=1`` shows its traceback. SIGTERM saves a checkpoint after the current step and ends
     the run with exit code 143.
 
     Args:

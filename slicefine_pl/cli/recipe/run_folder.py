@@ -15,8 +15,8 @@ class RunFolder:
     """The folder that a fit writes to: that of its first logger, or the trainer's root folder.
 
     Lightning's loggers choose the number after the highest existing ``version_N``, and create the folder later, so two
-    runs that start at the same time share a folder.  ``claim`` creates it at once, and takes the next number if another
-    run was faster.  With several processes, rank 0 claims, and ``Trainer.log_dir`` broadcasts the folder.
+    runs that start at the same time share a folder. ``claim`` creates it at once, and takes the next number if another
+    run was faster. With several processes, rank 0 claims, and ``Trainer.log_dir`` broadcasts the folder.
 
     Args:
         trainer: Trainer before its fit, whose ``log_dir`` was not read yet.

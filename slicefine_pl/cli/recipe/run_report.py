@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 class RunReport(Callback):
     """Record what the closing table of a fit shows, and whether an error can still be the user's.
 
-    **Checkpoint.** Contains the seconds of training so far, and the scores of the pretrained network.  The table of a
+    **Checkpoint.** Contains the seconds of training so far, and the scores of the pretrained network. The table of a
     resumed run equals that of a run that never stopped.
 
     Attributes:

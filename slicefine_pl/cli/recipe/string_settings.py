@@ -1,7 +1,7 @@
 """Settings of type ``str``: they keep the characters that the user wrote, in flags and in YAML files.
 
-jsonargparse reads every value as YAML: ``no`` becomes false, ``007`` becomes 7 and ``#1.csv`` is a comment.  This is
-undone for settings that are strings or lists of strings.  ``null`` is still ``None``.
+jsonargparse reads every value as YAML: ``no`` becomes false, ``007`` becomes 7 and ``#1.csv`` is a comment. This is
+undone for settings that are strings or lists of strings. ``null`` is still ``None``.
 """
 
 import inspect

@@ -1,6 +1,6 @@
 """``slicefine advise``: the best sparsity for a size, data, a budget and hardware, from a scaling law.
 
-This module turns the flags into an ``AdviceRequest`` and collects the answer.  The numbers come from
+This module turns the flags into an ``AdviceRequest`` and collects the answer. The numbers come from
 ``slicefine_pl.scaling``; ``advise_text`` formats them.
 """
 

@@ -1,6 +1,6 @@
 """Text of ``slicefine advise``: a verdict in sentences, and tables.
 
-Ideal and real training cost are always shown next to each other.  No speed-up is assumed that the user has not timed.
+Ideal and real training cost are always shown next to each other. No speed-up is assumed that the user has not timed.
 """
 
 import textwrap

@@ -1,6 +1,6 @@
 """``slicefine fit-law``: fit the scaling law to the runs in a CSV file.
 
-Prints the coefficients with intervals and checks.  Writes the JSON file that ``slicefine advise --law`` reads, and a
+Prints the coefficients with intervals and checks. Writes the JSON file that ``slicefine advise --law`` reads, and a
 plot.
 """
 

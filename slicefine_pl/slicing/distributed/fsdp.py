@@ -1,6 +1,6 @@
 """Shard a network with open slices over processes by FSDP2, block by block.
 
-Frozen weights and slices are sharded alike.  Open the slices first:
+Frozen weights and slices are sharded alike. Open the slices first:
 
     handle = slice_model(net, rank=8)
     handle.write_manually()
@@ -35,8 +35,8 @@ class ShardedBytes:
         frozen: This process's shards of frozen parameters.
         trained: This process's shards of slices and of parameters that are trained in full.
         optimizer: Gradients and the two moments of Adam for these.
-        largest_block: The largest block, gathered.  Blocks are gathered only while they compute.
-        outside_blocks: Parameters outside all blocks, gathered.  They stay from the forward to the backward pass.
+        largest_block: The largest block, gathered. Blocks are gathered only while they compute.
+        outside_blocks: Parameters outside all blocks, gathered. They stay from the forward to the backward pass.
     """
 
     processes: int
@@ -73,7 +73,7 @@ def find_blocks(net: nn.Module, blocks: NamePatterns | None = None) -> list[str]
 
     Args:
         net: The network.
-        blocks: Regular expressions that match whole module names.  ``None`` finds the layers of a deep network: the
+        blocks: Regular expressions that match whole module names. ``None`` finds the layers of a deep network: the
             members of a ``ModuleList`` or ``Sequential`` in which a class with submodules occurs at least twice.
 
     Raises:
@@ -105,12 +105,12 @@ def shard_model(
     """Shard all parameters of a network over processes, in place.
 
     Call it in every process, after ``torch.distributed`` was initialized and the slices were opened, and before the
-    optimizer is built.  Parameters become DTensors.  A block is gathered only while it computes.  All processes take
-    the parameters and buffers of the first one.  The training loop must call ``net`` itself, not one of its submodules.
+    optimizer is built. Parameters become DTensors. A block is gathered only while it computes. All processes take
+    the parameters and buffers of the first one. The training loop must call ``net`` itself, not one of its submodules.
 
     Args:
         net: The network.
-        mesh: The processes: a mesh of one dimension, or of two, of which the first replicates.  ``None`` takes all.
+        mesh: The processes: a mesh of one dimension, or of two, of which the first replicates. ``None`` takes all.
         blocks: Regular expressions for module names, see :func:`find_blocks`.
         offload: Whether shards, gradients and the optimizer's state stay in CPU memory.
 
@@ -170,7 +170,7 @@ def _broadcast(net: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _check_types(net: nn.Module, name: str) -> None:
-    """Refuse trained parameters of several types in one block.  FSDP2 would fail in the first step."""
+    """Refuse trained parameters of several types in one block. FSDP2 would fail in the first step."""
     group = net.get_submodule(name).named_parameters(prefix=name)
     types = {p.dtype: path for path, p in group if p.requires_grad and not is_sharded(p)}
     if len(types) > 1:

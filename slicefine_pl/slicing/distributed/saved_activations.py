@@ -15,11 +15,11 @@ class Activations:
 
     @property
     def bytes(self) -> int:
-        """Total size in bytes.  Tensors that share a storage count once."""
+        """Total size in bytes. Tensors that share a storage count once."""
         return sum(self._kept.values())
 
     def add(self, tensor: Tensor) -> Tensor:
-        """Count a tensor, unless it is a parameter or a view of one.  Returns the tensor."""
+        """Count a tensor, unless it is a parameter or a view of one. Returns the tensor."""
         if not any(isinstance(each, nn.Parameter) for each in (tensor, tensor._base)):
             storage = tensor.untyped_storage()
             self._kept[storage.data_ptr()] = storage.nbytes()

@@ -1,6 +1,6 @@
 """Read and write slices of weights that FSDP2 shards over processes.
 
-Everything else in ``slicing`` treats a weight as if it were whole.  The functions here also work on whole tensors.  On
+Everything else in ``slicing`` treats a weight as if it were whole. The functions here also work on whole tensors. On
 a sharded tensor they communicate: every process has to call them, in the same order.
 
 Lines are never assigned to a DTensor by index, because ``dtensor[a:b] = values`` writes wrong numbers without an error.
@@ -29,7 +29,7 @@ class Sharding(NamedTuple):
         dim: Dimension along which it is split.
         offset: Index along ``dim`` at which the shard of this process begins.
         group: The processes that hold the shards of one copy.
-        device: Device type for collectives.  The shards may be on the CPU (offloading) while this is ``"cuda"``.
+        device: Device type for collectives. The shards may be on the CPU (offloading) while this is ``"cuda"``.
     """
 
     dim: int

@@ -1,7 +1,7 @@
 """Sliced ``torch.nn.MultiheadAttention``: one slice for each of the query, key and value projections.
 
-torch's layer reads its projection weights without calling a submodule.  So this file computes the whole attention, with
-the operations of ``torch.nn.functional.multi_head_attention_forward`` in the same order.  The output projection is a
+torch's layer reads its projection weights without calling a submodule. So this file computes the whole attention, with
+the operations of ``torch.nn.functional.multi_head_attention_forward`` in the same order. The output projection is a
 ``torch.nn.Linear`` submodule, and is sliced as such.
 
 Shapes:  B batch · L queries · S keys · E width · H heads
@@ -90,7 +90,7 @@ class SlicedMultiheadAttention(SlicedLayer):
             yield F.linear(x, weight, bias) if slice_ is None else sliced_linear(x, weight, bias, slice_)
 
     def _length_first(self, x: Tensor) -> Tensor:
-        """To shape ``(L, B, E)``, as torch computes.  An input without a batch dimension gets one."""
+        """To shape ``(L, B, E)``, as torch computes. An input without a batch dimension gets one."""
         if x.ndim == 2:
             return x.unsqueeze(1)
         return x.transpose(0, 1) if self.batch_first else x
@@ -156,7 +156,7 @@ def _joint_mask(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, hea
 
 
 def _additive(name: str, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a boolean mask (``True`` excludes) into zeros and minus infinity.  A floating-point mask stays as it is."""
+    """Turn a boolean mask (``True`` excludes) into zeros and minus infinity. A floating-point mask stays as it is."""
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
     if not mask.is_floating_point():

@@ -1,7 +1,7 @@
 """The base class of sliced layers.
 
-Opening a slice swaps the dense layer's class in place.  A sliced layer is the same object with the same parameters, now
-frozen, and one child module, a :class:`Slice`, for each sliced matrix.  Subclasses compute the output and the gradient
+Opening a slice swaps the dense layer's class in place. A sliced layer is the same object with the same parameters, now
+frozen, and one child module, a :class:`Slice`, for each sliced matrix. Subclasses compute the output and the gradient
 of the slice (``linear.py``, ``conv.py``, ``attention.py``, ``masked.py``).
 """
 
@@ -23,17 +23,17 @@ NoGradReason = Literal["checkpoint", "no_grad"]
 
 
 class SlicedLayer(nn.Module):
-    """Base class of sliced layers.  Its names begin with ``slicefine``, so that they do not hide the dense class's.
+    """Base class of sliced layers. Its names begin with ``slicefine``, so that they do not hide the dense class's.
 
     **State dict.** Contains the dense layer's keys only, with the trained values at their positions.
     **Reading.** ``layer.weight`` (or whichever parameter is sliced) returns the stored parameter while gradients are
-    disabled.  Otherwise it returns a tensor with the same values, whose gradient reaches the slice.
+    disabled. Otherwise it returns a tensor with the same values, whose gradient reaches the slice.
 
     Attributes:
         slicefine_writes_manually: Whether the training loop calls :meth:`slicefine_write` after each optimizer step.
-            The stored parameters are then correct between steps, for validation, checkpoints and averages.  A forward
+            The stored parameters are then correct between steps, for validation, checkpoints and averages. A forward
             pass in train mode still writes if a slice was changed since, as some optimizers evaluate several times per
-            step.  A compiled one never does: the write would copy the whole parameter and save it for backward.
+            step. A compiled one never does: the write would copy the whole parameter and save it for backward.
         slicefine_no_grad_reason: Why a forward pass in train mode recorded no gradients; ``None`` if all of them did.
         slicefine_implementation: The subclass that computes, such as ``SlicedLinear``.
         slicefine_dense_class: The class that the layer had before it was opened.
@@ -76,7 +76,7 @@ class SlicedLayer(nn.Module):
             slice_.write(self.slicefine_shard(slice_), values)
 
     def slicefine_is_sharded(self) -> bool:
-        """Whether FSDP2 manages this layer.  It replaces the layer's parameters before and after each use."""
+        """Whether FSDP2 manages this layer. It replaces the layer's parameters before and after each use."""
         return getattr(self, "_is_fsdp_managed_module", False)
 
     def slicefine_before_forward(self) -> None:

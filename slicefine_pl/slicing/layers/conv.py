@@ -1,10 +1,10 @@
 """Sliced convolutions: the ordinary dense forward pass, and the weight gradient of some channels only.
 
-A column is an input channel and a row is an output channel, each with the whole kernel.  With groups, the weight has as
+A column is an input channel and a row is an output channel, each with the whole kernel. With groups, the weight has as
 many columns as one group has input channels, and column j means the j-th channel of every group.
 
 Shapes:  B batch · G groups · O output channels · I input channels per group · K kernel size · R lines of the slice
-Source:  Kowsher et al., SliceFine, arXiv:2510.08513.  Channels as the rows and columns of a convolution are our choice.
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513. Channels as the rows and columns of a convolution are our choice.
 """
 
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ class _SlicedConv(torch.autograd.Function):
 def _channels(index: Tensor, weight: Tensor, groups: int, axis: Axis) -> Tensor | None:
     """The input channels that the slice reads, for each line separately; ``None`` if these are not fewer than all.
 
-    A column reads one channel of every group.  A row reads all channels of its own group.
+    A column reads one channel of every group. A row reads all channels of its own group.
     """
     outputs, inputs = weight.shape[:2]
     if axis == "column":
@@ -130,7 +130,7 @@ def sliced_conv(
 ) -> Tensor:
     """Compute ``F.conv1d``, ``F.conv2d`` or ``F.conv3d``, with a weight gradient for some channels only.
 
-    The backward pass saves the input channels that the slice reads.  For rows that is the whole input, unless there are
+    The backward pass saves the input channels that the slice reads. For rows that is the whole input, unless there are
     more groups than lines.
 
     Args:

@@ -1,10 +1,10 @@
 """Sliced linear layers: ``torch.nn.Linear``, and transformers' ``Conv1D``, whose weight is stored transposed.
 
-The forward pass is the ordinary dense matmul.  The backward pass computes the gradient of the slice only, so a column
+The forward pass is the ordinary dense matmul. The backward pass computes the gradient of the slice only, so a column
 slice saves R columns of the input instead of the whole input.
 
 Shapes:  T tokens (all leading dimensions of the input) · O outputs · I inputs · R lines of the slice
-Source:  Kowsher et al., SliceFine, arXiv:2510.08513.  PaCA (arXiv:2503.01905) also saves only the trained columns of
+Source:  Kowsher et al., SliceFine, arXiv:2510.08513. PaCA (arXiv:2503.01905) also saves only the trained columns of
 the input.
 """
 
@@ -72,7 +72,7 @@ class _SlicedLinear(torch.autograd.Function):
 def _sample(x: Tensor) -> Tensor:
     """About ``SCORE_TOKENS`` of the tokens, evenly spaced, shape ``(t, I)``.
 
-    The stride is odd.  With sequences of even length, an even stride would take the same positions of each.
+    The stride is odd. With sequences of even length, an even stride would take the same positions of each.
     """
     tokens = x.reshape(-1, x.shape[-1])
     return tokens[:: tokens.shape[0] // SCORE_TOKENS | 1]
@@ -82,7 +82,7 @@ def _line_norms(inputs: Tensor, outputs: Tensor, axis: Axis) -> Tensor:
     """The norm of every column or row of the weight gradient ``outputsᵀ @ inputs``, without computing the gradient.
 
     With X of shape (t, I) and G of shape (t, O), column j of GᵀX has the squared norm ``x_jᵀ (G Gᵀ) x_j``, and row i
-    ``g_iᵀ (X Xᵀ) g_i``.  This is cheap for few tokens t.
+    ``g_iᵀ (X Xᵀ) g_i``. This is cheap for few tokens t.
     """
     lines, others = (inputs, outputs) if axis == "column" else (outputs, inputs)
     return (lines * (others @ others.t() @ lines)).sum(0).clamp_min(0).sqrt()
@@ -91,7 +91,7 @@ def _line_norms(inputs: Tensor, outputs: Tensor, axis: Axis) -> Tensor:
 def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, slice_: Slice) -> Tensor:
     """Compute ``F.linear(x, weight, bias)``, with a gradient for some lines of the weight only.
 
-    For columns, the backward pass saves R columns of the input, shape ``(T, R)``; for rows, the input itself.  The full
+    For columns, the backward pass saves R columns of the input, shape ``(T, R)``; for rows, the input itself. The full
     weight gradient is never computed.
 
     Args:

@@ -1,6 +1,6 @@
-"""Sliced layers that compute as their dense class does.  The slice takes its part of the dense weight gradient.
+"""Sliced layers that compute as their dense class does. The slice takes its part of the dense weight gradient.
 
-These layers read their parameters through the properties of ``readers.py``.  Recurrent layers need more: torch's read
+These layers read their parameters through the properties of ``readers.py``. Recurrent layers need more: torch's read
 their weights once, and keep them in a list.
 """
 
@@ -13,11 +13,11 @@ from slicefine_pl.slicing.layers.base import SlicedLayer
 
 
 class MaskedLayer(SlicedLayer):
-    """Any module.  It computes as its dense class does, and reads its sliced parameters through their properties."""
+    """Any module. It computes as its dense class does, and reads its sliced parameters through their properties."""
 
 
 class MaskedRecurrent(MaskedLayer):
-    """``torch.nn.LSTM``, ``GRU`` and ``RNN``.  The list of weights is read anew for each forward pass.
+    """``torch.nn.LSTM``, ``GRU`` and ``RNN``. The list of weights is read anew for each forward pass.
 
     It is reset afterwards, because tensors with a gradient function can be neither copied nor pickled.
     """

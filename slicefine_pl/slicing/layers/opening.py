@@ -14,10 +14,10 @@ from slicefine_pl.slicing.slice import Slice
 
 
 def open_layer(module: nn.Module, implementation: type[SlicedLayer], layouts: Sequence[MatrixLayout]) -> SlicedLayer:
-    """Turn a dense layer into a sliced one, in place.  Its slices are added by :func:`add_slice`.
+    """Turn a dense layer into a sliced one, in place. Its slices are added by :func:`add_slice`.
 
     Args:
-        module: The dense layer.  The parameters that ``layouts`` names are frozen.
+        module: The dense layer. The parameters that ``layouts`` names are frozen.
         implementation: How the sliced layer computes, such as ``SlicedLinear``.
         layouts: The matrices that will be sliced.
 
@@ -54,7 +54,7 @@ def open_layers(matrices: Iterable[SliceableMatrix]) -> dict[int, SlicedLayer]:
 def add_slice(
     layer: SlicedLayer, layout: MatrixLayout, rank: int, line_length: int, dtype: torch.dtype | None
 ) -> Slice:
-    """Add the slice of one matrix to an opened layer.  It has no position until ``slice_.move_to(...)``.
+    """Add the slice of one matrix to an opened layer. It has no position until ``slice_.move_to(...)``.
 
     Args:
         layer: The layer.
@@ -69,7 +69,7 @@ def add_slice(
 
 
 def close_layer(layer: SlicedLayer) -> None:
-    """Turn a sliced layer back into the dense layer it was, in place.  It keeps what its slices learned."""
+    """Turn a sliced layer back into the dense layer it was, in place. It keeps what its slices learned."""
     if not layer.slicefine_writes_manually:
         layer.slicefine_write()
     for name in [name for name, child in layer._modules.items() if isinstance(child, Slice)]:
@@ -93,7 +93,7 @@ def close_slices(net: nn.Module) -> None:
 def as_dense(net: nn.Module) -> Iterator[None]:
     """Within the context, sliced layers compute as the dense layers they were, with the values trained so far.
 
-    Use it to compute gradients of whole weights while slices are open.  Nothing is copied.  Do not train the slices
+    Use it to compute gradients of whole weights while slices are open. Nothing is copied. Do not train the slices
     inside the context.
     """
     opened = [(module, module.__class__) for module in net.modules() if isinstance(module, SlicedLayer)]

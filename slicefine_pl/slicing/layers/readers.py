@@ -1,7 +1,7 @@
 """Gradients for code that reads a sliced parameter instead of calling the layer.
 
-Some networks compute with ``layer.weight`` directly.  The class of a sliced layer therefore has a property in front of
-each sliced parameter.  It returns the parameter's values, and passes the slice's part of their gradient to the slice.
+Some networks compute with ``layer.weight`` directly. The class of a sliced layer therefore has a property in front of
+each sliced parameter. It returns the parameter's values, and passes the slice's part of their gradient to the slice.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from slicefine_pl.slicing.slice import Slice
 
 
 class _Read(torch.autograd.Function):
-    """The values of a stored parameter.  Their gradient goes to the slice."""
+    """The values of a stored parameter. Their gradient goes to the slice."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, trainable: Tensor, slice_: Slice) -> Tensor:

@@ -1,6 +1,6 @@
 """Which matrices of a network can be sliced, and which class of sliced layer trains each of them.
 
-A *compact* class computes the gradient of the slice only.  Other matrices are *masked*: the layer computes as before,
+A *compact* class computes the gradient of the slice only. Other matrices are *masked*: the layer computes as before,
 and the slice takes its part of the dense gradient.
 """
 
@@ -40,7 +40,7 @@ class SliceableMatrix:
         module: The module that owns the parameter.
         implementation: The class of sliced layer that would train it: a compact one, or a ``MaskedLayer``.
         layout: How the parameter stores the matrix.
-        is_layer_weight: Whether the matrix is the weight of a linear layer, convolution or attention.  Others, such as
+        is_layer_weight: Whether the matrix is the weight of a linear layer, convolution or attention. Others, such as
             embeddings, are sliced only where the user names them.
     """
 
@@ -91,7 +91,7 @@ def sliceable_matrices(net: nn.Module, backend: Backend) -> Iterator[SliceableMa
 def compact_class(module: nn.Module) -> type[SlicedLayer] | None:
     """The compact class of sliced layer that computes what ``module`` does; ``None`` if there is none.
 
-    A subclass of a known layer qualifies if it does not override what the layer computes.  A layer whose weight is
+    A subclass of a known layer qualifies if it does not override what the layer computes. A layer whose weight is
     parametrized does not qualify.
     """
     forward = type(module).forward
@@ -129,7 +129,7 @@ def _masked_layout(layer: nn.Module, key: str, parameter: nn.Parameter) -> Matri
     """How a parameter without a compact class stores a matrix, or a stack of matrices.
 
     The weights of convolutions and of ``nn.Bilinear`` are ``(O, I, ...)``, and so are parameters of four or more
-    dimensions.  Other parameters of three dimensions are stacks, such as experts ``(E, O, I)``.  Leading dimensions of
+    dimensions. Other parameters of three dimensions are stacks, such as experts ``(E, O, I)``. Leading dimensions of
     size 1, such as the batch dimension of position embeddings, are stacks of one matrix.
     """
     if isinstance(layer, KERNELS):

@@ -114,7 +114,7 @@ def test_a_forward_pass_before_the_step_changes_nothing():
 
 
 def replicated():
-    """Two replicas.  The second one is initialized differently, and must take the values of the first."""
+    """Two replicas. The second one is initialized differently, and must take the values of the first."""
     torch.distributed.init_process_group("gloo")
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
     return train("row", True, mesh=mesh, seed=3 + torch.distributed.get_rank())

@@ -146,7 +146,7 @@ def test_masks_that_torch_refuses_are_refused(mask, message):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("recorded", [True, False])
 def test_inside_torch_s_encoder_with_and_without_its_fast_path(training, recorded):
-    """The encoder's fast path reads all weights without calling layers.  It must see the trained values, or not run."""
+    """The encoder's fast path reads all weights without calling layers. It must see the trained values, or not run."""
     dense = nn.TransformerEncoder(nn.TransformerEncoderLayer(E, H, 16, dropout=0.0, batch_first=True), 2)
     net = copy.deepcopy(dense)
     handle = slice_model(net, rank=R, also_train=[])

@@ -118,7 +118,7 @@ def test_output_is_bit_equal_after_opening_and_follows_the_trained_values(dense,
 
 
 def test_a_padded_slice_trains_only_its_own_length():
-    """Where rows and columns alternate, shorter lines are padded.  The padding has no gradient and no effect."""
+    """Where rows and columns alternate, shorter lines are padded. The padding has no gradient and no effect."""
     layer = open_in_place(nn.Linear(I, O), "column", I)
     x = torch.randn(4, I)
     before = layer(x)
@@ -265,7 +265,7 @@ def test_eval_writes_the_slice_to_the_weight():
 
 @pytest.mark.parametrize("axis", ["column", "row"])
 def test_scores_are_the_norms_of_the_dense_gradient(axis):
-    """With fewer tokens than the sample size, the score is exact.  It adds up over backward passes."""
+    """With fewer tokens than the sample size, the score is exact. It adds up over backward passes."""
     layer, dense = sliced(dense_layer("Linear", torch.float32), "column"), nn.Linear(I, O)
     dense.load_state_dict(layer.state_dict())
     layer.slicefine.start_score(axis)
