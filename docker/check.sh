@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the Dockerfile, unchanged, where no container engine and no registry of images is at hand; then runs the result.
+# Builds the unchanged Dockerfile without a container engine and without an image registry, then runs the result.
 #
 #   docker/check.sh [--build-arg DEVICE=cpu ...]     # as root on Debian; about 35 GB of disk, in $TMPDIR
 #   needs: apt-get install --no-install-recommends buildah mmdebstrap iproute2

@@ -17,7 +17,7 @@ from slicefine_pl.optional import optional_imports
 COMMANDS = {
     "advise": ("slicefine_pl.cli.scaling.advise", "how sparse to train, before you train"),
     "fit-law": ("slicefine_pl.cli.scaling.fit_law", "fit the scaling law L(S, N, D) to your runs"),
-    "diagnose": ("slicefine_pl.cli.diagnose.command", "look at your model and data before training slices"),
+    "diagnose": ("slicefine_pl.cli.diagnose.command", "measure your model and data before training slices"),
     "doctor": ("slicefine_pl.cli.doctor.command", "check what this machine can train with"),
 }
 
@@ -30,7 +30,7 @@ def make_parser(chosen: str | None) -> argparse.ArgumentParser:
     """
     parser = OneSentenceParser(
         prog="slicefine",
-        description="Sparse models: advice before the run, a law from your runs. Slices: a look at your model.",
+        description="Scaling laws of sparse models, diagnosis of a model before slicing, and a check of the machine.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (module, summary) in COMMANDS.items():

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--parameters", type=quantity, help="non-zero parameters to be served, without embeddings: 62M")
     size.add_argument("--model", help="take the size of this model: hub name, folder, timm/<name>, torchvision/<name>")
-    add("--data", type=quantity, help="images or tokens at hand; alone, the budget is one dense pass over them")
+    add("--data", type=quantity, help="images or tokens available; without a budget, it is one dense pass over them")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--compute", type=quantity, help="training budget in FLOPs")
     budget.add_argument("--hours", type=quantity, help="training budget in hours on --device")

@@ -1,4 +1,4 @@
-"""What the doctor says of a machine: of this one, and of machines made up by fakes."""
+"""The findings of slicefine doctor, on this machine and on simulated ones."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def foreign_package(tmp_path, monkeypatch):
 
 
 def test_packages_are_those_of_pyproject():
-    """A dependency that the doctor forgets would be found missing by the run alone."""
+    """A dependency that is not checked would only be missed by a run."""
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
 
     def names(requirements):
@@ -50,7 +50,7 @@ def test_an_absent_package_breaks_a_run_only_where_every_run_needs_it():
 
 
 def test_a_package_that_is_installed_has_to_be_importable(foreign_package):
-    """torchvision beside a torch of another build is installed, and raises this as it is imported."""
+    """torchvision that was built for another torch is installed, and raises this error when it is imported."""
     foreign_package.write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     found = packages.check_package("gaudy")
     assert found.verdict is Verdict.BROKEN
@@ -135,7 +135,7 @@ def test_no_driver_is_no_error(monkeypatch):
 
 
 @pytest.mark.parametrize(("capability", "able"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
-def test_every_gpu_is_told_and_tried(capability, able, monkeypatch):
+def test_every_gpu_is_described_and_tested(capability, able, monkeypatch):
     card = SimpleNamespace(name="Tesla", total_memory=80 * 2**30, major=capability[0], minor=capability[1])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -252,7 +252,7 @@ def test_brackets_of_an_extra_are_shown_not_taken_for_a_style(monkeypatch, capsy
 
 
 def test_this_machine_can_train(tmp_path, capsys):
-    """All that is looked at, in one go, where the tests themselves run."""
+    """Every check, on the machine that runs the tests."""
     assert main(["doctor", "--json", "--runs", str(tmp_path / "runs")]) == 0
     told = json.loads(capsys.readouterr().out)
     assert set(told) == {"works", "versions", "devices", "processes", "video", "places"}

@@ -1,4 +1,4 @@
-"""The grid of a recipe: its rows, its law, how it goes on, and what it refuses."""
+"""The grid of a recipe: its runs, its law, how it continues, and what it refuses."""
 
 import json
 import shlex
@@ -91,7 +91,7 @@ def recipe(tmp_path, monkeypatch):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """A list of the points that are trained, here by a formula; the sixth raises, as if the process had been ended."""
+    """The list of trained points. Training is a formula; the sixth run raises, as if the process was stopped."""
     points = []
 
     def formula(self):
@@ -108,7 +108,7 @@ def trained(monkeypatch):
 
 @pytest.fixture
 def refused(recipe, capsys):
-    """A function that runs a grid which must be refused, and returns what it told."""
+    """A function that runs a grid which must be refused, and returns the error message."""
 
     def command(*arguments: str) -> str:
         with pytest.raises(SystemExit) as stopped:
@@ -242,7 +242,7 @@ def test_results_that_are_damaged_or_of_another_grid_are_refused(refused, conten
     assert Path("results/runs.csv").read_bytes() == content.encode("latin-1")
 
 
-def test_a_run_that_diverges_is_told_and_not_kept(refused, monkeypatch):
+def test_a_run_that_diverges_is_reported_and_not_kept(refused, monkeypatch):
     broken = lambda self: {**self._point._asdict(), "loss": float("nan")}
     monkeypatch.setattr(PointCLI, "train", broken)
     assert "the run narrow, sparsity 0, 1 epoch, seed 0 ended with a loss of nan; lower the learning rate" in refused()

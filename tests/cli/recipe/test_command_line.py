@@ -1,4 +1,4 @@
-"""Flags win over files wherever they stand, and YAML that stands for more than it seems is refused."""
+"""Flags override files wherever they are, and YAML that expands to too many values is refused."""
 
 import time
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_aliases_are_counted_as_written_out():
 
 @pytest.mark.parametrize("flag", ["--config", "--model", "--data", "--trainer.callbacks", "--data.label_names"])
 def test_a_bomb_of_aliases_is_refused_at_once(recipe, capsys, flag):
-    """Read, it would be copied for hours."""
+    """Reading it would copy its values for hours."""
     Path("bomb.yaml").write_text(BOMB)
     began = time.perf_counter()
     with pytest.raises(SystemExit) as stopped:

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("qui
 
 @pytest.fixture
 def full(monkeypatch):
-    """A function after whose call nothing but some files reaches the disk any more."""
+    """A function; after its call, only some files can be written."""
 
     def fill(*spared):
         fsync = os.fsync
@@ -39,7 +39,7 @@ def with_pictures():
 
 
 def at_the_end_of_training(monkeypatch, action):
-    """Before the callbacks draw their pictures, and after the last checkpoint."""
+    """The disk fills up after the last checkpoint, before the callbacks write their plots."""
     monkeypatch.setattr(TextClassifier, "on_train_end", lambda self: action(), raising=False)
 
 

@@ -64,7 +64,7 @@ def recipe(folder, monkeypatch, name, module, data):
 
 
 def refusal(command, capsys, *arguments: str) -> str:
-    """What a command that has to fail says."""
+    """The error message of a command that has to fail."""
     with pytest.raises(SystemExit) as stopped:
         command(*arguments)
     assert stopped.value.code == 2
@@ -81,7 +81,7 @@ LAST = ("--ckpt_path", "runs/version_0/checkpoints/last.ckpt")
 
 @pytest.mark.slow
 def test_images(images, capsys):
-    """The network takes any size, so that nothing but the record can tell which one training had."""
+    """The network takes any size, so only the record contains the size of training."""
     own, photos = ("--data.root", "photos"), ("--data.predict_images", "photos/test")
     norm = ("--data.mean", "[0.4,0.5,0.6]", "--data.std", "[0.2,0.3,0.25]")
     images("fit", *own, "--data.size", "48", *norm, "--model.backbone", "timm/test_efficientnet@random")
@@ -138,7 +138,7 @@ def test_videos(videos, capsys):
 
 
 def test_photos_of_ones_own_have_the_size_of_the_backbone_and_flips(images, monkeypatch):
-    """The settings for the demo digits, 64 pixels without flips, hold for them alone."""
+    """The settings for the demo digits, 64 pixels without flips, apply to them only."""
     seen: list[ImageDataModule] = []
     monkeypatch.setattr(Trainer, "_fit_impl", lambda self, model, one, two, data, *_, **__: seen.append(data))
     backbone = ("--model.backbone", "timm/test_efficientnet@random")
@@ -154,7 +154,7 @@ def test_photos_of_ones_own_have_the_size_of_the_backbone_and_flips(images, monk
 
 
 def test_videos_of_ones_own_have_the_clips_of_the_backbone(videos, monkeypatch):
-    """The settings for the made-up motions hold for them alone."""
+    """The settings for the synthetic motions apply to them only."""
     seen: list[KineticsDataModule] = []
     monkeypatch.setattr(Trainer, "_fit_impl", lambda self, model, one, two, data, *_, **__: seen.append(data))
     tiny = CONFIGS / "smoke" / "tiny_videomae"  # 8 frames of 32 pixels

@@ -1,4 +1,4 @@
-"""A fit that stops and goes on in a new folder ends as one that never stopped: table, best checkpoint, export."""
+"""A resumed fit in a new folder ends like one that never stopped: table, best checkpoint, export."""
 
 import logging
 import re
@@ -25,7 +25,7 @@ def falling(monkeypatch):
 
 @pytest.fixture
 def interruptible():
-    """Lightning ignores Ctrl-C from the first one on; the tests that follow must not."""
+    """Lightning ignores every Ctrl-C after the first one; later tests must not."""
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
@@ -64,7 +64,7 @@ def test_the_best_of_the_first_part_is_tested_exported_and_reported(recipe, caps
 
 
 def test_going_on_repeats_no_flags(recipe, caplog):
-    """Data, slices and module are those of the run that is resumed; a flag or file that is given still wins."""
+    """Data, slices and module are those of the run that is resumed; a given flag or file overrides them."""
     Path("data.csv").rename("own.csv")
     own = ["--data.source", "own.csv", "--data.batch_size", "8", "--slicefine.rank", "3", "--slicefine.axis", "row"]
     recipe("fit", *own, "--trainer.max_epochs", "1", "--data.seed", "3")
@@ -81,7 +81,7 @@ def test_going_on_repeats_no_flags(recipe, caplog):
 
 
 def test_a_flag_wins_over_the_settings_of_a_checkpoint(recipe):
-    """Lightning would take the whole module from the checkpoint, and drop the flag without a word."""
+    """Lightning would take the whole module from the checkpoint, and silently ignore the flag."""
     recipe("fit", "--model.lr", "0.02", "--model.weight_decay", "0.3", "--trainer.max_epochs", "1")
     checkpoint = "runs/t/version_0/checkpoints/last.ckpt"
     for flags in (["--model.lr", "0.005"], ["--model.lr=0.005"]):

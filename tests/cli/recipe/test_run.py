@@ -166,7 +166,7 @@ def test_resumed_fit_ends_with_the_weights_of_an_uninterrupted_one(recipe, step)
 
 
 def test_a_checkpoint_that_was_moved_resumes_tests_and_exports(recipe):
-    """It remembers where the best one lay, and nothing lies there any more."""
+    """It remembers the path of the best checkpoint, and that file was deleted."""
     recipe("fit")
     Path("runs").rename("elsewhere")
     recipe("fit", "--trainer.max_epochs", "3", "--ckpt_path", "elsewhere/t/version_0/checkpoints/last.ckpt")
@@ -191,7 +191,7 @@ def test_last_is_the_last_state_and_best_is_the_best(recipe, monkeypatch):
 
 
 def test_within_an_epoch_last_is_written_by_the_clock(recipe, monkeypatch):
-    """As a crash would leave it: the run ends at its fifth step, inside the first epoch."""
+    """As after a crash: the run ends at its fifth step, inside the first epoch."""
 
     def crash(self, batch, batch_idx):
         if batch_idx == 4:
@@ -297,14 +297,14 @@ def test_a_checkpoint_that_could_run_code_is_refused_without_advice_to_trust_it(
     assert not Path("harm").exists()
 
 
-def test_bad_data_and_settings_are_told_in_one_sentence(refused):
+def test_bad_data_and_settings_are_reported_in_one_sentence(refused):
     Path("data.csv").write_text("body,label\nx,1\n")
     assert "'data.csv' has no column 'text'; it has ['body', 'label']." in refused("fit")
     assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])
-def test_a_checkpoint_of_another_model_is_told_in_one_sentence(refused, tiny_bert, command):
+def test_a_checkpoint_of_another_model_is_reported_in_one_sentence(refused, tiny_bert, command):
     whole = {"state_dict": {"model.classifier.bias": torch.zeros(7)}, "pytorch-lightning_version": "2.6.6"}
     whole |= {"callbacks": {}, "loops": {}, "epoch": 0, "global_step": 0}
     torch.save(whole, "other.ckpt")
@@ -313,7 +313,7 @@ def test_a_checkpoint_of_another_model_is_told_in_one_sentence(refused, tiny_ber
 
 
 @pytest.mark.parametrize("command", ["fit", "predict"])
-def test_a_checkpoint_of_another_recipe_is_told_by_name(recipe, refused, command):
+def test_a_checkpoint_of_another_recipe_is_reported_by_name(recipe, refused, command):
     recipe("fit", "--trainer.max_epochs", "1")
     saved = torch.load("runs/t/version_0/checkpoints/last.ckpt", weights_only=True)
     torch.save(saved | {"module": "ImageClassifier"}, "images.ckpt")
@@ -321,7 +321,7 @@ def test_a_checkpoint_of_another_recipe_is_told_by_name(recipe, refused, command
     assert "ckpt_path='images.ckpt' was written by ImageClassifier, and this recipe trains TextClassifier" in told
 
 
-def test_two_slicefine_callbacks_are_told_in_one_sentence(refused):
+def test_two_slicefine_callbacks_are_reported_in_one_sentence(refused):
     settings = yaml.safe_load(Path("recipe.yaml").read_text())
     settings["trainer"]["callbacks"].append(settings["slicefine"])
     Path("recipe.yaml").write_text(yaml.safe_dump(settings))
@@ -354,7 +354,7 @@ def test_refused_settings_leave_no_folder(refused, setting):
 
 
 def test_sigterm_is_no_success(recipe, monkeypatch, caplog):
-    """A scheduler takes exit code 0 for a finished run, and would not start it again."""
+    """With exit code 0, a scheduler would regard the run as finished and not restart it."""
 
     def terminated(self, batch, batch_idx):
         if self.global_step == 2:
@@ -385,7 +385,7 @@ def test_nearly_full_disk(tmp_path, monkeypatch):
 
 
 def test_errors_inside_training_keep_their_trace(recipe, monkeypatch):
-    """Only what is refused before the first step is the user's doing."""
+    """Only errors before the first step are the user's."""
 
     def broken(self, batch, batch_idx):
         if self.global_step == 1:

@@ -1,4 +1,4 @@
-"""One folder for one run, claimed at once; none for a fit that fails before its first step."""
+"""Each run has its own folder; a fit that fails before its first step leaves none."""
 
 import threading
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_released_folders_take_the_parents_they_made_and_no_others(tmp_path):
 
 
 def claimed(folder):
-    """The first process claims, and all of them learn the same folder."""
+    """The first process claims the folder, and all processes read the same path."""
     place = folder_of(CSVLogger(folder, name="t"), devices=2, strategy="ddp")
     place.claim()
     place._trainer.strategy.setup_environment()

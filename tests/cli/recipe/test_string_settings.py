@@ -1,4 +1,4 @@
-"""Settings that are texts arrive as they were written, from flags and from YAML files."""
+"""String settings keep the characters of flags and YAML files."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +18,7 @@ ODD = [
 
 
 class Data:
-    """What a data module takes."""
+    """A class with the parameters of a data module."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Data:
 
 @pytest.fixture
 def parse() -> Iterator:
-    """A function that parses flags, with the settings of a class as texts where they are texts."""
+    """A function that parses flags, with the string settings of a class."""
     texts = StringSettings.of(data=Data)
     texts.install()
     parser = ArgumentParser(exit_on_error=False)
