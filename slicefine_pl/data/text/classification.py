@@ -22,6 +22,7 @@ from slicefine_pl.data.text.prediction_texts import check_predict_settings, text
 from slicefine_pl.data.text.splits import PERCENTAGES, split_files
 from slicefine_pl.data.text.token_datamodule import TokenDataModule
 from slicefine_pl.data.text.tokenization import TextCollator, TextTokenizer, TokenDataset
+from slicefine_pl.data.training_input import TrainingInput
 from slicefine_pl.inputs import TextInput
 
 TEXT = "text"  # default name of the text column
@@ -128,6 +129,11 @@ class TextDataModule(TokenDataModule):
         """Whether only texts to predict are served."""
         return bool(self.predict_text) or self.predict_file is not None
 
+    def resolve(self, training: TrainingInput[TextInput]) -> TextInput:
+        """Combine the settings of the user with what is known of training."""
+        given = {"max_length": self.max_length, "columns": self._column_names()}
+        return training.resolve(given, TextInput)
+
     def prepare_data(self) -> None:
         """Download the dataset if it is not in the cache, once per machine."""
         if not self.is_predicting and self.source in demo.SETS:
@@ -148,15 +154,13 @@ class TextDataModule(TokenDataModule):
             count, remedy = len(columns["train"]), "give as many text_columns"
         if training.trained is not None and training.binding:
             training.trained.check_columns(count, remedy)
-        wanted = training.resolve({"max_length": self.max_length}, TextInput)
+        wanted = self.resolve(training)
         tokenizer = TextTokenizer(self.tokenizer, wanted.max_length)
         self._collate = TextCollator(tokenizer.pad)
         for name, texts in columns.items():
             self._datasets[name] = TokenDataset(tokenizer.encode(texts), labels.get(name))
         self._training_input = training
-        self.input = replace(
-            wanted, columns=self._column_names(), max_length=tokenizer.max_length, limit=tokenizer.limit
-        )
+        self._tokenized = replace(wanted, max_length=tokenizer.max_length, limit=tokenizer.limit)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return batches in a new order each epoch."""

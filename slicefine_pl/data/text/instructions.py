@@ -17,6 +17,7 @@ from slicefine_pl.data.text.prediction_texts import check_predict_settings, text
 from slicefine_pl.data.text.splits import PERCENTAGES, split_files
 from slicefine_pl.data.text.token_datamodule import TokenDataModule
 from slicefine_pl.data.text.tokenization import TextCollator, TextTokenizer, TokenDataset
+from slicefine_pl.data.training_input import TrainingInput
 from slicefine_pl.inputs import TextInput
 
 PROMPT = "Review: {} Sentiment:"  # prompt of the demo datasets; the completion is the name of the class
@@ -111,6 +112,11 @@ class InstructionDataModule(TokenDataModule):
         """Whether only prompts to complete are served."""
         return bool(self.predict_text) or self.predict_file is not None
 
+    def resolve(self, training: TrainingInput[TextInput]) -> TextInput:
+        """Combine the settings of the user with what is known of training."""
+        found = training.resolve({"chat": self.chat}, TextInput)
+        return replace(found, chat=bool(found.chat))
+
     def prepare_data(self) -> None:
         """Download the dataset if it is not in the cache, once per machine."""
         if self.source in demo.SETS and not self.is_predicting:
@@ -121,13 +127,13 @@ class InstructionDataModule(TokenDataModule):
         if self._datasets and stage != "predict" and not self.is_outdated:
             return
         training = self.look_up_training()
-        wanted = training.resolve({"chat": self.chat}, TextInput)
+        wanted = self.resolve(training)
         prompts = self.predict_names if stage == "predict" else []
         tables = {} if stage == "predict" else self._load()
         tokenizer = TextTokenizer(self.tokenizer, self.max_length if tables else None)  # prompts are never cut
         encoder = CompletionEncoder(tokenizer, chat=bool(wanted.chat))
         self._pad, self._max_length = tokenizer.pad, tokenizer.max_length
-        self._training_input, self.input = training, replace(wanted, chat=bool(wanted.chat))
+        self._training_input, self._tokenized = training, wanted
         self._datasets |= {name: encoder.encode(table) for name, table in tables.items()}
         if prompts:
             self._prompts = TokenDataset({"input_ids": encoder.encode_prompts(prompts)}, None)
