@@ -5,6 +5,7 @@ import json
 import random
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -230,6 +231,12 @@ def test_the_control_normalises_by_its_own_statistics(tmp_path):
             inputs.append([seen[layer] for layer in norms])
     for mean, *own in zip(means, *inputs, strict=True):
         torch.testing.assert_close(mean, torch.stack(own).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_size_other_than_that_of_training_is_noted(monkeypatch, capsys):
+    monkeypatch.setattr(diagnosed_model, "stored_input", lambda *_: SimpleNamespace(size=64))
+    diagnosed_model._load_image(DiagnoseConfig(model="timm/resnet10t@random", size=32))
+    assert "the model was trained on images of 64 pixels; --size 32 replaces that" in capsys.readouterr().out
 
 
 def test_batches_are_taken_until_there_are_enough_examples():
