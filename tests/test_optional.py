@@ -67,8 +67,8 @@ NEEDS = {  # what is used, and the extra that installs what it needs
     "from slicefine_pl.modules import ImageClassifier": "image",
     "from slicefine_pl.modules import VideoClassifier": "video",
     "from slicefine_pl.data import TextDataModule": "text",
-    "from slicefine_pl.data import ImageDataModule": "image",
-    "from slicefine_pl.data import KineticsDataModule": "video",
+    "ImageDataModule('data', size=32).setup('fit')": "image",
+    "KineticsDataModule('data').setup('fit')": "video",
     "from slicefine_pl.cli import run": "recipes",
     "main(['fit-law', 'runs.csv'])": "scaling",
     "main(['advise', '--law', 't5', '--parameters', '62M', '--data', '10B', '--plot', 'law.png'])": "plots",
@@ -78,9 +78,13 @@ NEEDS = {  # what is used, and the extra that installs what it needs
 CASES = f"""
 from pathlib import Path
 from slicefine_pl.cli.main import main
+from slicefine_pl.data import ImageDataModule, KineticsDataModule
 
 grid = [(s, n, d) for s in (0.0, 0.5, 0.75) for n in (2e6, 8e6, 32e6) for d in (1e7, 1e8, 1e9)]
 runs = [f"{{s}},{{n}},{{d}},{{(1 - s) / n**0.4 + 1e3 / d**0.5}}" for s, n, d in grid]
+for folder in ("train/a", "train/b", "val/a", "val/b"):
+    Path("data", folder).mkdir(parents=True)
+    Path("data", folder, "clip.mp4").touch()
 Path("runs.csv").write_text("\\n".join(["sparsity,nonzero_params,data,loss", *runs]))
 
 for code in {[*NEEDS]!r}:

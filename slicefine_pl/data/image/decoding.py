@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from slicefine_pl.optional import optional_imports
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
@@ -45,7 +47,8 @@ def formats() -> list[str]:
 @cache
 def suffixes() -> tuple[str, ...]:
     """Return the suffixes of these formats, in lower case, with the dot."""
-    from PIL import Image
+    with optional_imports("image"):
+        from PIL import Image
 
     known = {*formats(), "MPO"}  # several JPEG images in one file; the JPEG reader opens it
     return tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in known))
