@@ -601,8 +601,11 @@ def test_gradient_checkpointing_of_transformers(reentrant):
         ({"rank": 0}, "rank=0"),
         ({"axis": "rows"}, "axis='rows' is unknown; choose one of"),
         ({"order": "best"}, "order='best'"),
-        ({"interval": 0}, "interval=0 is not a number of optimizer steps"),
-        ({"max_steps_without_grad": 0}, "max_steps_without_grad=0 is not a number of optimizer steps"),
+        ({"interval": 0}, "interval=0 is not a number of optimizer steps; choose an integer of at least 1, or None"),
+        (
+            {"max_steps_without_grad": 0},
+            "max_steps_without_grad=0 is not a number of optimizer steps; choose an integer of at least 1",
+        ),
         ({"interval": 2.5}, "interval=2.5"),
         ({"optimizer_state": "drop"}, "optimizer_state='drop'"),
         ({"slice_dtype": "int8"}, "slice_dtype='int8'"),

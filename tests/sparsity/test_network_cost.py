@@ -252,7 +252,7 @@ def test_long_tables_are_shortened():
 @pytest.mark.parametrize(
     ("net", "settings", "message"),
     [
-        (nn.Linear(4, 4), {"tokens": 0}, "tokens=0"),
+        (nn.Linear(4, 4), {"tokens": 0}, "tokens=0 is not a number of tokens; choose at least 1"),
         (nn.Linear(4, 4), {"tokens": 1.5}, r"tokens=1\.5"),
         (nn.Linear(4, 4, device="meta"), {}, "weight has no values yet"),
         (nn.LazyLinear(4), {}, "weight has no values yet"),

@@ -267,7 +267,9 @@ def test_reading_weights_needs_the_same_names(tmp_path):
     ):
         read_weights(str(tmp_path / "a.safetensors"), Tiny())
     save_file(Tiny(5).state_dict(), tmp_path / "a.safetensors")
-    with pytest.raises(RuntimeError, match=r"network: 'last.weight' has the shape \(5, 7\) in the file"):
+    with pytest.raises(
+        RuntimeError, match=r"'last.weight' has the shape \(5, 7\) in the file and \(4, 7\) in the network$"
+    ):
         read_weights(str(tmp_path / "a.safetensors"), Tiny())
 
 
@@ -275,7 +277,7 @@ def test_reading_weights_needs_the_same_names(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"hello", b"<html>no weights</html>"])
 def test_a_file_that_holds_no_weights_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"weights='.*{name}' cannot be read"):
+    with pytest.raises(ValueError, match=rf"weights='.*{name}' cannot be read, because it is damaged or not a file"):
         read_weights(str(tmp_path / name), Tiny())
 
 

@@ -158,7 +158,7 @@ def test_layers_of_deep_networks_are_found():
     assert find_blocks(bert) == [f"encoder.layer.{place}" for place in range(3)]
     assert len(find_blocks(vit)) == 3
     assert find_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == []
-    with pytest.raises(ValueError, match=r"blocks='nowhere' does not match"):
+    with pytest.raises(ValueError, match=r"blocks='nowhere' does not match the whole name of any module"):
         find_blocks(bert, "nowhere")
 
 

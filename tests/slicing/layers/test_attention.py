@@ -130,7 +130,10 @@ def test_a_causal_hint_without_a_mask_is_refused():
     [
         ({"attn_mask": torch.zeros(1, S)}, r"attn_mask of shape \(1, 7\) does not fit 5 queries"),
         ({"attn_mask": torch.zeros(L, L)}, r"attn_mask of shape \(5, 5\) does not fit 7 keys"),
-        ({"key_padding_mask": torch.zeros(B, S, dtype=torch.int64)}, "key_padding_mask has dtype torch.int64"),
+        (
+            {"key_padding_mask": torch.zeros(B, S, dtype=torch.int64)},
+            "_mask has dtype torch.int64; pass bool",
+        ),
     ],
 )
 def test_masks_that_torch_refuses_are_refused(mask, message):
