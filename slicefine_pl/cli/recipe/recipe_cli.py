@@ -67,10 +67,7 @@ class RecipeCLI(RecipeArguments):
     def _score_before(self) -> dict[str, float]:
         # Testing a model shards it, but slices have to be opened before that: so a copy is tested.
         model: Any = copy.deepcopy(self.model) if self._sharded else self.model
-        # An export is tested with the input of this fit, which text data know after setup, not of its own training.
-        if hasattr(model, "record_input") and not model.record_input(self.datamodule):
-            self.datamodule.prepare_data()
-            self.datamodule.setup("fit")
+        if hasattr(model, "record_input"):  # an export is tested with the input of this fit, not of its own training
             model.record_input(self.datamodule)
         [scores] = self._evaluate(model, self.datamodule, verbose=False)
         return dict(scores)
