@@ -22,12 +22,11 @@ class InputRecorder(LightningModule):
     input_kind: ClassVar[type[InputRecord]]
     input: InputRecord | None = None
 
-    def record_input(self, data: object) -> bool:
-        """Copy the attribute ``input`` of a data module; return whether it has one."""
+    def record_input(self, data: object) -> None:
+        """Copy the attribute ``input`` of a data module, if it has one of this module's kind."""
         found = getattr(data, "input", None)
-        if known := isinstance(found, self.input_kind):
+        if isinstance(found, self.input_kind):
             self.input = found
-        return known
 
     @property
     def input_record(self) -> dict[str, Any]:
