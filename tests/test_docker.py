@@ -26,7 +26,7 @@ def test_the_ignore_file_lets_through_what_is_copied_and_nothing_else():
 
 
 def test_dependencies_are_installed_before_code_is_copied():
-    """Otherwise each change of code would build and ship all of CUDA anew."""
+    """Otherwise each change of code would build and ship all of CUDA again."""
     steps = [line for line in DOCKERFILE.splitlines() if line.startswith(("COPY", "RUN"))]
     code = next(index for index, step in enumerate(steps) if "slicefine_pl" in step)
     assert [step for step in steps[:code] if "pyproject.toml --all-extras" in step]

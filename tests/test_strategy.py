@@ -174,7 +174,7 @@ def start(folder, side, *args):
     return processes.run(fit_epochs, side[1], folder, side, *args)
 
 
-SHARED = {"importance": {"order": "importance"}, "bf16 beside float32": {"slice_dtype": "float32"}}
+SHARED = {"importance": {"order": "importance"}, "bf16 and float32": {"slice_dtype": "float32"}}
 
 
 @pytest.mark.distributed

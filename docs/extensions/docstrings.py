@@ -1,4 +1,4 @@
-"""Griffe extension: docstrings as they stand in the source, turned into Markdown for the API reference.
+"""Griffe extension: docstrings as written in the source, converted to Markdown for the API reference.
 
 - A Sphinx role, such as ``:func:`slice_model```, becomes a link; plain code if the target is not in the API reference.
 - A page, such as ``docs/limits.md``, becomes a link.

@@ -16,7 +16,7 @@ class TrainingInput(Generic[Input]):
 
     Attributes:
         trained: The record of training, or ``None`` if it is not known.
-        binding: Whether the settings of the data module must agree with it. A fit that starts anew may choose others.
+        binding: Whether the settings of the data module must agree with it. A new fit may choose others.
     """
 
     trained: Input | None

@@ -143,4 +143,4 @@ def warn_on_error(what: str | Path, errors: tuple[type[Exception], ...] = ENVIRO
         yield
     except errors as error:
         reason = error.strerror if isinstance(error, OSError) and error.filename == str(what) else error
-        warnings.warn(f"{what} was not written ({reason}); the run goes on without it.", stacklevel=3)
+        warnings.warn(f"{what} was not written ({reason}); the run continues without it.", stacklevel=3)

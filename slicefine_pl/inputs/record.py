@@ -95,7 +95,7 @@ def resolve_input(
         if before not in (None, now) and name not in trained.evaluation_settings:
             raise ValueError(
                 f"data.{name}={_as_written(now)} contradicts the trained network, which saw "
-                f"data.{name}={_as_written(before)}; leave data.{name} out, or train anew with it from an exported "
+                f"data.{name}={_as_written(before)}; leave data.{name} out, or train again with it from an exported "
                 "folder."
             )
     return resolved

@@ -142,7 +142,7 @@ class SliceHandle:
         """Promise to call :meth:`write` after each optimizer step.
 
         The stored weights are then correct between steps, for code that reads or averages them. Without the promise,
-        every forward pass, ``state_dict`` and ``eval`` writes by itself.
+        every forward pass, ``state_dict`` and ``eval`` writes automatically.
 
         With it, an eager forward pass writes only slices that were changed since the last write. A compiled one never
         writes: optimizers that run several forward passes per step (LBFGS, SAM) must call :meth:`write` between them.

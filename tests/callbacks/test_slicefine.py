@@ -185,7 +185,7 @@ def test_slice_dtype_is_the_same_setting_as_dtype_and_as_name():
     trainer(by_type).fit(Module(), loader())
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["unscaled", "unscales by itself"])
+@pytest.mark.parametrize("fused", [False, True], ids=["unscaled", "unscales itself"])
 def test_steps_that_a_loss_scaler_skips_are_not_counted(fused):
     """16-mixed on CPU through Lightning's own plugin: three losses overflow, and each halves the scale.
 

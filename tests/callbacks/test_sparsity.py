@@ -45,7 +45,7 @@ def test_every_forward_pass_has_the_zeros_of_the_schedule(start, end, interval, 
     assert (module.head.weight != 0).all()
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["unscaled", "unscales by itself"])
+@pytest.mark.parametrize("fused", [False, True], ids=["unscaled", "unscales itself"])
 def test_steps_that_a_loss_scaler_skips_do_not_count(fused):
     """The first three losses overflow; a fused optimizer is called, with found_inf set."""
 
@@ -173,7 +173,7 @@ def test_zeros_hold_if_gradients_change_after_masking(clip, kind, noise):
 
 @pytest.mark.parametrize(("clip", "times"), [(CLIPPING[0], 0), (CLIPPING[1], 0), (CLIPPING[2], 10)])
 def test_weights_are_masked_only_if_the_step_may_have_changed_them(clip, times, monkeypatch):
-    """AdamW keeps zeros by itself, also if Lightning clips by norm; clipping by value does more than scale."""
+    """AdamW keeps zeros without help, also if Lightning clips by norm; clipping by value does more than scale."""
     module, callback, trained = Module(), SparsityCallback(0.7, schedule="constant", targets="trunk.0"), []
 
     def watched(values, mask):

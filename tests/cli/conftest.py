@@ -58,15 +58,15 @@ def recipe(tiny_bert, tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(recipe, capsys):
-    """A function that runs a command which must fail early, and returns what it told."""
+    """A function that runs a command which must fail early, and returns its output."""
 
     def command(*arguments: str) -> str:
         with pytest.raises(SystemExit) as stopped:
             recipe(*arguments)
         assert stopped.value.code == 2
-        told = capsys.readouterr().err.strip().splitlines()[-1]
-        assert told.startswith("error: ")
-        return told
+        output = capsys.readouterr().err.strip().splitlines()[-1]
+        assert output.startswith("error: ")
+        return output
 
     return command
 

@@ -63,7 +63,7 @@ def test_a_fit_tells_the_module_and_a_checkpoint_tells_the_data(root, tmp_path):
     with pytest.raises(ValueError, match=r"data.size=16 contradicts .* data.size=12"):
         trainer(tmp_path).validate(first, ImageDataModule(root, size=16), verbose=False)
     again = trainer(tmp_path)
-    again.fit(first, datamodule=ImageDataModule(root, size=16))  # trained anew
+    again.fit(first, datamodule=ImageDataModule(root, size=16))  # trained again
     assert first.input == ImageInput(16, MEAN, STD)
 
 

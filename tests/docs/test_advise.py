@@ -1,6 +1,6 @@
 """The answers printed in docs/scaling-law/advise.md are what ``slicefine advise`` says.
 
-SLICEFINE_WRITE_DOCS=1 uv run pytest -n 0 tests/docs/test_advise.py    # writes them anew
+SLICEFINE_WRITE_DOCS=1 uv run pytest -n 0 tests/docs/test_advise.py    # writes them again
 """
 
 import os
@@ -26,7 +26,7 @@ def test_the_page_shows_what_the_command_prints(command, answer, capsys, tmp_pat
     printed = capsys.readouterr().out.replace(f"{tmp_path}/advise.png", "docs/images/advise.png")
     if os.environ.get("SLICEFINE_WRITE_DOCS"):
         PAGE.write_text(PAGE.read_text("utf-8").replace(answer, printed))
-    assert printed in PAGE.read_text("utf-8"), "run with SLICEFINE_WRITE_DOCS=1 to write the answers anew"
+    assert printed in PAGE.read_text("utf-8"), "run with SLICEFINE_WRITE_DOCS=1 to write the answers again"
 
 
 def test_examples_were_found():

@@ -57,7 +57,7 @@ class Handler(SimpleHTTPRequestHandler):
         super().end_headers()
 
     def send_error(self, code, *_):
-        if self.path != "/favicon.ico":  # which the browser asks for by itself
+        if self.path != "/favicon.ico":  # which the browser requests automatically
             self.server.failed.append(f"{self.path}: {code}")
         super().send_error(code)
 

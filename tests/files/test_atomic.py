@@ -141,9 +141,9 @@ def test_what_only_informs_warns_with_its_name_and_goes_on(tmp_path, monkeypatch
     monkeypatch.setattr(atomic.os, "fsync", full_disk)
     picture = tmp_path / "slices.png"
     with (
-        pytest.warns(UserWarning, match=r"slices\.png was not written .*No space left.*goes on"),
+        pytest.warns(UserWarning, match=r"slices\.png was not written .*No space left.*continues without it"),
         warn_on_error(picture),
     ):
         write_atomic(picture, b"pixels")
-    with pytest.raises(TypeError), warn_on_error(picture):  # a fault of the program is no matter of the machine
+    with pytest.raises(TypeError), warn_on_error(picture):  # a bug is not a fault of the machine
         raise TypeError

@@ -10,7 +10,7 @@ HEIGHT, WIDTH, RATE = 48, 64, 10
 
 
 def picture(number: int) -> np.ndarray:
-    """Grey of 10 + 4 x number, brighter by 40 in the right half: frames and sides can be told apart."""
+    """Grey of 10 + 4 x number, brighter by 40 in the right half: frames and sides can be distinguished."""
     grey = np.full((HEIGHT, WIDTH, 3), 10 + 4 * number, np.uint8)
     grey[:, WIDTH // 2 :] += 40
     return grey
@@ -37,7 +37,7 @@ def film(
     draw=picture,
     pixels="yuv420p",
 ) -> Path:
-    """Encode ``frames`` pictures at 10 per second, or at the given time stamps in milliseconds; beside ``tone`` seconds
+    """Encode ``frames`` pictures at 10 per second, or at the given time stamps in millis; and ``tone`` seconds
     of silence, and with further ``options`` of the encoder."""
     flags = {"movflags": "faststart"} if header_first else {}
     with av.open(str(path), "w", options=flags) as container:
@@ -108,7 +108,7 @@ def halve(path: Path) -> Path:
 def broken(folder: Path) -> dict[str, Path]:
     """Files that are no videos, by what is wrong with them."""
     whole = film(folder / "whole.mp4").read_bytes()
-    contents = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"this is no video\n" * 50}
+    contents = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"this is not a video\n" * 50}
     for name, content in contents.items():
         (folder / f"{name}.mp4").write_bytes(content)
     (folder / "whole.mp4").unlink()

@@ -70,7 +70,7 @@ def resumable_loader():
 
 
 def run(folder: Path, module: Module, ckpt_path=None, train=None, checkpoint=None, others=(), **settings):
-    """Three epochs, a checkpoint after every step unless told otherwise."""
+    """Three epochs, a checkpoint after every step by default."""
     callback = SliceFineCallback(**(SETTINGS | settings))
     every = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
     trainer = Trainer(

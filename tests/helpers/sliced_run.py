@@ -11,7 +11,7 @@ SETTINGS = {"rank": 2, "targets": r"trunk", "also_train": r"head"}
 
 
 class Module(LightningModule):
-    """A trunk of two linear maps and a head; SGD unless told otherwise."""
+    """A trunk of two linear maps and a head; SGD by default."""
 
     def __init__(self, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)):
         super().__init__()

@@ -30,7 +30,7 @@ def test_given_settings_win_then_training_then_the_backbone():
 @pytest.mark.parametrize(
     ("trained", "given", "message"),
     [
-        (IMAGE, {"size": 64}, "data.size=64 contradicts .* saw data.size=48; leave data.size out, or train anew"),
+        (IMAGE, {"size": 64}, "data.size=64 contradicts .* saw data.size=48; leave data.size out, or train again"),
         (IMAGE, {"mean": [0, 0, 0]}, r"data.mean=\[0.0, 0.0, 0.0\] contradicts .* data.mean=\[0.1, 0.2, 0.3\]"),
         (VIDEO, {"num_frames": 16}, "data.num_frames=16 contradicts .* data.num_frames=8"),
         (VIDEO, {"clip_seconds": 2.0}, "data.clip_seconds=2.0 contradicts .* data.clip_seconds=1.5"),

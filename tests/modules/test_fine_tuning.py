@@ -76,16 +76,16 @@ def assert_rates(module, factors, lr=0.01):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({}, r"decay='linear' depends .* the training data have no length"),
         ({"decay": "cosine"}, r"decay='cosine' depends"),
         ({"decay": "constant", "warmup": 0.1}, r"warmup=0.1 depends .* choose decay='constant' with warmup=0\."),
     ],
 )
-def test_an_unknown_length_is_refused_before_the_first_step(settings, told):
+def test_an_unknown_length_is_refused_before_the_first_step(settings, message):
     module = Module(**settings)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         trainer().fit(module, DataLoader(Stream(), batch_size=2))
     assert module.rates == []
 

@@ -30,8 +30,8 @@ def run(tmp_path, *arguments):
 def test_smoke_run_and_prediction(tmp_path):
     """The command in the settings' own header, with its output elsewhere; then the export completes prompts."""
     config = ("--config", "recipes/configs/causal_lm_smoke.yaml")
-    told = run(tmp_path, "fit", *config, "--trainer.logger.init_args.save_dir", str(tmp_path / "runs"))
-    before, after = (float(re.search(rf"test/perplexity {when} +([\d.]+)", told)[1]) for when in ("before", "after"))
+    output = run(tmp_path, "fit", *config, "--trainer.logger.init_args.save_dir", str(tmp_path / "runs"))
+    before, after = (float(re.search(rf"test/perplexity {when} +([\d.]+)", output)[1]) for when in ("before", "after"))
     assert before > 10  # of a word out of forty and of the end
     assert after < 2
     folder = tmp_path / "runs" / "causal_lm_smoke" / "version_0"

@@ -42,8 +42,8 @@ def test_smoke_run_and_prediction(tmp_path):
         return done.stdout
 
     smoke = ("--config", "recipes/configs/image_smoke.yaml", "--data.root", str(tmp_path / "colours"))
-    told = recipe("fit", *smoke, "--trainer.logger.init_args.save_dir", str(tmp_path / "runs"))
-    assert float(re.search(r"test/accuracy after +([\d.]+)", told)[1]) > 0.8  # chance is a third
+    output = recipe("fit", *smoke, "--trainer.logger.init_args.save_dir", str(tmp_path / "runs"))
+    assert float(re.search(r"test/accuracy after +([\d.]+)", output)[1]) > 0.8  # chance is a third
     run = tmp_path / "runs" / "image_smoke" / "version_0"
     assert (run / "export" / "model.safetensors").is_file()
     assert (run / "predictions.png").read_bytes().startswith(b"\x89PNG")

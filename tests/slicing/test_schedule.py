@@ -18,15 +18,15 @@ def test_a_sweep_wraps_at_the_end(visits, lines):
 @pytest.mark.parametrize("order", ["sweep", "random"])
 @pytest.mark.parametrize(("size", "rank"), [(8, 3), (7, 7), (10, 1), (12, 5)])
 def test_all_lines_are_visited_equally_often(order, size, rank):
-    road = visiting_order(size, order, "any key")
-    visits = Counter(axis for k in range(size) for axis in slice_indices(k, rank, road))
+    lines = visiting_order(size, order, "any key")
+    visits = Counter(axis for k in range(size) for axis in slice_indices(k, rank, lines))
     assert visits == dict.fromkeys(range(size), rank)
 
 
 @pytest.mark.parametrize("order", ["sweep", "random"])
 def test_a_slice_never_contains_a_line_twice(order):
-    road = visiting_order(11, order, "key")
-    assert all(len(set(slice_indices(k, 4, road))) == 4 for k in range(30))
+    lines = visiting_order(11, order, "key")
+    assert all(len(set(slice_indices(k, 4, lines))) == 4 for k in range(30))
 
 
 def test_an_order_depends_only_on_its_key():

@@ -41,7 +41,7 @@ def shard_sliced_model(
 ) -> list[str]:
     r"""Open the slices of a module, then shard it; for use in the module's own ``configure_model``.
 
-    ``FullyShardedStrategy`` shards a module by itself. Use this function only for another mesh or other blocks.
+    ``FullyShardedStrategy`` shards a module automatically. Use this function only for another mesh or other blocks.
 
     Args:
         pl_module: The module; its model exists.

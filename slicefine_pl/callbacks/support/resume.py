@@ -166,7 +166,7 @@ class ResumableCallback(Callback, ABC):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         state = self._checked_state(checkpoint)
-        # A run in another precision keeps its own dtypes; FullyShardedStrategy restores dtypes by itself.
+        # A run in another precision keeps its own dtypes; FullyShardedStrategy restores dtypes automatically.
         if "state_dict" in checkpoint and has_types_of(pl_module, checkpoint["state_dict"]):
             self._saved_optimizers = checkpoint.get("optimizer_states", [])
         for holder, key in self.per_rank_sums(state) if trainer.global_rank else ():

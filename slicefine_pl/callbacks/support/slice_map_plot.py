@@ -20,7 +20,7 @@ from slicefine_pl.slicing import LineUpdates
 BINS = 768  # along the horizontal axis; about the width of a row in pixels
 GREY = "#d9d9d9"  # for lines that were never visited; the color scale contains no grey
 DPI = 110
-MAX_NAMES = 240  # as many as fit beside the rows of the highest picture
+MAX_NAMES = 240  # as many as fit next to the rows of the highest picture
 COLUMNS = ("matrix", "axis", "index", "rms_change", "rms_before")
 
 FloatArray = NDArray[np.float64]

@@ -173,7 +173,7 @@ def captions(own: Numbers, control: Numbers | None, setup: Numbers) -> dict[str,
         },
         "energy": {
             "meaning": "Curves that rise early mean inputs in few directions. Where the dashed line meets a curve is "
-            "what a slice of your rank can reach, if one line of a slice stands for one direction.",
+            "what a slice of your rank can reach, if one line of a slice counts as one direction.",
             "theory": "A slice of rank ≥ k_task(τ) reaches all task directions. Which features and which τ are meant "
             "is our interpretation.",
             "measured": "The variance of each layer's inputs on your data, for the frozen network, without padding.",

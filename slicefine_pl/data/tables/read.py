@@ -14,7 +14,7 @@ def read_table(path: Path, text_columns: Sequence[str], label_column: str) -> Ta
     Args:
         path: ``.csv``, ``.tsv``, ``.jsonl`` (or ``.ndjson``) or ``.parquet`` file; text files in UTF-8.
         text_columns: Name of one column of texts, or of two for pairs of texts.
-        label_column: Name of the column with the labels. A label is the text that stands in the file.
+        label_column: Name of the column with the labels. A label is the text as written in the file.
 
     Raises:
         FileNotFoundError: The file does not exist.

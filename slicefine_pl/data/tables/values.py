@@ -1,6 +1,6 @@
 """Values of a table: texts, labels and numbers.
 
-A label is the text that stands in the file. Nothing is rounded, trimmed or converted: ``007``, ``7`` and ``7.0`` are
+A label is the text as written in the file. Nothing is rounded, trimmed or converted: ``007``, ``7`` and ``7.0`` are
 three labels, and so are ``true`` and ``True`` two. Parquet stores values instead of texts: integers become their
 digits, floats their shortest decimal form (``1.0``), booleans ``true`` and ``false``.
 """
@@ -75,7 +75,7 @@ def parse_text(value: Any, place: str, column: str) -> str:
 
 
 def check_characters(text: str, place: str) -> str:
-    """Return ``text``, unless it contains a lone surrogate, which stands for bytes that are not UTF-8.
+    """Return ``text``, unless it contains a lone surrogate, which represents bytes that are not UTF-8.
 
     Raises:
         ValueError: It contains one.

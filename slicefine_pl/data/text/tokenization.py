@@ -104,7 +104,9 @@ class TextTokenizer:
         try:
             write_checked(path, _to_bytes(encoded))
         except OSError as error:
-            rank_zero_warn(f"Tokens cannot be cached in {str(path.parent)!r} ({error.strerror}); going on without.")
+            rank_zero_warn(
+                f"Tokens cannot be cached in {str(path.parent)!r} ({error.strerror}); continuing without a cache."
+            )
         return encoded
 
     def _tokenize(self, columns: Sequence[Sequence[str]]) -> dict[str, list[list[int]]]:

@@ -17,7 +17,7 @@ class MaskedLayer(SlicedLayer):
 
 
 class MaskedRecurrent(MaskedLayer):
-    """``torch.nn.LSTM``, ``GRU`` and ``RNN``. The list of weights is read anew for each forward pass.
+    """``torch.nn.LSTM``, ``GRU`` and ``RNN``. The list of weights is read again for each forward pass.
 
     It is reset afterwards, because tensors with a gradient function can be neither copied nor pickled.
     """

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """Folder with the checkpoints of a run that nobody stopped, for each kind of run asked for."""
+    """Folder with the checkpoints of an uninterrupted run, for each kind of run."""
     runs: dict[str, Path] = {}
 
     def make(name: str, optimizer: str = "adamw", **settings) -> Path:

@@ -65,8 +65,10 @@ def test_spectral_balance_is_that_of_the_weights_in_the_folder(report, tiny_bert
     weight = net.get_parameter(f"{name}.weight").detach().double().numpy()  # (24, 16)
     for line, lines in (("row", weight), ("column", weight.T)):
         means = [np.linalg.norm(group) ** 2 / min(group.shape) for group in np.split(lines, 4)]
-        told = numbers["network"]["spectral_balance"]["controls"]["pretrained"][line]["matrices"][f"model.bert.{name}"]
-        assert told["spread_of_means"] == pytest.approx(np.std(means) / np.mean(means), rel=1e-6)
+        output = numbers["network"]["spectral_balance"]["controls"]["pretrained"][line]["matrices"][
+            f"model.bert.{name}"
+        ]
+        assert output["spread_of_means"] == pytest.approx(np.std(means) / np.mean(means), rel=1e-6)
 
 
 def test_task_energy_is_that_of_the_examples(report, tiny_bert, reviews):
@@ -82,11 +84,13 @@ def test_task_energy_is_that_of_the_examples(report, tiny_bert, reviews):
     tokens = np.concatenate(rows)
     energies = np.linalg.svd(tokens - tokens.mean(0), compute_uv=False) ** 2
     curve = energies.cumsum() / energies.sum()
-    told = numbers["network"]["task_energy"]["layers"][0]
-    assert [name.rsplit(".", 1)[1] for name in told["names"]] == ["query", "key", "value"]
-    assert told["samples"] == {"tokens": len(tokens), "examples": 64}
-    assert told["tokens"]["k_task"] == {f"{tau:g}": int((curve < tau).sum()) + 1 for tau in (0.5, 0.8, 0.9, 0.95, 0.99)}
-    assert told["tokens"]["cev_at_rank"] == pytest.approx(curve[2], rel=1e-5)
+    output = numbers["network"]["task_energy"]["layers"][0]
+    assert [name.rsplit(".", 1)[1] for name in output["names"]] == ["query", "key", "value"]
+    assert output["samples"] == {"tokens": len(tokens), "examples": 64}
+    assert output["tokens"]["k_task"] == {
+        f"{tau:g}": int((curve < tau).sum()) + 1 for tau in (0.5, 0.8, 0.9, 0.95, 0.99)
+    }
+    assert output["tokens"]["cev_at_rank"] == pytest.approx(curve[2], rel=1e-5)
 
 
 def test_everything_asked_for_is_measured_on_both_networks(report):
@@ -131,11 +135,11 @@ def test_the_page_needs_nothing_else_and_tells_everything(report):
     assert "http" not in page
     assert page.count("data:image/png;base64,iVBOR") == len(TITLES) == 4
     text = html.unescape(page)
-    for told in [
+    for output in [
         *numbers["conclusions"].values(),
         *(each for kinds in numbers["captions"].values() for each in kinds.values()),
     ]:
-        assert told in text
+        assert output in text
 
 
 def test_a_report_is_replaced_only_when_told_and_an_equal_seed_repeats_it(report, capsys):
@@ -254,7 +258,7 @@ def test_batches_are_taken_until_there_are_enough_examples():
         ("google/vit-base-patch16-224", "image", "image"),
     ],
 )
-def test_the_kind_is_told_from_the_model(model, given, kind):
+def test_the_kind_is_reported_from_the_model(model, given, kind):
     assert kind_of(model, given) == kind
 
 

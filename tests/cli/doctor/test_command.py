@@ -230,17 +230,17 @@ def test_where_no_folder_can_be_made_training_is_broken(tmp_path):
 
 @pytest.mark.parametrize("verdict", list(Verdict))
 def test_only_what_is_broken_fails(verdict, monkeypatch, capsys):
-    findings = [Finding("places", "folder runs", "told", verdict, "do that"), Finding("video", "decoding", "seen")]
+    findings = [Finding("places", "folder runs", "output", verdict, "do that"), Finding("video", "decoding", "seen")]
     monkeypatch.setattr(command, "examine", lambda runs: findings)
     broken = verdict is Verdict.BROKEN
     assert main(["doctor"]) == int(broken)
     shown = capsys.readouterr()
     assert all(cell in shown.out for cell in ("places", "folder runs", "do that", "decoding"))
-    assert shown.err == ("Training will not work here. folder runs: told.\n" if broken else "")
+    assert shown.err == ("Training will not work here. folder runs: output.\n" if broken else "")
     assert main(["doctor", "--json"]) == int(broken)
-    told = json.loads(capsys.readouterr().out)
-    assert told["works"] is not broken
-    assert told["places"]["folder runs"] == {"found": "told", "verdict": str(verdict), "remedy": "do that"}
+    output = json.loads(capsys.readouterr().out)
+    assert output["works"] is not broken
+    assert output["places"]["folder runs"] == {"found": "output", "verdict": str(verdict), "remedy": "do that"}
 
 
 def test_brackets_of_an_extra_are_shown_not_taken_for_a_style(monkeypatch, capsys):
@@ -254,6 +254,6 @@ def test_brackets_of_an_extra_are_shown_not_taken_for_a_style(monkeypatch, capsy
 def test_this_machine_can_train(tmp_path, capsys):
     """Every check, on the machine that runs the tests."""
     assert main(["doctor", "--json", "--runs", str(tmp_path / "runs")]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert set(told) == {"works", "versions", "devices", "processes", "video", "places"}
-    assert told["versions"]["torchmetrics"]["found"] == __import__("torchmetrics").__version__
+    output = json.loads(capsys.readouterr().out)
+    assert set(output) == {"works", "versions", "devices", "processes", "video", "places"}
+    assert output["versions"]["torchmetrics"]["found"] == __import__("torchmetrics").__version__

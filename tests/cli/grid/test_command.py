@@ -133,7 +133,7 @@ def counted_in(file: Path) -> int:
 @pytest.mark.slow
 def test_a_row_is_what_fit_of_the_same_settings_gives_and_advise_reads_the_law(recipe, capsys):
     recipe("grid")
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     runs = pd.read_csv("results/runs.csv")
     assert len(runs) == 18
     assert sorted(runs.data.unique()) == [1000, 2000, 3000]
@@ -154,7 +154,7 @@ def test_a_row_is_what_fit_of_the_same_settings_gives_and_advise_reads_the_law(r
     assert dense - sparse == 0.75 * matrices
 
     capsys.readouterr()
-    program, *arguments = shlex.split(told.strip().splitlines()[-1])
+    program, *arguments = shlex.split(output.strip().splitlines()[-1])
     assert program == "slicefine"
     assert main(arguments) == 0
     assert "grid results, 18 runs" in capsys.readouterr().out
@@ -177,9 +177,10 @@ def test_a_grid_that_was_stopped_goes_on_with_what_is_missing(recipe, trained, c
 
     with pytest.raises(SystemExit):
         recipe("grid", "--model.weight_decay", "0.5")
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert (
-        "folder 'results' contains a grid with other settings (weight_decay: 0.01 there, weight_decay: 0.5 now)" in told
+        "folder 'results' contains a grid with other settings (weight_decay: 0.01 there, weight_decay: 0.5 now)"
+        in output
     )
 
 

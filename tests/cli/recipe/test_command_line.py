@@ -39,9 +39,9 @@ def test_a_flag_wins_in_either_order(recipe, capsys, command):
         with pytest.raises(SystemExit) as stopped:
             recipe(command, *order, "--print_config")
         assert stopped.value.code == 0
-        told = yaml.safe_load(capsys.readouterr().out)
-        assert (told["slicefine"]["init_args"]["rank"], told["model"]["lr"]) == (3, 0.25)
-        assert told["data"]["batch_size"] == 7
+        output = yaml.safe_load(capsys.readouterr().out)
+        assert (output["slicefine"]["init_args"]["rank"], output["model"]["lr"]) == (3, 0.25)
+        assert output["data"]["batch_size"] == 7
 
 
 def test_the_help_says_who_wins(recipe, capsys):

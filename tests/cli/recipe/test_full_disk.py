@@ -65,11 +65,11 @@ def test_an_export_that_fails_costs_neither_scores_nor_checkpoints(recipe, monke
     at_the_end_of_training(monkeypatch, full)
     with pytest.raises(SystemExit) as stopped:
         recipe("fit")
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     assert stopped.value.code == 2
-    assert "test/accuracy after" in told.out
-    assert "error: export to 'runs/t/version_0/export' failed: [Errno 28] No space left" in told.err
-    [call] = re.findall(r"in Python (\S+) exports it", told.err)
+    assert "test/accuracy after" in output.out
+    assert "error: export to 'runs/t/version_0/export' failed: [Errno 28] No space left" in output.err
+    [call] = re.findall(r"in Python (\S+) exports it", output.err)
     folder = Path.cwd()
     monkeypatch.undo()
     monkeypatch.chdir(folder)
@@ -89,7 +89,7 @@ def test_a_checkpoint_that_cannot_be_written_is_named_in_one_sentence(recipe, mo
     with pytest.raises(SystemExit) as stopped:
         recipe("fit")
     assert stopped.value.code == 2
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told.startswith("error: [Errno 28] No space left on device: 'runs/t/version_0/checkpoints/")
-    assert told.endswith("'. Free some space, or choose another folder. The earlier file is unchanged.")
+    output = capsys.readouterr().err.strip().splitlines()[-1]
+    assert output.startswith("error: [Errno 28] No space left on device: 'runs/t/version_0/checkpoints/")
+    assert output.endswith("'. Free some space, or choose another folder. The earlier file is unchanged.")
     assert torch.load("runs/t/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6

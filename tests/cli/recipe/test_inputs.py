@@ -86,12 +86,12 @@ def test_images(images, capsys):
     norm = ("--data.mean", "[0.4,0.5,0.6]", "--data.std", "[0.2,0.3,0.25]")
     images("fit", *own, "--data.size", "48", *norm, "--model.backbone", "timm/test_efficientnet@random")
     capsys.readouterr()
-    told = []
+    output = []
     for model in (EXPORT, LAST, (*EXPORT, "--data.size", "48", *norm)):
         images("predict", *model, *photos)
-        told.append(lines(capsys))
-    assert len(told[0]) == 4
-    assert told == [told[0]] * 3
+        output.append(lines(capsys))
+    assert len(output[0]) == 4
+    assert output == [output[0]] * 3
 
     for kind, model, data in (("test", LAST, own), ("validate", EXPORT, own)):
         images(kind, *model, *data)
@@ -102,9 +102,9 @@ def test_images(images, capsys):
 
     images("fit", *LAST, *own, "--trainer.max_epochs", "2")
     assert "data.size=64 contradicts" in refusal(images, capsys, "fit", *LAST, *own, "--data.size", "64")
-    anew = ("--data.size", "64", "--score_before", "true", "--trainer.logger.init_args.version", "new")
+    scratch = ("--data.size", "64", "--score_before", "true", "--trainer.logger.init_args.version", "new")
     capsys.readouterr()
-    images("fit", *EXPORT, *own, *anew)
+    images("fit", *EXPORT, *own, *scratch)
     assert "test/accuracy before" in capsys.readouterr().out
     images("predict", "--model.backbone", "runs/new/export", *photos, "--data.size", "64")
 
@@ -117,12 +117,12 @@ def test_videos(videos, capsys):
     views = ("--data.test_clips", "2", "--data.test_crops", "3")
     videos("fit", *own, *clip, *views, "--model.backbone", "pytorchvideo/x3d_xs")
     capsys.readouterr()
-    told = []
+    output = []
     for model in (EXPORT, LAST, (*EXPORT, *clip)):
         videos("predict", *model, *films)
-        told.append(lines(capsys))
-    assert len(told[0]) == 4
-    assert told == [told[0]] * 3
+        output.append(lines(capsys))
+    assert len(output[0]) == 4
+    assert output == [output[0]] * 3
 
     for kind, model, data in (("test", LAST, own), ("validate", EXPORT, own)):
         videos(kind, *model, *data)
@@ -134,7 +134,7 @@ def test_videos(videos, capsys):
         )
     capsys.readouterr()
     videos("predict", *EXPORT, *films, "--data.test_clips", "1")  # views are a choice of each evaluation
-    assert lines(capsys) != told[0]
+    assert lines(capsys) != output[0]
 
 
 def test_photos_of_ones_own_have_the_size_of_the_backbone_and_flips(images, monkeypatch):

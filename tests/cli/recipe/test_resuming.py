@@ -31,9 +31,9 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-def table(told):
+def table(output):
     """Rows of the closing table, without seconds and paths."""
-    rows = told.partition("\nResult")[2].split("\n\n")[0].splitlines()[2:]
+    rows = output.partition("\nResult")[2].split("\n\n")[0].splitlines()[2:]
     pairs = (re.split(r" {2,}", row, maxsplit=1) for row in rows)
     return {name: re.sub(r"\d+ s\b", "", value).strip() for name, value in pairs
             if "checkpoint" not in name and "exported" not in name}  # fmt: skip
@@ -136,9 +136,11 @@ def test_a_stopped_run_tells_the_command_that_goes_on_and_the_command_does(recip
         with pytest.raises((SystemExit, RuntimeError)):
             recipe("fit", "--slicefine.rank", "3")
     last = "runs/t/version_0/checkpoints/last.ckpt"
-    told = capsys.readouterr().err
-    assert f"Stopped after 8 steps. Last checkpoint: {last}\nTo resume:  python recipe fit --ckpt_path {last}\n" in told
-    recipe(*told[told.index("python recipe ") :].splitlines()[0].split()[2:])
+    output = capsys.readouterr().err
+    assert (
+        f"Stopped after 8 steps. Last checkpoint: {last}\nTo resume:  python recipe fit --ckpt_path {last}\n" in output
+    )
+    recipe(*output[output.index("python recipe ") :].splitlines()[0].split()[2:])
     assert torch.load("runs/t/version_1/checkpoints/last.ckpt", weights_only=True)["global_step"] == 12
 
 
@@ -151,10 +153,10 @@ def test_before_the_first_step_or_checkpoint_there_is_nothing_to_go_on_from(reci
 
     original = TextClassifier.training_step
     monkeypatch.setattr(TextClassifier, "training_step", stop)
-    for step, told in ((0, ""), (2, "Stopped after 2 steps. No checkpoint was written.")):
+    for step, output in ((0, ""), (2, "Stopped after 2 steps. No checkpoint was written.")):
         monkeypatch.setattr(TextClassifier, "stopped", step, raising=False)
         with pytest.raises(SystemExit):
             recipe("fit")
         err = capsys.readouterr().err
-        assert told in err
-        assert bool(told) == ("Stopped" in err) == Path("runs").exists()
+        assert output in err
+        assert bool(output) == ("Stopped" in err) == Path("runs").exists()

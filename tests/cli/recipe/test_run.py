@@ -23,14 +23,14 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("qui
 @pytest.mark.slow
 def test_fit_tests_exports_and_reports_then_predicts_from_both(recipe, capsys):
     recipe("fit")
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in (
         "test/accuracy before",
         "test/accuracy after",
         "trained parameters",
         "from transformers import pipeline",
     ):
-        assert part in told
+        assert part in output
     folder = Path("runs/t/version_0")
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert (saved["model"]["lr"], saved["trainer"]["max_epochs"]) == (0.01, 2)
@@ -70,8 +70,8 @@ def test_a_text_to_predict_is_text(recipe, tiny_bert, capsys, text):
 def test_a_text_that_is_none_is_refused(refused):
     assert "nothing to predict; give predict_text" in refused("predict", "--data.predict_text", "")
     assert "predict_text=' ' is blank; give a text" in refused("predict", "--data.predict_text", " ")
-    told = refused("predict", "--data.predict_text", "caf\udce9")
-    assert r"predict_text is the text 'caf\udce9', where character 4 is not Unicode" in told
+    output = refused("predict", "--data.predict_text", "caf\udce9")
+    assert r"predict_text is the text 'caf\udce9', where character 4 is not Unicode" in output
 
 
 def test_label_names_are_texts(recipe, tiny_bert):
@@ -101,9 +101,9 @@ def test_a_model_of_pairs_predicts_pairs(recipe, refused, capsys):
         one, other = capsys.readouterr().out.splitlines()
         assert one == other
         assert one.endswith("\tgood\tbad plot")
-        told = refused("predict", *model, "--data.predict_text", "good")
+        output = refused("predict", *model, "--data.predict_text", "good")
         assert (
-            "trained on pairs of texts (title, body), and these are single texts; give a pair as predict_text" in told
+            "trained on pairs of texts (title, body), and these are single texts; give a pair as predict_text" in output
         )
 
 
@@ -138,9 +138,9 @@ def test_without_a_test_split_the_table_shows_validation_under_its_own_name(reci
     monkeypatch.setattr(TextDataModule, "has_test", False, raising=False)
     monkeypatch.setattr(TextDataModule, "test_dataloader", absent)
     recipe("fit")
-    told = capsys.readouterr().out
-    assert "val/accuracy after" in told
-    assert "test/" not in told
+    output = capsys.readouterr().out
+    assert "val/accuracy after" in output
+    assert "test/" not in output
     assert Path("runs/t/version_0/export/model.safetensors").is_file()
     assert refused("test", "--ckpt_path", "runs/t/version_0/checkpoints/best.ckpt").endswith("'d' has no test split")
 
@@ -282,8 +282,8 @@ class Runs:
 def test_a_distributed_checkpoint_says_who_can_read_it(refused, command):
     Path("shares").mkdir()
     torch.save({}, "shares/meta.pt")
-    told = refused(command, "--ckpt_path", "shares")
-    assert "ckpt_path='shares' is a distributed checkpoint, which only fit, validate and test can read" in told
+    output = refused(command, "--ckpt_path", "shares")
+    assert "ckpt_path='shares' is a distributed checkpoint, which only fit, validate and test can read" in output
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
@@ -291,9 +291,9 @@ def test_a_distributed_checkpoint_says_who_can_read_it(refused, command):
 def test_a_checkpoint_that_could_run_code_is_refused_without_advice_to_trust_it(refused, command, harm):
     """An object of any class could, and torch advises to load it with weights_only=False."""
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6", "hyper_parameters": harm}, "strange.ckpt")
-    told = refused(command, "--ckpt_path", "strange.ckpt")
-    assert "which could run code of its author, and was not loaded" in told
-    assert "weights_only" not in told
+    output = refused(command, "--ckpt_path", "strange.ckpt")
+    assert "which could run code of its author, and was not loaded" in output
+    assert "weights_only" not in output
     assert not Path("harm").exists()
 
 
@@ -308,8 +308,8 @@ def test_a_checkpoint_of_another_model_is_reported_in_one_sentence(refused, tiny
     whole = {"state_dict": {"model.classifier.bias": torch.zeros(7)}, "pytorch-lightning_version": "2.6.6"}
     whole |= {"callbacks": {}, "loops": {}, "epoch": 0, "global_step": 0}
     torch.save(whole, "other.ckpt")
-    told = refused(command, "--ckpt_path", "other.ckpt")
-    assert "ckpt_path='other.ckpt' does not fit this module" in told
+    output = refused(command, "--ckpt_path", "other.ckpt")
+    assert "ckpt_path='other.ckpt' does not fit this module" in output
 
 
 @pytest.mark.parametrize("command", ["fit", "predict"])
@@ -317,8 +317,8 @@ def test_a_checkpoint_of_another_recipe_is_reported_by_name(recipe, refused, com
     recipe("fit", "--trainer.max_epochs", "1")
     saved = torch.load("runs/t/version_0/checkpoints/last.ckpt", weights_only=True)
     torch.save(saved | {"module": "ImageClassifier"}, "images.ckpt")
-    told = refused(command, "--ckpt_path", "images.ckpt")
-    assert "ckpt_path='images.ckpt' was written by ImageClassifier, and this recipe trains TextClassifier" in told
+    output = refused(command, "--ckpt_path", "images.ckpt")
+    assert "ckpt_path='images.ckpt' was written by ImageClassifier, and this recipe trains TextClassifier" in output
 
 
 def test_two_slicefine_callbacks_are_reported_in_one_sentence(refused):
@@ -347,9 +347,9 @@ def test_random_head_is_refused(refused, command):
 )
 def test_refused_settings_leave_no_folder(refused, setting):
     name, value = setting.split("=")
-    told = refused("fit", f"--{name}", value)
-    assert told.startswith(f"error: {name.split('.')[1]}={value.strip('.')}")
-    assert "choose" in told
+    output = refused("fit", f"--{name}", value)
+    assert output.startswith(f"error: {name.split('.')[1]}={value.strip('.')}")
+    assert "choose" in output
     assert not Path("runs").exists()
 
 

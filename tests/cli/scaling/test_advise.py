@@ -31,15 +31,15 @@ def advise(tmp_path, capsys):
 
 def test_ideal_and_masked_dense_stand_side_by_side(advise):
     flops = 3 * float(T5_C4.chinchilla_compute(2e7))
-    told, printed = advise("--law", "t5", "--parameters", "20M", "--compute", str(flops))
-    assert [found["cost"] for found in told["best"]] == ["ideal", "masked dense"]
-    for found, cost in zip(told["best"], (costs.ideal, costs.masked_dense), strict=True):
+    output, printed = advise("--law", "t5", "--parameters", "20M", "--compute", str(flops))
+    assert [found["cost"] for found in output["best"]] == ["ideal", "masked dense"]
+    for found, cost in zip(output["best"], (costs.ideal, costs.masked_dense), strict=True):
         sparsity = float(T5_C4.optimal_sparsity(2e7, flops, cost))
         assert found["sparsity"] == pytest.approx(sparsity, abs=1e-9)
         assert found["loss"] == pytest.approx(float(T5_C4.loss(sparsity, 2e7, flops / (12e7 * cost(sparsity)))))
         assert found["near_best"][0] <= sparsity <= found["near_best"][1]
         assert found["interval"][0] <= sparsity <= found["interval"][1]
-    assert told["budget_in_dense_optima"] == pytest.approx(3)
+    assert output["budget_in_dense_optima"] == pytest.approx(3)
     assert "3 times the dense-optimal budget" in printed
     assert "Jin et al." in printed
 
@@ -54,10 +54,10 @@ def test_images_cost_their_tokens(advise):
 
 
 def test_dense_models_that_cost_the_same_really_do(advise):
-    """Every row beside the sparse one, recomputed: FLOPs if they followed the non-zeros, and FLOPs of today."""
-    told, _ = advise("--law", "t5", "--parameters", "50M", "--compute", "1e20", "--two-four")
-    sparsity = told["compared_sparsity"]
-    sparse, same, ideal_long, real_long, ideal_wide, real_wide, equal = told["comparisons"]
+    """Every row next to the sparse one, recomputed: FLOPs if they followed the non-zeros, and FLOPs of today."""
+    output, _ = advise("--law", "t5", "--parameters", "50M", "--compute", "1e20", "--two-four")
+    sparsity = output["compared_sparsity"]
+    sparse, same, ideal_long, real_long, ideal_wide, real_wide, equal = output["comparisons"]
     spent = 6 * sparse["parameters"] * sparse["data"]
     flops = [6 * row["parameters"] * row["data"] for row in (same, ideal_long, real_long, ideal_wide, real_wide)]
     c_ideal, c_real = float(costs.ideal(sparsity)), 1 / (1 - sparsity)
@@ -74,16 +74,16 @@ def test_the_answer_explains_the_letters_of_the_law_and_writes_no_exponents_for_
 
 
 def test_hours_and_the_devices_pattern_reach_the_request(advise):
-    told, _ = advise("--law", "t5", "--parameters", "50M", "--hours", "3", "--device", "h100", "--utilisation", "0.3")
-    assert told["request"]["flops"] == pytest.approx(3 * 3600 * 989.4e12 * 0.3)
-    assert told["request"]["two_four"] is True
+    output, _ = advise("--law", "t5", "--parameters", "50M", "--hours", "3", "--device", "h100", "--utilisation", "0.3")
+    assert output["request"]["flops"] == pytest.approx(3 * 3600 * 989.4e12 * 0.3)
+    assert output["request"]["two_four"] is True
     off, _ = advise("--law", "t5", "--parameters", "50M", "--hours", "3", "--device", "h100", "--no-two-four")
     assert off["request"]["two_four"] is False
 
 
 def test_without_the_pattern_the_dense_parent_wins(advise):
-    told, printed = advise("--law", "t5", "--parameters", "50M", "--compute", "1e20", "--no-two-four")
-    assert told["usable_sparsity"] == 0
+    output, printed = advise("--law", "t5", "--parameters", "50M", "--compute", "1e20", "--no-two-four")
+    assert output["usable_sparsity"] == 0
     assert "Train dense. Without 2:4 products" in printed
 
 
@@ -100,14 +100,14 @@ def test_much_compute_on_the_pattern_trains_sparse_and_little_trains_dense(advis
 
 
 def test_a_timing_of_ones_own_is_a_third_cost(advise):
-    told, _ = advise("--law", "t5", "--parameters", "20M", "--compute", "1e18", "--two-four", "--speedup", "1.4")
-    assert [found["cost"] for found in told["best"]] == ["ideal", "masked dense", "measured"]
-    assert told["best"][2]["sparsity"] == pytest.approx(float(T5_C4.optimal_sparsity(2e7, 1e18, costs.Measured(1.4))))
+    output, _ = advise("--law", "t5", "--parameters", "20M", "--compute", "1e18", "--two-four", "--speedup", "1.4")
+    assert [found["cost"] for found in output["best"]] == ["ideal", "masked dense", "measured"]
+    assert output["best"][2]["sparsity"] == pytest.approx(float(T5_C4.optimal_sparsity(2e7, 1e18, costs.Measured(1.4))))
 
 
 def test_data_alone_are_one_dense_pass_and_all_data_are_used(advise):
-    told, printed = advise("--law", "t5", "--parameters", "20M", "--data", "20B")
-    assert told["request"]["flops"] == pytest.approx(6 * 2e7 * 2e10)
+    output, printed = advise("--law", "t5", "--parameters", "20M", "--data", "20B")
+    assert output["request"]["flops"] == pytest.approx(6 * 2e7 * 2e10)
     assert "1 dense passes" in printed
     rich, _ = advise("--law", "vit", "--parameters", "20M", "--data", "300M", "--compute", str(6 * 2e7 * 3e8 * 196 * 2))
     assert rich["best"][1]["limited_by"] == "data"
@@ -139,10 +139,10 @@ def test_extrapolation_is_warned_of_by_its_factor(advise):
 
 def test_pruning_a_dense_model_beyond_the_fit_is_warned_of(advise):
     flags = ["--law", "t5", "--parameters", "85M", "--data", "40B", "--device", "a100", "--hours", "24"]
-    told, printed = advise(*flags, "--dense-model", "8.5B", "--dense-data", "60B")
-    assert told["start"]["from_dense"] is True
-    assert any("pruning to 99 %" in line and "sparser than 87.5 %" in line for line in told["warnings"])
-    assert any("while pruning the dense model" in line for line in told["warnings"])
+    output, printed = advise(*flags, "--dense-model", "8.5B", "--dense-data", "60B")
+    assert output["start"]["from_dense"] is True
+    assert any("pruning to 99 %" in line and "sparser than 87.5 %" in line for line in output["warnings"])
+    assert any("while pruning the dense model" in line for line in output["warnings"])
     assert "does not fit 2:4" in printed
     assert "measure on your hardware" not in printed
 
@@ -162,8 +162,8 @@ def test_models_are_counted_without_embeddings():
 def test_vision_backbones_are_counted_too(advise):
     """ViT-S/16 as in Touvron et al., 22.05M parameters with its head and its table of 197 positions: 21.59M without."""
     assert parameters_of("timm/vit_small_patch16_224") == pytest.approx(22.05e6 - 385e3 - 197 * 384, rel=5e-4)
-    told, _ = advise("--law", "vit", "--model", "timm/vit_small_patch16_224", "--data", "1B")
-    assert told["request"]["nonzero_params"] == parameters_of("timm/vit_small_patch16_224")
+    output, _ = advise("--law", "vit", "--model", "timm/vit_small_patch16_224", "--data", "1B")
+    assert output["request"]["nonzero_params"] == parameters_of("timm/vit_small_patch16_224")
 
 
 BASE = ["--law", "t5", "--parameters", "20M"]

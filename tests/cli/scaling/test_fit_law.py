@@ -59,9 +59,9 @@ def test_coefficients_come_back_in_single_units(runs, tmp_path, capsys):
     assert known.replicates[0].b_N == pytest.approx(VIT_JFT4B.b_N, rel=1e-3)
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert {"objective", "hold_outs", "intervals", "undetermined"} <= set(json.loads(law.read_text()))
-    told = " ".join(capsys.readouterr().out.split())
-    assert "4 of 4 starts agree" in told
-    assert "The runs determine all seven coefficients." in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "4 of 4 starts agree" in output
+    assert "The runs determine all seven coefficients." in output
 
 
 def test_advise_reads_what_fit_law_wrote(runs, tmp_path, capsys):

@@ -73,7 +73,7 @@ def test_examples_that_count_are_each_one_once(world_size, examples):
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_a_batch_is_the_same_on_any_number_of_ranks(shuffle):
-    """So that a run goes on with another number; only what fills up the short last batch may differ."""
+    """So a run can resume with another number. Only what fills up the short last batch may differ."""
 
     def everywhere(ranks):
         size = 12 // ranks
@@ -128,9 +128,9 @@ def test_iterating_leaves_the_global_generator_alone(loader_class):
 class Coded(ValueError):
     """Made of two values, which torch's loader cannot make again."""
 
-    def __init__(self, code: int, told: str) -> None:
-        super().__init__(f"{told} {code}")
-        self._made_of = (code, told)
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"{message} {code}")
+        self._made_of = (code, message)
 
     def __reduce__(self):
         return type(self), self._made_of
@@ -139,8 +139,8 @@ class Coded(ValueError):
 class Stuck(ValueError):
     """Pickles, but does not come back."""
 
-    def __init__(self, code: int, told: str) -> None:
-        super().__init__(told)
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
 
 
 class Failing:

@@ -77,7 +77,7 @@ def test_views_depend_on_seed_epoch_and_image_only(root):
         again, same = views(module(root, num_workers=workers), 3)
         assert torch.equal(again, first)
         assert torch.equal(same, labels)
-    assert torch.equal(torch.get_rng_state(), state)  # dropout goes on as if no image had been cropped
+    assert torch.equal(torch.get_rng_state(), state)  # dropout continues as if no image had been cropped
     assert Counter(labels.tolist()) == {0: 5, 1: 5, 2: 5}
     for other, epoch in (({}, 4), ({"seed": 1}, 3)):
         assert not torch.equal(views(module(root, **other), epoch)[0], first)
@@ -150,10 +150,10 @@ def test_broken_images_are_named_replaced_and_listed(root, tmp_path, num_workers
     bad[0].write_bytes(bad[0].read_bytes()[:100])
     bad[1].write_text("not a picture")
     data, recorder = module(root, num_workers=num_workers, min_area=1.0, flip=False), Recorder()
-    with pytest.warns(UserWarning, match="unreadable images, replaced by others: 2") as told:
+    with pytest.warns(UserWarning, match="unreadable images, replaced by others: 2") as output:
         Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
                 enable_model_summary=False).fit(recorder, datamodule=data)  # fmt: skip
-    texts = [str(each.message) for each in told]
+    texts = [str(each.message) for each in output]
     for path in bad:
         assert sum(f"{str(path)!r} cannot be read" in text and "another image" in text for text in texts) == 1
     assert sum(text.count("\n") for text in texts if text.startswith("unreadable images, replaced by others: 2")) == 2
@@ -201,7 +201,7 @@ def remove(path: Path) -> None:
     ],
     ids=["missing class", "extra class", "empty class", "no images", "no classes", "no val", "one class"],
 )  # fmt: skip
-def test_bad_folders_are_told_in_one_sentence(root, damage, message):
+def test_bad_folders_are_reported_in_one_sentence(root, damage, message):
     damage(root)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         module(root).setup("fit")
@@ -219,17 +219,17 @@ def test_hidden_and_linked_folders_and_dangling_links_are_passed_over_and_counte
     with pytest.warns(UserWarning, match="files ignored: 4") as caught:
         images = module(root)._load().sets["train"]
     assert images.labels == [0] * 5 + [1] * 5 + [2] * 5
-    [told] = caught
+    [output] = caught
     for line in (
         "  hidden or left by the system: 1 ('train/apple/.ipynb_checkpoints/0.png')",
         "  linked folder, not followed: 1 ('train/apple/again')",
         "  broken link: 2 ('train/apple/self', 'train/apple/z.png')",
     ):
-        assert line in str(told.message).splitlines()
+        assert line in str(output.message).splitlines()
 
 
 def test_a_file_that_may_not_be_read_is_named(root, monkeypatch):
-    """By a stand-in for the system's refusal, as whoever runs the tests may be allowed everything."""
+    """By a stand-in for the system's refusal, because the tests may run as root."""
 
     def refuse(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))
@@ -355,7 +355,7 @@ def test_predict_takes_files_and_folders_in_order(root, tmp_path):
         list(data.predict_dataloader())
 
 
-def test_an_unreadable_image_is_told_as_it_was_raised_in_a_worker(root):
+def test_an_unreadable_image_is_reported_as_it_was_raised_in_a_worker(root):
     """torch's own loader glues the worker's traceback into the message."""
     bad = root / "test" / "pear" / "3.png"
     bad.write_bytes(b"x")

@@ -23,7 +23,7 @@ SCENES = [  # label file, class by hand
     (label("Van", 20.0), 1),
     (label("Truck", 20.01), 2),
     (label("Car", 70.3) + label("Van", 5.0) + label("Truck", 30), 0),
-    (label("Car", -1.2), 0),  # beside the camera
+    (label("Car", -1.2), 0),  # next to the camera
     (label("Pedestrian", 3.0) + label("Car", 25.0), 2),  # people are no vehicles
     (label("Cyclist", 3.0) + label("Tram", 2.0) + label("Misc", 2.0) + label("DontCare", -1000), 3),
     ("", 3),
@@ -65,8 +65,8 @@ def test_what_is_not_an_image_is_passed_over_with_a_warning(root):
     with pytest.warns(UserWarning, match="files ignored") as caught:
         splits = load_published("vtab/kitti", root)
     assert sum(len(each.rows) for each in splits.sets.values()) == 90
-    [told] = [str(each.message) for each in caught if "files ignored" in str(each.message)]
-    assert told.splitlines()[1:-1] == [
+    [output] = [str(each.message) for each in caught if "files ignored" in str(each.message)]
+    assert output.splitlines()[1:-1] == [
         "  empty: 1 ('000090.png')",
         "  hidden or left by the system: 1 ('.DS_Store')",
         "  unknown type: 1 (.txt 1; 'readme.txt')",

@@ -105,13 +105,13 @@ def test_every_set_is_torchvisions():
         ("torchvision/Dogs", r"source='torchvision/Dogs' is unknown; .*'CIFAR10'"),
     ],
 )
-def test_what_cannot_be_served_is_told_in_one_sentence(tmp_path, source, message):
+def test_what_cannot_be_served_is_reported_in_one_sentence(tmp_path, source, message):
     with pytest.raises(ValueError, match=message):
         load_published(source, tmp_path)
 
 
 @pytest.mark.parametrize("kind", [OSError, ValueError, AssertionError, EOFError])  # the others: of damaged files
-def test_no_network_and_damaged_files_are_told_in_one_sentence(monkeypatch, tmp_path, kind):
+def test_no_network_and_damaged_files_are_reported_in_one_sentence(monkeypatch, tmp_path, kind):
     def broken(*_, **__):
         raise kind("no route")
 

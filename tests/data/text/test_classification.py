@@ -231,7 +231,7 @@ def test_a_trained_model_is_served_texts_of_its_length(tiny_bert, folder):
     with pytest.raises(ValueError, match=r"max_length=5 contradicts the trained network, which saw data.max_length=4"):
         batches("test", TrainerFn.TESTING, max_length=5)
     fresh = TextDataModule(str(folder), tokenizer=str(tiny_bert), max_length=5)
-    with pytest.warns(UserWarning, match="max_length=5"):  # a fit that starts anew may choose
+    with pytest.warns(UserWarning, match="max_length=5"):  # a new fit may choose
         served(fresh, TrainerFn.FITTING, columns=["text"], max_length=4).setup("fit")
     assert fresh.input == TextInput(("text",), max_length=5, limit=32)
 

@@ -180,7 +180,7 @@ def test_a_column_that_is_missing_is_named_once(tiny_llama, file):
         ("a.doc", b"good film\n", r"unknown suffix '.doc'"),
     ],
 )
-def test_bad_files_are_told_in_one_sentence(tiny_llama, tmp_path, name, content, message):
+def test_bad_files_are_reported_in_one_sentence(tiny_llama, tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         module(tiny_llama, tmp_path / name).setup("fit")

@@ -208,13 +208,13 @@ def test_class_folders_with_numbers_are_in_order(tmp_path):
     assert KineticsDataModule(str(tmp_path), **SETTINGS).label_names == ["9", "10", "100"]
 
 
-def test_listed_classes_that_are_not_scored_are_told_in_one_warning(tmp_path):
+def test_listed_classes_that_are_not_scored_are_reported_in_one_warning(tmp_path):
     """A list may be a small part of a set."""
     root = listed(tmp_path, train="run jump fly", val="run", test="run jump")
     with pytest.warns(UserWarning, match="scores do not include") as caught:
         KineticsDataModule(str(root), **SETTINGS).setup("fit")
-    [told] = caught
-    assert str(told.message) == (
+    [output] = caught
+    assert str(output.message) == (
         f"data.root={str(root)!r} has no video of 2 of the 3 classes in val, such as 'fly', and of 1 of the 3 classes "
         "in test, such as 'fly'; scores do not include them."
     )
@@ -252,7 +252,7 @@ def test_predicting(root, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_video_is_told_as_it_was_raised(root, tmp_path, workers):
+def test_an_unreadable_video_is_reported_as_it_was_raised(root, tmp_path, workers):
     """torch's own loader makes it a RuntimeError that begins with 'Caught UnreadableVideo in DataLoader worker'."""
     films.broken(tmp_path)
     data = KineticsDataModule(**SETTINGS, predict_path=str(tmp_path / "text.mp4"), num_workers=workers)
@@ -267,7 +267,7 @@ def test_an_unreadable_video_is_told_as_it_was_raised(root, tmp_path, workers):
 
 @pytest.mark.filterwarnings("ignore")  # each broken video is named in one
 @pytest.mark.parametrize("workers", [0, 2])
-def test_nothing_but_broken_videos_are_told_as_they_were_raised(tmp_path, workers):
+def test_nothing_but_broken_videos_are_reported_as_they_were_raised(tmp_path, workers):
     for name in ("run", "jump"):
         for split in ("train", "val"):
             (tmp_path / split / name).mkdir(parents=True)

@@ -46,7 +46,7 @@ def test_variable_frame_rate(tmp_path):
 
 
 def test_pictures_are_those_of_a_full_decode_bit_for_bit(tmp_path):
-    """Not decoding what nobody wants must not change what is wanted."""
+    """Skipping frames that are not requested does not change the requested ones."""
     rng = np.random.default_rng(0)
     path = tmp_path / "noise.mp4"
     with av.open(str(path), "w") as container:
@@ -144,7 +144,7 @@ def test_a_file_cut_short_behind_its_header(tmp_path):
     ("suffix", "codec", "tone"), [("mkv", "libx264", 0.0), ("mkv", "libx264", 6.0), ("webm", "libvpx-vp9", 0.0)]
 )
 def test_half_of_a_matroska_file(tmp_path, suffix, codec, tone):
-    """Its picture track names no length; the file does."""
+    """Its video stream stores no duration; the file does."""
     path = films.halve(films.film(tmp_path / f"film.{suffix}", 60, codec, tone=tone))
     assert numbers(path, [0.0, 0.5]) == [0, 5]
     for times in ([3.0, 3.5], [5.0, 5.9], [0.0, 5.9]):
@@ -183,7 +183,7 @@ def test_a_title_that_is_no_utf_8_is_no_damage(tmp_path):
         assert video.seconds == pytest.approx(3.0)
 
 
-def test_damage_met_while_measuring_is_told_as_such(tmp_path, monkeypatch):
+def test_damage_met_while_measuring_is_reported_as_such(tmp_path, monkeypatch):
     """A header without a length whose data cannot be read, as some broken AVI files have it."""
     from av.error import PermissionError as Forbidden
 
@@ -201,7 +201,7 @@ def test_no_such_file(tmp_path):
         Video(tmp_path / "gone.mp4")
 
 
-def test_an_unreadable_video_is_told_across_processes():
+def test_an_unreadable_video_is_reported_across_processes():
     """A worker hands its error on by pickle."""
     error = UnreadableVideo(Path("a.mp4"), "it has no picture")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -56,7 +56,7 @@ HIDDEN = ("._a.mp4", ".a.mp4", ".cache/a.mp4", "more/._b.mp4")
 
 
 def test_hidden_files_are_no_videos(tmp_path):
-    """macOS leaves ``._a.mp4`` beside ``a.mp4`` on foreign disks; the set itself may lie in a hidden folder."""
+    """macOS leaves ``._a.mp4`` next to ``a.mp4`` on foreign disks; the set itself may lie in a hidden folder."""
     root = tmp_path / ".data"
     whole = [f"{split}/{name}/a.mp4" for split in ("train", "val") for name in ("run", "jump")]
     touch(root, *whole, *(f"train/run/{name}" for name in HIDDEN), "train/.git/a.mp4", "val/run/.DS_Store")
@@ -69,16 +69,16 @@ def test_hidden_files_are_no_videos(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("splits", "told"),
+    ("splits", "output"),
     [
         ({"train": "run jump", "val": "run"}, "has the class 'jump' in train but not in val (1 such in all)"),
         ({"train": "run", "val": "run fly hop"}, "has the class 'fly' in val but not in train (2 such in all)"),
         ({"train": "run jump", "val": "run jump", "test": "run"}, "has the class 'jump' in train but not in test"),
     ],
 )
-def test_class_folders_that_differ_between_splits(tmp_path, splits, told):
+def test_class_folders_that_differ_between_splits(tmp_path, splits, output):
     touch(tmp_path, *(f"{split}/{name}/a.mp4" for split, names in splits.items() for name in names.split()))
-    with pytest.raises(ValueError, match=re.escape(told)):
+    with pytest.raises(ValueError, match=re.escape(output)):
         list_videos(tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_hmdb51(tmp_path):
 FOREIGN = {
     "v_Yoga_g01_c01.avi 1": "no class folder",
     "Yoga/v_Yoga_g01_c01.avi 1 2": "three words",
-    "Yoga/v_Yoga_g01_c01.avi one": "a class that is no number",
+    "Yoga/v_Yoga_g01_c01.avi one": "a class that is not a number",
     "Yoga/ 1": "no file",
     "Yoga/readme.txt 1": "no video",
     "Yoga/v_Yoga_g01\x00\x01": "no text",

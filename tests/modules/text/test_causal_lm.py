@@ -188,11 +188,11 @@ def test_samples_are_kept_before_training_and_after_each_epoch(tiny_llama, tmp_p
 
 
 def test_loggers_that_take_text_get_the_samples(tmp_path):
-    told = []
-    board = SimpleNamespace(experiment=SimpleNamespace(add_text=lambda *arguments: told.append(arguments)))
-    wandb = SimpleNamespace(log_text=lambda key, columns, data, step: told.append((key, data[0], step)))
+    output = []
+    board = SimpleNamespace(experiment=SimpleNamespace(add_text=lambda *arguments: output.append(arguments)))
+    wandb = SimpleNamespace(log_text=lambda key, columns, data, step: output.append((key, data[0], step)))
     save_samples([Sample(3, "a", "b", "c")], tmp_path / "new", [board, wandb, SimpleNamespace(experiment=None)])
-    assert told == [("samples", "a | b | c", 3), ("samples", ["a", "b", "c"], 3)]
+    assert output == [("samples", "a | b | c", 3), ("samples", ["a", "b", "c"], 3)]
     assert json.loads((tmp_path / "new" / "samples.jsonl").read_text())["generated"] == "b"
 
 
@@ -305,8 +305,8 @@ def test_the_form_of_prompts_travels_with_the_model(tiny_llama, tmp_path, monkey
     printed = []
     exec(module.example(folder), {"print": printed.append})
     text = printed[0][0]["generated_text"]
-    told = text[-1]["content"] if chat else text.removeprefix("Once upon a time")
-    assert told.split() == answers[0][0].split()
+    output = text[-1]["content"] if chat else text.removeprefix("Once upon a time")
+    assert output.split() == answers[0][0].split()
 
 
 def test_a_folder_without_weights_starts_at_random(tiny_llama, tmp_path):

@@ -272,7 +272,9 @@ def test_a_model_of_pairs_predicts_pairs_from_everywhere(tiny_bert, tmp_path, mo
         torch.testing.assert_close(predict(given, tokenizer, **pair), expected)
         with pytest.raises(ValueError, match=r"trained on pairs of texts \(title, body\), and these are single texts"):
             predict(given, tokenizer)
-        with pytest.raises(ValueError, match=r"max_length=12 contradicts the trained network, which saw data.max_length=9"):
+        with pytest.raises(
+            ValueError, match=r"max_length=12 contradicts the trained network, which saw data.max_length=9"
+        ):
             predict(given, tokenizer, max_length=12, **pair)
 
     printed = []

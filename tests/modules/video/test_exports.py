@@ -81,8 +81,8 @@ def test_printed_lines(tmp_path, monkeypatch, capsys, kind):
     scope = {}
     exec(code, scope)
     assert scope["clips"].shape == (6, 3, 8, 32, 32)
-    told = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
-    assert told == pytest.approx(dict(zip(NAMES, shares, strict=True)), abs=0.02)
+    output = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
+    assert output == pytest.approx(dict(zip(NAMES, shares, strict=True)), abs=0.02)
     again = VideoClassifier(str(folder))
     assert (again.input, again.label_names) == (SEEN, NAMES)
 
