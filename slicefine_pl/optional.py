@@ -9,23 +9,22 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-EXTRAS = {  # name of an optional package in Python, and the extra that installs it
-    "PIL": "image",
-    "av": "video",
+OPTIONAL = {  # each package of an extra in pyproject.toml, by its name in Python, and the first extra that installs it
+    "transformers": "text",
+    "pyarrow": "text",
     "datasets": "glue",
+    "torchvision": "image",
+    "timm": "image",
+    "pytorchvideo": "video",
+    "av": "video",
+    "scipy": "scaling",
+    "matplotlib": "plots",
     "jinja2": "plots",
     "jsonargparse": "recipes",
-    "matplotlib": "plots",
-    "pyarrow": "text",
-    "pytorchvideo": "video",
     "rich": "recipes",
     "safetensors": "recipes",
-    "scipy": "scaling",
-    "timm": "image",
-    "tokenizers": "text",
-    "torchvision": "image",
-    "transformers": "text",
 }
+EXTRAS = OPTIONAL | {"tokenizers": "text", "PIL": "image"}  # these two come with transformers and torchvision
 
 
 class MissingExtraError(ModuleNotFoundError):

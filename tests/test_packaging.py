@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from slicefine_pl import __version__
-from slicefine_pl.optional import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -100,7 +99,3 @@ def test_every_extra_that_is_named_exists(path):
         for name in group.split(",")
     }
     assert named <= set(PROJECT["project"]["optional-dependencies"])
-
-
-def test_every_extra_that_a_missing_package_is_answered_with_exists():
-    assert set(EXTRAS.values()) <= set(PROJECT["project"]["optional-dependencies"])

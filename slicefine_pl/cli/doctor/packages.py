@@ -6,23 +6,9 @@ from importlib import metadata
 
 from slicefine_pl import __version__
 from slicefine_pl.cli.doctor.finding import LIBRARY_ERRORS, Finding, Verdict, first_line
+from slicefine_pl.optional import OPTIONAL
 
 REQUIRED = ("torch", "lightning", "torchmetrics")  # each package has the same name on the registry and in Python
-OPTIONAL = {  # the first extra that installs it
-    "transformers": "text",
-    "pyarrow": "text",
-    "datasets": "glue",
-    "torchvision": "image",
-    "timm": "image",
-    "pytorchvideo": "video",
-    "av": "video",
-    "scipy": "scaling",
-    "matplotlib": "plots",
-    "jinja2": "plots",
-    "jsonargparse": "recipes",
-    "rich": "recipes",
-    "safetensors": "recipes",
-}
 
 
 def check_packages() -> list[Finding]:

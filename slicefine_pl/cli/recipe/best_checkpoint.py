@@ -1,11 +1,11 @@
 """Which checkpoint of a run is the best."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningModule, Trainer
+
+from slicefine_pl.callbacks.support.other_callbacks import checkpoint_callbacks
 
 ACCURACY = "val/accuracy"  # what recipes monitor
 
@@ -26,21 +26,21 @@ def monitor_first_metric(trainer: Trainer, module: LightningModule) -> str | Non
     names = [ACCURACY] if metrics is None else list(metrics["val"].keys())
     if ACCURACY in names:
         return None
-    for callback in getattr(trainer, "checkpoint_callbacks"):  # noqa: B009  (Trainer does not declare it)
-        if isinstance(callback, ModelCheckpoint) and callback.monitor == ACCURACY:
+    for callback in checkpoint_callbacks(trainer):
+        if callback.monitor == ACCURACY:
             callback.monitor = names[0]
     return names[0]
 
 
-def best_path(checkpoints: Sequence[Callback]) -> str:
+def best_path(trainer: Trainer) -> str:
     """Return the path of the checkpoint with the best metric.
 
     Args:
-        checkpoints: Checkpoint callbacks of a trainer.
+        trainer: Trainer whose ``ModelCheckpoint`` callbacks are asked.
 
     Returns:
         The path; of the latest checkpoint if no metric is monitored; empty if there is no checkpoint.
     """
-    paths = [(getattr(each, "monitor", None) is None, getattr(each, "best_model_path", "")) for each in checkpoints]
+    paths = [(each.monitor is None, each.best_model_path) for each in checkpoint_callbacks(trainer)]
     # A resumed run may remember a file that was moved or deleted since.
     return min((entry for entry in paths if entry[1] and Path(entry[1]).exists()), default=(True, ""))[1]

@@ -13,7 +13,8 @@ class PredictionPrinter(Callback):
     """Print one line per example as it is predicted.
 
     A line contains the classes with their probabilities, most probable first; or the predicted value; or, for generated
-    text, a JSON object with prompt and completion.
+    text, a JSON object with prompt and completion. The name of the example is that in ``predict_names`` of the data
+    module, or its number without that attribute.
     """
 
     def __init__(self) -> None:
@@ -23,11 +24,11 @@ class PredictionPrinter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: torch.Tensor | list[str], *_: Any
     ) -> None:
         """Print the examples of a batch, on the first process."""
-        names = getattr(trainer, "datamodule").predict_names  # noqa: B009  (Trainer does not declare it)
+        names = getattr(trainer.datamodule, "predict_names", None)  # type: ignore[attr-defined]
         labels = getattr(pl_module, "label_names", None)
         own = outputs.tolist() if isinstance(outputs, torch.Tensor) else outputs
         for output in own if trainer.world_size == 1 else _gather(own, trainer):
-            name = names[self._printed]
+            name = names[self._printed] if names else str(self._printed)
             if isinstance(output, str):  # may contain line breaks
                 print(json.dumps({"prompt": name, "completion": output}, ensure_ascii=False))
             else:

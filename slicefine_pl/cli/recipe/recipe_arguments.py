@@ -88,7 +88,7 @@ class RecipeArguments(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Let flags override the settings that a checkpoint contains; Lightning ignores the flags."""
         command = self.config.subcommand
-        before = self.config[command].model
+        before = self.config[command].get("model", {})  # a class without arguments has no section
         given = {name: before[name] for name in settings_given("model", self._words) if name in before}
         super()._parse_ckpt_path()
         if given:
@@ -97,7 +97,7 @@ class RecipeArguments(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Prepare data as for the checkpoint's training, if it is recorded; let ``predict`` print predictions only."""
         settings = self.config[self.subcommand]
-        if "processor" in settings.data and settings.ckpt_path and stored_record(str(settings.ckpt_path)):
+        if "processor" in settings.get("data", {}) and settings.ckpt_path and stored_record(str(settings.ckpt_path)):
             settings.data.processor = str(settings.ckpt_path)
         if self.subcommand == "predict":
             self.config.predict.trainer.enable_progress_bar = False

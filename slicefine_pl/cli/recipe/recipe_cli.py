@@ -79,7 +79,7 @@ class RecipeCLI(RecipeArguments):
         if self.trainer.global_step == 0:
             print("No step was trained: nothing is tested or exported.")
             return
-        best = best_path(getattr(self.trainer, "checkpoint_callbacks"))  # noqa: B009  (Trainer does not declare it)
+        best = best_path(self.trainer)
         [scores] = self._evaluate(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
         folder = self._folder.path / "export"  # a collective call: all processes read it
         if self.trainer.is_global_zero:

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from slicefine_pl.callbacks.support.other_callbacks import checkpoint_callbacks
 
 
 class ResumeHint(Callback):
@@ -30,7 +31,6 @@ def _hint(last: Path | None) -> str:
 
 def _last_checkpoint(trainer: Trainer) -> Path | None:
     """The newest file that this run has written, else the one that it was resumed from."""
-    callbacks = getattr(trainer, "checkpoint_callbacks")  # noqa: B009  (Trainer does not declare it)
-    written = [Path(each._last_checkpoint_saved) for each in callbacks if isinstance(each, ModelCheckpoint)]
+    written = [Path(each._last_checkpoint_saved) for each in checkpoint_callbacks(trainer)]
     found = [path for path in written if path.is_file()] or ([Path(trainer.ckpt_path)] if trainer.ckpt_path else [])
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)

@@ -15,6 +15,7 @@ from slicefine_pl.cli.doctor import command, devices, packages, places, processe
 from slicefine_pl.cli.doctor.devices import Driver
 from slicefine_pl.cli.doctor.finding import Finding, Verdict
 from slicefine_pl.cli.main import main
+from slicefine_pl.optional import OPTIONAL
 
 TOO_OLD = "The NVIDIA driver on your system is too old (found version 12040).\nPlease update your GPU driver."
 
@@ -39,8 +40,8 @@ def test_packages_are_those_of_pyproject():
 
     assert set(packages.REQUIRED) == names(project["dependencies"])
     extras = {extra: names(required) for extra, required in project["optional-dependencies"].items()}
-    assert set(packages.OPTIONAL) == set().union(*extras.values()) - {"slicefine-pl"}
-    assert all(name in extras[extra] for name, extra in packages.OPTIONAL.items())
+    assert set(OPTIONAL) == set().union(*extras.values()) - {"slicefine-pl"}
+    assert all(name in extras[extra] for name, extra in OPTIONAL.items())
 
 
 def test_an_absent_package_breaks_a_run_only_where_every_run_needs_it():

@@ -54,6 +54,11 @@ def test_names_of_classes_that_would_break_the_line_are_quoted():
     assert format_prediction([0.25, 0.75], ["a b", "a\tb\nc"]) == '"a\\tb\\nc" 0.7500  a b 0.2500'
 
 
+def test_examples_without_names_are_numbered(monkeypatch):
+    monkeypatch.delattr(Numbers, "predict_names")
+    assert printed(1) == [[f"{2 * number:.4f}", str(number)] for number in range(MANY)]
+
+
 @pytest.mark.distributed
 def test_each_example_is_printed_once_in_order_whatever_the_number_of_processes():
     first, *others = processes.run(printed, 3, 3)

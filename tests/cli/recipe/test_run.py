@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from safetensors.torch import load_file
 
 from slicefine_pl.callbacks import SliceFineCallback
+from slicefine_pl.cli import run
 from slicefine_pl.cli.recipe.preflight import check_checkpoint, check_output_folder
 from slicefine_pl.data import TextDataModule
 from slicefine_pl.modules import TextClassifier
@@ -56,6 +58,19 @@ def test_fit_tests_exports_and_reports_then_predicts_from_both(recipe, capsys):
     assert Path("runs/t/version_1/export/model.safetensors").is_file()
     recipe("test", "--ckpt_path", str(best))
     assert not list(Path("runs/t").glob("version_2/config.yaml"))
+
+
+def test_classes_without_arguments_have_a_command_line(tmp_path, monkeypatch, capsys):
+    """Their sections are missing from the settings."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(
+        "trainer: {max_steps: 2, accelerator: cpu, logger: false, enable_progress_bar: false}"
+    )
+    for words in (["fit"], ["predict", "--ckpt_path", "checkpoints/epoch=0-step=2.ckpt"]):
+        monkeypatch.setattr("sys.argv", ["recipe", *words])
+        run(BoringModel, BoringDataModule, Path("recipe.yaml"))
+    predicted = [line for line in capsys.readouterr().out.splitlines() if "\t" in line]
+    assert [line.partition("\t")[2] for line in predicted] == [str(number) for number in range(64)]
 
 
 @pytest.mark.parametrize("text", ["great #film", "null", "~", "007", "[a, b]", "--config"])
