@@ -105,7 +105,11 @@ def has_random_weights(name: str, place: str) -> bool:
 
 
 def read_config(folder: str) -> dict[str, object]:
-    """Return the content of ``config.json`` in a folder; empty if there is none."""
+    """Return the content of ``config.json`` in a folder; empty if there is none.
+
+    Raises:
+        ValueError: The file is not JSON.
+    """
     path = Path(folder) / "config.json"
     try:
         settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}

@@ -109,7 +109,11 @@ class KernelDrift(Callback):
                 self._reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the weights; checkpoints have been restored by now."""
+        """Find the weights; checkpoints have been restored by now.
+
+        Raises:
+            MisconfigurationException: The strategy shards the weights.
+        """
         if any(is_sharded(parameter) for parameter in pl_module.parameters()):
             raise MisconfigurationException(
                 "KernelDrift needs whole weights, and this strategy shards them; use strategy='ddp' or remove"

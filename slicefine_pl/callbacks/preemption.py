@@ -43,7 +43,11 @@ class PreemptionCheckpoint(Callback):
         self._received = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the other callbacks have finished a batch when this one saves."""
+        """Check that the other callbacks have finished a batch when this one saves.
+
+        Raises:
+            MisconfigurationException: A callback that resumes comes later in the list.
+        """
         use_atomic_files(trainer)
         callbacks = trainer_callbacks(trainer)
         later = callbacks[callbacks.index(self) + 1 :]
@@ -67,7 +71,11 @@ class PreemptionCheckpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and end the run, if any process has received a signal."""
+        """Save and end the run, if any process has received a signal.
+
+        Raises:
+            SIGTERMException: The checkpoint is saved; Lightning ends the run.
+        """
         # Checkpoints do not contain accumulated gradients; Lightning has no public name for this question.
         if trainer.fit_loop._should_accumulate():
             return

@@ -188,7 +188,11 @@ class SliceFineCallback(ResumableCallback):
             self._steps_before, self.random = {}, TrainingRandomState()
 
     def opened(self) -> SliceHandle:
-        """Return the open slices, while a fit is running."""
+        """Return the open slices, while a fit is running.
+
+        Raises:
+            RuntimeError: No fit is running.
+        """
         if self._handle is None:
             raise RuntimeError("The slices are not open; SliceFineCallback opens them in setup('fit').")
         return self._handle

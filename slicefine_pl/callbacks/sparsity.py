@@ -126,7 +126,7 @@ class SparsityCallback(ResumableCallback):
 
     @property
     def masks(self) -> NetworkMasks:
-        """The masks of the current run, or of the last one."""
+        """The masks of the current run, or of the last one; a ``RuntimeError`` before the first run."""
         if self._masks is None:
             raise RuntimeError("There are no masks yet; SparsityCallback makes them in setup('fit').")
         return self._masks

@@ -48,13 +48,13 @@ def _heads_of(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
     elif hasattr(model, "pretrained_cfg") and hasattr(model, "get_classifier"):  # timm
         classifiers = model.get_classifier()  # type: ignore[operator]
         for head in classifiers if isinstance(classifiers, tuple) else (classifiers,):
-            if _has_parameters(head):
+            if has_parameters(head):
                 yield head, False
     elif type(model).__module__.startswith("torchvision.models"):
         linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
         if linears and _is_classifier(model):
             yield linears[-1], False
-    elif type(model).__module__ == "pytorchvideo.models.head" and _has_parameters(getattr(model, "proj", None)):
+    elif type(model).__module__ == "pytorchvideo.models.head" and has_parameters(getattr(model, "proj", None)):
         yield model.get_submodule("proj"), False
 
 
@@ -68,7 +68,7 @@ def _transformers_heads(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
         candidates = [child for child in children.values() if child is not base]
     language_model = language_head is not None
     for head in candidates:
-        if _has_parameters(head):
+        if has_parameters(head):
             yield head, language_model
 
 
@@ -77,5 +77,6 @@ def _is_classifier(model: nn.Module) -> bool:
     return any(hasattr(model, name) for name in ("fc", "classifier", "head", "heads"))
 
 
-def _has_parameters(module: object) -> bool:
+def has_parameters(module: object) -> bool:
+    """Whether an object is a module with at least one parameter."""
     return isinstance(module, nn.Module) and next(module.parameters(), None) is not None

@@ -106,6 +106,10 @@ class ScalingLaw:
 
         At this budget the derivative of the loss with respect to S is zero. Below ``contour(0)``, a dense model is
         best. Valid only in intervals in which the cost is smooth.
+
+        Args:
+            sparsity: Sparsity (S), in [0, 1).
+            cost: Cost of a step, relative to a dense one.
         """
         dense = 1 - checked_sparsity(sparsity)
         rise = cost(sparsity) ** (self.b_D - 1) * cost.slope(sparsity)

@@ -225,10 +225,7 @@ class SliceHandle:
 
     def state_dict(self) -> dict[str, Any]:
         """Positions, visits and scores of all slices, as plain numbers, strings and tensors."""
-        return {
-            **self._identity(),
-            "slices": {name: cursor.state_dict() for name, cursor in self._cursors.items()},
-        }
+        return {**self._identity(), "slices": {name: each.state_dict() for name, each in self._cursors.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Move all slices to saved positions. The weights must have been restored before.

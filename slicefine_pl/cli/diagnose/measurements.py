@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slicefine_pl.analysis.kernel import alignment, kernel, slice_parameters, spectrum, target_weights
+from slicefine_pl.analysis.kernel import alignment, kernel, slice_parameters, target_weights
 from slicefine_pl.analysis.locations import candidate_slices
 from slicefine_pl.analysis.spectra import CONTROLS, Balance, balance, lines_matrix
 from slicefine_pl.analysis.targets import target_matrices
@@ -74,11 +74,6 @@ class KernelPair:
     def trace(self) -> float:
         """Trace of the slices' kernel divided by that of the dense kernel."""
         return float(self.slices.trace() / self.dense.trace())
-
-    @property
-    def effective_ranks(self) -> tuple[float, float]:
-        """Effective rank of the dense kernel and of the slices' kernel."""
-        return spectrum(self.dense).effective_rank, spectrum(self.slices).effective_rank
 
 
 @dataclass(frozen=True)

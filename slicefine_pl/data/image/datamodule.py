@@ -106,7 +106,12 @@ class ImageDataModule(ClassificationData, ResumableDataModule):
 
     @cached_property
     def predict_names(self) -> list[str]:
-        """Paths of the images to predict, in order."""
+        """Paths of the images to predict, in order.
+
+        Raises:
+            ValueError: ``predict_images`` is not given, or contains no images.
+            FileNotFoundError: An image does not exist.
+        """
         if self.predict_images is None:
             raise ValueError("nothing to predict; give predict_images: a file, a folder of images, or a list of files.")
         named = [self.predict_images] if isinstance(self.predict_images, str) else self.predict_images

@@ -151,7 +151,7 @@ class VideoDataModule(ClassificationData, ResumableDataModule):
 
     @cached_property
     def predict_names(self) -> list[str]:
-        """Paths of the videos to predict, in order."""
+        """Paths of the videos to predict, in order; an error if ``predict_path`` gives none."""
         if self.predict_path is None:
             raise ValueError("nothing to predict; give --data.predict_path, a video or a folder of videos.")
         path = Path(self.predict_path).expanduser()

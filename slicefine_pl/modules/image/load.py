@@ -12,6 +12,7 @@ from torch import nn
 
 from slicefine_pl.inputs import ImageInput, stored_input
 from slicefine_pl.modules.weights import read_weights
+from slicefine_pl.network.heads import has_parameters
 from slicefine_pl.optional import optional_imports
 from slicefine_pl.pretrained import parse_backbone, read_config
 
@@ -114,7 +115,7 @@ def _transformers(name: str, weights: str, num_classes: int | None) -> ImageBack
         AutoModelForImageClassification, name, config, random_weights=weights == "random"
     )
     children = dict(model.named_children())
-    head = [child for key, child in children.items() if key != model.base_model_prefix and _has_parameters(child)]
+    head = [child for key, child in children.items() if key != model.base_model_prefix and has_parameters(child)]
     names = None if new_head else list((model.config.id2label or {}).values())
     return ImageBackbone(model, "transformers", "", head, new_head, names)
 
@@ -137,10 +138,6 @@ def _fit_last_linear(model: nn.Module, num_classes: int | None) -> tuple[nn.Line
     new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
     setattr(model.get_submodule(parent), own, new)
     return new, True
-
-
-def _has_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
 
 
 def _strings(names: object) -> list[str] | None:

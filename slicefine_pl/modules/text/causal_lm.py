@@ -136,7 +136,11 @@ class CausalLanguageModel(InputRecorder, FineTuningModule):
         self._supports_packing = False
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean loss over the labeled tokens of this batch on all processes."""
+        """Return the mean loss over the labeled tokens of this batch on all processes.
+
+        Raises:
+            ValueError: The batch is packed, and the model does not keep packed examples apart.
+        """
         if "position_ids" in batch and not self._supports_packing:
             self._supports_packing = supports_packing(self.model)
             if not self._supports_packing:

@@ -92,7 +92,11 @@ class VideoClassifier(VisionClassifier):
         self.train()
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return logits, shape ``(B, C)``; for several views, the logarithm of their mean probabilities."""
+        """Return logits, shape ``(B, C)``; for several views, the logarithm of their mean probabilities.
+
+        Raises:
+            ValueError: The video has another shape.
+        """
         video = batch["video"]
         if video.ndim not in (5, 6) or video.shape[-4] != 3:
             raise ValueError(

@@ -57,7 +57,11 @@ class SlicedMultiheadAttention(SlicedLayer):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend; arguments, shapes and results are those of ``torch.nn.MultiheadAttention``."""
+        """Attend; arguments, shapes and results are those of ``torch.nn.MultiheadAttention``.
+
+        Raises:
+            RuntimeError: ``is_causal`` is given without ``attn_mask``, or a mask does not fit the keys.
+        """
         self.slicefine_before_forward()
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal=True is a hint about attn_mask, which is None; pass the causal mask as well.")
