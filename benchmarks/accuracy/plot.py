@@ -13,7 +13,7 @@ from benchmarks.accuracy.studies import studies
 from benchmarks.harness.plots import DPI
 from slicefine_pl.analysis.plots import save_figure
 
-COLOURS = {  # Okabe and Ito: distinct for colour-blind readers too
+COLORS = {  # Okabe and Ito: distinct for color-blind readers too
     "bitfit": "#E69F00",
     "lora": "#D55E00",
     "dora": "#CC79A7",
@@ -72,14 +72,14 @@ def _row(
     for axes, (label, cost) in zip(row, values.items(), strict=True):
         for name, value in cost.items():
             method = studies().methods[name]
-            colour = COLOURS[method.kind]
+            color = COLORS[method.kind]
             axes.errorbar(
                 value,
                 means[name].mean,
                 means[name].half,
                 fmt="o" if method.layers == "all" else "s",
-                color=colour,
-                mfc=colour if method.position is None else "none",
+                color=color,
+                mfc=color if method.position is None else "none",
                 markersize=4 + method.rank**0.4,
                 capsize=2,
                 alpha=0.85,

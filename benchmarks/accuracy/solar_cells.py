@@ -1,7 +1,7 @@
 """Photos of solar cells, sound or defective, as an image folder with one subfolder per class.
 
 2,624 electroluminescence photos, 300 x 300, of the package elpv-dataset (Buerhop-Lutz et al., 2018; Deitsch et al.,
-2019), each with the probability of a defect, here split at 0.5. The licence, CC BY-NC-SA 4.0, forbids commercial use,
+2019), each with the probability of a defect, here split at 0.5. The license, CC BY-NC-SA 4.0, forbids commercial use,
 so this project does not depend on the package: ``uv pip install --no-deps elpv-dataset==1.0.0.post1``.
 """
 

@@ -1,4 +1,4 @@
-"""Labels, colours and frames that the pictures of all benchmarks share."""
+"""Labels, colors and frames that the pictures of all benchmarks share."""
 
 from typing import Literal
 

@@ -82,13 +82,13 @@ def _memory(axes: Axes, result: Row, names: Sequence[str]) -> None:
             axes.text(0, line, " left out", va="center", fontsize=8, color=OTHERS)
             continue
         end = 0.0
-        for part, colour in PARTS.items():
-            axes.barh(line, row[f"{part}_mb"], left=end, height=0.6, color=colour)
+        for part, color in PARTS.items():
+            axes.barh(line, row[f"{part}_mb"], left=end, height=0.6, color=color)
             end += row[f"{part}_mb"]
         longest = max(longest, end)
         axes.text(end, line, f" {peak(row):,.0f}", va="center", fontsize=9)
-    for part, colour in PARTS.items():
-        axes.barh(0, 0, color=colour, label=part.replace("saved", "activations"))
+    for part, color in PARTS.items():
+        axes.barh(0, 0, color=color, label=part.replace("saved", "activations"))
     axes.legend(frameon=False, loc="upper right")
     axes.set(xlabel=f"memory, MB, R = {result['rank']}", xlim=(0, 1.12 * longest))
     open_frame(axes)
@@ -108,7 +108,7 @@ def draw_growth(result: Row, target: Path) -> None:
     axes[0, 0].set_ylabel("step, ms")
     axes[1, 0].set_ylabel("saved for backward, MB")
     handles = [
-        Line2D([], [], color=colour, marker=marker, label=LABELS[method]) for method, (colour, marker) in CURVES.items()
+        Line2D([], [], color=color, marker=marker, label=LABELS[method]) for method, (color, marker) in CURVES.items()
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(CURVES), frameon=False)
     base = ", ".join(f"{name} {value}" for name, value in result["base"].items())
@@ -118,10 +118,10 @@ def draw_growth(result: Row, target: Path) -> None:
 
 
 def _curves(axes: Axes, row: Row, costs: dict[str, list[float]], exponent: str) -> None:
-    for place, (method, (colour, marker)) in enumerate(CURVES.items()):
-        axes.loglog(row["values"], costs[method], color=colour, marker=marker, markersize=5)
+    for place, (method, (color, marker)) in enumerate(CURVES.items()):
+        axes.loglog(row["values"], costs[method], color=color, marker=marker, markersize=5)
         label = f"{row[method][exponent]:z.2f}"
-        axes.text(0.04, 0.95 - 0.09 * place, label, color=colour, transform=axes.transAxes, va="top", weight="bold")
+        axes.text(0.04, 0.95 - 0.09 * place, label, color=color, transform=axes.transAxes, va="top", weight="bold")
     axes.xaxis.set_major_locator(FixedLocator(row["values"]))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     for axis in (axes.xaxis, axes.yaxis):
@@ -153,9 +153,9 @@ def draw_overview(result: Row, target: Path) -> None:
 def _weight(axes: Axes, moves: int, columns: int = 10, rows: int = 6, rank: int = 2) -> None:
     """A weight matrix after some moves of its slice."""
     for column in range(columns):
-        colour = SLICES if column // rank == moves else VISITED if column // rank < moves else NEVER
+        color = SLICES if column // rank == moves else VISITED if column // rank < moves else NEVER
         for row in range(rows):
-            axes.add_patch(Rectangle((column, row), 0.9, 0.9, color=colour, linewidth=0))
+            axes.add_patch(Rectangle((column, row), 0.9, 0.9, color=color, linewidth=0))
     title = f"after {moves} move{'' if moves == 1 else 's'}"
     axes.set(xlim=(-0.2, columns + 0.1), ylim=(-0.2, rows + 0.1), aspect="equal", title=title)
     axes.axis("off")
@@ -165,8 +165,8 @@ def _bars(axes: Axes, values: dict[str, float], title: str) -> None:
     """One bar per method."""
     names = [name for name in OVERVIEW if name in values]
     lengths = [values[name] for name in names]
-    colours = [SLICES if name.startswith("slice") else "#8d99ae" for name in names]
-    bars = axes.barh([LABELS[name] for name in names], lengths, color=colours)
+    colors = [SLICES if name.startswith("slice") else "#8d99ae" for name in names]
+    bars = axes.barh([LABELS[name] for name in names], lengths, color=colors)
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axes.invert_yaxis()

@@ -1,1 +1,1 @@
-"""Bytes sent between processes, behaviour after a fault, speed of video decoding."""
+"""Bytes sent between processes, behavior after a fault, speed of video decoding."""

@@ -2,7 +2,7 @@
 
 Matplotlib is imported when a plot is drawn.
 
-Source:  colours of Okabe and Ito, which colour-blind readers can distinguish.
+Source:  colors of Okabe and Ito, which color-blind readers can distinguish.
 """
 
 import io
@@ -22,7 +22,7 @@ from slicefine_pl.slicing.schedule import Axis
 
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "0.55", "#D55E00"
 ROUNDING = 1e-7  # share of the trace below which an eigenvalue of float32 gradients is noise
-COLOURS: dict[Axis, str] = {"row": BLUE, "column": ORANGE}
+COLORS: dict[Axis, str] = {"row": BLUE, "column": ORANGE}
 MARKS: dict[Axis, str] = {"row": "o", "column": "s"}
 SHIFTS: dict[Axis, float] = {"row": -0.16, "column": 0.16}  # vertical, within a control's row of the plot
 
@@ -70,7 +70,7 @@ def plot_spectra(balances: Mapping[str, Mapping[Axis, Mapping[str, Balance]]]) -
                 values = [getattr(each, measure) for each in by_line.get(line, {}).values()]
                 heights = place + shift + np.linspace(-0.1, 0.1, len(values))
                 label = f"{line}s of one matrix" if place == 0 else None
-                panel.plot(values, heights, MARKS[line], color=COLOURS[line], ms=3, alpha=0.6, label=label)
+                panel.plot(values, heights, MARKS[line], color=COLORS[line], ms=3, alpha=0.6, label=label)
                 if values:
                     panel.plot([np.median(values)] * 2, [place + shift - 0.15, place + shift + 0.15], color="black")
         panel.set(xscale="log", yticks=range(len(balances)), yticklabels=list(balances) if panel is axes[0] else [])
@@ -88,10 +88,10 @@ def _decay(axes: Any, balances: Mapping[str, Mapping[Axis, Mapping[str, Balance]
     first, by_line = next(iter(balances.items()))
     line, own = next(iter(by_line.items()))
     name = sorted(own, key=lambda each: own[each].spread_of_decay)[len(own) // 2]
-    for control, colour in (("Gaussian", GREY), (first, BLUE)):
+    for control, color in (("Gaussian", GREY), (first, BLUE)):
         for number, curve in enumerate(balances[control][line][name].decay):
             label = f"{control}, one curve per group" if number == 0 else None
-            axes.plot(np.arange(1, len(curve) + 1), curve, color=colour, lw=1, alpha=0.8, label=label)
+            axes.plot(np.arange(1, len(curve) + 1), curve, color=color, lw=1, alpha=0.8, label=label)
     axes.set(yscale="log", xlabel="index of the eigenvalue", ylabel="eigenvalue / sum")
     axes.set_title(f"Decay of the {line} groups of\n{name}", fontsize=10)
     axes.set_ylim(bottom=max(float(own[name].decay.min()) / 2, ROUNDING))
@@ -128,9 +128,9 @@ def plot_task_energy(
     left.set(xscale="log", ylim=(0, 1.02), xlabel="directions k", ylabel="share of the variance, CEV(k)")
     left.set_title("Variance of each layer's inputs in k directions")
     left.legend(fontsize=8, loc="lower right")
-    for found, colour, mark, words in ((layers, BLUE, "o", "this network"), (others, GREY, "x", "without pretraining")):
+    for found, color, mark, words in ((layers, BLUE, "o", "this network"), (others, GREY, "x", "without pretraining")):
         counts = [task_directions(energies, share) for _, energies in found]
-        right.plot(range(len(found)), counts, mark, color=colour, ms=6, label=words if found else None)
+        right.plot(range(len(found)), counts, mark, color=color, ms=6, label=words if found else None)
     widths = [len(energies) for _, energies in layers]
     right.plot(range(len(layers)), widths, "_", color="black", ms=9, label="inputs of the layer")
     right.axhline(rank, color=RED, ls="--", label=f"rank {rank} of the slices")
@@ -157,11 +157,11 @@ def plot_kernels(kernels: Mapping[str, Tensor]) -> Any:
         panel.set(xticks=[], yticks=[], xlabel="outputs of the samples")
         panel.set_title(words, fontsize=10)
     figure.colorbar(image, ax=list(axes[: len(kernels)]), shrink=0.75, label="K / mean diagonal")
-    for (words, kernel), colour, mark in zip(kernels.items(), (BLUE, ORANGE, GREY, GREEN), "osxd", strict=False):
+    for (words, kernel), color, mark in zip(kernels.items(), (BLUE, ORANGE, GREY, GREEN), "osxd", strict=False):
         eigenvalues = spectrum(kernel).eigenvalues
         shares = (eigenvalues / eigenvalues.sum()).numpy()
         shares = shares[shares > ROUNDING]
-        axes[-1].plot(np.arange(1, len(shares) + 1), shares, mark + "-", color=colour, ms=3, lw=1, label=words)
+        axes[-1].plot(np.arange(1, len(shares) + 1), shares, mark + "-", color=color, ms=3, lw=1, label=words)
     axes[-1].set(yscale="log", xlabel="index of the eigenvalue", ylabel="eigenvalue / sum")
     axes[-1].set_title("Spectra of the kernels", fontsize=10)
     axes[-1].legend(fontsize=7)
@@ -183,14 +183,14 @@ def plot_winners(found: Winners, control: Winners | None) -> Any:
         panel.set_title(f"One small step: loss on {words}", fontsize=11)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
     networks = [(found, BLUE, "o", "this network"), (control, GREY, "x", "without pretraining")]
-    for winners, colour, mark, words in networks:
+    for winners, color, mark, words in networks:
         if winners is not None:
-            _ranked(axes[1][0], [step.energy / step.parameters for step in winners.slices], colour, mark, words)
+            _ranked(axes[1][0], [step.energy / step.parameters for step in winners.slices], color, mark, words)
             own, held_out = (
                 [getattr(s, each) / s.predicted for s in winners.full] for each in ("decrease", "held_out")
             )
-            _ranked(axes[1][1], own, colour, mark, f"{words}, own examples")
-            _ranked(axes[1][1], held_out, colour, mark, f"{words}, held-out examples", filled=False)
+            _ranked(axes[1][1], own, color, mark, f"{words}, own examples")
+            _ranked(axes[1][1], held_out, color, mark, f"{words}, held-out examples", filled=False)
     axes[1][0].set(xscale="log", xlabel="share of the gradient's energy / share of the parameters")
     axes[1][0].axvline(1, color="black", ls=":", label="proportional to size")
     axes[1][0].set_title("Share of the gradient in one slice", fontsize=11)
@@ -206,25 +206,25 @@ def plot_winners(found: Winners, control: Winners | None) -> Any:
     return figure
 
 
-def _ranked(axes: Any, values: list[float], colour: str, mark: str, words: str, filled: bool = True) -> None:
+def _ranked(axes: Any, values: list[float], color: str, mark: str, words: str, filled: bool = True) -> None:
     """Plot the cumulative distribution of values."""
     shares = (np.arange(len(values)) + 0.5) / len(values)
     style = "-" if filled else ":"
-    axes.plot(sorted(values), shares, mark + style, color=colour, ms=4, lw=1, label=words)
+    axes.plot(sorted(values), shares, mark + style, color=color, ms=4, lw=1, label=words)
 
 
 def _steps(axes: Any, found: Winners, measured: str) -> None:
     """Plot measured against predicted decrease for every kind of step."""
-    slices = {axis: [step for step in found.slices if step.kind == axis] for axis in COLOURS}
-    kinds = [(slices[axis], COLOURS[axis], MARKS[axis], 5, f"one slice of {axis}s") for axis in COLOURS]
+    slices = {axis: [step for step in found.slices if step.kind == axis] for axis in COLORS}
+    kinds = [(slices[axis], COLORS[axis], MARKS[axis], 5, f"one slice of {axis}s") for axis in COLORS]
     kinds += [(found.layers, GREEN, "D", 5, "one whole layer"), ([found.together], RED, "P", 12, "slices together")]
     kinds += [([found.everything], "black", "*", 14, "all layers, dense")]
     every = [step for steps, *_ in kinds for step in steps if step.predicted > 0]
     low, high = (end(step.predicted for step in every) for end in (min, max))
     axes.plot([low, high], [low, high], color=GREY, lw=1, ls="--", label="first order: lr · ||g||²", zorder=0)
-    for steps, colour, mark, size, words in kinds:
+    for steps, color, mark, size, words in kinds:
         x, y = ([getattr(step, each) for step in steps] for each in ("predicted", measured))
-        axes.plot(x, y, mark, color=colour, ms=size, alpha=0.75, ls="none", label=words)
+        axes.plot(x, y, mark, color=color, ms=size, alpha=0.75, ls="none", label=words)
     values = [getattr(step, measured) for step in every]
     axes.set(xscale="log", xlabel="predicted decrease of the loss, lr · ||g||²", ylabel="measured decrease of the loss")
     linear = max(low, found.resolution)  # smaller values are rounding

@@ -53,11 +53,11 @@ def ridge(features: Tensor, labels: Tensor, strength: float, intercept: bool = T
     Solves the normal equations. Arguments and result are those of :func:`logistic`, with numbers as labels and C = 1.
     """
     targets = labels.to(features)
-    mean, centre = features.mean(0) * intercept, targets.mean() * intercept
-    centred = features - mean
-    gram = centred.T @ centred / len(features) + strength * torch.eye(features.shape[1]).to(features)
-    weight = torch.linalg.solve(gram, centred.T @ (targets - centre) / len(features))
-    return weight[None], (centre - weight @ mean)[None]
+    mean, center = features.mean(0) * intercept, targets.mean() * intercept
+    centered = features - mean
+    gram = centered.T @ centered / len(features) + strength * torch.eye(features.shape[1]).to(features)
+    weight = torch.linalg.solve(gram, centered.T @ (targets - center) / len(features))
+    return weight[None], (center - weight @ mean)[None]
 
 
 def scale_of(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Task energy: the number of directions in which the inputs of a layer vary on given data.
 
-X contains the centred inputs of a layer, one sample per row, and σ are its singular values. The cumulative explained
+X contains the centered inputs of a layer, one sample per row, and σ are its singular values. The cumulative explained
 variance is CEV(k) = Σ_{i≤k} σ_i² / Σ σ_i², and k_task(τ) = min{k : CEV(k) ≥ τ} directions contain the share τ of the
 variance. We assume that this is the task energy of the paper, and that its features are the inputs of each layer.
 
@@ -53,14 +53,14 @@ class Moments:
         if not torch.isfinite(rows).all():
             raise ValueError("The inputs of a layer contain infinite values or NaN; check the data and the network.")
         mean = rows.mean(0)
-        centred = rows - mean
+        centered = rows - mean
         step, total = mean - self.mean, self.count + len(rows)
-        self.scatter += centred.T @ centred + torch.outer(step, step) * (self.count * len(rows) / total)
+        self.scatter += centered.T @ centered + torch.outer(step, step) * (self.count * len(rows) / total)
         self.mean += step * (len(rows) / total)
         self.count = total
 
     def energies(self) -> Tensor:
-        """Return the squared singular values σ² of the centred samples, descending, shape ``(d,)``."""
+        """Return the squared singular values σ² of the centered samples, descending, shape ``(d,)``."""
         values: Tensor = torch.linalg.eigvalsh(self.scatter)
         return values.flip(0).clamp_min(0)
 

@@ -82,7 +82,7 @@ class Winners:
         together: One step on the first candidate of each of these matrices at once, as slice training does.
         everything: The dense step on all matrices at once.
         shares: Share of the dense gradient's energy and share of the parameters, by name of the matrix.
-        resolution: Largest change of a mean loss when every weight is moved to a neighbouring floating-point number. A
+        resolution: Largest change of a mean loss when every weight is moved to a neighboring floating-point number. A
             smaller decrease is rounding.
     """
 

@@ -53,7 +53,7 @@ def _lines(mask: Tensor) -> str | None:
 
 
 def _blocks(mask: Tensor) -> str | None:
-    """Return the largest blocks: neighbouring rows, or columns, differ only at block edges."""
+    """Return the largest blocks: neighboring rows, or columns, differ only at block edges."""
     if mask.ndim > 2 and not torch.equal(mask.flatten(2).any(-1), mask.flatten(2).all(-1)):
         return None
     rows, columns = (_edge(lines.flatten(1)) for lines in (mask, mask.transpose(0, 1)))

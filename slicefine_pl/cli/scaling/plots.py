@@ -3,7 +3,7 @@
 This module imports matplotlib; import it only to draw.
 
 Units:   single non-zero parameters · training FLOPs · loss · percent
-Source:  colours of Okabe and Ito, which colour-blind readers can distinguish.
+Source:  colors of Okabe and Ito, which color-blind readers can distinguish.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from slicefine_pl.cli.scaling.csv_columns import RunColumns
 from slicefine_pl.scaling import ScalingLaw, costs
 from slicefine_pl.scaling.files import SavedLaw
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = "osD^vPX"
 CONTOURS = (0.0, 0.5, 0.75, 0.875)
 
@@ -71,11 +71,11 @@ def draw_contours(
     limits = [low, high, point[0]] if point else [low, high]
     sizes = np.geomspace(min(limits) / 2, max(limits) * 2, 50)
     axes.axvspan(low, high, color="0.93", zorder=0, label="sizes fitted")
-    for sparsity, colour in zip(CONTOURS, COLOURS, strict=False):
+    for sparsity, color in zip(CONTOURS, COLORS, strict=False):
         for cost, style in ((costs.ideal, "-"), (costs.masked_dense, "--")):
             flops = saved.law.contour(sparsity, cost) * saved.law.chinchilla_compute(sizes) * tokens_per_item
             words = f"{100 * sparsity:g} % best" if sparsity else "dense best below"
-            axes.plot(sizes, flops, style, color=colour, label=words if style == "-" else None)
+            axes.plot(sizes, flops, style, color=color, label=words if style == "-" else None)
     axes.plot([], [], "-", color="0.4", label="FLOPs follow non-zeros (ideal)")
     axes.plot([], [], "--", color="0.4", label="masked dense (today)")
     axes.set(xscale="log", yscale="log", xlim=(sizes[0], sizes[-1]))
@@ -88,11 +88,11 @@ def draw_contours(
 def _fit_panel(axes: Axes, law: ScalingLaw, runs: RunColumns) -> None:
     longest = np.isclose(runs["data"], runs["data"].max())
     sizes = np.geomspace(runs["nonzero_params"].min() / 1.5, runs["nonzero_params"].max() * 1.5, 80)
-    for sparsity, colour, marker in zip(np.unique(runs["sparsity"]), COLOURS * 9, MARKERS * 9, strict=False):
+    for sparsity, color, marker in zip(np.unique(runs["sparsity"]), COLORS * 9, MARKERS * 9, strict=False):
         own = longest & (runs["sparsity"] == sparsity)
-        axes.plot(sizes, law.loss(sparsity, sizes, runs["data"].max()), "-", color=colour, linewidth=1.2)
+        axes.plot(sizes, law.loss(sparsity, sizes, runs["data"].max()), "-", color=color, linewidth=1.2)
         axes.plot(
-            runs["nonzero_params"][own], runs["loss"][own], marker, color=colour, label=f"sparsity {100 * sparsity:g} %"
+            runs["nonzero_params"][own], runs["loss"][own], marker, color=color, label=f"sparsity {100 * sparsity:g} %"
         )
     axes.set(xscale="log", xlabel="non-zero parameters, without embeddings", ylabel="validation loss")
     axes.set_title(f"Longest runs ({runs['data'].max():.2g} {law.data_unit}) and the law")
@@ -102,12 +102,12 @@ def _fit_panel(axes: Axes, law: ScalingLaw, runs: RunColumns) -> None:
 def _residual_panel(axes: Axes, law: ScalingLaw, runs: RunColumns) -> None:
     predicted = law.loss(runs["sparsity"], runs["nonzero_params"], runs["data"])
     percent = 100 * (predicted / runs["loss"] - 1)
-    for sparsity, colour, marker in zip(np.unique(runs["sparsity"]), COLOURS * 9, MARKERS * 9, strict=False):
+    for sparsity, color, marker in zip(np.unique(runs["sparsity"]), COLORS * 9, MARKERS * 9, strict=False):
         own = runs["sparsity"] == sparsity
-        axes.plot(runs["loss"][own], percent[own], marker, color=colour, label=f"sparsity {100 * sparsity:g} %")
+        axes.plot(runs["loss"][own], percent[own], marker, color=color, label=f"sparsity {100 * sparsity:g} %")
     axes.axhline(0, color="0.4", linewidth=1)
     axes.set(
         xlabel="measured validation loss",
         ylabel="error of the law, %",
-        title="Error on all runs, same colours",
+        title="Error on all runs, same colors",
     )
