@@ -288,7 +288,7 @@ class SparsityCallback(ResumableCallback):
         self._schedule = self._schedule_settings.of_checkpoint(state["ramp"]) or self._schedule
 
     def per_rank_sums(self, state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-        """Yield wanda's sums of inputs, which each process takes over its own examples; gradients are reduced."""
+        """Yield wanda's sums of inputs. Each process sums over its own examples; gradients are already reduced."""
         return ((each, "inputs") for each in state["scores"].values() if each["inputs"] is not None)
 
 

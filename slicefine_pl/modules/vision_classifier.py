@@ -75,7 +75,7 @@ class VisionClassifier(InputRecorder, Classifier):
         yield from (parameter for parameter in self.model.parameters() if id(parameter) in self._head)
 
     def on_train_start(self) -> None:
-        """Record what training sees, and warn if the data do not say."""
+        """Record the input of training; warn if the data do not specify it."""
         super().on_train_start()
         if self.input is None:
             kind = self.input_kind.__name__

@@ -1,4 +1,4 @@
-"""Model size, data, budget and hardware for which advice is asked."""
+"""Model size, data, budget and hardware for which advice is requested."""
 
 from dataclasses import dataclass
 

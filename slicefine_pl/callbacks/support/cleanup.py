@@ -52,7 +52,7 @@ def unregister_cleanup(pl_module: LightningModule, callback: Callback) -> None:
 class _PendingCleanup:
     """Replaces a module's ``configure_callbacks`` while callbacks have the module changed.
 
-    A copy of the module (deepcopy, pickle) gets an instance without cleanups, because no callback knows the copy.
+    A copy of the module (deepcopy, pickle) gets an instance without cleanups, because no callback refers to the copy.
     """
 
     def __init__(self, pl_module: LightningModule) -> None:

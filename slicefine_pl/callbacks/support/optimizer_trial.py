@@ -100,11 +100,11 @@ def check_optimizer(optimizer: Optimizer, slices: Sequence[SliceView], requireme
             make = _factory_of(each, group)
             if held & slice_ids and make is not None:
                 own = [view for view in slices if id(view.parameter) in held]
-                trial = _Trial(type(each).__name__, make, own, requirements)
+                trial = _OptimizerTrial(type(each).__name__, make, own, requirements)
                 trial.check(shared=not held <= slice_ids)
 
 
-class _Trial:
+class _OptimizerTrial:
     """Steps of a new optimizer of the same class and settings, on matrices of shape ``(R, L)``."""
 
     def __init__(

@@ -57,7 +57,7 @@ class PlannedLoader:
         self._loader = None
 
     def _load(self, first: int) -> Iterator[Any]:
-        """Yield the batches from number ``first`` on. The epoch is read when the first one is asked for."""
+        """Yield the batches from number ``first`` on. The epoch is read when the first one is requested."""
         self._sampler.first = first
         if self._loader is None:
             self._loader = DataLoader(

@@ -84,7 +84,7 @@ def fetch() -> bytes:
 
 
 def _download(folder: Path) -> bytes:
-    """Download with pip, which knows the registry, the proxy and the certificates of this machine."""
+    """Download with pip, which uses the registry, proxy and certificates configured on this machine."""
     pinned = folder / "requirements.txt"  # with a hash, pip checks the archive before it runs anything inside
     pinned.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n", "utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest"]

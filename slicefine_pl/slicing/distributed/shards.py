@@ -148,7 +148,7 @@ def num_shards(tensor: DTensor) -> int:
 
 
 def reshard(net: nn.Module) -> None:
-    """Free the full parameters that FSDP2 may keep after a forward pass, so that reads and writes meet the shards."""
+    """Free the full parameters that FSDP2 may keep after a forward pass, so that reads and writes use the shards."""
     if getattr(net, "_is_fsdp_managed_module", False):
         for module in net.modules():
             if isinstance(module, FSDPModule):

@@ -33,7 +33,7 @@ COMPACT_LAYERS = "nn.Linear, transformers' Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv
 
 @dataclass(frozen=True)
 class SliceableMatrix:
-    """A matrix of a network that a slice could lie in.
+    """A matrix of a network that could be sliced.
 
     Attributes:
         name: Name of the module, followed by the parameter and the part of it where that is not simply ``weight``.
