@@ -34,8 +34,11 @@ def match_names(
     Raises:
         ValueError: A pattern is not a regular expression, or matches no name.
     """
+    expressions = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(expressions, Sequence) or not all(isinstance(each, str) for each in expressions):
+        raise ValueError(f"{argument}={patterns!r} is not a regular expression; give a string, or a list of strings.")
     selected: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in expressions:
         try:
             expression = re.compile(pattern)
         except re.error as error:

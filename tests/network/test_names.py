@@ -33,6 +33,12 @@ def test_an_error_lists_similar_names(pattern, message):
         match_names("targets", ["head", pattern], NAMED, "layer")
 
 
+@pytest.mark.parametrize("patterns", [3, ["head", 3]])
+def test_a_pattern_is_a_string(patterns):
+    with pytest.raises(ValueError, match=r"targets=.*3\]? is not a regular expression; give a string, or a list"):
+        match_names("targets", patterns, NAMED, "layer")
+
+
 def test_a_shortlist_counts_the_rest():
     assert shortlist("abcde") == "a, b, c and 2 more"
     assert shortlist("", none="nothing") == "nothing"

@@ -15,6 +15,7 @@ from slicefine_pl.files.safe_load import describe_unpickling_error
 WEIGHT_ERRORS = (pickle.UnpicklingError, SafetensorError)  # damaged files, or files that contain code
 SETUP_ERRORS = (*USER_ERRORS, MisconfigurationException, *WEIGHT_ERRORS, RuntimeError)
 LIBRARY_ERRORS = (*WEIGHT_ERRORS, RuntimeError)  # the user's only before the first batch
+UNION_ERROR = "Does not validate against any of the Union subtypes"  # of jsonargparse, for SliceFineCallback | None
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -45,6 +46,8 @@ def sentence(error: Exception, report: RunReport) -> str | None:
 
 def describe(error: Exception) -> str:
     """Return an error's message, with a remedy where a library's message has none."""
+    if str(error).startswith(UNION_ERROR) and isinstance(error.__cause__, Exception):
+        return describe(error.__cause__)  # what the callback itself says; the other type is None
     if isinstance(error, SafetensorError):
         return f"a .safetensors file is damaged ({' '.join(str(error).split())}); export or download the model again."
     if isinstance(error, pickle.UnpicklingError):

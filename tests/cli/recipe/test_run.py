@@ -89,6 +89,24 @@ def test_a_text_that_is_none_is_refused(refused):
     assert r"predict_text is the text 'caf\udce9', where character 4 is not Unicode" in output
 
 
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--slicefine.rank", "0"], "rank=0 is not a number of rows or columns; choose an integer of at least 1."),
+        (
+            ["--sparsity", "SparsityCallback", "--sparsity.sparsity", "1.5"],
+            "sparsity=1.5 is out of range; choose a number",
+        ),
+    ],
+)
+def test_a_wrong_setting_of_a_callback_is_one_sentence(recipe, capsys, flags, reason):
+    """jsonargparse puts the sentence into a list of what each type of a union refused."""
+    with pytest.raises(SystemExit):
+        recipe("fit", *flags)
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert line.startswith(f"error: {reason}")
+
+
 def test_label_names_are_texts(recipe, tiny_bert):
     """In the settings that are saved, and so in the next run, too."""
     rows = [f"{word} {a} {b},{int(word == 'good')}" for word in ("good", "bad") for a in NOUNS for b in NOUNS]
