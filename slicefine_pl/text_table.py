@@ -1,6 +1,7 @@
 """Format rows as a plain-text table."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 
 def text_table(
@@ -23,8 +24,8 @@ def text_table(
     Returns:
         The table, without a trailing newline.
     """
-    rows = [[*row, *[""] * (len(headings) - len(row))] for section in sections for row in section]
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    full = [[[*row, *[""] * (len(headings) - len(row))] for row in section] for section in sections]
+    widths = [max(map(len, column)) for column in zip(headings, *chain.from_iterable(full), strict=True)]
     right = len(headings) if numbers_from is None else numbers_from
 
     def line(cells: Sequence[str]) -> str:
@@ -36,8 +37,6 @@ def text_table(
 
     rule = "  ".join("-" * width for width in widths)
     lines = [title, line(headings)] if title else [line(headings)]
-    for section in sections:
-        count = len(section)
-        lines += [rule, *map(line, rows[:count])]
-        del rows[:count]
+    for section in full:
+        lines += [rule, *map(line, section)]
     return "\n".join([*lines, caption] if caption else lines)

@@ -75,13 +75,11 @@ def check_no_model_pruning(callback: Callback, trainer: Trainer) -> None:
     Raises:
         MisconfigurationException: There is one.
     """
-    for each in trainer_callbacks(trainer):
-        if isinstance(each, ModelPruning):
-            raise MisconfigurationException(
-                f"{type(each).__name__} does not work with {type(callback).__name__}: it replaces each weight by"
-                " weight_orig and weight_mask during the run. To prune, use slicefine_pl.SparsityCallback, which works"
-                " alone and with SliceFineCallback."
-            )
+    reason = (
+        "it replaces each weight by weight_orig and weight_mask during the run. To prune, use"
+        " slicefine_pl.SparsityCallback, which works alone and with SliceFineCallback."
+    )
+    _check_absent(ModelPruning, callback, trainer, reason)
 
 
 def check_no_finetuning(callback: Callback, trainer: Trainer) -> None:
@@ -90,13 +88,18 @@ def check_no_finetuning(callback: Callback, trainer: Trainer) -> None:
     Raises:
         MisconfigurationException: There is one.
     """
+    reason = (
+        "both set which parameters require a gradient, and it freezes the slices or unfreezes whole layers. Remove it;"
+        f" {type(callback).__name__} trains what targets and also_train match."
+    )
+    _check_absent(BaseFinetuning, callback, trainer, reason)
+
+
+def _check_absent(kind: type[Callback], callback: Callback, trainer: Trainer, reason: str) -> None:
     for each in trainer_callbacks(trainer):
-        if isinstance(each, BaseFinetuning):
-            name = type(callback).__name__
+        if isinstance(each, kind):
             raise MisconfigurationException(
-                f"{type(each).__name__} does not work with {name}: both set which parameters require a gradient, and it"
-                f" freezes the slices or unfreezes whole layers. Remove it; {name} trains what targets and also_train"
-                " match."
+                f"{type(each).__name__} does not work with {type(callback).__name__}: {reason}"
             )
 
 

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.recorder import Recorder
 
 pytest.importorskip("torchvision")
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
@@ -95,21 +96,12 @@ def test_flip_can_be_forbidden(root):
         assert len(found & {(True, False), (False, True)}) == kinds
 
 
-class Recorder(LightningModule):
-    """Learns nothing much, and keeps every batch it saw."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: list[torch.Tensor] = []
-
-    def training_step(self, batch, batch_idx):
-        self.seen.append(batch["images"].clone())
-        return self.weight * batch["images"].mean()
+class LengthRecorder(Recorder):
+    """Asks for the number of steps before training, which makes Lightning create the loader early."""
 
     def configure_optimizers(self):
-        assert self.trainer.estimated_stepping_batches > 0  # Lightning then makes the loader early
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        assert self.trainer.estimated_stepping_batches > 0
+        return super().configure_optimizers()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -118,7 +110,7 @@ def test_a_resumed_run_sees_the_pixels_of_an_uninterrupted_one(root, tmp_path, n
     def fit(folder, **resume):
         keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-        recorder = Recorder()
+        recorder = LengthRecorder("images")
         Trainer(max_epochs=2, callbacks=[keep], **quiet).fit(
             recorder, datamodule=module(root, num_workers=num_workers), **resume
         )
@@ -149,7 +141,7 @@ def test_broken_images_are_named_replaced_and_listed(root, tmp_path, num_workers
     bad = [root / "train" / "apple" / "1.png", root / "train" / "quince" / "4.png"]
     bad[0].write_bytes(bad[0].read_bytes()[:100])
     bad[1].write_text("not a picture")
-    data, recorder = module(root, num_workers=num_workers, min_area=1.0, flip=False), Recorder()
+    data, recorder = module(root, num_workers=num_workers, min_area=1.0, flip=False), LengthRecorder("images")
     with pytest.warns(UserWarning, match="unreadable images, replaced by others: 2") as output:
         Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
                 enable_model_summary=False).fit(recorder, datamodule=data)  # fmt: skip

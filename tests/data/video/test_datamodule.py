@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import films
-from lightning.pytorch import LightningModule, Trainer
+from helpers.recorder import Recorder
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from slicefine_pl.data import KineticsDataModule, VideoDataModule
@@ -27,22 +28,6 @@ def root(tmp_path_factory):
             place.mkdir(parents=True, exist_ok=True)
             films.film(place / f"{number}.mp4", 12)
     return folder
-
-
-class Recorder(LightningModule):
-    """Learns nothing, and writes down what it saw."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: list[torch.Tensor] = []
-
-    def training_step(self, batch, batch_idx):
-        self.seen.append(batch["video"].clone())
-        return self.weight * 1.0
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def trainer(folder: Path, **settings) -> Trainer:
@@ -75,9 +60,9 @@ def test_kinetics_differs_in_the_views_of_a_test(root, kind, views):
 @pytest.mark.parametrize(("stop", "workers"), [(3, 0), (4, 2), (6, 0)], ids=["inside", "epoch end", "second epoch"])
 def test_a_resumed_run_sees_the_clips_of_an_uninterrupted_one(root, tmp_path, stop, workers):
     """Same videos, same clips, same crops, bit for bit."""
-    whole = Recorder()
+    whole = Recorder("video")
     trainer(tmp_path).fit(whole, datamodule=KineticsDataModule(str(root), **SETTINGS, num_workers=workers))
-    rest = Recorder()
+    rest = Recorder("video")
     data = KineticsDataModule(str(root), **SETTINGS, num_workers=workers)
     trainer(tmp_path / "rest").fit(rest, datamodule=data, ckpt_path=tmp_path / f"step={stop}.ckpt")
     assert len(whole.seen) == 8
@@ -91,9 +76,10 @@ from pathlib import Path
 
 sys.path[:0] = [{here!r}, {tests!r}]
 import test_datamodule as t
+from helpers.recorder import Recorder
 
 
-class Count(t.Recorder):
+class Count(Recorder):
     def on_train_end(self):
         Path({folder!r}, f"rank{{self.trainer.global_rank}}").write_text(str([len(self.seen), *map(len, self.seen)]))
 
@@ -102,7 +88,7 @@ if __name__ == "__main__":
     data = t.KineticsDataModule({root!r}, **t.SETTINGS, num_workers=1)
     run = t.Trainer(max_epochs=2, accelerator="cpu", strategy="ddp", devices=2, logger=False, enable_progress_bar=False,
                     default_root_dir={folder!r}, enable_checkpointing=False)
-    run.fit(Count(), datamodule=data)
+    run.fit(Count("video"), datamodule=data)
 """
 
 
@@ -149,7 +135,7 @@ def _die(path, rng):
 @pytest.mark.filterwarnings("ignore")
 def test_a_worker_that_dies(root, tmp_path):
     with pytest.raises(RuntimeError, match=r"process that loads data died .* lower num_workers=1 or batch_size=2"):
-        trainer(tmp_path).fit(Recorder(), datamodule=Dying(str(root), **SETTINGS, num_workers=1))
+        trainer(tmp_path).fit(Recorder("video"), datamodule=Dying(str(root), **SETTINGS, num_workers=1))
 
 
 def listed(root: Path, **splits: str) -> Path:
@@ -273,7 +259,9 @@ def test_nothing_but_broken_videos_are_reported_as_they_were_raised(tmp_path, wo
             (tmp_path / split / name).mkdir(parents=True)
             (tmp_path / split / name / "a.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"\A20 videos in a row cannot be read, such as [^\n]* are complete\.\Z"):
-        trainer(tmp_path).fit(Recorder(), datamodule=KineticsDataModule(str(tmp_path), **SETTINGS, num_workers=workers))
+        trainer(tmp_path).fit(
+            Recorder("video"), datamodule=KineticsDataModule(str(tmp_path), **SETTINGS, num_workers=workers)
+        )
 
 
 CODECS = {"mov": "libx264", "M4V": "libx264", "3gp": "libx264", "flv": "flv1", "wmv": "wmv2", "webm": "libvpx"}
