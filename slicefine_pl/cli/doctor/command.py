@@ -1,6 +1,6 @@
 """``slicefine doctor``: check what this machine can train with.
 
-Every check tries something tiny.  The command starts no run, and opens network connections to this machine only.
+Every check tries something tiny. The command starts no run, and opens network connections to this machine only.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""CPU and GPUs.  Each device takes one training step."""
+"""CPU and GPUs. Each device takes one training step."""
 
 import ctypes
 import os
@@ -54,7 +54,7 @@ def gradients(device: str, dtype: torch.dtype) -> Tensor:
 
 
 def check_cuda() -> Finding:
-    """Compare torch's CUDA with the driver's.  A GPU that torch cannot use is an error: a run would use the CPU."""
+    """Compare torch's CUDA with the driver's. A GPU that torch cannot use is an error: a run would use the CPU."""
     built, driver = torch.version.cuda, nvidia_driver()
     found = f"torch built for {built}" if built else "torch built without it"
     if driver is None:

@@ -1,4 +1,4 @@
-"""Versions of the packages.  Each one is imported, because an installed package may not fit the others."""
+"""Versions of the packages. Each one is imported, because an installed package may not fit the others."""
 
 import importlib
 import platform
