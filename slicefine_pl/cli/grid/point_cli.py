@@ -17,6 +17,7 @@ from torch import nn
 from slicefine_pl.callbacks import SparsityCallback
 from slicefine_pl.cli.grid.finished_runs import RunRecord
 from slicefine_pl.cli.grid.plan import GridPoint
+from slicefine_pl.cli.recipe.parser import RecipeParser
 from slicefine_pl.cli.recipe.recipe_cli import RecipeCLI
 from slicefine_pl.cli.recipe.run_report import RunReport
 from slicefine_pl.cli.scaling.model_size import without_embeddings
@@ -87,6 +88,7 @@ class PointCLI(RecipeCLI):
             save_config_callback=None,
             trainer_defaults={"callbacks": [report, self._images]},
             parser_kwargs={"fit": {"default_config_files": [str(config)]}},
+            parser_class=RecipeParser,
             auto_configure_optimizers=False,
             seed_everything_default=0,
             args=["fit", *flags, *(f"--{name}={value}" for name, value in point_settings(point).items())],

@@ -1,7 +1,7 @@
 """Words of a recipe's command line, and the settings that a run has saved."""
 
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def move_configs_first(arguments: Sequence[str]) -> list[str]:
 
 def flag_value(flag: str, arguments: Sequence[str]) -> str | None:
     """Return the last value that the command line gives for a flag."""
-    pairs = zip(arguments, [*arguments[1:], None], strict=True)
+    pairs = zip_longest(arguments, arguments[1:])
     given = [after if word == flag else word.removeprefix(f"{flag}=") for word, after in pairs
              if word == flag or word.startswith(f"{flag}=")]  # fmt: skip
     return given[-1] if given else None

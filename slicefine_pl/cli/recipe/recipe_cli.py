@@ -35,7 +35,10 @@ class RecipeCLI(RecipeArguments):
         if slicefine is None:  # SliceMap needs slices
             others = [each for each in others if not isinstance(each, SliceMap)]
         kwargs["callbacks"] = [*filter(None, (slicefine, sparsity)), *others]
-        trainer: Trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer: Trainer = super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # with this the trainer refuses a value, such as devices=x
+            raise ValueError(str(error)) from error
         use_parameter_table(trainer, self.model)
         if (metric := monitor_first_metric(trainer, self.model)) and self.subcommand == "fit":
             rank_zero_info(f"{metric} chooses the best checkpoint, because this module has no accuracy.")

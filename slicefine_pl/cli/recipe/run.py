@@ -16,8 +16,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from slicefine_pl.callbacks.preemption import PreemptionCheckpoint
 from slicefine_pl.callbacks.support.best_checkpoint import CopyBestCheckpoint
 from slicefine_pl.cli.recipe.errors import SETUP_ERRORS, sentence
-from slicefine_pl.cli.recipe.help import RecipeParser
 from slicefine_pl.cli.recipe.output import recipe_output
+from slicefine_pl.cli.recipe.parser import RecipeParser
 from slicefine_pl.cli.recipe.prediction_printer import PredictionPrinter
 from slicefine_pl.cli.recipe.recipe_cli import RecipeCLI
 from slicefine_pl.cli.recipe.resume_hint import ResumeHint
