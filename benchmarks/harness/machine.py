@@ -8,11 +8,10 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
-import peft
 import torch
-import transformers
 
 ROOT = Path(__file__).parents[2]
 OUTPUTS = ("benchmarks/results", "docs")  # benchmarks write here, so changes here do not make a commit dirty
@@ -26,7 +25,7 @@ def machine(device: str) -> dict[str, object]:
     """
     threads = torch.get_num_threads()
     module = sys.modules["__main__"].__spec__
-    script = [sys.argv[0]] if module is None else ["-m", module.name]
+    script = [sys.argv[0]] if module is None else ["-m", module.name.removesuffix(".__main__")]
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": shlex.join(["python", *script, *sys.argv[1:]]),
@@ -37,8 +36,8 @@ def machine(device: str) -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device == "cuda" else None,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
+        "transformers": version("transformers"),
+        "peft": version("peft"),
     }
 
 

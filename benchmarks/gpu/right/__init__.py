@@ -1,0 +1,1 @@
+"""The section *right*: on this GPU, slices compute what they should."""
