@@ -54,11 +54,10 @@ def run(sections: Mapping[str, Section], device: str, minutes: float, out: Path 
         print(f"\n{name}: {section.question}", flush=True)
         found[name] = []
         deadline = min(end, time.monotonic() + section.seconds)
-        for checks in section.processes:
-            for outcome in outcomes(checks, device, deadline):
-                found[name].append(outcome)
-                print(line(outcome, section), flush=True)
-                write_result(out, as_result(described, found, finished=False))
+        for outcome in outcomes(section.checks, device, deadline):
+            found[name].append(outcome)
+            print(line(outcome, section), flush=True)
+            write_result(out, as_result(described, found, finished=False))
     write_result(out, as_result(described, found, finished=True))
     print("", *summary(found), sep="\n", flush=True)
     return not fails(sections, found)

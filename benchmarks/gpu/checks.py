@@ -1,4 +1,4 @@
-"""What the command consists of: sections, the processes of a section, and the checks of a process.
+"""What the command consists of: sections, and their checks.
 
 A check is a function that takes the device, ``"cuda"`` or ``"cpu"``, and returns figures. On a CPU it works at toy
 size. It raises ``AssertionError`` if something is wrong, and ``NotHereError`` if it cannot be made on this device. Any
@@ -62,19 +62,19 @@ class Section:
     Attributes:
         question: What the section proves.
         seconds: Time limit of the whole section.
-        processes: Checks that share a process, in the order in which they run; the most important ones first.
+        checks: In the order in which they run, the most important ones first.
         must_pass: Whether the command fails if a check was cut or did not run.
         table: Formats the figures of a check for the terminal.
     """
 
     question: str
     seconds: float
-    processes: Sequence[Sequence[Check]]
+    checks: Sequence[Check]
     must_pass: bool = False
     table: Callable[[Row], str] = lambda figures: ""
 
     def __post_init__(self) -> None:
-        names = [check.name for checks in self.processes for check in checks]
+        names = [check.name for check in self.checks]
         if len(names) != len(set(names)):
             raise ValueError(f"Two checks of a section have the same name: {sorted(names)}. Give each its own.")
 

@@ -22,8 +22,8 @@ def checks(*names: str, seconds: float = 30.0) -> list[Check]:
     return [Check(f"{name} {i}", getattr(gpu_checks, name), seconds) for i, name in enumerate(names)]
 
 
-def section(*processes: list[Check], seconds: float = 60.0, must_pass: bool = False) -> Section:
-    return Section("Does it work?", seconds, processes, must_pass)
+def section(checks: list[Check], seconds: float = 60.0, must_pass: bool = False) -> Section:
+    return Section("Does it work?", seconds, checks, must_pass)
 
 
 def run(found: dict[str, Section], path, minutes: float = 5.0) -> tuple[bool, dict[str, list[str]]]:
@@ -54,7 +54,7 @@ def test_a_check_that_crashes_or_hangs_costs_only_itself(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_section_that_exceeds_its_time_is_cut_and_the_next_one_runs(tmp_path):
-    long = section(checks("hangs", "passes"), checks("lacks"), seconds=8)
+    long = section(checks("hangs", "passes", "lacks"), seconds=8)
     success, statuses = run({"long": long, "next": section(checks("passes"))}, tmp_path / "r.json")
     assert statuses == {"long": ["cut", "not run", "not run"], "next": ["passed"]}
     assert success  # what took too long is a gap, not an error
@@ -68,7 +68,7 @@ def test_a_section_that_exceeds_its_time_is_cut_and_the_next_one_runs(tmp_path):
     ],
 )  # fmt: skip
 def test_what_makes_the_command_fail(status, must_pass, failed):
-    assert fails({"s": section(must_pass=must_pass)}, {"s": [Outcome("c", status)]}) == failed
+    assert fails({"s": section([], must_pass=must_pass)}, {"s": [Outcome("c", status)]}) == failed
 
 
 def test_the_file_is_written_after_every_check(tmp_path, monkeypatch):
@@ -86,7 +86,7 @@ def test_no_process_is_started_when_no_time_is_left():
 
 def test_names_of_checks_are_unique():
     with pytest.raises(ValueError, match="two"):
-        section([Check("two", gpu_checks.passes)], [Check("two", gpu_checks.fails)])
+        section([Check("two", gpu_checks.passes), Check("two", gpu_checks.fails)])
 
 
 @pytest.mark.parametrize(
@@ -122,4 +122,4 @@ def test_dry_run(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["report", str(path)])
     report.main()
     printed = capsys.readouterr().out
-    assert all(check.name in printed for process in SECTIONS[name].processes for check in process)
+    assert all(check.name in printed for check in SECTIONS[name].checks)
