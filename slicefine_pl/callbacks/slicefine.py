@@ -30,6 +30,7 @@ from slicefine_pl.callbacks.support.slice_steps import SliceSteps
 from slicefine_pl.callbacks.support.training_checks import TrainingChecks
 from slicefine_pl.slicing import AxisSchedule, Backend, Order, SliceHandle, SliceSummary, slice_model
 from slicefine_pl.slicing.cursor import slice_type
+from slicefine_pl.slicing.lr_scale import LRScale, checked_lr_scale
 from slicefine_pl.slicing.schedule import check_choice, check_rank
 
 OptimizerState = Literal["reset", "keep"]
@@ -73,9 +74,7 @@ class SliceFineCallback(ResumableCallback):
 
     Args:
         rank: Rows or columns per slice (R). In the mean of six data sets, 32 columns are within a point of LoRA at
-            equal trained parameters (docs/benchmarks/accuracy.md). The best learning rate falls as R grows. In
-            transformers it is 40 to 80 times that of full fine-tuning for 8 columns, 10 to 40 times for 32, and 5 times
-            for 64 and more. In EfficientNet it is one to three times for 32 columns.
+            equal trained parameters (docs/benchmarks/accuracy.md).
         axis: ``"column"`` trains inputs, ``"row"`` trains outputs, ``"alternate"`` switches at each move. Columns also
             save activation memory, because only R input columns are stored for the backward pass.
         interval: Optimizer steps between two moves; ``None`` never moves. Moving trains more of the weights than R
@@ -101,6 +100,9 @@ class SliceFineCallback(ResumableCallback):
             it for networks whose layers take turns (experts, towers, LayerDrop).
         backend: ``"compact"`` computes the gradient of the slice alone; ``"mask"`` computes the dense gradient and
             keeps the slice's part; ``"auto"`` is compact for all layers that support it.
+        lr_scale: Factor of each slice's learning rate. ``"auto"`` takes I / R for columns and O / R for rows, so that
+            the learning rate of full fine-tuning suits every rank (docs/concepts/learning-rates.md). Weight decay then
+            pulls towards the values at the start of a visit. ``1`` trains at the optimizer's own rate.
 
     Raises:
         ValueError: A setting is out of range.
@@ -126,6 +128,7 @@ class SliceFineCallback(ResumableCallback):
         nonfinite: NonFinite = "raise",
         max_steps_without_grad: int = 1,
         backend: Backend = "auto",
+        lr_scale: LRScale = "auto",
     ) -> None:
         check_rank(rank)
         check_choice("axis", axis, AxisSchedule)
@@ -155,6 +158,7 @@ class SliceFineCallback(ResumableCallback):
             "seed": seed,
             "slice_dtype": None if dtype is None else str(dtype).removeprefix("torch."),  # a string in checkpoints
             "backend": backend,
+            "lr_scale": checked_lr_scale(lr_scale),
         }
         self._handle: SliceHandle | None = None
         self._steps: SliceSteps | None = None
@@ -208,6 +212,7 @@ class SliceFineCallback(ResumableCallback):
             alternating=self._slicing["axis"] == "alternate",
             moving=self._interval is not None,
             keep_state=self._optimizer_state == "keep",
+            scaled=self._slicing["lr_scale"] != 1,
         )
         handle = self.opened()
         checks = TrainingChecks(handle, pl_module, self._max_steps_without_grad, self._skip_nonfinite)

@@ -4,6 +4,7 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513, for the movement. Choosing
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from slicefine_pl.slicing.distributed.shards import LocalShard, full_tensors, lo
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.layers.opening import add_slice
 from slicefine_pl.slicing.layout import MatrixLayout
+from slicefine_pl.slicing.lr_scale import LRScale, lr_scale_at
 from slicefine_pl.slicing.schedule import (
     Axis,
     AxisSchedule,
@@ -54,6 +56,7 @@ class SliceSettings:
     order: Order
     seed: int
     slice_dtype: torch.dtype | None
+    lr_scale: LRScale
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
@@ -64,6 +67,11 @@ class SliceSettings:
     def axes(self) -> tuple[Axis, ...]:
         """The axes that slices take."""
         return ("column", "row") if self.axis == "alternate" else (self.axis,)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether slices train the scaled change of their lines, rather than the lines."""
+        return self.lr_scale != 1
 
 
 class SliceCursor:
@@ -95,14 +103,13 @@ class SliceCursor:
         self.visited = {axis: torch.zeros(sizes[axis], dtype=torch.bool) for axis in settings.axes}
         line_length = max(matrix.numel() // sizes[axis] for axis in settings.axes)
         self.layer = layer
-        self.slice_ = add_slice(layer, layout, settings.rank, line_length, settings.slice_dtype)
-        self.slice_.move_to(*self._scheduled(), self._shard())
+        self.slice_ = add_slice(layer, layout, settings.rank, line_length, settings.slice_dtype, settings.scaled)
+        self._move_to(*self._scheduled())
         self._written = self._stored_version()
-        self._arrive()
 
-    def write(self, values: Tensor) -> None:
-        """Copy the full trained values, shape ``(R, L)``, to their position in the weight."""
-        self.slice_.write(self._shard(), values)
+    def write(self, lines: Tensor) -> None:
+        """Copy all lines of the slice, shape ``(R, L)``, to their position in the weight."""
+        self.slice_.write(self._shard(), lines)
         self._written = self._stored_version()
 
     def resync(self) -> None:
@@ -112,7 +119,7 @@ class SliceCursor:
         changed both, an average of slices is meaningless, because they had different positions.
         """
         if self._written == self._stored_version():
-            self.slice_.write(self._shard(), self.slice_.trainable.data)
+            self.slice_.write(self._shard(), self.slice_.lines())
         else:
             self.slice_.reload(self._shard())
 
@@ -124,8 +131,7 @@ class SliceCursor:
             if dist.is_available() and dist.is_initialized():
                 dist.all_reduce(self.slice_.score)  # processes see different data, and must move to the same lines
             indices = sorted(self.slice_.score.topk(self._settings.rank).indices.tolist())
-        self.slice_.move_to(axis, indices, self._shard())
-        self._arrive()
+        self._move_to(axis, indices)
 
     def visited_numel(self) -> int:
         """The number of distinct entries of the matrix that have been trained.
@@ -139,29 +145,29 @@ class SliceCursor:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as plain numbers, strings and tensors.
 
-        The trained values are part of the weight. They are saved here only if their type differs from the weight's.
+        The trained values are saved here only where they cannot be read from the weight.
         """
         slice_ = self.slice_
-        other_type = slice_.trainable.dtype != self._stored().dtype
+        of_weight = slice_.base is None and slice_.trainable.dtype == self._stored().dtype
+        values = [] if of_weight else [each.cpu().clone() for each in full_tensors(list(slice_.parameters()))]
         return {
             "moves": self.moves,
             "axis": slice_.axis,
             "index": slice_.index.cpu().clone(),
             "visited": {axis: lines.clone() for axis, lines in self.visited.items()},
             "score": None if slice_.score is None else slice_.score.cpu().clone(),
-            "trainable": full_tensors([slice_.trainable])[0].cpu().clone() if other_type else None,
+            "values": values,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the position and history of a saved slice. The weight must have been restored before."""
         self.moves = state["moves"]
         self.visited = {axis: lines.clone() for axis, lines in state["visited"].items()}
-        self.slice_.move_to(state["axis"], state["index"].tolist(), self._shard())
-        self._arrive()
+        self._move_to(state["axis"], state["index"].tolist())
         if self.slice_.score is not None:
             self.slice_.score.copy_(state["score"])
-        if state["trainable"] is not None:
-            to_local(self.slice_.trainable).copy_(local_slice_of(state["trainable"], self.slice_.trainable))
+        for values, saved in zip(self.slice_.parameters(), state["values"], strict=False):  # none saved: the weight's
+            to_local(values).copy_(local_slice_of(saved, values))
 
     def _scheduled(self) -> tuple[Axis, list[int]]:
         """Axis and lines of the position after ``moves`` moves, unless importance decides."""
@@ -169,7 +175,10 @@ class SliceCursor:
         visits = visits_before(self.moves, self._settings.axis)
         return axis, slice_indices(visits, self._settings.rank, self._orders[axis])
 
-    def _arrive(self) -> None:
+    def _move_to(self, axis: Axis, indices: Sequence[int]) -> None:
+        size = len(self.visited[axis])
+        scale = lr_scale_at(self._settings.lr_scale, self.layer, axis, size, self._settings.rank)
+        self.slice_.move_to(axis, indices, self._shard(), scale)
         self.visited[self.slice_.axis][self.slice_.index.cpu()] = True
         if self._settings.order == "importance":
             self.slice_.start_score(axis_at(self.moves + 1, self._settings.axis))

@@ -1,7 +1,7 @@
 """Open slices in a network, move them, and close them.
 
     handle = slice_model(net, rank=32)
-    optimizer = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), lr=2e-3)
+    optimizer = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), lr=1e-4)
     for step, (x, y) in enumerate(batches, start=1):
         optimizer.zero_grad()
         loss(net(x), y).backward()
@@ -24,13 +24,14 @@ from torch import nn
 
 from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.slicing.cursor import SliceCursor, SliceSettings, slice_type
-from slicefine_pl.slicing.distributed.shards import full_tensors, reshard
+from slicefine_pl.slicing.distributed.shards import reshard
 from slicefine_pl.slicing.layers.base import NoGradReason
 from slicefine_pl.slicing.layers.opening import close_layer, close_slices, open_layers
 from slicefine_pl.slicing.layers.registry import Backend
+from slicefine_pl.slicing.lr_scale import LRScale, checked_lr_scale
 from slicefine_pl.slicing.obstacles import TargetSettings
 from slicefine_pl.slicing.schedule import AxisSchedule, Order, check_choice
-from slicefine_pl.slicing.slice import duplicated_numel
+from slicefine_pl.slicing.slice import duplicated_numel, gather_lines
 from slicefine_pl.slicing.summary import SliceCounts, SliceSummary, summarize
 from slicefine_pl.slicing.targets import TargetSelection, find_targets
 from slicefine_pl.slicing.view import MoveListener, SliceView
@@ -52,6 +53,7 @@ class SliceHandle:
         self.frozen = selection.frozen
         self.closed = False
         self._net = net
+        self._lr_scale = settings.lr_scale
         self._fully_trained = list(selection.fully_trained)
         self._listeners: list[MoveListener] = []
         self._required_grad = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
@@ -92,8 +94,16 @@ class SliceHandle:
 
     def _view(self, name: str) -> SliceView:
         slice_, layer = self._cursors[name].slice_, self._cursors[name].layer
-        stored = layer.slicefine_stored(slice_.layout.parameter)
-        return SliceView(name, slice_.axis, slice_.index, slice_.trainable, slice_.shape, stored)
+        return SliceView(
+            name=name,
+            axis=slice_.axis,
+            indices=slice_.index,
+            parameter=slice_.trainable,
+            base=slice_.base,
+            scale=slice_.scale,
+            shape=slice_.shape,
+            stored=layer.slicefine_stored(slice_.layout.parameter),
+        )
 
     def move(self, names: Iterable[str] | None = None) -> list[SliceView]:
         """Move slices to their next positions.
@@ -134,9 +144,8 @@ class SliceHandle:
         """
         cursors = [self._cursors[name] for name in self._chosen(names)]
         reshard(self._net)
-        values = full_tensors([cursor.slice_.trainable for cursor in cursors])
-        for cursor, each in zip(cursors, values, strict=True):
-            cursor.write(each)
+        for cursor, lines in zip(cursors, gather_lines([cursor.slice_ for cursor in cursors]), strict=True):
+            cursor.write(lines)
 
     def write_manually(self) -> None:
         """Promise to call :meth:`write` after each optimizer step.
@@ -219,9 +228,9 @@ class SliceHandle:
             parameter.requires_grad_(self._required_grad.get(name, parameter.requires_grad))
 
     def _identity(self) -> dict[str, Any]:
-        """What must be equal in a saved state: names and shapes of the slices, and what is trained in full."""
+        """What must be equal in a saved state: names and shapes of slices, what is trained in full, and the scaling."""
         shapes = {view.name: list(view.parameter.shape) for view in self}
-        return {"shapes": shapes, "fully_trained": sorted(self.fully_trained)}
+        return {"shapes": shapes, "fully_trained": sorted(self.fully_trained), "lr_scale": [str(self._lr_scale)]}
 
     def state_dict(self) -> dict[str, Any]:
         """Positions, visits and scores of all slices, as plain numbers, strings and tensors."""
@@ -231,8 +240,8 @@ class SliceHandle:
         """Move all slices to saved positions. The weights must have been restored before.
 
         Raises:
-            ValueError: The saved slices have other names, another order or other shapes, or other parameters were
-                trained in full. Nothing is changed then.
+            ValueError: The saved slices have other names, another order, other shapes or another ``lr_scale``, or other
+                parameters were trained in full. Nothing is changed then.
         """
         for what, present in self._identity().items():
             saved = state[what]
@@ -240,7 +249,7 @@ class SliceHandle:
             if list(saved) != list(present) or saved != present:
                 raise ValueError(
                     f"The saved slices do not fit this network: {what} differ in {_difference(saved, present)}."
-                    " Use the targets, also_train and rank of the run that was saved."
+                    " Use the targets, also_train, rank and lr_scale of the run that was saved."
                 )
         for name, cursor in self._cursors.items():
             cursor.load_state_dict(state["slices"][name])
@@ -258,6 +267,7 @@ def slice_model(
     seed: int = 0,
     slice_dtype: torch.dtype | str | None = None,
     backend: Backend = "auto",
+    lr_scale: LRScale = "auto",
 ) -> SliceHandle:
     r"""Freeze a network, and open one trainable slice in each target matrix, in place.
 
@@ -284,6 +294,10 @@ def slice_model(
         backend: ``"compact"`` computes the gradient of the slice only, and does not slice layers for which that is not
             implemented. ``"mask"`` computes the dense gradient of the weight and takes the slice's part. ``"auto"``
             is compact where possible.
+        lr_scale: Factor of each slice's learning rate. ``"auto"`` takes I / R for columns and O / R for rows, so that
+            the learning rate of full fine-tuning suits every rank (docs/concepts/learning-rates.md). The slice then
+            trains the change of its lines, and weight decay pulls towards their values at the start of the visit. ``1``
+            trains the lines themselves, at the optimizer's own rate.
 
     Returns:
         The handle that moves and closes the slices.
@@ -292,7 +306,7 @@ def slice_model(
         ValueError: A setting is out of range, or a pattern matches nothing or a matrix that cannot be sliced. The
             network is unchanged then.
     """
-    settings = SliceSettings(rank, axis, order, seed, slice_type(slice_dtype))
+    settings = SliceSettings(rank, axis, order, seed, slice_type(slice_dtype), checked_lr_scale(lr_scale))
     check_choice("backend", backend, Backend)
     selection = find_targets(net, TargetSettings(targets, also_train, backend, rank, settings.axes))
     if selection.notice:

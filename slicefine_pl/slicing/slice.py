@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.distributed.shards import LocalShard, local_slice_of, to_local
+from slicefine_pl.slicing.distributed.shards import LocalShard, full_tensors, local_slice_of, to_local
 from slicefine_pl.slicing.layout import MatrixLayout, lines_along
 from slicefine_pl.slicing.schedule import Axis
 
@@ -22,10 +22,15 @@ from slicefine_pl.slicing.schedule import Axis
 class Slice(nn.Module):
     """The trainable lines of a matrix, as a child module of the layer that owns the weight.
 
-    The values are stored one line per row, shape ``(R, L)``, for columns as well: on CPU the matrix product that
-    computes their gradient is several times faster in this layout. Where columns and rows alternate, L is the longer
-    of the two, and shorter lines are padded. A slice has no keys in the state dict, because its values are part of the
-    layer's weight there.
+    **Values.** ``trainable`` contains the lines themselves if ``base`` is ``None``. Otherwise it contains their scaled
+    change since the slice arrived: the lines are ``base + scale * trainable``. In both cases its gradient is that of
+    the lines, *without* the factor ``scale``. A step of the optimizer therefore changes the lines by ``scale`` times
+    what it would change them otherwise, as if its learning rate were multiplied by ``scale`` for this slice alone.
+
+    **Layout.** One line per row, shape ``(R, L)``, for columns as well: on CPU the matrix product that computes their
+    gradient is several times faster in this layout. Where columns and rows alternate, L is the longer of the two, and
+    shorter lines are padded. A slice has no keys in the state dict, because its lines are part of the layer's weight
+    there.
 
     Args:
         layout: How the layer's parameter stores the matrix.
@@ -33,31 +38,46 @@ class Slice(nn.Module):
         line_length: Numbers per line, with padding (L).
         like: The parameter, for its shape, type and device.
         dtype: Type of the trainable values; ``None`` takes the parameter's, and follows it when the model is cast.
+        scaled: Whether ``trainable`` contains the scaled change of the lines, rather than the lines.
 
     Attributes:
         layout: As given.
         shape: Shape of the matrix, ``(O, I, ...)``.
         trainable: The trainable values, shape ``(R, L)``.
+        base: The lines at the start of the visit, shape ``(R, L)``, in the weight's type; never trained. ``None`` if
+            ``trainable`` contains the lines. A parameter and not a buffer, so that DDP copies it from the first process
+            once, and FSDP2 shards it as it shards ``trainable``.
+        scale: Factor of the change, greater than 0; 1 if ``base`` is ``None``.
         axis: Whether the lines are columns or rows.
         index: Which columns or rows, shape ``(R,)``, int64.
         score: Importance of every line that the next slice may take, shape ``(I,)`` or ``(O,)``, float32; ``None``
             unless slices move by importance.
         score_axis: Whether ``score`` ranks columns or rows.
         read_directly: Whether a gradient has arrived from code that read the parameter instead of calling the layer.
-        synced_version: Version counter of ``trainable`` when its values last equalled those in the weight.
+        synced_version: Version counter of ``trainable`` when the lines last equalled those in the weight.
         pruning_mask: Which entries of the matrix are not pruned, bool, shape ``(O, I, ...)``; ``None`` without pruning.
             Pruned entries stay zero while the slice is trained.
     """
 
     trainable: nn.Parameter
+    base: nn.Parameter | None
 
     def __init__(
-        self, layout: MatrixLayout, rank: int, line_length: int, like: Tensor, dtype: torch.dtype | None
+        self,
+        layout: MatrixLayout,
+        rank: int,
+        line_length: int,
+        like: Tensor,
+        dtype: torch.dtype | None,
+        scaled: bool = False,
     ) -> None:
         super().__init__()
         self.layout = layout
         self.shape = tuple(layout.view(like).shape)
         self.trainable = nn.Parameter(like.new_zeros(rank, line_length, dtype=dtype))
+        base = nn.Parameter(like.new_zeros(rank, line_length), requires_grad=False) if scaled else None
+        self.register_parameter("base", base)
+        self.scale = 1.0
         # Plain attributes, not buffers: DDP would broadcast buffers at every forward pass.
         self.index = torch.zeros(rank, dtype=torch.int64, device=like.device)
         self.axis: Axis = "column"
@@ -78,25 +98,38 @@ class Slice(nn.Module):
         """Numbers of one line at the present position; the rest of a row of ``trainable`` is padding."""
         return math.prod(self.line_shape)
 
+    def lines(self) -> Tensor:
+        """The lines for which ``trainable`` stands, with padding, shape ``(R, L)``; sharded as ``trainable`` is.
+
+        They have the finer of the types of ``trainable`` and ``base``, and may share the memory of ``trainable``.
+        """
+        return trained_lines(self.trainable, self.base, self.scale)
+
     @torch.no_grad()
-    def write(self, shard: LocalShard, values: Tensor) -> None:
-        """Copy trained values to their position in the weight. Allocates R lines, not a matrix.
+    def write(self, shard: LocalShard, lines: Tensor) -> None:
+        """Copy the lines to their position in the weight. Allocates R lines, not a matrix.
 
         Args:
             shard: The part of the matrix that this process stores.
-            values: The full trained values, shape ``(R, L)``. ``self.trainable`` may be one shard of them.
+            lines: All lines, shape ``(R, L)``, from :func:`gather_lines`.
         """
         if self.pruning_mask is not None:
-            values = values.masked_fill(self.pruned_entries(), 0)
-            self.trainable.copy_(values)
-        shard.scatter(values[:, : self.line_length].reshape(-1, *self.line_shape), self.axis, self.index)
+            pruned = self.pruned_entries()
+            lines = lines.masked_fill(pruned, 0)
+            for values in self.parameters():
+                values.masked_fill_(pruned, 0)
+        shard.scatter(lines[:, : self.line_length].reshape(-1, *self.line_shape), self.axis, self.index)
         self._mark_synced()
 
     @torch.no_grad()
     def read(self, shard: LocalShard) -> None:
-        """Copy the values at the present position of the weight into ``trainable``."""
-        lines = flatten_lines(shard.gather(self.axis, self.index, self.shape), self.trainable)
-        to_local(self.trainable).copy_(local_slice_of(lines, self.trainable))
+        """Begin to train the lines at the present position of the weight, with their present values."""
+        lines = self._local_lines(shard)
+        if self.base is None:
+            to_local(self.trainable).copy_(lines)
+        else:
+            to_local(self.base).copy_(lines)
+            to_local(self.trainable).zero_()
         self._mark_synced()
 
     @torch.no_grad()
@@ -106,20 +139,34 @@ class Slice(nn.Module):
         A slice of a finer type than the weight would lose digits otherwise, for example when weight averaging restores
         the weights that it had swapped out.
         """
-        before = to_local(self.trainable).clone()
+        before = [to_local(values).clone() for values in self.parameters()]
+        kept = to_local(self.lines()).to(shard.values.dtype) == self._local_lines(shard)
         self.read(shard)
-        loaded = to_local(self.trainable)
-        loaded.copy_(torch.where(before.to(shard.values.dtype).to(before.dtype) == loaded, before, loaded))
+        for values, old in zip(self.parameters(), before, strict=True):
+            to_local(values).copy_(torch.where(kept, old, to_local(values)))
 
-    def move_to(self, axis: Axis, indices: Sequence[int], shard: LocalShard) -> None:
-        """Take a new position. The trained values of the old one must have been written."""
+    def _local_lines(self, shard: LocalShard) -> Tensor:
+        """The lines of the weight at the present position, in its type, sharded as ``trainable`` is."""
+        lines = shard.gather(self.axis, self.index, self.shape)
+        return local_slice_of(flatten_lines(lines, self.trainable.shape[1]), self.trainable)
+
+    def move_to(self, axis: Axis, indices: Sequence[int], shard: LocalShard, scale: float = 1.0) -> None:
+        """Take a new position. The lines of the old one must have been written.
+
+        Args:
+            axis: Columns or rows.
+            indices: Which ones, R numbers.
+            shard: The part of the matrix that this process stores.
+            scale: Factor of their change, where ``base`` is not ``None``.
+        """
         self.axis = axis
         self.index.copy_(torch.tensor(indices))
+        self.scale = scale
         self.read(shard)
 
     @property
     def in_sync(self) -> bool:
-        """Whether ``trainable`` is unchanged since its values last equalled those in the weight.
+        """Whether ``trainable`` is unchanged since the lines last equalled those in the weight.
 
         Relies on torch's version counter, which misses changes of ``parameter.data`` and steps of fused optimizers.
         """
@@ -135,7 +182,7 @@ class Slice(nn.Module):
 
     def select_flat(self, dense: Tensor) -> Tensor:
         """The lines of this slice in a tensor ``(O, I, ...)``, in the shape and type of ``trainable``."""
-        return flatten_lines(self.select_lines(dense), self.trainable)
+        return flatten_lines(self.select_lines(dense), self.trainable.shape[1]).to(self.trainable.dtype)
 
     def pruned_entries(self) -> Tensor:
         """Which trainable values are pruned and must stay zero, bool, shape ``(R, L)``; needs ``pruning_mask``."""
@@ -175,16 +222,30 @@ class Slice(nn.Module):
         """Load nothing: the layer calls :meth:`reload` when its parameter has been loaded."""
 
 
-def flatten_lines(lines: Tensor, like: Tensor) -> Tensor:
-    """Lines ``(R, ...)`` in the shape ``(R, L)`` and type of ``like``: flattened, and padded with zeros."""
+@torch.no_grad()
+def trained_lines(trainable: Tensor, base: Tensor | None, scale: float) -> Tensor:
+    """The lines for which trainable values ``(R, L)`` stand; the arguments are attributes of :class:`Slice`."""
+    return trainable.detach() if base is None else torch.add(base, trainable, alpha=scale)
+
+
+def flatten_lines(lines: Tensor, length: int) -> Tensor:
+    """Lines ``(R, ...)`` in the shape ``(R, length)``: flattened, and padded with zeros."""
     lines = lines.flatten(1)
-    padding = like.shape[1] - lines.shape[1]
-    return (F.pad(lines, (0, padding)) if padding else lines).to(like.dtype)
+    padding = length - lines.shape[1]
+    return F.pad(lines, (0, padding)) if padding else lines
+
+
+def gather_lines(slices: Sequence[Slice]) -> list[Tensor]:
+    """The lines of slices, each of shape ``(R, L)`` with padding, on every process.
+
+    Where slices are sharded, this is a collective call, one for all slices of a type.
+    """
+    return full_tensors([slice_.lines() for slice_ in slices])
 
 
 def duplicated_numel(net: nn.Module) -> int:
-    """The number of parameter entries that ``net.parameters()`` lists twice: in a slice and in the sliced weight."""
-    return sum(slice_.trainable.numel() for slice_ in _slices(net))
+    """The number of parameter entries that ``net.parameters()`` lists in addition to those of the sliced weights."""
+    return sum(values.numel() for slice_ in _slices(net) for values in slice_.parameters())
 
 
 def padding_numel(net: nn.Module) -> int:

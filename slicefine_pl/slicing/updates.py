@@ -130,5 +130,5 @@ class UpdateTracker:
 
 def _stored_values(slices: Sequence[SliceView]) -> list[Tensor]:
     """The values of slices in the type of their weights, in CPU memory, each of shape ``(R, L)``."""
-    values = full_tensors([view.parameter for view in slices])
+    values = full_tensors([view.lines() for view in slices])
     return [value.to("cpu", view.stored.dtype, copy=True) for view, value in zip(slices, values, strict=True)]

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from slicefine_pl.slicing.schedule import Axis
+from slicefine_pl.slicing.slice import trained_lines
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,10 @@ class SliceView:
         name: Name of the layer, followed by the parameter and the part of it where that is not simply ``weight``.
         axis: Whether the slice consists of columns or of rows.
         indices: Which columns or rows, shape ``(R,)``, int64.
-        parameter: The trainable values, shape ``(R, L)``: one line of the matrix per row.
+        parameter: The trainable values, shape ``(R, L)``: one line of the matrix per row, or, with ``lr_scale``, its
+            change since the slice arrived, divided by ``scale``. The gradient is that of the line in both cases.
+        base: The lines when the slice arrived, shape ``(R, L)``; ``None`` if ``parameter`` contains the lines.
+        scale: Factor of the change, from ``lr_scale``.
         shape: Shape of the matrix in which the slice lies, ``(O, I, ...)``.
         stored: The frozen parameter that stores that matrix, and maybe others, as in fused attention weights.
     """
@@ -26,8 +30,14 @@ class SliceView:
     axis: Axis
     indices: Tensor
     parameter: nn.Parameter
+    base: nn.Parameter | None
+    scale: float
     shape: tuple[int, ...]
     stored: nn.Parameter
+
+    def lines(self) -> Tensor:
+        """The present values of the lines, shape ``(R, L)``, outside autograd; sharded as ``parameter`` is."""
+        return trained_lines(self.parameter, self.base, self.scale)
 
 
 class MoveListener(Protocol):

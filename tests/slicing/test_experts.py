@@ -122,7 +122,7 @@ def test_a_slice_as_wide_as_the_experts_trains_like_full_fine_tuning():
     dense = copy.deepcopy(net)
     for name, parameter in dense.named_parameters():
         parameter.requires_grad_(re.search(r"experts\.down_proj$", name) is not None)
-    handle = slice_model(net, WIDTH, "row", targets=r"experts\.down_proj$")
+    handle = slice_model(net, WIDTH, "row", targets=r"experts\.down_proj$", lr_scale=1)
     for model in (net, dense):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
         for step in range(4):

@@ -80,7 +80,7 @@ def test_a_slice_as_wide_as_the_weight_trains_like_full_fine_tuning(axis, optimi
     dense = copy.deepcopy(net)
     for name, parameter in dense.named_parameters():
         parameter.requires_grad_(name in ("0.weight", "4.weight", "4.bias"))
-    handle = slice_model(net, rank=10 if axis == "column" else 12, axis=axis, targets="^0$", also_train="^4")
+    handle = slice_model(net, rank=10 if axis == "column" else 12, axis=axis, targets="^0$", also_train="^4", lr_scale=1)
     train(net, OPTIMIZERS[optimizer](trainable(net)), 20)
     train(dense, OPTIMIZERS[optimizer](trainable(dense)), 20)
     handle.close()
@@ -102,7 +102,7 @@ def test_moving_never_changes_the_function():
 
 
 def test_training_a_moving_slice_equals_training_the_dense_weight_with_a_moving_mask():
-    """An independent reference for the whole loop: dense SGD whose gradient is masked by hand."""
+    """An independent reference for the whole loop: dense SGD whose gradient is masked and scaled by hand."""
     net = network()
     dense = copy.deepcopy(net)
     handle = slice_model(net, rank=3, targets="^2$", also_train="^4")
@@ -115,7 +115,7 @@ def test_training_a_moving_slice_equals_training_the_dense_weight_with_a_moving_
         masked.zero_grad()
         loss(dense, 0).backward()
         mask = torch.zeros_like(dense[2].weight)
-        mask[:, columns] = 1
+        mask[:, columns] = 12 / 3  # I / R
         dense[2].weight.grad *= mask
         masked.step()
         if step % 2:

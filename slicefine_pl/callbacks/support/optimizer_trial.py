@@ -39,12 +39,14 @@ class OptimizerRequirements:
         alternating: Whether columns and rows take turns; the shorter lines are then padded with zeros.
         moving: Whether slices move.
         keep_state: Whether the optimizer keeps a slice's state at a move, rather than resetting it.
+        scaled: Whether the parameter of a slice is the scaled change of its lines, which starts at zero (``lr_scale``).
     """
 
     compact: bool
     alternating: bool
     moving: bool
     keep_state: bool
+    scaled: bool
 
 
 def prepare_optimizer(
@@ -87,6 +89,11 @@ def check_optimizer(optimizer: Optimizer, slices: Sequence[SliceView], requireme
         raise MisconfigurationException(
             f"{name} needs second derivatives, which compact slices do not give; choose backend='mask' and call"
             " self.manual_backward(loss, create_graph=True), or choose another optimizer."
+        )
+    if requirements.scaled and any(isinstance(each, LBFGS) for each in wrapped):
+        raise MisconfigurationException(
+            f"{name} searches along the gradient, which lr_scale does not scale with the slices; choose lr_scale=1, or"
+            " another optimizer."
         )
     if requirements.moving and requirements.keep_state and len(wrapped) > 1:
         raise MisconfigurationException(
@@ -131,6 +138,12 @@ class _OptimizerTrial:
                     f"{self._name} computes with means or sizes of whole matrices, so that the padding of alternating"
                     " slices would change its steps; choose axis='column' or axis='row', or an optimizer such as AdamW."
                 )
+            if self._requirements.scaled and self._depends_on_size(start):
+                raise MisconfigurationException(
+                    f"{self._name} scales its steps with the size of the parameter. With lr_scale, the parameter of a"
+                    " slice is the change of its lines, which starts at zero. Choose lr_scale=1 and a learning rate for"
+                    " it, or an optimizer without this scaling, such as AdamW."
+                )
             moving, keep_state = self._requirements.moving, self._requirements.keep_state
             if moving and not keep_state and shared and not self._resets(alone, start):
                 raise MisconfigurationException(
@@ -157,6 +170,10 @@ class _OptimizerTrial:
     def _padded_steps(self, start: Tensor) -> Tensor:
         length = start.shape[1]
         return self._trained([F.pad(start, (0, length))])[:, :length]
+
+    def _depends_on_size(self, start: Tensor) -> bool:
+        zero = torch.zeros_like(start)
+        return self._differ(self._trained([start]) - start, self._trained([zero]), zero)
 
     def _resets(self, alone: Tensor, start: Tensor) -> bool:
         try:

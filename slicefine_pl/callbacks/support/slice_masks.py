@@ -38,7 +38,7 @@ class MaskedSlices:
     def write(self) -> None:
         """Write the slices to the pruned weights, before these are scored."""
         for _, layer, slice_ in self._found:
-            slice_.write(layer.slicefine_shard(slice_), slice_.trainable)
+            slice_.write(layer.slicefine_shard(slice_), slice_.lines())
 
     def update_masks(self) -> None:
         """Give the slices the current masks; a slice applies its mask wherever it moves."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from slicefine_pl.slicing.distributed.shards import LocalShard, full_tensors
+from slicefine_pl.slicing.distributed.shards import LocalShard
 from slicefine_pl.slicing.layers.readers import reader
 from slicefine_pl.slicing.layout import MatrixLayout
-from slicefine_pl.slicing.slice import Slice
+from slicefine_pl.slicing.slice import Slice, gather_lines
 
 NoGradReason = Literal["checkpoint", "no_grad"]
 """Why a layer ran in train mode without recording gradients: reentrant checkpointing, or ``torch.no_grad``."""
@@ -72,8 +72,8 @@ class SlicedLayer(nn.Module):
     def slicefine_write(self) -> None:
         """Copy the trained values to their positions in the stored parameters."""
         for slice_ in self.slicefine_slices():
-            [values] = full_tensors([slice_.trainable])
-            slice_.write(self.slicefine_shard(slice_), values)
+            [lines] = gather_lines([slice_])
+            slice_.write(self.slicefine_shard(slice_), lines)
 
     def slicefine_is_sharded(self) -> bool:
         """Whether FSDP2 manages this layer. It replaces the layer's parameters before and after each use."""

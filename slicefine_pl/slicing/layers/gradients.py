@@ -26,7 +26,7 @@ def slice_gradient(lines: Tensor, trainable: Tensor) -> Tensor:
     A compiled backward pass must use the values of ``trainable``: otherwise they are not saved, and torch cannot detect
     that the slice was changed in place after the forward pass.
     """
-    gradient = flatten_lines(lines, trainable)
+    gradient = flatten_lines(lines, trainable.shape[1]).to(trainable.dtype)
     return torch.add(gradient, trainable, alpha=0) if torch.compiler.is_compiling() else gradient
 
 

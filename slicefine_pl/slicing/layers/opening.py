@@ -52,7 +52,12 @@ def open_layers(matrices: Iterable[SliceableMatrix]) -> dict[int, SlicedLayer]:
 
 
 def add_slice(
-    layer: SlicedLayer, layout: MatrixLayout, rank: int, line_length: int, dtype: torch.dtype | None
+    layer: SlicedLayer,
+    layout: MatrixLayout,
+    rank: int,
+    line_length: int,
+    dtype: torch.dtype | None,
+    scaled: bool = False,
 ) -> Slice:
     """Add the slice of one matrix to an opened layer. It has no position until ``slice_.move_to(...)``.
 
@@ -62,8 +67,9 @@ def add_slice(
         rank: Number of trainable lines (R).
         line_length: Numbers per line, with padding (L).
         dtype: Type of the trainable values; ``None`` takes the parameter's.
+        scaled: Whether it trains the scaled change of its lines, rather than the lines.
     """
-    slice_ = Slice(layout, rank, line_length, layer.slicefine_stored(layout.parameter), dtype)
+    slice_ = Slice(layout, rank, line_length, layer.slicefine_stored(layout.parameter), dtype, scaled)
     layer.add_module(child_name(layout.parameter, layout.part), slice_)
     return slice_
 

@@ -74,7 +74,7 @@ def test_training_moving_channels_equals_dense_training_with_a_moving_mask(axis)
             optim.zero_grad()
             model(x).square().sum().backward()
         mask = torch.zeros_like(dense.weight)
-        (mask.transpose(0, 1) if view.axis == "column" else mask)[view.indices] = 1
+        (mask.transpose(0, 1) if view.axis == "column" else mask)[view.indices] = view.scale
         dense.weight.grad *= mask
         optimizer.step()
         masked.step()

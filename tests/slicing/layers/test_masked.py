@@ -166,7 +166,7 @@ def test_a_weight_that_is_read_and_called_gets_both_gradients(calls, backend):
 
 def test_reading_sees_the_values_after_the_optimizer_step():
     net, x = Reader(calls=False), torch.randn(4, 6)
-    handle = slice_model(net, R, targets="map", also_train=[])
+    handle = slice_model(net, R, targets="map", also_train=[], lr_scale=1)
     (view,) = handle
     with torch.no_grad():
         view.parameter.zero_()
