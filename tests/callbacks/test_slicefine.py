@@ -82,7 +82,7 @@ def test_reset_restores_the_state_of_the_first_step_and_keep_keeps_it(optimizer)
     """After a move, the slice's next step equals the first step of a new optimizer."""
     fresh, kept = Watch(), Watch()
     for watch, choice in ((fresh, "reset"), (kept, "keep")):
-        callback = SliceFineCallback(**SETTINGS, interval=4, optimizer_state=choice)
+        callback = SliceFineCallback(**SETTINGS, interval=4, optimizer_state=choice, lr_scale=1)
         trainer(callback, watch).fit(Module(lambda parameters: optimizer(parameters, lr=0.01)), loader())
     torch.testing.assert_close(fresh.known[4] or {}, fresh.known[0] or {}, rtol=0, atol=0)
     assert kept.known[4] != {}
@@ -96,9 +96,7 @@ def test_reset_of_momentum_and_moves_under_lbfgs():
     trainer(SliceFineCallback(**SETTINGS, interval=4), watch).fit(Module(sgd), loader())
     assert [known is None for known in watch.known] == [True, False, False, False, True, False, False, False]
     history = Watch()
-    trainer(SliceFineCallback(rank=2, targets="trunk", also_train="head", interval=4), history).fit(
-        Module(lbfgs), loader()
-    )
+    trainer(SliceFineCallback(**SETTINGS, interval=4, lr_scale=1), history).fit(Module(lbfgs), loader())
     assert len(set(history.places)) == 2
 
 
@@ -222,7 +220,8 @@ def test_a_fused_optimizer_trains_like_a_plain_one():
 def test_gradient_clipping_includes_the_slices():
     module = Module(lambda parameters: torch.optim.SGD(parameters, lr=1.0))
     before = copy.deepcopy(module)
-    clipped = trainer(SliceFineCallback(**SETTINGS, interval=None), gradient_clip_val=1e-3, limit_train_batches=1)
+    callback = SliceFineCallback(**SETTINGS, interval=None, lr_scale=1)
+    clipped = trainer(callback, gradient_clip_val=1e-3, limit_train_batches=1)
     clipped.fit(module, loader())
     moved = torch.cat([(a - b).flatten() for a, b in zip(module.parameters(), before.parameters(), strict=True)])
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
@@ -620,7 +619,7 @@ def test_bad_settings_are_refused_before_anything_runs(settings, message):
 
 
 def full_width() -> SliceFineCallback:
-    return SliceFineCallback(rank=8, targets=r"trunk\.2", also_train="head", interval=None)
+    return SliceFineCallback(rank=8, targets=r"trunk\.2", also_train="head", interval=None, lr_scale=1)
 
 
 def dense_twin(module: Module) -> Module:
@@ -658,7 +657,7 @@ def test_an_optimizer_that_evaluates_several_times_per_step_is_refused_if_forwar
     else:
         module.trunk.eval()
     with pytest.raises(MisconfigurationException, match=r"need train mode and no torch\.compile"):
-        trainer(SliceFineCallback(**SETTINGS)).fit(module, loader())
+        trainer(SliceFineCallback(**SETTINGS, lr_scale=1)).fit(module, loader())
 
 
 class Perturbed(Module):

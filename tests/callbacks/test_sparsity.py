@@ -240,13 +240,14 @@ def test_slices_of_a_pruned_network_keep_its_zeros(name, axis, sparsity_first):
 
 @pytest.mark.parametrize("sparsity_first", [False, True])
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_pruning_while_slices_move_equals_a_hand_written_loop(name, sparsity_first):
+@pytest.mark.parametrize("scale", [1, 3])
+def test_pruning_while_slices_move_equals_a_hand_written_loop(scale, name, sparsity_first):
     """The stored weight is ranked after the step, with the values of the open slice."""
     torch.manual_seed(0)
     module = Module(OPTIMIZERS[name]).double()
     data = DataLoader(TensorDataset(*(t.double() if t.is_floating_point() else t for t in loader().dataset.tensors)), 4)
     plain = copy.deepcopy(module)
-    slices = SliceFineCallback(**(SLICES | {"interval": None}), order="sweep")
+    slices = SliceFineCallback(**(SLICES | {"interval": None}), order="sweep", lr_scale=scale)
     callbacks = [slices, SparsityCallback(0.6, **SETTINGS)]
     trainer(*callbacks[:: -1 if sparsity_first else 1], precision="64-true").fit(module, data)
     columns = [state["index"] for state in slices.state_dict()["slices"]["slices"].values()]
@@ -255,13 +256,20 @@ def test_pruning_while_slices_move_equals_a_hand_written_loop(name, sparsity_fir
     for parameter in plain.parameters():
         parameter.requires_grad_(False)
     weights = [plain.get_parameter(name) for name in WEIGHTS]
-    live = [weight[:, index].clone().requires_grad_() for weight, index in zip(weights, columns, strict=True)]
+    base = [weight[:, index].clone() for weight, index in zip(weights, columns, strict=True)]
+    if scale == 1:  # the lines are trained, else their scaled change
+        base = [torch.zeros_like(part) for part in base]
+        live = [weight[:, index].clone().requires_grad_() for weight, index in zip(weights, columns, strict=True)]
+    else:
+        live = [torch.zeros_like(part).requires_grad_() for part in base]
     head = [parameter.requires_grad_() for parameter in plain.head.parameters()]
     masks = [torch.ones_like(weight) for weight in weights]
     optimizer = OPTIMIZERS[name]([*live, *head])
     schedule = zeros_by_step(0.6, 2, 7, 2, 11)
     for step, batch in enumerate(data, start=1):
-        joined = [weight.index_copy(1, index, part) for weight, index, part in zip(weights, columns, live, strict=True)]
+        # The gradient of the trained values is that of the lines, without the factor.
+        lines = [start + scale * part.detach() + (part - part.detach()) for start, part in zip(base, live, strict=True)]
+        joined = [weight.index_copy(1, index, new) for weight, index, new in zip(weights, columns, lines, strict=True)]
         values = {name: value for name, value in zip(WEIGHTS, joined, strict=True)}
         optimizer.zero_grad()
         logits = torch.func.functional_call(plain, values, (batch[0],))
@@ -270,7 +278,7 @@ def test_pruning_while_slices_move_equals_a_hand_written_loop(name, sparsity_fir
             part.grad *= mask[:, index]
         optimizer.step()
         for place, (weight, index, part) in enumerate(zip(weights, columns, live, strict=True)):
-            weight[:, index] = part.data
+            weight[:, index] = base[place] + scale * part.data
             weight *= masks[place]
             if step in (2, 4, 6, 7):
                 masks[place] = torch.ones_like(weight)
@@ -279,7 +287,8 @@ def test_pruning_while_slices_move_equals_a_hand_written_loop(name, sparsity_fir
                 for value in optimizer.state[part].values():
                     if isinstance(value, torch.Tensor) and value.shape == part.shape:
                         value *= masks[place][:, index]
-            part.data.copy_(weight[:, index])
+            part.data *= masks[place][:, index]
+            base[place] *= masks[place][:, index]
     for ours, theirs in zip(module.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 

@@ -80,7 +80,9 @@ def test_a_slice_as_wide_as_the_weight_trains_like_full_fine_tuning(axis, optimi
     dense = copy.deepcopy(net)
     for name, parameter in dense.named_parameters():
         parameter.requires_grad_(name in ("0.weight", "4.weight", "4.bias"))
-    handle = slice_model(net, rank=10 if axis == "column" else 12, axis=axis, targets="^0$", also_train="^4", lr_scale=1)
+    handle = slice_model(
+        net, rank=10 if axis == "column" else 12, axis=axis, targets="^0$", also_train="^4", lr_scale=1
+    )
     train(net, OPTIMIZERS[optimizer](trainable(net)), 20)
     train(dense, OPTIMIZERS[optimizer](trainable(dense)), 20)
     handle.close()

@@ -24,6 +24,7 @@ from slicefine_pl.slicing.optimizer_state import wrapped_by
 
 STEPS = 3  # before the move, and after it
 SPIKE = 10.0  # factor of the last gradient, for optimizers that clip
+TINY = 1e-9  # a weight decay without effect; some optimizers adapt to the size of decayed weights only
 DIFFERENT = 0.02  # relative to the largest change; rounding stays below, in bfloat16 too
 
 ERRORS = (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError)  # which optimizers raise
@@ -173,7 +174,9 @@ class _OptimizerTrial:
 
     def _depends_on_size(self, start: Tensor) -> bool:
         zero = torch.zeros_like(start)
-        return self._differ(self._trained([start]) - start, self._trained([zero]), zero)
+        # Decay pulls both to zero, and cancels in their mean; a factor of the size does not.
+        mean = (self._trained([start]) + self._trained([-start])) / 2
+        return self._differ(self._trained([zero]), mean, zero)
 
     def _resets(self, alone: Tensor, start: Tensor) -> bool:
         try:
@@ -229,5 +232,5 @@ def _factory_of(optimizer: Optimizer, group: dict[str, Any]) -> OptimizerFactory
     if isinstance(settings.get("lr"), float):
         settings["lr"] = 0.01  # a warm-up starts at zero
     if "weight_decay" in settings:
-        settings["weight_decay"] = 0.0  # the decay may depend on the weights
+        settings["weight_decay"] = min(settings["weight_decay"], TINY)  # the decay depends on the weights
     return lambda matrices: type(optimizer)(matrices, **settings)

@@ -43,8 +43,9 @@ class TrainingChecks:
         Raises:
             MisconfigurationException: Another parameter requires a gradient.
         """
-        named, trained = self._pl_module.named_parameters(), self._trained_ids()
-        others = [name for name, each in named if each.requires_grad and id(each) not in trained]
+        known = self._trained_ids() | {id(view.base) for view in self._handle}
+        named = self._pl_module.named_parameters()
+        others = [name for name, each in named if each.requires_grad and id(each) not in known]
         if others:
             raise MisconfigurationException(
                 f"{shortlist(others)} require a gradient but are neither slices nor in also_train: something created or"

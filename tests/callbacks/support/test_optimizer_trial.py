@@ -46,12 +46,18 @@ TORCH = {
 OTHERS = {
     **{f"timm {name}": timms(name) for name in ("lion", "lars", "adabelief", "novograd", "sgdp", "adamp", "madgrad")},
     **{f"timm {name}": timms(name) for name in ("lookahead_adam", "adopt", "laprop", "mars", "adafactorbv", "nadamw")},
+    "timm lars, decayed": timms("lars", weight_decay=0.1),  # adapts to the size of what it decays only
     "transformers adafactor": lambda p: transformers.Adafactor(p),
     "transformers adafactor, fixed rate": lambda p: transformers.Adafactor(
         p, lr=0.01, scale_parameter=False, relative_step=False
     ),
 }
 RUNS = {"columns": {}, "rows": {"axis": "row"}, "alternate": {"axis": "alternate"}, "kept": {"optimizer_state": "keep"}}
+SCALED_BY_SIZE = {
+    "adafactor",
+    "timm lars, decayed",
+    "transformers adafactor",
+}  # steps that depend on the parameter's size
 REFUSED = {  # optimizers that see the padding of shorter lines, or write weights of an earlier position
     ("adafactor", "alternate"), ("transformers adafactor", "alternate"),
     ("transformers adafactor, fixed rate", "alternate"), ("timm madgrad", "kept"), ("timm lookahead_adam", "kept"),
@@ -94,8 +100,12 @@ def sliced(make, **settings):
     return module, places
 
 
-def dense(make, places, keep, joint):
-    """Train the same lines in plain torch; ``joint`` if the optimizer treats all parameters as one vector."""
+def dense(make, places, keep, joint, scaled=False):
+    """Train the same lines in plain torch.
+
+    ``joint`` if the optimizer treats all parameters as one vector; ``scaled`` if the parameter is the change of the
+    lines, which counts I / R or O / R times, with the gradient of the lines.
+    """
     module = Module(make).double()
     weight, head = module.trunk.weight.detach(), module.head.weight
     lines = lambda line: weight if line == "row" else weight.t()
@@ -103,16 +113,20 @@ def dense(make, places, keep, joint):
     for step, ((line, indices), (x, y)) in enumerate(zip(places, examples(), strict=True)):
         if step == 0 or places[step] != places[step - 1]:
             values = lines(line)[indices].clone()
+            base, factor = torch.zeros_like(values), 1.0
+            if scaled:
+                base, values, factor = values, torch.zeros_like(values), len(lines(line)) / R
             if step == 0 or not keep:
                 live = nn.Parameter(values)
                 own = make([live, head] if joint else [live])
             else:
                 live.data = values
 
-        def closure(live=live, line=line, indices=indices, x=x, y=y):
+        def closure(live=live, base=base, factor=factor, line=line, indices=indices, x=x, y=y):
             live.grad = head.grad = None
             with torch.enable_grad():
-                whole = lines(line).index_put((torch.tensor(indices),), live)
+                trained = base + factor * live.detach() + (live - live.detach())
+                whole = lines(line).index_put((torch.tensor(indices),), trained)
                 whole = whole if line == "row" else whole.t()
                 loss = nn.functional.cross_entropy(torch.tanh(x @ whole.t()) @ head.t(), y)
                 loss.backward()
@@ -124,21 +138,22 @@ def dense(make, places, keep, joint):
             closure()
             own.step()
             others.step()
-        lines(line)[indices] = live.detach()
+        lines(line)[indices] = base + factor * live.detach()
     return weight, head
 
 
+@pytest.mark.parametrize("lr_scale", [1, "auto"])
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("name", TORCH | OTHERS)
-def test_an_optimizer_trains_a_slice_like_a_network_of_that_slice(name, run):
-    make = (TORCH | OTHERS)[name]
-    if (name, run) in REFUSED:
-        with pytest.raises(MisconfigurationException, match=r"padding|earlier position"):
-            sliced(make, **RUNS[run])
+def test_an_optimizer_trains_a_slice_like_a_network_of_that_slice(name, run, lr_scale):
+    make, scaled = (TORCH | OTHERS)[name], lr_scale == "auto"
+    if (name, run) in REFUSED or (scaled and name in SCALED_BY_SIZE | {"lbfgs"}):
+        with pytest.raises(MisconfigurationException, match=r"padding|earlier position|choose lr_scale=1|size of the"):
+            sliced(make, lr_scale=lr_scale, **RUNS[run])
         return
-    ours, places = sliced(make, **RUNS[run])
+    ours, places = sliced(make, lr_scale=lr_scale, **RUNS[run])
     assert len({str(place) for place in places}) == 3
-    weight, head = dense(make, places, keep=run == "kept", joint=name == "lbfgs")
+    weight, head = dense(make, places, keep=run == "kept", joint=name == "lbfgs", scaled=scaled)
     torch.testing.assert_close(ours.trunk.weight.detach(), weight, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(ours.head.weight, head, rtol=1e-9, atol=1e-12)
 
@@ -147,7 +162,7 @@ def test_differentiable_is_turned_off_with_a_warning():
     make = lambda p, **others: optim.SGD(p, 0.02, momentum=0.9, **others)
     with pytest.warns(UserWarning, match="differentiable=True"):
         ours, places = sliced(lambda p: make(p, differentiable=True))
-    weight, _ = dense(make, places, keep=False, joint=False)
+    weight, _ = dense(make, places, keep=False, joint=False, scaled=True)
     torch.testing.assert_close(ours.trunk.weight.detach(), weight, rtol=1e-9, atol=1e-12)
 
 
@@ -155,9 +170,9 @@ def test_differentiable_is_turned_off_with_a_warning():
 def test_an_optimizer_that_counts_steps_per_group_needs_a_group_for_slices(name):
     """Otherwise the first step after a move would be several times too large."""
     with pytest.raises(MisconfigurationException, match=r"cannot reset its state .* group of their own"):
-        sliced(timms(name))
+        sliced(timms(name), lr_scale=1)
     apart = lambda p: timms(name)([{"params": p[:1]}, {"params": p[1:]}])
-    ours, places = sliced(lambda p: apart(sorted(p, key=lambda each: each.shape == (3, O))))
+    ours, places = sliced(lambda p: apart(sorted(p, key=lambda each: each.shape == (3, O))), lr_scale=1)
     weight, head = dense(timms(name), places, keep=False, joint=False)
     torch.testing.assert_close(ours.trunk.weight.detach(), weight, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(ours.head.weight, head, rtol=1e-9, atol=1e-12)
@@ -182,7 +197,7 @@ def test_square_matrices_have_no_padding():
     """So Adafactor may alternate."""
     module = Module(optim.Adafactor)
     module.trunk, module.head = nn.Linear(I, I, bias=False), nn.Linear(I, 3, bias=False)
-    callback = SliceFineCallback(R, axis="alternate", interval=INTERVAL, targets="trunk", also_train="head")
+    callback = SliceFineCallback(R, axis="alternate", interval=INTERVAL, targets="trunk", also_train="head", lr_scale=1)
     Trainer(
         callbacks=[callback], max_epochs=1, precision="64-true", accelerator="cpu", logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

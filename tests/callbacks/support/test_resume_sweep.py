@@ -29,6 +29,7 @@ CHOICES = {
     "accumulate": [1, 1, 2],
     "scheduled": [True, False],
     "stop": list(range(1, STEPS)),
+    "lr_scale": ["auto", "auto", 1.0, 0.5],
 }
 OPTIMIZERS = {
     "sgd": lambda p: optim.SGD(p, 0.02, momentum=0.9),
@@ -116,6 +117,8 @@ def drawn(number):
     chosen["optimizer"] = list(OPTIMIZERS)[number % len(OPTIMIZERS)]
     if chosen["axis"] == "alternate":
         chosen["optimizer_state"] = "reset"
+    if chosen["optimizer"] in ("adafactor", "lbfgs"):
+        chosen["lr_scale"] = 1.0  # others are refused
     if chosen["optimizer"] == "adafactor":
         chosen["axis"] = chosen["axis"].replace("alternate", "row")  # alternating is refused
         chosen["precision"] = {"16-true": "bf16-true"}.get(
@@ -127,7 +130,7 @@ def drawn(number):
 def train(chosen, folder, resume=None):
     """Train and save a checkpoint after each step, from the start or from a checkpoint."""
     seed_everything(1 if resume is None else 99, verbose=False)  # a resumed run is another process
-    shared = ("axis", "order", "rank", "interval", "optimizer_state", "backend", "slice_dtype")
+    shared = ("axis", "order", "rank", "interval", "optimizer_state", "backend", "slice_dtype", "lr_scale")
     callbacks = [SliceFineCallback(**{name: chosen[name] for name in shared}, targets="trunk", also_train="head")]
     if chosen["schedule"] is not None:
         end = 8 if chosen["schedule"] == "cubic" else 3
