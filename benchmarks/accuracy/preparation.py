@@ -81,12 +81,20 @@ def moving_slices(method: MethodConfig, seed: int, layers: list[str] | None) -> 
         interval=method.interval,
         order=method.order,  # type: ignore[arg-type]
         seed=seed,
+        lr_scale=method.lr_scale,
     )
 
 
 def fixed_slices(net: nn.Module, method: MethodConfig, seed: int, layers: list[str] | None = None) -> None:
     """Open slices that never move: at the first, at the last, or at random columns or rows of each weight."""
-    handle = slice_model(net, rank=method.rank, axis=method.kind, targets=layers, seed=seed)  # type: ignore[arg-type]
+    handle = slice_model(
+        net,
+        rank=method.rank,
+        axis=method.kind,  # type: ignore[arg-type]
+        targets=layers,
+        seed=seed,
+        lr_scale=method.lr_scale,
+    )
     if method.position == "random":
         return
     state = handle.state_dict()

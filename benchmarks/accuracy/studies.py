@@ -9,13 +9,14 @@ from typing import Any
 import yaml
 
 SLICES = ("column", "row", "alternate")
-SETTINGS: dict[str, tuple[str, ...] | None] = {  # allowed values; None: a whole number above 0
+SETTINGS: dict[str, tuple[str | int, ...] | None] = {  # allowed values; None: a whole number above 0
     "rank": None,
     "layers": ("all", "query_value"),
     "interval": None,
     "order": ("random", "sweep", "importance"),
     "position": ("random", "first", "last"),
     "weights": ("pretrained", "random"),
+    "lr_scale": (1, "auto"),
 }
 ALLOWED: dict[str, tuple[str, ...]] = {  # settings of each kind; kinds in the order of the report's tables
     **dict.fromkeys(("probe", "bitfit"), ("weights",)),
@@ -37,6 +38,7 @@ class MethodConfig:
         order: How moving slices choose their next position.
         position: Where slices lie that do not move.
         weights: Weights at the start.
+        lr_scale: As in :func:`slicefine_pl.slicing.slice_model`.
     """
 
     kind: str
@@ -46,6 +48,7 @@ class MethodConfig:
     order: str = "random"
     position: str | None = None
     weights: str = "pretrained"
+    lr_scale: Any = 1
 
     @classmethod
     def read(cls, name: str, settings: Mapping[str, Any]) -> "MethodConfig":
@@ -63,7 +66,7 @@ class MethodConfig:
                 raise ValueError(f"{name!r}: {kind} does not have the setting {setting!r}; choose from {allowed}.")
             choices = SETTINGS[setting]
             if not (type(value) is int and value > 0 if choices is None else value in choices):
-                expected = "a whole number > 0" if choices is None else " or ".join(choices)
+                expected = "a whole number > 0" if choices is None else " or ".join(map(str, choices))
                 raise ValueError(f"{name!r}: {setting}={value!r} is not allowed; use {expected}.")
         if "rank" in ALLOWED[kind] and "rank" not in given:
             raise ValueError(f"{name!r}: rank is missing; add rank: 16, for instance.")
