@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
 from slicefine_pl.modules.export_folder import write_export
+from slicefine_pl.modules.keyword_settings import explicit_signature
 from slicefine_pl.modules.lr_schedule import LRDecay, ReplannableLR, WarmupDecay
 from slicefine_pl.run_length import required_run_length
 
@@ -45,6 +46,11 @@ class FineTuningModule(LightningModule):
 
     backbone: Any
     has_random_weights = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Let ``help()`` show the optimizer settings of the subclass."""
+        super().__init_subclass__(**keywords)
+        cls.__signature__ = explicit_signature(cls)  # type: ignore[attr-defined]
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ from slicefine_pl.modules.image.exports import (
     write_reader,
 )
 from slicefine_pl.modules.image.load import load_backbone
+from slicefine_pl.modules.keyword_settings import Unpack, VisionSettings
 from slicefine_pl.modules.vision_classifier import VisionClassifier
 from slicefine_pl.pretrained import locate
 
@@ -60,7 +61,7 @@ class ImageClassifier(VisionClassifier):
         backbone: str | nn.Module = "timm/tf_efficientnet_lite0",
         num_classes: int | None = None,
         label_names: Sequence[str] | None = None,
-        **optimizer: Any,
+        **optimizer: Unpack[VisionSettings],
     ) -> None:
         names = None if label_names is None else list(label_names)
         classes = resolve_num_classes(num_classes, names, least=2)

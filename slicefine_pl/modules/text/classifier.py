@@ -7,7 +7,7 @@ Shapes:  B batch · T tokens · C classes (1 for regression)
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -22,6 +22,7 @@ from slicefine_pl.modules.auto_model import (
 )
 from slicefine_pl.modules.classifier import Batch, Classifier, resolve_num_classes, set_class_names
 from slicefine_pl.modules.input_recorder import InputRecorder
+from slicefine_pl.modules.keyword_settings import OptimizerSettings, Unpack
 from slicefine_pl.modules.text.mean_pooling import MeanPooledClassifier, MeanPoolingConfig
 from slicefine_pl.pretrained import has_random_weights, locate
 
@@ -63,7 +64,7 @@ class TextClassifier(InputRecorder, Classifier):
         label_names: Sequence[str] | None = None,
         pooling: Literal["default", "mean"] = "default",
         gradient_checkpointing: bool = False,
-        **optimizer: Any,
+        **optimizer: Unpack[OptimizerSettings],
     ) -> None:
         names = None if label_names is None else list(label_names)
         model, new_head, is_random = _load(backbone, resolve_num_classes(num_classes, names, least=1), pooling)

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from slicefine_pl.inputs import VideoInput, stored_input
 from slicefine_pl.modules.classifier import Batch, resolve_num_classes, set_class_names
+from slicefine_pl.modules.keyword_settings import Unpack, VisionSettings
 from slicefine_pl.modules.video.exports import video_lines, write_reader
 from slicefine_pl.modules.video.load import load_backbone
 from slicefine_pl.modules.vision_classifier import VisionClassifier
@@ -64,7 +65,7 @@ class VideoClassifier(VisionClassifier):
         label_names: Sequence[str] | None = None,
         num_frames: int | None = None,
         crop_size: int | None = None,
-        **optimizer: Any,
+        **optimizer: Unpack[VisionSettings],
     ) -> None:
         names = None if label_names is None else list(label_names)
         classes = resolve_num_classes(num_classes, names, least=2)
