@@ -7,7 +7,9 @@ of a ``GradientAccumulationScheduler``.
 import math
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, Timer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
+
+from slicefine_pl.trainer_callbacks import trainer_callbacks
 
 
 def run_length(trainer: Trainer) -> int | None:
@@ -51,7 +53,7 @@ def _why_unknown(trainer: Trainer) -> tuple[str, str] | None:
             return cause, "Set max_epochs without max_steps"
         return None
     if trainer.max_epochs == -1:
-        timed = any(isinstance(each, Timer) for each in _callbacks(trainer))
+        timed = any(isinstance(each, Timer) for each in trainer_callbacks(trainer))
         cause = "only max_time limits the run" if timed else "neither max_epochs nor max_steps limits the run"
         return cause, "Set max_epochs or max_steps"
     if math.isinf(_batches(trainer)):
@@ -82,14 +84,14 @@ def _steps_of_current_epoch(trainer: Trainer, batches: float) -> int:
 
 def _steps_of_epochs(trainer: Trainer, batches: float, epochs: range) -> int:
     """Return the steps of a range of epochs; the last batch of each completes a step."""
-    if not any(isinstance(each, GradientAccumulationScheduler) for each in _callbacks(trainer)):
+    if not any(isinstance(each, GradientAccumulationScheduler) for each in trainer_callbacks(trainer)):
         return len(epochs) * math.ceil(batches / trainer.accumulate_grad_batches)
     return sum(math.ceil(batches / _accumulated(trainer, epoch)) for epoch in epochs)
 
 
 def _accumulated(trainer: Trainer, epoch: int) -> int:
     """Return the number of batches per optimizer step in an epoch."""
-    for each in _callbacks(trainer):
+    for each in trainer_callbacks(trainer):
         if isinstance(each, GradientAccumulationScheduler):
             return each.get_accumulate_grad_batches(epoch)
     return trainer.accumulate_grad_batches
@@ -102,8 +104,3 @@ def _batches(trainer: Trainer) -> float:
     if trainer.train_dataloader is None:
         trainer.fit_loop.setup_data()
     return trainer.num_training_batches
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return found

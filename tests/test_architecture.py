@@ -20,7 +20,8 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "network": (set(), {"torch"}),
     "files": (set(), {"torch"}),
     "pretrained": (set(), set()),
-    "run_length": (set(), {"lightning"}),
+    "trainer_callbacks": (set(), {"lightning"}),
+    "run_length": ({"trainer_callbacks"}, {"lightning"}),
     "inputs": ({"pretrained", "files"}, set()),
     "slicing": ({"text_table", "network"}, {"torch"}),
     "sparsity": ({"text_table", "network"}, {"torch"}),
@@ -28,7 +29,17 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "analysis": ({"slicing", "files", "network"}, MATHS | {"matplotlib"}),
     "strategy": ({"slicing", "network", "files"}, {"torch", "lightning"}),
     "callbacks": (
-        {"optional", "slicing", "sparsity", "analysis", "strategy", "run_length", "files", "network"},
+        {
+            "optional",
+            "slicing",
+            "sparsity",
+            "analysis",
+            "strategy",
+            "trainer_callbacks",
+            "run_length",
+            "files",
+            "network",
+        },
         MATHS | {"lightning", "matplotlib"},
     ),
     "modules": (
@@ -44,7 +55,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "__init__": ({"optional", "callbacks", "strategy"}, set()),
     "cli": (
         {"optional", "text_table", "network", "files", "pretrained", "inputs", "slicing", "sparsity", "scaling"}
-        | {"analysis", "strategy", "callbacks", "modules", "data"},
+        | {"analysis", "strategy", "trainer_callbacks", "callbacks", "modules", "data"},
         MATHS
         | {"lightning", "jinja2", "jsonargparse", "matplotlib", "yaml"}
         | {"av", "safetensors", "timm", "torchvision", "transformers"},

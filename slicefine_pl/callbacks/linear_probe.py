@@ -80,7 +80,7 @@ class LinearProbe(Callback):
             splits = {name: self._collect(trainer, pl_module, loader) for name, loader in loaders.items()}
             labels = splits["train"][1]
             self.metric = "pearson" if labels.is_floating_point() else "accuracy"
-            self.scores = ridge(splits) if labels.is_floating_point() else logistic(splits)
+            self.scores = ridge_correlation(splits) if labels.is_floating_point() else logistic_accuracy(splits)
         self.seconds = time.perf_counter() - start
         shown = ", ".join(f"{name} {score:.4f}" for name, score in self.scores.items())
         rank_zero_info(f"LinearProbe: {self.metric} {shown} ({self.seconds:.1f} s).")
@@ -119,7 +119,7 @@ class LinearProbe(Callback):
         return layer
 
 
-def logistic(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+def logistic_accuracy(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Return the accuracy per split of the L2-penalized logistic regression that is best on ``"val"``.
 
     Args:
@@ -139,7 +139,7 @@ def logistic(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
     return best
 
 
-def ridge(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+def ridge_correlation(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Return the Pearson correlation per split of the ridge regression that is best on ``"val"``.
 
     Args:

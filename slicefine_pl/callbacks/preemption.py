@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from slicefine_pl.callbacks.support.checkpoint_files import use_atomic_files
-from slicefine_pl.callbacks.support.other_callbacks import checkpoint_callbacks, trainer_callbacks
 from slicefine_pl.callbacks.support.resume import ResumableCallback
+from slicefine_pl.trainer_callbacks import checkpoint_callbacks, trainer_callbacks
 
 SignalHandler = Callable[[int, FrameType | None], Any] | int | None
 

@@ -20,7 +20,6 @@ from slicefine_pl.callbacks.support.other_callbacks import (
     check_before_weight_averaging,
     check_no_finetuning,
     check_no_second,
-    trainer_callbacks,
 )
 from slicefine_pl.callbacks.support.parameter_table import patch_model_summary, use_parameter_table
 from slicefine_pl.callbacks.support.random_state import TrainingRandomState
@@ -32,6 +31,7 @@ from slicefine_pl.slicing import AxisSchedule, Backend, Order, SliceHandle, Slic
 from slicefine_pl.slicing.cursor import slice_type
 from slicefine_pl.slicing.lr_scale import LRScale, checked_lr_scale
 from slicefine_pl.slicing.schedule import check_choice, check_rank
+from slicefine_pl.trainer_callbacks import trainer_callbacks
 
 OptimizerState = Literal["reset", "keep"]
 NonFinite = Literal["raise", "skip"]

@@ -13,13 +13,8 @@ from torch.optim import Optimizer
 
 from slicefine_pl.callbacks.slicefine import slicefine_of
 from slicefine_pl.callbacks.support.distributed import check_pruning_strategy, check_same_on_all_ranks
-from slicefine_pl.callbacks.support.optimizer_slices import has_stepped, parameters_of
-from slicefine_pl.callbacks.support.other_callbacks import (
-    averaged_models,
-    check_no_second,
-    reset_best_checkpoints,
-    trainer_callbacks,
-)
+from slicefine_pl.callbacks.support.optimizer_slices import has_stepped, optimizer_parameters
+from slicefine_pl.callbacks.support.other_callbacks import averaged_models, check_no_second, reset_best_checkpoints
 from slicefine_pl.callbacks.support.plotting import can_plot
 from slicefine_pl.callbacks.support.pruning_plot import plot_pruning
 from slicefine_pl.callbacks.support.pruning_settings import ScheduleName, ScheduleSettings, target_sparsity
@@ -28,6 +23,7 @@ from slicefine_pl.callbacks.support.slice_masks import MaskedSlices
 from slicefine_pl.files.atomic import warn_on_error
 from slicefine_pl.slicing.schedule import check_choice
 from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, cost_report, parse_pattern
+from slicefine_pl.trainer_callbacks import trainer_callbacks
 
 
 class SparsityCallback(ResumableCallback):
@@ -173,7 +169,7 @@ class SparsityCallback(ResumableCallback):
         """Return the optimizer whose steps count: the first that updates a pruned weight or a slice of one."""
         pruned = {id(each.parameter) for each in self.masks.prunable.values()}
         owned = pruned | {id(slice_.trainable) for slice_ in self._slices or ()}
-        own = [each for each in optimizers if any(id(parameter) in owned for parameter in parameters_of(each))]
+        own = [each for each in optimizers if any(id(parameter) in owned for parameter in optimizer_parameters(each))]
         if not own:
             raise MisconfigurationException(
                 "No optimizer holds a weight that is to be pruned; build it in configure_optimizers from"

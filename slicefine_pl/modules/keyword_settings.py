@@ -24,7 +24,7 @@ else:
             return Annotated[Any, settings]
 
 
-class ScheduleSettings(TypedDict, total=False):
+class LRSettings(TypedDict, total=False):
     """Learning rate and its schedule."""
 
     lr: float
@@ -32,7 +32,7 @@ class ScheduleSettings(TypedDict, total=False):
     decay: LRDecay
 
 
-class OptimizerSettings(ScheduleSettings, total=False):
+class OptimizerSettings(LRSettings, total=False):
     """Optimizer settings of a network with a head."""
 
     head_lr: float | None

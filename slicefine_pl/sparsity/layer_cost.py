@@ -138,7 +138,7 @@ def matrix_cost(each: PrunableWeight, positions: tuple[int, ...], tied_to: str |
     """
     values = each.matrix(each.parameter.detach())
     mask = values != 0
-    kind, fits = kind_of(each), is_two_four(mask)
+    kind, fits = layer_kind(each), is_two_four(mask)
     parts = [(count, part) for count, part in zip(positions, mask.chunk(len(positions)), strict=True)]
     dense = sum(2 * count * part.numel() for count, part in parts)
     return LayerCost(
@@ -177,7 +177,7 @@ def remaining_cost(parameters: list[nn.Parameter]) -> LayerCost:
     )
 
 
-def kind_of(each: PrunableWeight) -> LayerKind:
+def layer_kind(each: PrunableWeight) -> LayerKind:
     """Return the kind of the layer that owns a weight."""
     if each.embedding:
         return "embedding"

@@ -26,7 +26,7 @@ from slicefine_pl.sparsity.mask_selection import select_by_layer, select_globall
 from slicefine_pl.sparsity.mask_tensors import apply_mask, pack_mask, unpack_mask
 from slicefine_pl.sparsity.patterns import Blocks, NofM, Pattern
 from slicefine_pl.sparsity.scores import Score
-from slicefine_pl.sparsity.targets import Criterion, PrunableWeight, find_targets
+from slicefine_pl.sparsity.targets import Criterion, PrunableWeight, choose_pruning_targets
 
 Scope = Literal["layer", "global"]
 
@@ -64,7 +64,7 @@ class NetworkMasks:
         pattern: How pruned weights lie.
         criterion: Scores by which weights are pruned; see ``scores``.
         scope: ``"layer"`` gives every matrix the same sparsity; ``"global"`` ranks all weights together.
-        targets: Which weights to prune; see :func:`slicefine_pl.sparsity.targets.find_targets`.
+        targets: Which weights to prune; see :func:`slicefine_pl.sparsity.targets.choose_pruning_targets`.
         seed: Seed of the criterion ``"random"``.
 
     Attributes:
@@ -87,7 +87,7 @@ class NetworkMasks:
             raise ValueError(
                 f"scope='global' ranks single weights and cannot keep pattern='{pattern}'; use scope='layer'."
             )
-        found = find_targets(net, pattern, criterion, targets)
+        found = choose_pruning_targets(net, pattern, criterion, targets)
         self.pattern = pattern
         self.scope = scope
         self.skipped = found.skipped

@@ -98,7 +98,7 @@ def find_prunable(net: nn.Module) -> Iterator[PrunableWeight]:
             yield PrunableWeight(f"{prefix}weight", module, transposed=True)
 
 
-def find_targets(
+def choose_pruning_targets(
     net: nn.Module, pattern: Pattern, criterion: Criterion, targets: NamePatterns | None = None
 ) -> PruningTargets:
     """Choose the weights to prune.

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from slicefine_pl import FullyShardedStrategy
-from slicefine_pl.callbacks.linear_probe import STRENGTHS, LinearProbe, logistic, ridge
+from slicefine_pl.callbacks.linear_probe import STRENGTHS, LinearProbe, logistic_accuracy, ridge_correlation
 
 FEATURES, CLASSES = 7, 3
 
@@ -41,7 +41,7 @@ def test_logistic_equals_sklearn():
         (x, y), parts = scaled(splits)["train"], scaled(splits)
         model = LogisticRegression(C=1 / (strength * len(x)), max_iter=5000, tol=1e-8).fit(x, y)
         reference.append({name: model.score(*part) for name, part in parts.items()})
-    best = logistic(splits)
+    best = logistic_accuracy(splits)
     assert best["val"] == pytest.approx(max(scores["val"] for scores in reference), abs=0.006)
     assert any(best["test"] == pytest.approx(scores["test"], abs=0.006) for scores in reference)
 
@@ -54,7 +54,7 @@ def test_ridge_equals_sklearn():
         model = Ridge(alpha=strength * len(x)).fit(x, y)
         reference.append({name: np.corrcoef(model.predict(part[0]), part[1])[0, 1] for name, part in parts.items()})
     best = max(reference, key=lambda scores: scores["val"])
-    assert ridge(splits) == pytest.approx(best, abs=1e-4)
+    assert ridge_correlation(splits) == pytest.approx(best, abs=1e-4)
 
 
 class Net(LightningModule):
@@ -131,7 +131,7 @@ def test_it_scores_the_frozen_features_and_changes_nothing():
     fit(net, Data(splits), probe)
     assert seen == [True]
     features = {name: (frozen.body(inputs).detach(), labels) for name, (inputs, labels) in splits.items()}
-    assert probe.scores == pytest.approx(logistic(features), abs=0.006)
+    assert probe.scores == pytest.approx(logistic_accuracy(features), abs=0.006)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -223,7 +223,7 @@ def test_data_without_a_length_are_measured_up_to_the_limit(limit, caplog):
     else:
         seen = splits | {"train": tuple(tensor[: 3 * 64] for tensor in splits["train"])}
         features = {name: (frozen.body(inputs).detach(), labels) for name, (inputs, labels) in seen.items()}
-        assert probe.scores == pytest.approx(logistic(features), abs=0.006)
+        assert probe.scores == pytest.approx(logistic_accuracy(features), abs=0.006)
 
 
 def probed(strategy):

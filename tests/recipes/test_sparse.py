@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from slicefine_pl.cli.grid.plan import read_grid
-from slicefine_pl.cli.scaling.model_size import parameters_of
+from slicefine_pl.cli.scaling.model_size import count_parameters
 
 pytestmark = pytest.mark.slow  # whole runs of a recipe
 
@@ -39,7 +39,7 @@ def test_smoke_run_exports_a_plain_folder_with_the_zeros(tmp_path):
 
 def test_a_width_of_the_grid_at_75_percent_has_about_as_many_non_zeros_as_half_the_width_dense():
     grid = read_grid(CONFIGS / "sparse_grid.yaml")
-    [narrow, middle, wide] = (parameters_of(str(ROOT / backbone)) for backbone in grid.backbones)
+    [narrow, middle, wide] = (count_parameters(str(ROOT / backbone)) for backbone in grid.backbones)
     assert middle / 4 == pytest.approx(narrow, rel=0.2)
     assert wide / 4 == pytest.approx(middle, rel=0.2)
     rates = {int(name.rpartition("_")[2]): rate for name, rate in grid.backbones.items()}

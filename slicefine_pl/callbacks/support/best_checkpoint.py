@@ -18,9 +18,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from slicefine_pl.callbacks.support.other_callbacks import checkpoint_callbacks
 from slicefine_pl.files.atomic import open_atomic
 from slicefine_pl.files.local import is_local
+from slicefine_pl.trainer_callbacks import checkpoint_callbacks
 
 SaverState = dict[str, Any]
 UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile)

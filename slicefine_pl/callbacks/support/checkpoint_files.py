@@ -18,9 +18,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from slicefine_pl.callbacks.support.metrics_file import use_atomic_metrics
-from slicefine_pl.callbacks.support.other_callbacks import checkpoint_callbacks
 from slicefine_pl.files.atomic import open_atomic, replace_link, write_atomic
 from slicefine_pl.files.local import is_local, local_path
+from slicefine_pl.trainer_callbacks import checkpoint_callbacks
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

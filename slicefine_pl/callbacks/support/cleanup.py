@@ -15,9 +15,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from slicefine_pl.callbacks.support.deferred_setup import cancel_deferred
-from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
 from slicefine_pl.network.names import shortlist
 from slicefine_pl.slicing.layers.base import SlicedLayer
+from slicefine_pl.trainer_callbacks import trainer_callbacks
 
 HOOK = "configure_callbacks"  # the module's hook that Lightning calls first in every run, before any callback
 

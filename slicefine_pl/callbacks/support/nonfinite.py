@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from slicefine_pl.callbacks.support.optimizer_slices import parameters_of
+from slicefine_pl.callbacks.support.optimizer_slices import optimizer_parameters
 from slicefine_pl.network.names import shortlist
 from slicefine_pl.slicing.distributed.shards import to_local
 
@@ -36,7 +36,7 @@ class NonFiniteCheck:
             FloatingPointError: They are not finite, and such steps are not skipped.
         """
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # a loss scaler skips such steps itself
-        finite = scaler is not None or all_finite(parameters_of(optimizer), self._loss)
+        finite = scaler is not None or all_finite(optimizer_parameters(optimizer), self._loss)
         # Each process has its own loss; all of them must skip the step, or none.
         if trainer.strategy.reduce_boolean_decision(finite):
             return

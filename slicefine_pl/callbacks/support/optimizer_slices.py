@@ -52,7 +52,7 @@ class OptimizerSlices:
 
     def updates_others_than(self, trained: Collection[int]) -> bool:
         """Whether the next step would change a parameter whose id is not in ``trained``."""
-        return any(each.grad is not None and id(each) not in trained for each in parameters_of(self.optimizer))
+        return any(each.grad is not None and id(each) not in trained for each in optimizer_parameters(self.optimizer))
 
     def reset_state(self, moved: Iterable[nn.Parameter]) -> None:
         """Reset the optimizer state of slices that have moved; parameter groups keep their settings.
@@ -103,7 +103,7 @@ def disable_differentiable(optimizer: Optimizer) -> bool:
 
 def has_gradients(optimizer: Optimizer) -> bool:
     """Whether a step of the optimizer has gradients to apply."""
-    return any(parameter.grad is not None for parameter in parameters_of(optimizer))
+    return any(parameter.grad is not None for parameter in optimizer_parameters(optimizer))
 
 
 def has_stepped(optimizer: Optimizer) -> bool:
@@ -115,6 +115,6 @@ def has_stepped(optimizer: Optimizer) -> bool:
     return has_gradients(optimizer) and not bool(getattr(optimizer, "found_inf", False))
 
 
-def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+def optimizer_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     """Return the parameters of all groups of an optimizer."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

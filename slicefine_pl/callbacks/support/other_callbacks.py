@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     GradientAccumulationScheduler,
     LearningRateFinder,
-    ModelCheckpoint,
     ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
@@ -18,17 +17,7 @@ from lightning.pytorch.callbacks import (
 from torch import nn
 
 from slicefine_pl.strategy import FullyShardedStrategy
-
-
-def trainer_callbacks(trainer: Trainer) -> list[Callback]:
-    """Return the callbacks of a trainer in calling order; ``Trainer`` does not declare the attribute."""
-    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return found
-
-
-def checkpoint_callbacks(trainer: Trainer) -> list[ModelCheckpoint]:
-    """Return the ``ModelCheckpoint`` callbacks of a trainer."""
-    return [each for each in trainer_callbacks(trainer) if isinstance(each, ModelCheckpoint)]
+from slicefine_pl.trainer_callbacks import checkpoint_callbacks, trainer_callbacks
 
 
 def check_before_weight_averaging(callback: Callback, trainer: Trainer) -> None:

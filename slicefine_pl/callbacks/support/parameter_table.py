@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.model_summary.model_summary import LayerSummary
 from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary as SummaryTable
 from torch import nn
 
-from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
 from slicefine_pl.slicing.slice import duplicated_numel, padding_numel
+from slicefine_pl.trainer_callbacks import trainer_callbacks
 
 
 class ParameterTable(ModelSummary):

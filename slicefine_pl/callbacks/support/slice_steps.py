@@ -8,9 +8,9 @@ from torch.optim import Optimizer
 from slicefine_pl.callbacks.support.distributed import check_same_on_all_ranks
 from slicefine_pl.callbacks.support.optimizer_slices import OptimizerSlices, has_stepped
 from slicefine_pl.callbacks.support.optimizer_trial import OptimizerRequirements, prepare_optimizer
-from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
 from slicefine_pl.callbacks.support.training_checks import TrainingChecks, slices_by_optimizer
 from slicefine_pl.slicing import SliceHandle
+from slicefine_pl.trainer_callbacks import trainer_callbacks
 
 
 class SliceSteps:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from slicefine_pl.callbacks.support.nonfinite import NonFiniteCheck
-from slicefine_pl.callbacks.support.optimizer_slices import OptimizerSlices, has_gradients, parameters_of
+from slicefine_pl.callbacks.support.optimizer_slices import OptimizerSlices, has_gradients, optimizer_parameters
 from slicefine_pl.network.names import shortlist
 from slicefine_pl.slicing import SliceHandle, SliceView
 
@@ -106,7 +106,7 @@ def slices_by_optimizer(handle: SliceHandle, optimizers: Sequence[Optimizer]) ->
     Raises:
         MisconfigurationException: No optimizer holds a slice or a parameter trained in full, or several hold a slice.
     """
-    held = [{id(parameter) for parameter in parameters_of(optimizer)} for optimizer in optimizers]
+    held = [{id(parameter) for parameter in optimizer_parameters(optimizer)} for optimizer in optimizers]
     times = Counter(each for ids in held for each in ids)
     if shared := [view.name for view in handle if times[id(view.parameter)] > 1]:
         raise MisconfigurationException(

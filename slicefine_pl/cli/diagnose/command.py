@@ -6,7 +6,7 @@ Only the arguments are defined here; ``--help`` imports neither torch nor Lightn
 import argparse
 from pathlib import Path
 
-from slicefine_pl.cli.diagnose.config import MINILM, DiagnoseConfig, kind_of
+from slicefine_pl.cli.diagnose.config import MINILM, DiagnoseConfig, model_kind
 from slicefine_pl.optional import optional_imports
 
 DESCRIPTION = """Measure spectral balance, task energy, tangent kernel and slice gradients of a backbone on your data,
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the report; returns the exit code."""
     config = DiagnoseConfig.from_arguments(arguments)
-    with optional_imports(kind_of(config.model, config.kind)):  # the extra has the name of the kind
+    with optional_imports(model_kind(config.model, config.kind)):  # the extra has the name of the kind
         from slicefine_pl.cli.diagnose.report import write_report  # imports torch
 
         write_report(config, arguments.folder, control=arguments.control, overwrite=arguments.overwrite)

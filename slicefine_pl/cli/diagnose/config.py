@@ -21,7 +21,7 @@ class DiagnoseConfig:
         model: Backbone, named as in the recipes.
         data: Source of a ``TextDataModule``; or ``"digits"``, a folder, or a published set of an ``ImageDataModule``.
             ``None`` takes reviews for a text model and digits for an image model.
-        kind: Input of the model; ``None`` derives it from the model, see ``kind_of``.
+        kind: Input of the model; ``None`` derives it from the model, see ``model_kind``.
         text_columns: Columns of the texts, in files.
         label_column: Column of the labels, in files.
         task: Task of a text model.
@@ -75,7 +75,7 @@ class DiagnoseConfig:
         return cls(**{field.name: getattr(arguments, field.name) for field in fields(cls)})
 
 
-def kind_of(model: str, kind: Kind | None) -> Kind:
+def model_kind(model: str, kind: Kind | None) -> Kind:
     """Return the kind of input that a model takes.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from slicefine_pl.analysis.reinitialize import reinitialize
 from slicefine_pl.analysis.targets import target_matrices
-from slicefine_pl.cli.diagnose.config import BATCH, DiagnoseConfig, kind_of
+from slicefine_pl.cli.diagnose.config import BATCH, DiagnoseConfig, model_kind
 from slicefine_pl.cli.diagnose.head import HEAD_EXAMPLES, HELD_OUT, Batch, count, fit_head, recalibrate_norms, score
 from slicefine_pl.inputs import ImageInput, stored_input
 
@@ -80,7 +80,7 @@ def load(config: DiagnoseConfig) -> DiagnosedModel:
         OSError: The data cannot be read.
         ImportError: A package is not installed.
     """
-    kind = kind_of(config.model, config.kind)
+    kind = model_kind(config.model, config.kind)
     data, module = _load_text(config) if kind == "text" else _load_image(config)
     module.warn_random_weights()
     target_matrices(module, config.targets, config.rank)  # raises before a head is fitted

@@ -99,7 +99,7 @@ class Measurements:
     seconds: dict[str, float]
 
 
-def measure(
+def measure_model(
     model: DiagnosedModel, config: DiagnoseConfig, *, control: bool, progress: Callable[[str], None]
 ) -> Measurements:
     """Measure a network.

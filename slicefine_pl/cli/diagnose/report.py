@@ -20,9 +20,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from slicefine_pl.cli.diagnose.config import DiagnoseConfig
 from slicefine_pl.cli.diagnose.diagnosed_model import DiagnosedModel, load, without_pretraining
 from slicefine_pl.cli.diagnose.head import count
-from slicefine_pl.cli.diagnose.measurements import Measurements, measure
-from slicefine_pl.cli.diagnose.report_html import render, step_table
-from slicefine_pl.cli.diagnose.report_json import to_numbers
+from slicefine_pl.cli.diagnose.measurements import Measurements, measure_model
+from slicefine_pl.cli.diagnose.report_html import render_page, step_table
+from slicefine_pl.cli.diagnose.report_json import to_json_values
 from slicefine_pl.cli.diagnose.report_plots import draw
 from slicefine_pl.cli.diagnose.report_text import captions, conclusions
 from slicefine_pl.cli.recipe.errors import WEIGHT_ERRORS, describe
@@ -60,8 +60,8 @@ def write_report(config: DiagnoseConfig, folder: Path, *, control: bool, overwri
         raise ValueError(describe(error)) from error
     setup = _setup(config, model, measured) | {"control": control, "folder": str(folder)}
     setup["seconds"] = {"wall": time.perf_counter() - began, "processor": time.process_time() - cpu}
-    own = to_numbers(measured, config.rank)
-    other = None if baseline is None else to_numbers(baseline, config.rank)
+    own = to_json_values(measured, config.rank)
+    other = None if baseline is None else to_json_values(baseline, config.rank)
     paragraphs, notes = conclusions(own, other, setup), captions(own, other, setup)
     written = {
         "setup": setup,
@@ -70,7 +70,7 @@ def write_report(config: DiagnoseConfig, folder: Path, *, control: bool, overwri
         "network": own,
         "without_pretraining": other,
     }
-    page = render(paragraphs, notes, draw(measured, baseline, config.rank), step_table(own), setup)
+    page = render_page(paragraphs, notes, draw(measured, baseline, config.rank), step_table(own), setup)
     write_atomic(folder / "report.json", json.dumps(written, indent=1, allow_nan=False) + "\n")
     write_atomic(folder / "report.html", page)
     for heading, paragraph in paragraphs.items():
@@ -94,12 +94,12 @@ def _measure(config: DiagnoseConfig, *, control: bool) -> tuple[DiagnosedModel, 
     available = " and ".join(f"{number:,} {name}" for name, number in model.available.items())
     used = f"{count(model.train):,} and {count(model.held_out):,} are measured"
     progress(f"Your data: {available} examples, of which {used}. The head {model.head}.")
-    measured = measure(model, config, control=False, progress=progress)
+    measured = measure_model(model, config, control=False, progress=progress)
     if not control:
         return model, measured, None
     progress("The same network without pretraining:")
     baseline = without_pretraining(model, config.seed)
-    return model, measured, measure(baseline, config, control=True, progress=progress)
+    return model, measured, measure_model(baseline, config, control=True, progress=progress)
 
 
 def _setup(config: DiagnoseConfig, model: DiagnosedModel, measured: Measurements) -> dict[str, Any]:

@@ -21,7 +21,7 @@ STEP_COLUMNS = (
 )
 
 
-def render(
+def render_page(
     paragraphs: Mapping[str, str],
     captions: Mapping[str, Mapping[str, str]],
     plots: Mapping[str, bytes],
@@ -66,7 +66,7 @@ def step_table(numbers: Mapping[str, Any]) -> list[Sequence[str]]:
     """Return one row for every gradient step, the headings first.
 
     Args:
-        numbers: The network's numbers, from ``to_numbers``.
+        numbers: The network's numbers, from ``to_json_values``.
     """
     found = numbers["slice_gradients"]
     rows: list[Sequence[str]] = [STEP_COLUMNS]

@@ -15,7 +15,7 @@ TAUS = (0.5, 0.8, 0.9, 0.95, 0.99)
 CURVE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # ranks at which explained variance is kept
 
 
-def to_numbers(measured: Measurements, rank: int) -> dict[str, Any]:
+def to_json_values(measured: Measurements, rank: int) -> dict[str, Any]:
     """Convert measurements, with summaries, to what JSON can store.
 
     Args:

@@ -17,7 +17,7 @@ def conclusions(own: Numbers, control: Numbers | None, setup: Numbers) -> dict[s
     """Return one paragraph per question of the reader.
 
     Args:
-        own: Numbers of the network, from ``to_numbers``.
+        own: Numbers of the network, from ``to_json_values``.
         control: Numbers of the network without pretraining, if it was measured.
         setup: What was measured, and how.
     """
@@ -157,7 +157,7 @@ def captions(own: Numbers, control: Numbers | None, setup: Numbers) -> dict[str,
     """Return the caption of each plot: what it means, which part is theory, and what was measured.
 
     Args:
-        own: Numbers of the network, from ``to_numbers``.
+        own: Numbers of the network, from ``to_json_values``.
         control: Numbers of the network without pretraining, if it was measured.
         setup: What was measured, and how.
     """

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from slicefine_pl.cli.grid.finished_runs import RunRecord, append_run, check_settings, read_runs, seconds_left
+from slicefine_pl.cli.grid.finished_runs import RunRecord, append_run, check_settings, read_finished_runs, seconds_left
 from slicefine_pl.cli.grid.plan import Grid, GridPoint, read_grid
 from slicefine_pl.cli.grid.point_cli import PointCLI, point_settings
 from slicefine_pl.cli.parser import OneSentenceParser
 from slicefine_pl.cli.recipe.run_report import RunReport
 from slicefine_pl.cli.scaling.fitted_law import fit_text, write_law, write_plot
-from slicefine_pl.cli.scaling.model_size import parameters_of
+from slicefine_pl.cli.scaling.model_size import count_parameters
 from slicefine_pl.files.atomic import warn_on_error
 from slicefine_pl.optional import optional_imports
 from slicefine_pl.scaling import fit_scaling_law
@@ -50,13 +50,13 @@ def run_grid(arguments: Sequence[str], grid_file: Path, report: RunReport, make:
     folder = Path(parsed.folder or grid.folder)
     _check_flags(flags)
     for backbone in grid.backbones:
-        parameters_of(backbone)  # raises for an unknown backbone now, not in an hour
-    finished = read_runs(folder / "runs.csv", grid)
+        count_parameters(backbone)  # raises for an unknown backbone now, not in an hour
+    finished = read_finished_runs(folder / "runs.csv", grid)
     folder.mkdir(parents=True, exist_ok=True)
     with _without_lightning_output():
         check_settings(folder / "settings.yaml", make(report, TYPICAL, flags).settings)
         _train(grid, finished, folder, lambda point: make(report, point, flags), report)
-    _fit_law(folder, read_runs(folder / "runs.csv", grid))
+    _fit_law(folder, read_finished_runs(folder / "runs.csv", grid))
 
 
 def _parser(grid_file: Path) -> argparse.ArgumentParser:

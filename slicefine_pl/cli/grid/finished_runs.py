@@ -28,7 +28,7 @@ COLUMNS: dict[str, type] = {
 RunRecord = Mapping[str, Any]  # one value for each of COLUMNS
 
 
-def read_runs(path: Path, grid: Grid) -> dict[GridPoint, RunRecord]:
+def read_finished_runs(path: Path, grid: Grid) -> dict[GridPoint, RunRecord]:
     """Read the finished runs.
 
     Returns:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from slicefine_pl.callbacks.support.other_callbacks import checkpoint_callbacks
+from slicefine_pl.trainer_callbacks import checkpoint_callbacks
 
 ACCURACY = "val/accuracy"  # what recipes monitor
 

@@ -8,7 +8,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from slicefine_pl.callbacks.slice_map import SliceMap
-from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
 from slicefine_pl.callbacks.support.parameter_table import use_parameter_table
 from slicefine_pl.cli.recipe.best_checkpoint import best_path, monitor_first_metric
 from slicefine_pl.cli.recipe.preflight import check_output_folder
@@ -17,6 +16,7 @@ from slicefine_pl.cli.recipe.result import print_result
 from slicefine_pl.cli.recipe.run_folder import RunFolder
 from slicefine_pl.cli.recipe.run_report import RunReport
 from slicefine_pl.strategy import FullyShardedStrategy
+from slicefine_pl.trainer_callbacks import trainer_callbacks
 
 
 class RecipeCLI(RecipeArguments):

@@ -7,9 +7,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from slicefine_pl.callbacks.linear_probe import LinearProbe
-from slicefine_pl.callbacks.support.other_callbacks import trainer_callbacks
 from slicefine_pl.cli.recipe.run_report import RunReport
 from slicefine_pl.text_table import text_table
+from slicefine_pl.trainer_callbacks import trainer_callbacks
 
 
 def print_result(

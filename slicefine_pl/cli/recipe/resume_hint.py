@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from slicefine_pl.callbacks.support.other_callbacks import checkpoint_callbacks
+from slicefine_pl.trainer_callbacks import checkpoint_callbacks
 
 
 class ResumeHint(Callback):

@@ -137,9 +137,9 @@ def _dense(arguments: argparse.Namespace) -> DenseModel | None:
 
 
 def _parameters_of(model: str) -> float:
-    from slicefine_pl.cli.scaling.model_size import parameters_of  # imports torch
+    from slicefine_pl.cli.scaling.model_size import count_parameters  # imports torch
 
-    return parameters_of(model)
+    return count_parameters(model)
 
 
 def answer_to(saved: SavedLaw, request: AdviceRequest) -> dict[str, Any]:

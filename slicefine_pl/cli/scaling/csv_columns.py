@@ -41,12 +41,12 @@ def read_columns(path: Path) -> dict[str, list[str]]:
     return {name: [row[index] for row in rows] for index, name in enumerate(header)}
 
 
-def to_numbers(cells: Sequence[str]) -> NDArray[np.float64]:
+def to_floats(cells: Sequence[str]) -> NDArray[np.float64]:
     """Convert cells to numbers, shape ``(len(cells),)``; NaN for a cell that is not a number."""
-    return np.array([_to_number(cell) for cell in cells], dtype=np.float64)
+    return np.array([_to_float(cell) for cell in cells], dtype=np.float64)
 
 
-def _to_number(cell: str) -> float:
+def _to_float(cell: str) -> float:
     try:
         return float(cell)
     except ValueError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from slicefine_pl.cli.scaling.arguments import quantity
 from slicefine_pl.cli.scaling.fitted_law import fit_text, write_law, write_plot
-from slicefine_pl.cli.scaling.run_columns import read_runs
+from slicefine_pl.cli.scaling.run_columns import read_run_columns
 from slicefine_pl.scaling import fit_scaling_law
 
 DESCRIPTION = """Fit L(S, N, D) = (a_S (1-S)^b_S + c_S) N^-b_N + (a_D/D)^b_D + c to finished training runs.
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fit the law, print it, and write it if requested; returns the exit code."""
-    runs = read_runs(arguments)
+    runs = read_run_columns(arguments)
     fit = fit_scaling_law(
         **runs,
         data_unit=arguments.data_unit,

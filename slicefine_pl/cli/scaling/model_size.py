@@ -11,7 +11,7 @@ from slicefine_pl.pretrained import parse_backbone, read_config, split_gguf
 from slicefine_pl.sparsity.targets import POSITIONS
 
 
-def parameters_of(model: str) -> float:
+def count_parameters(model: str) -> float:
     """Count the parameters of a model without its embeddings, and without its head if the library can leave it out.
 
     Args:

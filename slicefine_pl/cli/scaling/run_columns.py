@@ -4,11 +4,11 @@ import argparse
 
 import numpy as np
 
-from slicefine_pl.cli.scaling.csv_columns import RunColumns, read_columns, to_numbers
+from slicefine_pl.cli.scaling.csv_columns import RunColumns, read_columns, to_floats
 from slicefine_pl.scaling import costs
 
 
-def read_runs(arguments: argparse.Namespace) -> RunColumns:
+def read_run_columns(arguments: argparse.Namespace) -> RunColumns:
     """Read the file that the arguments of ``slicefine fit-law`` describe, in single parameters, images or tokens.
 
     Raises:
@@ -29,7 +29,7 @@ def read_runs(arguments: argparse.Namespace) -> RunColumns:
             raise ValueError(
                 f"column {column!r} ({name}) is not among {', '.join(map(repr, table))}; name it with --{flag}-column."
             )
-        runs[name] = to_numbers(table[column])
+        runs[name] = to_floats(table[column])
         if not np.isfinite(runs[name]).all():
             row = int(np.flatnonzero(~np.isfinite(runs[name]))[0])
             raise ValueError(

@@ -73,7 +73,7 @@ def draw_appearance(rng: np.random.Generator) -> Appearance:
     )
 
 
-def render(appearance: Appearance, motion: str, seconds: float) -> NDArray[np.uint8]:
+def render_frame(appearance: Appearance, motion: str, seconds: float) -> NDArray[np.uint8]:
     """Return the frame at some time, shape ``(H, W, 3)``."""
     down, across, turn, size = (appearance.start + appearance.speed * seconds * np.array(MOTIONS[motion])) % 1.0
     length = HEIGHT * 0.22 * 2.0**size  # half the length of the patch; doubles, then starts again
@@ -120,7 +120,7 @@ def make_demo(per_class: int) -> Path:
                 appearance = draw_appearance(np.random.default_rng((label, number)))
                 folder = Path(scratch) / "new" / _split(number, per_class) / motion
                 folder.mkdir(parents=True, exist_ok=True)
-                frames = [render(appearance, motion, time / FRAME_RATE) for time in range(FRAMES)]
+                frames = [render_frame(appearance, motion, time / FRAME_RATE) for time in range(FRAMES)]
                 encode(folder / f"{motion}_{number:04d}.mp4", frames)
         _install(Path(scratch) / "new", root, Path(scratch) / "old")
     return root

@@ -23,7 +23,7 @@ from slicefine_pl.modules.auto_model import LoadedModel, load_auto_model, loadin
 from slicefine_pl.modules.classifier import Batch, counted_rows
 from slicefine_pl.modules.fine_tuning import FineTuningModule
 from slicefine_pl.modules.input_recorder import InputRecorder
-from slicefine_pl.modules.keyword_settings import ScheduleSettings, Unpack
+from slicefine_pl.modules.keyword_settings import LRSettings, Unpack
 from slicefine_pl.modules.text.generation import IGNORED, complete, decode_sample, save_samples, split_examples
 from slicefine_pl.modules.text.packing_support import supports_packing
 from slicefine_pl.pretrained import has_random_weights, locate, split_gguf
@@ -76,7 +76,7 @@ class CausalLanguageModel(InputRecorder, FineTuningModule):
         samples: int = 4,
         max_new_tokens: int = 32,
         weight_decay: float = 0.0,
-        **optimizer: Unpack[ScheduleSettings],
+        **optimizer: Unpack[LRSettings],
     ) -> None:
         if samples < 0 or max_new_tokens < 1:
             raise ValueError(f"samples={samples}, max_new_tokens={max_new_tokens}: choose at least 0 and at least 1.")

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel
 
 from slicefine_pl.cli.diagnose import diagnosed_model, head
-from slicefine_pl.cli.diagnose.config import DiagnoseConfig, kind_of
+from slicefine_pl.cli.diagnose.config import DiagnoseConfig, model_kind
 from slicefine_pl.cli.diagnose.diagnosed_model import load, without_pretraining
 from slicefine_pl.cli.diagnose.report_html import TITLES
 from slicefine_pl.cli.diagnose.report_text import conclusions
@@ -259,7 +259,7 @@ def test_batches_are_taken_until_there_are_enough_examples():
     ],
 )
 def test_the_kind_is_reported_from_the_model(model, given, kind):
-    assert kind_of(model, given) == kind
+    assert model_kind(model, given) == kind
 
 
 @pytest.mark.parametrize(

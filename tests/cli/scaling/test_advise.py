@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from slicefine_pl.cli.main import main
-from slicefine_pl.cli.scaling.model_size import parameters_of
+from slicefine_pl.cli.scaling.model_size import count_parameters
 from slicefine_pl.scaling import T5_C4, VIT_JFT4B, costs
 
 TINY_BERT = str(Path(__file__).parents[3] / "recipes" / "configs" / "smoke" / "tiny_bert")
@@ -155,15 +155,15 @@ def test_the_picture_is_written(advise, tmp_path):
 def test_models_are_counted_without_embeddings():
     model = AutoModel.from_config(AutoConfig.from_pretrained(TINY_BERT))
     embedded = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
-    assert parameters_of(TINY_BERT) == sum(p.numel() for p in model.parameters()) - embedded
+    assert count_parameters(TINY_BERT) == sum(p.numel() for p in model.parameters()) - embedded
     assert torch.get_default_device() == torch.device("cpu")
 
 
 def test_vision_backbones_are_counted_too(advise):
     """ViT-S/16 as in Touvron et al., 22.05M parameters with its head and its table of 197 positions: 21.59M without."""
-    assert parameters_of("timm/vit_small_patch16_224") == pytest.approx(22.05e6 - 385e3 - 197 * 384, rel=5e-4)
+    assert count_parameters("timm/vit_small_patch16_224") == pytest.approx(22.05e6 - 385e3 - 197 * 384, rel=5e-4)
     output, _ = advise("--law", "vit", "--model", "timm/vit_small_patch16_224", "--data", "1B")
-    assert output["request"]["nonzero_params"] == parameters_of("timm/vit_small_patch16_224")
+    assert output["request"]["nonzero_params"] == count_parameters("timm/vit_small_patch16_224")
 
 
 BASE = ["--law", "t5", "--parameters", "20M"]

@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 
 from slicefine_pl.data.video import demo
-from slicefine_pl.data.video.demo import FRAME_RATE, FRAMES, MOTIONS, draw_appearance, make_demo, render
+from slicefine_pl.data.video.demo import FRAME_RATE, FRAMES, MOTIONS, draw_appearance, make_demo, render_frame
 
 
 def test_a_single_frame_says_nothing_of_the_class():
     """Moving on for a time from one start is standing still at another, and starts are uniform: so each frame of
     each class has the distribution of the first frame, which is the same picture in all classes."""
     look = draw_appearance(np.random.default_rng(0))
-    first = render(look, "left", 0.0)
+    first = render_frame(look, "left", 0.0)
     for motion, rates in MOTIONS.items():
-        np.testing.assert_array_equal(render(look, motion, 0.0), first)
+        np.testing.assert_array_equal(render_frame(look, motion, 0.0), first)
         moved = (look.start + look.speed * 1.5 * np.array(rates)) % 1.0
         other = type(look)(moved, look.speed, look.background, look.colors, look.stripes, look.slim)
-        np.testing.assert_array_equal(render(other, motion, 0.0), render(look, motion, 1.5))
-        assert (render(look, motion, 1.0) != first).any()
+        np.testing.assert_array_equal(render_frame(other, motion, 0.0), render_frame(look, motion, 1.5))
+        assert (render_frame(look, motion, 1.0) != first).any()
 
 
 @pytest.mark.parametrize(("one", "other"), [("left", "right"), ("up", "down"), ("grow", "shrink")])
@@ -46,7 +46,7 @@ def test_the_set_is_made_once_of_real_files(tmp_path, monkeypatch):
 def test_a_damaged_set_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("SLICEFINE_CACHE", str(tmp_path))
     monkeypatch.setattr(demo, "encode", lambda path, frames: path.write_bytes(b"video of " + path.name.encode()))
-    monkeypatch.setattr(demo, "render", lambda *_: None)
+    monkeypatch.setattr(demo, "render_frame", lambda *_: None)
     root = make_demo(10)
     checksum = tmp_path / f"{root.name}.sha256"
     videos = sorted(root.rglob("*.mp4"))
