@@ -9,6 +9,7 @@ plain network: added parameters, gradients, optimizer state, and what autograd s
 
 import itertools
 import sys
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from benchmarks.accuracy.studies import studies
 from benchmarks.accuracy.tasks import TASKS
 from benchmarks.harness.machine import machine, percentiles
 from benchmarks.harness.memory import memory_of
-from benchmarks.harness.methods import METHODS, Method
+from benchmarks.harness.methods import METHODS, Method, slices
 from benchmarks.harness.networks import Workload
 from benchmarks.harness.results import Row, argument_parser, markdown_table, result_path, write_result
 from benchmarks.harness.rounds import WARM_UP, interleaved
@@ -39,7 +40,8 @@ def prepare_run(task: str, name: str, batch: dict[str, Tensor]) -> TrainingRun:
     if name == BASELINE:
         METHODS[BASELINE].prepare(net, new_head(net), targets(net), 1)
     elif (config := studies().methods[name]).interval is not None:
-        method = METHODS[f"slice, {config.kind}"]
+        prepare_slices = slices(config.kind, config.lr_scale)  # type: ignore[arg-type]
+        method = replace(METHODS[f"slice, {config.kind}"], prepare=prepare_slices)
         handle = method.prepare(net, new_head(net), layers_of(config, net), config.rank)
     else:
         prepare(config, module, 0)

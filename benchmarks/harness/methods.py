@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slicefine_pl.slicing import SliceHandle, slice_model
+from slicefine_pl.slicing.lr_scale import LRScale
 from slicefine_pl.slicing.schedule import AxisSchedule
 
 Prepare = Callable[[nn.Module, str | None, list[str], int], SliceHandle | None]
@@ -93,14 +94,14 @@ class _RequireGradient(torch.autograd.Function):
         return None, gradient.sum()
 
 
-def slices(axis: AxisSchedule) -> Prepare:
+def slices(axis: AxisSchedule, lr_scale: LRScale = "auto") -> Prepare:
     """Slices in the targets that are wide enough, written into the weights after each step as the callback does."""
 
     def prepare(net: nn.Module, head: str | None, targets: list[str], rank: int) -> SliceHandle:
         names = [name for name in targets if _narrowest(net.get_submodule(name), axis) >= rank]
         patterns = [f"^{re.escape(name)}$" for name in names]
         also_train = None if head is None else f"^{re.escape(head)}"
-        handle = slice_model(net, rank=rank, axis=axis, targets=patterns, also_train=also_train)
+        handle = slice_model(net, rank=rank, axis=axis, targets=patterns, also_train=also_train, lr_scale=lr_scale)
         handle.write_manually()
         return handle
 
