@@ -9,42 +9,28 @@ Checks:
 - the wheel contains the package's tracked files and its licence, nothing else; twine accepts both distributions;
 - examples of README.md and docs marked with ``<!-- runs with the base install -->`` run;
 - doctests that need no extra pass;
-- a missing extra is reported with its install command.
+- a missing extra is reported with its install command (tests/helpers/missing_extras.py).
 """
 
 import argparse
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests"))
+
+from helpers import missing_extras  # noqa: E402
+
 PACKAGE = "slicefine_pl"
 MARK = "<!-- runs with the base install -->"
 EXAMPLE = re.compile(rf"^{MARK}\s*^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
 
-# What needs each extra. "glue" is not tried: it needs the extra "text" first.
-NEEDS = {
-    "text": "from slicefine_pl.modules import TextClassifier",
-    "image": "from slicefine_pl.modules import ImageClassifier",
-    "video": "from slicefine_pl.modules import VideoClassifier",
-    "scaling": """
-from slicefine_pl.scaling import fit_scaling_law
-size, data = [1e6, 2e6, 4e6, 8e6] * 4, [each for each in (1e8, 2e8, 4e8, 8e8) for _ in range(4)]
-loss = [2 + 100 / n**0.3 + 100 / d**0.3 for n, d in zip(size, data)]
-fit_scaling_law(sparsity=[0.0, 0.5, 0.75, 0.9] * 4, nonzero_params=size, data=data, loss=loss)
-""",
-    "recipes": "from slicefine_pl.cli import run",
-    "plots": """
-from lightning.pytorch import Trainer
-from lightning.pytorch.demos.boring_classes import BoringModel
-from slicefine_pl.callbacks import SliceFineCallback, SliceMap
-Trainer(max_steps=2, callbacks=[SliceFineCallback(rank=8), SliceMap()]).fit(BoringModel())
-""",
-}
 DOCTESTS = """
 import doctest, importlib
 for name in ("slicefine_pl.callbacks.slicefine", "slicefine_pl.callbacks.sparsity"):
@@ -106,13 +92,11 @@ def try_wheel(python: Path, folder: Path) -> None:
             run(python, "-I", "-W", "ignore", "-c", example, cwd=folder)
             print(f"{page.relative_to(ROOT)}: example {number} runs")
     run(python, "-I", "-W", "ignore", "-c", DOCTESTS, cwd=folder)
-    for extra, code in NEEDS.items():
-        command = f'pip install "slicefine-pl[{extra}]"'
-        done = subprocess.run([python, "-I", "-c", code], cwd=folder, capture_output=True, text=True, check=False)
-        sentence = next((line for line in done.stderr.splitlines() if command in line), None)
-        if sentence is None:
-            raise SystemExit(f"{done.stderr}\nwithout the extra {extra!r}, {command!r} is not suggested")
-        print(f"{extra}: {sentence}")
+    cases = folder / "cases"
+    cases.mkdir()
+    messages = run(python, "-I", "-W", "ignore", "-c", missing_extras.CASES, cwd=cases)
+    missing_extras.check_messages(messages)
+    print(messages)
 
 
 def run(*command: object, cwd: Path = ROOT) -> str:

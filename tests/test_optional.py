@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from helpers.missing_extras import CASES, check_messages
 
 from slicefine_pl.optional import EXTRAS, lazy_names, optional_imports
 
@@ -61,38 +62,6 @@ for callbacks in ([SliceFineCallback(rank=4, interval=1), SliceMap()], [Sparsity
         trainer.fit(Net(), data)
     print("steps", trainer.global_step, *(each.message for each in caught if "slicefine-pl" in str(each.message)))
 """
-NEEDS = {  # what is used, and the extra that installs what it needs
-    "from slicefine_pl.modules import TextClassifier": "text",
-    "from slicefine_pl.modules import CausalLanguageModel": "text",
-    "from slicefine_pl.modules import ImageClassifier": "image",
-    "from slicefine_pl.modules import VideoClassifier": "video",
-    "from slicefine_pl.data import TextDataModule": "text",
-    "ImageDataModule('data', size=32).setup('fit')": "image",
-    "KineticsDataModule('data').setup('fit')": "video",
-    "from slicefine_pl.cli import run": "recipes",
-    "main(['fit-law', 'runs.csv'])": "scaling",
-    "main(['advise', '--law', 't5', '--parameters', '62M', '--data', '10B', '--plot', 'law.png'])": "plots",
-    "main(['advise', '--law', 't5', '--model', 'bert-base-uncased', '--data', '10B'])": "text",
-    "main(['diagnose'])": "text",
-}
-CASES = f"""
-from pathlib import Path
-from slicefine_pl.cli.main import main
-from slicefine_pl.data import ImageDataModule, KineticsDataModule
-
-grid = [(s, n, d) for s in (0.0, 0.5, 0.75) for n in (2e6, 8e6, 32e6) for d in (1e7, 1e8, 1e9)]
-runs = [f"{{s}},{{n}},{{d}},{{(1 - s) / n**0.4 + 1e3 / d**0.5}}" for s, n, d in grid]
-for folder in ("train/a", "train/b", "val/a", "val/b"):
-    Path("data", folder).mkdir(parents=True)
-    Path("data", folder, "clip.mp4").touch()
-Path("runs.csv").write_text("\\n".join(["sparsity,nonzero_params,data,loss", *runs]))
-
-for code in {[*NEEDS]!r}:
-    try:
-        exec(code)
-    except ModuleNotFoundError as error:
-        print(error, file=sys.stderr)
-"""
 
 
 @pytest.fixture
@@ -121,10 +90,7 @@ def test_the_base_install_trains_and_a_picture_that_cannot_be_drawn_is_a_warning
 
 @pytest.mark.slow
 def test_what_needs_an_extra_names_it_in_one_sentence(without_extras):
-    lines = [line for line in without_extras(CASES).stderr.splitlines() if "slicefine-pl[" in line]
-    assert len(lines) == len(NEEDS)
-    for (code, extra), line in zip(NEEDS.items(), lines, strict=True):
-        assert line.endswith(f'is not installed; run: pip install "slicefine-pl[{extra}]"'), code
+    check_messages(without_extras(CASES).stderr)
 
 
 def test_extras_are_those_of_pyproject():
