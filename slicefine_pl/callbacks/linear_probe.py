@@ -4,7 +4,7 @@ Shapes:  N examples · P positions or views of each · D inputs of the head · C
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -22,6 +22,7 @@ from slicefine_pl.analysis.layer_inputs import record_inputs
 from slicefine_pl.network.eval_mode import eval_mode
 from slicefine_pl.network.heads import last_linear
 
+PROGRESS_SECONDS = 15.0  # between two messages
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # L2 penalties on standardized inputs; the validation score chooses
 
 
@@ -32,6 +33,7 @@ class LinearProbe(Callback):
     test loader if there is one, in eval mode and without gradients. Examples that are ``False`` in a batch's
     ``"counted"`` are left out. It then solves a logistic regression (integer labels) or a ridge regression
     (floating-point labels). Weights, random generators and train mode do not change.
+    **Progress.** A message every 15 seconds, unless the trainer has ``enable_progress_bar=False``.
     **Checkpoint.** Contains the result, which a resumed run keeps.
     **Limits.** Needs a data module, batches that are mappings with ``"labels"`` or ``(inputs, labels)`` pairs, a
     ``predict_step`` or ``forward`` that takes such a batch, and a single process; otherwise a message says why nothing
@@ -77,7 +79,7 @@ class LinearProbe(Callback):
                 )
                 return
             rank_zero_info("LinearProbe: measuring a linear head on the frozen network ...")
-            splits = {name: self._collect(trainer, pl_module, loader) for name, loader in loaders.items()}
+            splits = {name: self._collect(trainer, pl_module, name, loader) for name, loader in loaders.items()}
             labels = splits["train"][1]
             self.metric = "pearson" if labels.is_floating_point() else "accuracy"
             self.scores = ridge_correlation(splits) if labels.is_floating_point() else logistic_accuracy(splits)
@@ -94,12 +96,13 @@ class LinearProbe(Callback):
         self.scores = dict(state_dict["scores"])
         self.metric, self.seconds = state_dict["metric"], state_dict["seconds"]
 
-    def _collect(self, trainer: Trainer, module: LightningModule, loader: Any) -> tuple[Tensor, Tensor]:
+    def _collect(self, trainer: Trainer, module: LightningModule, split: str, loader: Any) -> tuple[Tensor, Tensor]:
         """Return the head's inputs, shape ``(N, D)``, float32, and the labels, shape ``(N,)``, of one loader."""
         inputs: list[Tensor] = []
         labels: list[Tensor] = []
+        batches = loader if trainer.progress_bar_callback is None else _report_progress(loader, split)
         with torch.no_grad(), record_inputs(self._layer(module)) as recorded:
-            for index, batch in enumerate(loader):
+            for index, batch in enumerate(batches):
                 moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
                 trainer.strategy.predict_step(moved, index)  # gathers sharded weights
                 given = batch if isinstance(batch, Mapping) else {"labels": batch[1]}
@@ -155,6 +158,16 @@ def ridge_correlation(splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, 
         }
         best = max(best, scores, key=lambda found: found["val"])
     return best
+
+
+def _report_progress(loader: Any, split: str) -> Iterator[Any]:
+    """Yield the batches, with a message every ``PROGRESS_SECONDS``."""
+    total, reported = sized_len(loader), time.perf_counter()
+    for done, batch in enumerate(loader, start=1):
+        yield batch
+        if (now := time.perf_counter()) - reported >= PROGRESS_SECONDS:
+            rank_zero_info(f"LinearProbe: {done}{'' if total is None else f' of {total}'} {split} batches done.")
+            reported = now
 
 
 def _per_example(inputs: Tensor, examples: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from slicefine_pl import FullyShardedStrategy
+from slicefine_pl.callbacks import linear_probe
 from slicefine_pl.callbacks.linear_probe import STRENGTHS, LinearProbe, logistic_accuracy, ridge_correlation
 
 FEATURES, CLASSES = 7, 3
@@ -98,8 +99,8 @@ def fit(net: Net, data: Data, *callbacks, ckpt_path=None, **settings) -> Trainer
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    settings = {"max_epochs": 1} | settings
-    trainer = Trainer(accelerator="cpu", callbacks=list(callbacks), **quiet, **settings)
+    settings = quiet | {"max_epochs": 1} | settings
+    trainer = Trainer(accelerator="cpu", callbacks=list(callbacks), **settings)
     trainer.fit(net, datamodule=data, ckpt_path=ckpt_path)
     return trainer
 
@@ -224,6 +225,19 @@ def test_data_without_a_length_are_measured_up_to_the_limit(limit, caplog):
         seen = splits | {"train": tuple(tensor[: 3 * 64] for tensor in splits["train"])}
         features = {name: (frozen.body(inputs).detach(), labels) for name, (inputs, labels) in seen.items()}
         assert probe.scores == pytest.approx(logistic_accuracy(features), abs=0.006)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_is_reported_if_the_trainer_shows_progress(shown, caplog, monkeypatch):
+    """A message is due after every batch here: 300 training examples are 5 batches of 64, 200 are 4."""
+    monkeypatch.setattr(linear_probe, "PROGRESS_SECONDS", 0.0)
+    with caplog.at_level("INFO"):
+        fit(Net(), Data(problem(1.0, floating=False)), LinearProbe(), enable_progress_bar=shown, max_steps=1)
+    messages = [record.getMessage() for record in caplog.records if "batches done" in record.getMessage()]
+    lengths = {"train": 5, "val": 4, "test": 4}
+    every = [f"{done} of {total} {split}" for split, total in lengths.items() for done in range(1, total + 1)]
+    assert messages == ([f"LinearProbe: {each} batches done." for each in every] if shown else [])
 
 
 def probed(strategy):
