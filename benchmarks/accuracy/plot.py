@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.accuracy.run import SEEDS
 from benchmarks.accuracy.scores import REFERENCE, AllScores, Estimate, accuracy_tasks, broadest, in_order, tasks_of
-from benchmarks.accuracy.studies import studies
-from benchmarks.harness.plots import DPI
+from benchmarks.accuracy.studies import SLICES, MethodConfig, studies
+from benchmarks.harness.plots import DPI, LABELS
 from slicefine_pl.analysis.plots import save_figure
 
 COLORS = {  # Okabe and Ito: distinct for color-blind readers too
@@ -38,14 +38,31 @@ def draw(scores: AllScores, costs: Mapping[str, Mapping[str, float]], path: Path
     if not tasks:
         raise ValueError(f"No task of {network} has all seeds of {REFERENCE!r}; finish these runs, or omit --plot.")
     rows = [[broadest(scores, tasks)], tasks] if len(tasks) > 1 else [tasks]
-    figure = Figure(figsize=(15, 4.6 * len(rows)), layout="constrained", dpi=DPI)
+    figure = Figure(figsize=(15, 4.6 * len(rows) + 1.4), layout="constrained", dpi=DPI)
     grid = figure.subplots(len(rows), 3, squeeze=False, sharey="row")
     for row, averaged in zip(grid, rows, strict=True):
         names = [name for name in drawn if all((task, name) in scores for task in averaged)]
         _row(row, scores, costs, averaged, names)
-    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    figure.suptitle(f"Test accuracy against cost; lower row: mean over tasks; bars: 95 % over {len(SEEDS)} seeds")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", fontsize=9, ncols=4)
+    title = f"Test accuracy against cost; bars: 95 % interval over {len(SEEDS)} seeds"
+    figure.suptitle(f"{title}; lower row: mean over tasks" if len(rows) > 1 else title)
     save_figure(figure, path)
+
+
+def label_of(method: MethodConfig) -> str:
+    """Describe a method as the tables of the documentation do."""
+    if method.kind in SLICES:
+        lines = "columns, then rows" if method.kind == "alternate" else f"{method.kind}{'s' * (method.rank > 1)}"
+        words = f"{method.rank} {lines}"
+    else:
+        words = LABELS[method.kind] + (f", r = {method.rank}" if method.kind in ("lora", "dora") else "")
+    if method.layers == "query_value":
+        words += " of queries and values" if method.kind in SLICES else ", queries and values"
+    if method.position is not None:
+        words += ", never moved"
+    elif method.interval is not None:
+        words += f", moved every {method.interval} steps"
+    return words
 
 
 def _row(
@@ -83,7 +100,7 @@ def _row(
                 markersize=4 + method.rank**0.4,
                 capsize=2,
                 alpha=0.85,
-                label=name,
+                label=label_of(method),
             )
         axes.set(xlabel=label, ylabel=f"{', '.join(tasks)}: accuracy, %")
         axes.grid(alpha=0.3)

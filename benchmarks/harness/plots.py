@@ -22,8 +22,8 @@ SLICES, OTHERS = "#d1495b", "#5c677d"
 DPI = 110
 
 
-def colour_of(method: str) -> str:
-    """Red for slices, grey for other methods."""
+def color_of(method: str) -> str:
+    """Red for slices, gray for other methods."""
     return SLICES if method.startswith("slice") else OTHERS
 
 

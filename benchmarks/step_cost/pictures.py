@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.harness.plots import DPI, LABELS, OTHERS, SLICES, colour_of, open_frame
+from benchmarks.harness.plots import DPI, LABELS, OTHERS, SLICES, color_of, open_frame
 from benchmarks.harness.results import Row, argument_parser, read_result
 from benchmarks.step_cost.report import peak, problem
 from slicefine_pl.analysis.plots import save_figure
@@ -64,7 +64,7 @@ def _times(axes: Axes, results: Sequence[Row], names: Sequence[str]) -> None:
             spread = [[ratio["median"] - ratio["p16"]], [ratio["p84"] - ratio["median"]]]
             axes.errorbar(
                 ratio["median"], line + offset, xerr=spread, fmt=marker,
-                color=colour_of(name), markersize=5, linewidth=1,
+                color=color_of(name), markersize=5, linewidth=1,
             )  # fmt: skip
         axes.plot([], [], marker, color=OTHERS, label=f"R = {result['rank']}")
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
@@ -139,7 +139,7 @@ def draw_overview(result: Row, target: Path) -> None:
     above, below = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
     for moves, axes in enumerate(above.subplots(1, 4)):
         _weight(axes, moves)
-    above.suptitle("red: trained now   ·   pink: trained before, keeps what it learned   ·   grey: not trained so far")
+    above.suptitle("red: trained now   ·   pink: trained before, keeps what it learned   ·   gray: not trained so far")
     left, right = below.subplots(1, 2)
     _bars(left, {name: row["time_vs_baseline"]["median"] for name, row in result["rows"].items()}, "step time")
     _bars(

@@ -161,8 +161,8 @@ def working(path: Path) -> tuple[dict[str, Decoder], dict[str, str]]:
             left_out[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
             continue
         difference = (frames - expected).abs().mean().item()
-        if difference > 6:  # grey levels: filters differ a little, another frame differs by more than 20
-            raise ValueError(f"{name} returns other frames: {difference:.1f} grey levels on average.")
+        if difference > 6:  # gray levels: filters differ a little, another frame differs by more than 20
+            raise ValueError(f"{name} returns other frames: {difference:.1f} gray levels on average.")
         running[name] = decode
     return running, left_out
 

@@ -20,7 +20,7 @@ from slicefine_pl.analysis.winners import Winners
 from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.slicing.schedule import Axis
 
-BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "0.55", "#D55E00"
+BLUE, ORANGE, GREEN, GRAY, RED = "#0072B2", "#E69F00", "#009E73", "0.55", "#D55E00"
 ROUNDING = 1e-7  # share of the trace below which an eigenvalue of float32 gradients is noise
 COLORS: dict[Axis, str] = {"row": BLUE, "column": ORANGE}
 MARKS: dict[Axis, str] = {"row": "o", "column": "s"}
@@ -88,7 +88,7 @@ def _decay(axes: Any, balances: Mapping[str, Mapping[Axis, Mapping[str, Balance]
     first, by_line = next(iter(balances.items()))
     line, own = next(iter(by_line.items()))
     name = sorted(own, key=lambda each: own[each].spread_of_decay)[len(own) // 2]
-    for control, color in (("Gaussian", GREY), (first, BLUE)):
+    for control, color in (("Gaussian", GRAY), (first, BLUE)):
         for number, curve in enumerate(balances[control][line][name].decay):
             label = f"{control}, one curve per group" if number == 0 else None
             axes.plot(np.arange(1, len(curve) + 1), curve, color=color, lw=1, alpha=0.8, label=label)
@@ -128,7 +128,7 @@ def plot_task_energy(
     left.set(xscale="log", ylim=(0, 1.02), xlabel="directions k", ylabel="share of the variance, CEV(k)")
     left.set_title("Variance of each layer's inputs in k directions")
     left.legend(fontsize=8, loc="lower right")
-    for found, color, mark, words in ((layers, BLUE, "o", "this network"), (others, GREY, "x", "without pretraining")):
+    for found, color, mark, words in ((layers, BLUE, "o", "this network"), (others, GRAY, "x", "without pretraining")):
         counts = [task_directions(energies, share) for _, energies in found]
         right.plot(range(len(found)), counts, mark, color=color, ms=6, label=words if found else None)
     widths = [len(energies) for _, energies in layers]
@@ -157,7 +157,7 @@ def plot_kernels(kernels: Mapping[str, Tensor]) -> Any:
         panel.set(xticks=[], yticks=[], xlabel="outputs of the samples")
         panel.set_title(words, fontsize=10)
     figure.colorbar(image, ax=list(axes[: len(kernels)]), shrink=0.75, label="K / mean diagonal")
-    for (words, kernel), color, mark in zip(kernels.items(), (BLUE, ORANGE, GREY, GREEN), "osxd", strict=False):
+    for (words, kernel), color, mark in zip(kernels.items(), (BLUE, ORANGE, GRAY, GREEN), "osxd", strict=False):
         eigenvalues = spectrum(kernel).eigenvalues
         shares = (eigenvalues / eigenvalues.sum()).numpy()
         shares = shares[shares > ROUNDING]
@@ -182,7 +182,7 @@ def plot_winners(found: Winners, control: Winners | None) -> Any:
         _steps(panel, found, measured)
         panel.set_title(f"One small step: loss on {words}", fontsize=11)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
-    networks = [(found, BLUE, "o", "this network"), (control, GREY, "x", "without pretraining")]
+    networks = [(found, BLUE, "o", "this network"), (control, GRAY, "x", "without pretraining")]
     for winners, color, mark, words in networks:
         if winners is not None:
             _ranked(axes[1][0], [step.energy / step.parameters for step in winners.slices], color, mark, words)
@@ -221,7 +221,7 @@ def _steps(axes: Any, found: Winners, measured: str) -> None:
     kinds += [([found.everything], "black", "*", 14, "all layers, dense")]
     every = [step for steps, *_ in kinds for step in steps if step.predicted > 0]
     low, high = (end(step.predicted for step in every) for end in (min, max))
-    axes.plot([low, high], [low, high], color=GREY, lw=1, ls="--", label="first order: lr · ||g||²", zorder=0)
+    axes.plot([low, high], [low, high], color=GRAY, lw=1, ls="--", label="first order: lr · ||g||²", zorder=0)
     for steps, color, mark, size, words in kinds:
         x, y = ([getattr(step, each) for step in steps] for each in ("predicted", measured))
         axes.plot(x, y, mark, color=color, ms=size, alpha=0.75, ls="none", label=words)

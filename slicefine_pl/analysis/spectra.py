@@ -152,7 +152,7 @@ CONTROLS: dict[str, Control] = {
     "random groups": random_groups,
     "50 % pruned": half_pruned,
     "Gaussian": gaussian,
-    "re-initialised": default_init,
+    "reinitialized": default_init,
     "sorted by norm": sorted_by_norm,
     "collapsed": collapsed,
 }

@@ -21,7 +21,7 @@ class SliceMap(Callback):
 
     ``slices.png`` has one row for each sliced matrix, over the relative position along the sliced axis. Columns and
     rows that alternate have a panel each. The color is the root mean square (RMS) of a line's change, relative to the
-    RMS of all visited lines of the matrix before training. Lines that were never visited are grey. ``slices.csv``
+    RMS of all visited lines of the matrix before training. Lines that were never visited are gray. ``slices.csv``
     contains both numbers for every visited line.
 
     **When.** The changes of slices are added up before each move. At the end of training both files are written to the

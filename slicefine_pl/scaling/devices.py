@@ -34,24 +34,24 @@ DEVICES = {
 }
 
 
-def device_flops(hours: float, device: str, devices: int, utilisation: float) -> float:
+def device_flops(hours: float, device: str, devices: int, utilization: float) -> float:
     """Return the FLOPs of a training run.
 
     Args:
         hours: Duration.
         device: Name in ``DEVICES``.
         devices: Number of devices.
-        utilisation: Fraction of the peak that training reaches, in (0, 1].
+        utilization: Fraction of the peak that training reaches, in (0, 1].
 
     Raises:
-        ValueError: The device is unknown, ``devices`` is below 1, or ``utilisation`` is out of range.
+        ValueError: The device is unknown, ``devices`` is below 1, or ``utilization`` is out of range.
     """
     if device not in DEVICES:
         raise ValueError(
             f"device={device!r} is unknown; choose one of {', '.join(DEVICES)}, or give --compute in FLOPs."
         )
-    if devices < 1 or not 0 < utilisation <= 1:
+    if devices < 1 or not 0 < utilization <= 1:
         raise ValueError(
-            f"devices={devices}, utilisation={utilisation} are out of range; give at least 1, and a share in (0, 1]."
+            f"devices={devices}, utilization={utilization} are out of range; give at least 1, and a share in (0, 1]."
         )
-    return hours * 3600 * DEVICES[device].peak * devices * utilisation
+    return hours * 3600 * DEVICES[device].peak * devices * utilization

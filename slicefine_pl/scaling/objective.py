@@ -6,7 +6,7 @@ order one:
     L/L₀ = (e^θ₀·(1 − S)^(e^θ₁) + e^θ₂)·(N/N₀)^(−e^θ₃) + e^θ₄·(D/D₀)^(−e^θ₅) + e^θ₆
 
 The objective is the mean Huber loss of the residuals divided by δ². Without that division a good fit scores about
-1e-6, which is below the tolerances of an optimizer. L-BFGS-B minimises it with its analytic gradient from many starts.
+1e-6, which is below the tolerances of an optimizer. L-BFGS-B minimizes it with its analytic gradient from many starts.
 
 Shapes:  R runs · θ (7,) · derivatives (7, R)
 Source:  objective of Frantar et al., arXiv:2309.08520; scaling, gradient and search are ours.

@@ -80,7 +80,7 @@ def test_controls_preserve_their_statistics(lines):
     norms = made["sorted by norm"].norm(dim=1)
     assert torch.equal(norms, norms.sort().values)
     assert made["Gaussian"].std() == pytest.approx(float(lines.std()), rel=0.2)
-    assert made["re-initialised"].abs().max() <= 1
+    assert made["reinitialized"].abs().max() <= 1
 
 
 def test_half_pruned_zeroes_the_smaller_half(lines):

@@ -25,7 +25,7 @@ TASK = "tweets"
 @pytest.mark.parametrize(
     ("best", "tried"),
     [
-        (0, [1, 0.5, 2]),  # the first is best: its neighbours suffice
+        (0, [1, 0.5, 2]),  # the first is best: its neighbors suffice
         (2, [1, 0.5, 2, 4, 8]),
         (-2, [1, 0.5, 2, 0.25, 0.125]),
     ],

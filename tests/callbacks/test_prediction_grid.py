@@ -42,9 +42,9 @@ def test_images_are_spread_over_the_test_set_and_written(tmp_path, monkeypatch):
 
 def test_normalization_is_undone():
     given = SimpleNamespace(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
-    colour = torch.tensor([0.1, 0.9, 0.35])
-    image = ((colour - torch.tensor(given.mean)) / torch.tensor(given.std))[:, None, None].expand(3, 2, 2)
-    np.testing.assert_allclose(denormalize(image, given), colour.expand(2, 2, 3), atol=1e-6)
+    color = torch.tensor([0.1, 0.9, 0.35])
+    image = ((color - torch.tensor(given.mean)) / torch.tensor(given.std))[:, None, None].expand(3, 2, 2)
+    np.testing.assert_allclose(denormalize(image, given), color.expand(2, 2, 3), atol=1e-6)
 
 
 def test_too_few_images_are_refused():

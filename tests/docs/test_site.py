@@ -119,8 +119,8 @@ def visit(server, page, picture, size="1400,1800"):
     return CONSOLE.findall(done.stderr) + server.failed
 
 
-def colours(picture):
-    """How many different colours a picture has: a blank page has one."""
+def colors(picture):
+    """How many different colors a picture has: a blank page has one."""
     return len(np.unique((imread(picture)[::4, ::4, :3] * 255).astype(int).reshape(-1, 3), axis=0))
 
 
@@ -150,13 +150,13 @@ def test_no_page_loads_anything_from_elsewhere(site):
 )
 def test_pages_render_without_errors(site, server, name, page, screenshots):
     assert visit(server, f"site/{page}", screenshots / f"{name}.png") == []
-    assert colours(screenshots / f"{name}.png") > 20
+    assert colors(screenshots / f"{name}.png") > 20
 
 
 @needs_chromium
 def test_the_report_of_diagnose_renders_without_errors(report, server, screenshots):
     assert visit(server, "diagnosis/report.html", screenshots / "report.png", size="1200,3000") == []
-    assert colours(screenshots / "report.png") > 20
+    assert colors(screenshots / "report.png") > 20
 
 
 @needs_chromium
@@ -169,4 +169,4 @@ def test_errors_of_a_page_are_noticed(server, tmp_path):
     assert all(each in errors for each in ("/missing.png: 404", "https://example.org/a.js", "undefinedFunction")), (
         errors
     )
-    assert colours(tmp_path / "broken.png") < 20
+    assert colors(tmp_path / "broken.png") < 20

@@ -10,10 +10,10 @@ HEIGHT, WIDTH, RATE = 48, 64, 10
 
 
 def picture(number: int) -> np.ndarray:
-    """Grey of 10 + 4 x number, brighter by 40 in the right half: frames and sides can be distinguished."""
-    grey = np.full((HEIGHT, WIDTH, 3), 10 + 4 * number, np.uint8)
-    grey[:, WIDTH // 2 :] += 40
-    return grey
+    """Gray of 10 + 4 x number, brighter by 40 in the right half: frames and sides can be distinguished."""
+    gray = np.full((HEIGHT, WIDTH, 3), 10 + 4 * number, np.uint8)
+    gray[:, WIDTH // 2 :] += 40
+    return gray
 
 
 def bars(number: int) -> np.ndarray:

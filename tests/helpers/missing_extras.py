@@ -12,7 +12,7 @@ NEEDS = {  # code that needs an optional package, and the extra that installs it
     "main(['fit-law', 'runs.csv'])": "scaling",
     "main(['advise', '--law', 't5', '--parameters', '62M', '--data', '10B', '--plot', 'law.png'])": "plots",
     "main(['advise', '--law', 't5', '--model', 'bert-base-uncased', '--data', '10B'])": "text",
-    "main(['diagnose'])": "text",
+    "main(['diagnose', '--model', 'bert-base-uncased'])": "text",
 }
 # Runs each of them in an empty folder, and prints one line per error to stderr.
 CASES = f"""

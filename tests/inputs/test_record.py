@@ -52,8 +52,8 @@ def test_records_of_checkpoints_and_folders(tmp_path):
     torch.save({"input": vars(IMAGE)}, tmp_path / "a.ckpt")
     for place in (tmp_path, tmp_path / "a.ckpt"):
         assert stored_input(str(place), ImageInput) == IMAGE
-    (tmp_path / "config.json").write_text(json.dumps({"input": {**record, "colour": 1}}))
-    with pytest.raises(ValueError, match=r"input=.*colour.* has other fields than \['size', .*export the model again"):
+    (tmp_path / "config.json").write_text(json.dumps({"input": {**record, "color": 1}}))
+    with pytest.raises(ValueError, match=r"input=.*color.* has other fields than \['size', .*export the model again"):
         stored_input(str(tmp_path), ImageInput)
     (tmp_path / "config.json").write_text("{}")
     torch.save({}, tmp_path / "a.ckpt")
@@ -76,6 +76,6 @@ def test_records_of_checkpoints_and_folders(tmp_path):
     ],
 )
 def test_an_input_that_no_network_can_see_is_refused(kind, record, message):
-    colours = {"mean": [0, 0, 0], "std": [1, 1, 1]} if kind is ImageInput else {}
+    colors = {"mean": [0, 0, 0], "std": [1, 1, 1]} if kind is ImageInput else {}
     with pytest.raises(ValueError, match=message):
-        parse_input({**colours, **record}, kind)
+        parse_input({**colors, **record}, kind)

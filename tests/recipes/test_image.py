@@ -16,7 +16,7 @@ pytest.importorskip("timm")
 pytest.importorskip("torchvision")
 
 
-def colours(root: Path) -> None:
+def colors(root: Path) -> None:
     """Folders of noisy red, green and blue images: what a frozen random network cannot miss."""
     from PIL import Image
 
@@ -32,7 +32,7 @@ def colours(root: Path) -> None:
 
 def test_smoke_run_and_prediction(tmp_path):
     """The command in the settings' own header, on images made here, with its output elsewhere."""
-    colours(tmp_path / "colours")
+    colors(tmp_path / "colors")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
     def recipe(*arguments: str) -> str:
@@ -41,14 +41,14 @@ def test_smoke_run_and_prediction(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    smoke = ("--config", "recipes/configs/image_smoke.yaml", "--data.root", str(tmp_path / "colours"))
+    smoke = ("--config", "recipes/configs/image_smoke.yaml", "--data.root", str(tmp_path / "colors"))
     output = recipe("fit", *smoke, "--trainer.logger.init_args.save_dir", str(tmp_path / "runs"))
     assert float(re.search(r"test/accuracy after +([\d.]+)", output)[1]) > 0.8  # chance is a third
     run = tmp_path / "runs" / "image_smoke" / "version_0"
     assert (run / "export" / "model.safetensors").is_file()
     assert (run / "predictions.png").read_bytes().startswith(b"\x89PNG")
 
-    photos = [str(tmp_path / "colours" / "test" / name / "0.png") for name in ("blue", "red")]
+    photos = [str(tmp_path / "colors" / "test" / name / "0.png") for name in ("blue", "red")]
     model = ("--model.backbone", str(run / "export"), "--data.size", "null")
     lines = recipe("predict", *model, "--data.predict_images", f"[{','.join(photos)}]").splitlines()
     assert [line.split("\t")[1] for line in lines] == photos

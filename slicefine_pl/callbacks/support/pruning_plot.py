@@ -6,7 +6,7 @@ from pathlib import Path
 from slicefine_pl.analysis.plots import save_figure
 from slicefine_pl.sparsity import LayerSparsity
 
-BLUE, GREY = "#0072B2", "#999999"  # distinguishable for color-blind readers
+BLUE, GRAY = "#0072B2", "#999999"  # distinguishable for color-blind readers
 MAX_NAMES = 60  # with more layers, the bars have no names
 
 
@@ -35,7 +35,7 @@ def plot_pruning(
     over_steps.set_title(f"{values[-1]:.1%} of the pruned matrices' weights are zero", loc="left", fontsize=10)
     names = [each.name.removesuffix(".weight") for each in layers]
     by_layer.barh(range(len(layers)), [1 - each.sparsity for each in layers], color=BLUE, height=0.75)
-    by_layer.axvline(1 - values[-1], color=GREY, linestyle="--", linewidth=1)
+    by_layer.axvline(1 - values[-1], color=GRAY, linestyle="--", linewidth=1)
     by_layer.set(xlabel="share of nonzero weights", xlim=(0, 1), ylim=(len(layers) - 0.5, -0.5))
     by_layer.set_yticks(range(len(layers)) if named else [], names if named else [], fontsize=7)
     by_layer.set_title(f"{len(layers)} matrices; dashed: all together", loc="left", fontsize=10)

@@ -18,7 +18,7 @@ from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.slicing import LineUpdates
 
 BINS = 768  # along the horizontal axis; about the width of a row in pixels
-GREY = "#d9d9d9"  # for lines that were never visited; the color scale contains no grey
+GRAY = "#d9d9d9"  # for lines that were never visited; the color scale contains no gray
 DPI = 110
 MAX_NAMES = 240  # as many as fit next to the rows of the highest picture
 COLUMNS = ("matrix", "axis", "index", "rms_change", "rms_before")
@@ -134,13 +134,13 @@ def _plot_heatmap(axes: Any, panel: Sequence[LineUpdates], changes: Sequence[Flo
     from matplotlib import colormaps
 
     field = np.stack([bin_lines(values) for values in changes])
-    colors = colormaps["viridis"].with_extremes(bad=GREY)
+    colors = colormaps["viridis"].with_extremes(bad=GRAY)
     place = {"aspect": "auto", "extent": (0, 1, len(field), 0), "interpolation": "nearest"}
     image = axes.imshow(field, cmap=colors, norm=scale, **place)
     axes.hlines(range(1, len(field)), 0, 1, color="white", linewidth=0.6)
     visited, size = sum(int(each.visited.sum()) for each in panel), sum(len(each.visited) for each in panel)
     kind = panel[0].axis
-    title = f"{visited:,} of {size:,} {kind}s were visited ({visited / size:.0%}); grey: never"
+    title = f"{visited:,} of {size:,} {kind}s were visited ({visited / size:.0%}); gray: never"
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel(f"position of the {kind} in its matrix, from 0 (first) to 1 (last)")
     axes.set_yticks([])
@@ -157,7 +157,7 @@ def _plot_means(axes: Any, changes: Sequence[FloatArray], scale: Any) -> None:
     ticks = _ticks(scale)
     axes.set_xticks(ticks[:: -(-len(ticks) // 3)], [f"{value:g}" for value in ticks[:: -(-len(ticks) // 3)]])
     axes.set_xticks([], minor=True)
-    axes.grid(axis="x", color=GREY)
+    axes.grid(axis="x", color=GRAY)
     axes.set_xlabel("visited lines\ntogether, %")
     axes.spines[["top", "right", "left"]].set_visible(False)
 

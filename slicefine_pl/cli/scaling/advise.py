@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", help=f"one of {', '.join(DEVICES)}")
     add("--devices", type=int, default=1, help="how many of them (default: 1)")
     add(
-        "--utilisation",
+        "--utilization",
         type=float,
         default=0.4,
         help="share of the device's peak that training reaches; 0.4 is assumed",
@@ -100,7 +100,7 @@ def request_of(arguments: argparse.Namespace, saved: SavedLaw) -> AdviceRequest:
             f"device={arguments.device!r} is unknown; choose one of {', '.join(DEVICES)}, or give --compute."
         )
     if arguments.hours:
-        flops = device_flops(arguments.hours, arguments.device, arguments.devices, arguments.utilisation)
+        flops = device_flops(arguments.hours, arguments.device, arguments.devices, arguments.utilization)
     elif arguments.compute or arguments.data:
         flops = arguments.compute or 6 * size * arguments.data * tokens_per_item
     else:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from slicefine_pl.cli.scaling.csv_columns import RunColumns
 from slicefine_pl.scaling import ScalingLaw, costs
 from slicefine_pl.scaling.files import SavedLaw
+from slicefine_pl.scaling.units import format_count
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = "osD^vPX"
@@ -95,7 +96,7 @@ def _fit_panel(axes: Axes, law: ScalingLaw, runs: RunColumns) -> None:
             runs["nonzero_params"][own], runs["loss"][own], marker, color=color, label=f"sparsity {100 * sparsity:g} %"
         )
     axes.set(xscale="log", xlabel="non-zero parameters, without embeddings", ylabel="validation loss")
-    axes.set_title(f"Longest runs ({runs['data'].max():.2g} {law.data_unit}) and the law")
+    axes.set_title(f"Longest runs ({format_count(runs['data'].max())} {law.data_unit}) and the law")
     axes.legend(fontsize=8)
 
 

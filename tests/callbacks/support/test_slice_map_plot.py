@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from slicefine_pl.analysis.plots import short_names
-from slicefine_pl.callbacks.support.slice_map_plot import GREY, bin_lines, plot_map, relative_changes, write_updates
+from slicefine_pl.callbacks.support.slice_map_plot import GRAY, bin_lines, plot_map, relative_changes, write_updates
 from slicefine_pl.slicing import LineUpdates
 
 
@@ -40,7 +40,7 @@ def test_a_matrix_of_zeros_is_drawn():
     plot_map([each], "").canvas.draw()
 
 
-def test_only_lines_that_were_never_visited_are_grey():
+def test_only_lines_that_were_never_visited_are_gray():
     """Checked on the drawn pixels."""
     from matplotlib.colors import to_rgb
 
@@ -48,16 +48,16 @@ def test_only_lines_that_were_never_visited_are_grey():
     figure.canvas.draw()
     image = np.asarray(figure.canvas.buffer_rgba())[..., :3] / 255
     field = figure.axes[0]
-    colours = []
+    colors = []
     for place in (0.125, 0.375, 0.625, 0.875):
         x, y = field.transData.transform((place, 0.5))
-        colours.append(image[len(image) - int(y), int(x)])
-    np.testing.assert_allclose(colours[0], to_rgb(GREY), atol=0.01)
-    for colour in colours[1:]:
-        assert np.abs(colour - colours[0]).max() > 0.3
-        assert np.ptp(colour) > 0.2  # not grey
-    np.testing.assert_allclose(colours[1], colours[2], atol=0.01)
-    assert np.abs(colours[3] - colours[2]).max() > 0.3
+        colors.append(image[len(image) - int(y), int(x)])
+    np.testing.assert_allclose(colors[0], to_rgb(GRAY), atol=0.01)
+    for color in colors[1:]:
+        assert np.abs(color - colors[0]).max() > 0.3
+        assert np.ptp(color) > 0.2  # not gray
+    np.testing.assert_allclose(colors[1], colors[2], atol=0.01)
+    assert np.abs(colors[3] - colors[2]).max() > 0.3
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_columns_and_rows_have_separate_panels():
     fields = [axes for axes in figure.axes if axes.images]
     assert [len(axes.images[0].get_array()) for axes in fields] == [2, 1]
     assert [axes.get_title(loc="left") for axes in fields] == [
-        "4 of 4 columns were visited (100%); grey: never", "0 of 3 rows were visited (0%); grey: never",
+        "4 of 4 columns were visited (100%); gray: never", "0 of 3 rows were visited (0%); gray: never",
     ]  # fmt: skip
     assert [label.get_text() for label in fields[0].get_yticklabels()] == ["a", "b"]
     assert figure.get_suptitle() == "What the slices of net have learned in 8 optimizer steps"

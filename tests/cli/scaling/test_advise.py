@@ -74,7 +74,7 @@ def test_the_answer_explains_the_letters_of_the_law_and_writes_no_exponents_for_
 
 
 def test_hours_and_the_devices_pattern_reach_the_request(advise):
-    output, _ = advise("--law", "t5", "--parameters", "50M", "--hours", "3", "--device", "h100", "--utilisation", "0.3")
+    output, _ = advise("--law", "t5", "--parameters", "50M", "--hours", "3", "--device", "h100", "--utilization", "0.3")
     assert output["request"]["flops"] == pytest.approx(3 * 3600 * 989.4e12 * 0.3)
     assert output["request"]["two_four"] is True
     off, _ = advise("--law", "t5", "--parameters", "50M", "--hours", "3", "--device", "h100", "--no-two-four")
@@ -179,7 +179,7 @@ BASE = ["--law", "t5", "--parameters", "20M"]
         ([*BASE, "--data", "lots"], "'lots' is not a positive number; write it as 22e6"),
         ([*BASE, "--hours", "3"], "hours=3 needs a device; add --device"),
         ([*BASE, "--hours", "3", "--device", "abacus"], "device='abacus' is unknown; choose one of v100"),
-        ([*BASE, "--hours", "3", "--device", "a100", "--utilisation", "2"], "utilisation=2.0"),
+        ([*BASE, "--hours", "3", "--device", "a100", "--utilization", "2"], "utilization=2.0"),
         ([*BASE, "--data", "1B", "--speedup", "1.3"], "speedup=1.3 is the timing of a 2:4 step"),
         ([*BASE, "--data", "1B", "--dense-data", "40M"], "name it with --dense-model"),
         ([*BASE, "--data", "1B", "--no-sunk-cost"], "name it with --dense-model"),

@@ -30,15 +30,15 @@ def test_every_mode_becomes_rgb(tmp_path):
     kinds = {
         "rgb": (red, RED),
         "rgba": (half, tuple(round(255 * 0.8 + value * 0.2) for value in RED)),
-        "grey": (Image.new("L", (5, 3), 77), (77, 77, 77)),
+        "gray": (Image.new("L", (5, 3), 77), (77, 77, 77)),
         "one_bit": (Image.new("1", (5, 3), 1), (255, 255, 255)),
         "16_bit": (Image.fromarray(np.full((3, 5), 257 * 77, np.uint16)), (77, 77, 77)),
-        "grey_alpha": (Image.new("LA", (5, 3), (0, 0)), (255, 255, 255)),
+        "gray_alpha": (Image.new("LA", (5, 3), (0, 0)), (255, 255, 255)),
     }
-    for name, (image, colour) in kinds.items():
+    for name, (image, color) in kinds.items():
         found = read_rgb(saved(tmp_path / f"{name}.png", image))
         assert (found.mode, found.size) == ("RGB", (5, 3))
-        assert np.abs(np.array(found.getpixel((2, 1))) - colour).max() <= 1, name
+        assert np.abs(np.array(found.getpixel((2, 1))) - color).max() <= 1, name
 
 
 def test_cmyk_is_converted(tmp_path):
@@ -130,7 +130,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png_of_16_bits(path: Path, values: np.ndarray) -> Path:
-    """Pillow writes grey ones only; ``values`` of shape ``(H, W, C)``."""
+    """Pillow writes gray ones only; ``values`` of shape ``(H, W, C)``."""
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)

@@ -14,7 +14,7 @@ from slicefine_pl.data.image.datasets import FileImages
 from slicefine_pl.data.image.preprocessing import ImageInput
 from slicefine_pl.data.image.transforms import Augmentation, ImageDataset, center_crop
 
-GREY = (0.0,) * 3, (1.0,) * 3
+GRAY = (0.0,) * 3, (1.0,) * 3
 
 
 def noise(width, height):
@@ -28,7 +28,7 @@ def noise(width, height):
 def test_the_middle_is_that_of_torchvision(shape, crop, interpolation):
     """Within rounding: torch and Pillow each round to 8 bits after every pass."""
     size, image = 64, noise(*shape)
-    given = ImageInput(size, *GREY, crop, interpolation)
+    given = ImageInput(size, *GRAY, crop, interpolation)
     look = v2.Compose([
         v2.PILToTensor(), v2.Resize(int(size / crop), InterpolationMode(interpolation), antialias=True),
         v2.CenterCrop(size),
@@ -44,7 +44,7 @@ def test_a_line_of_pixels_is_not_blown_up(tmp_path, shape, augmentation):
     values = np.zeros((*shape[::-1], 3), np.uint8)
     values.reshape(-1, 3)[10_000:] = 200
     Image.fromarray(values).save(tmp_path / "line.png")
-    dataset = ImageDataset(FileImages([str(tmp_path / "line.png")], [0]), ImageInput(224, *GREY), augmentation)
+    dataset = ImageDataset(FileImages([str(tmp_path / "line.png")], [0]), ImageInput(224, *GRAY), augmentation)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, the most so far
     view = dataset[0]["images"]
     assert view.shape == (3, 224, 224)

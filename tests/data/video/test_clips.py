@@ -24,7 +24,7 @@ def paths(tmp_path_factory):
 
 def first_frames(clips):
     """Number of the first frame of each clip, shape (V,), read off the darker half."""
-    return [round((grey - 9.5) / 4) for grey in clips[:, 0, 0, 8, 1].tolist()]
+    return [round((gray - 9.5) / 4) for gray in clips[:, 0, 0, 8, 1].tolist()]
 
 
 def test_a_clip_spans_its_seconds(paths):
@@ -161,4 +161,4 @@ def test_a_clip_longer_than_its_video_holds_the_last_frame_and_says_so_once(path
     ) as caught:
         first, _ = [data[index]["video"][0, 0, :, 8, 1].tolist() for index in (0, 1)]
     assert len(caught) == 1
-    assert [round((grey - 9.5) / 4) for grey in first] == [0, 20, 29, 29]
+    assert [round((gray - 9.5) / 4) for gray in first] == [0, 20, 29, 29]

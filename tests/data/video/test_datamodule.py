@@ -277,7 +277,7 @@ def test_files_of_other_containers_are_used(tmp_path, suffix):
     data.setup("fit")
     [batch] = data.val_dataloader()
     assert batch["labels"].tolist() == [0, 1]
-    assert batch["video"].float().std() > 1  # two greys
+    assert batch["video"].float().std() > 1  # two grays
 
 
 def test_without_a_test_split_there_is_no_test(tmp_path):

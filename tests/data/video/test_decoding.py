@@ -18,10 +18,10 @@ def left(width, height):
 
 
 def numbers(path, times):
-    """Which frame is shown at each time, read off its grey."""
+    """Which frame is shown at each time, read off its gray."""
     with Video(path) as video:
-        greys = video.frames(times, left, 8)[0, :, 4, 1, 0].astype(float)
-    return [round((grey - 9.5) / 4) for grey in greys]
+        grays = video.frames(times, left, 8)[0, :, 4, 1, 0].astype(float)
+    return [round((gray - 9.5) / 4) for gray in grays]
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [("mp4", "libx264"), ("mkv", "libx264"), ("webm", "libvpx-vp9")])
@@ -97,9 +97,9 @@ def test_a_display_matrix_sends_each_corner_where_it_says(tmp_path, x, mirrored)
     """All four turns, and their mirror images, as front cameras write them."""
     y = (x[1], -x[0]) if mirrored else (-x[1], x[0])  # where the vertical axis goes
     pixels = np.zeros((48, 64, 3), np.uint8)
-    greys = {(0, 0): 60, (1, 0): 120, (0, 1): 180, (1, 1): 240}  # by column and row of the corner
-    for (column, row), grey in greys.items():
-        pixels[24 * row : 24 * row + 24, 32 * column : 32 * column + 32] = grey
+    grays = {(0, 0): 60, (1, 0): 120, (0, 1): 180, (1, 1): 240}  # by column and row of the corner
+    for (column, row), gray in grays.items():
+        pixels[24 * row : 24 * row + 24, 32 * column : 32 * column + 32] = gray
     path = tmp_path / "film.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10)
@@ -110,9 +110,9 @@ def test_a_display_matrix_sends_each_corner_where_it_says(tmp_path, x, mirrored)
         container.mux(stream.encode())
     with Video(path) as video:
         shown = video.frames([0.0], lambda width, height: [Box(0, 0, width, height)], 8)[0, 0, :, :, 0]
-    for (column, row), grey in greys.items():
+    for (column, row), gray in grays.items():
         across, down = ((2 * column - 1) * x[axis] + (2 * row - 1) * y[axis] for axis in (0, 1))
-        assert abs(int(shown[2 + 2 * down, 2 + 2 * across]) - grey) < 12
+        assert abs(int(shown[2 + 2 * down, 2 + 2 * across]) - gray) < 12
 
 
 @pytest.mark.parametrize(

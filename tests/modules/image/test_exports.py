@@ -116,13 +116,13 @@ def transparent(photo):
 
 
 def deep(photo):
-    """16 bits of grey, which Pillow itself would show as white."""
+    """16 bits of gray, which Pillow itself would show as white."""
     return Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
 
 
 @pytest.mark.parametrize("kind", [transparent, deep])
 @pytest.mark.parametrize("library", ["timm", "transformers"])
-def test_the_lines_see_the_colours_that_the_data_module_sees(tmp_path, capsys, photo, library, kind):
+def test_the_lines_see_the_colors_that_the_data_module_sees(tmp_path, capsys, photo, library, kind):
     """By the name of a .jpg, as the lines name one; Pillow looks at the content."""
     kind(photo).save("photo.jpg", "PNG")
     backbone = resnet(tmp_path / "base") if library == "transformers" else "timm/test_efficientnet@random"

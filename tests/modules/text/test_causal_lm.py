@@ -162,7 +162,7 @@ def test_gradient_checkpointing_changes_memory_not_gradients(tiny_llama, example
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_completions_do_not_depend_on_neighbours(tiny_llama):
+def test_completions_do_not_depend_on_neighbors(tiny_llama):
     """Batched with padding on the left, as one at a time; and as transformers' own greedy search."""
     model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
     prompts = [torch.tensor([2, 7, 9]), torch.tensor([2, 11]), torch.tensor([2, 8, 12, 13, 9, 20])]
