@@ -269,7 +269,7 @@ class SliceFineCallback(ResumableCallback):
             self._close()
 
     def _close(self) -> None:
-        self._closed_state = self.state_dict()
+        self._closed_state = self.training_state()
         self.release()
 
     def release(self) -> None:
@@ -279,7 +279,7 @@ class SliceFineCallback(ResumableCallback):
         self._handle, self._steps = None, None
         super().release()
 
-    def state_dict(self) -> dict[str, Any]:
+    def training_state(self) -> dict[str, Any]:
         if self._handle is None:
             return self._closed_state
         steps = self._steps and self._steps.steps()

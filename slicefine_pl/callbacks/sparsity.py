@@ -265,7 +265,7 @@ class SparsityCallback(ResumableCallback):
             dense = "; ".join(f"{name} ({reason})" for name, reason in skipped.items())
             rank_zero_info(f"Sparsity: stays dense: {dense}")
 
-    def state_dict(self) -> dict[str, Any]:
+    def training_state(self) -> dict[str, Any]:
         if self._masks is None:
             return {}
         schedule = self._schedule

@@ -197,7 +197,7 @@ def test_steps_that_a_loss_scaler_skips_are_not_counted(fused):
             return super().training_step(batch, batch_idx) * (math.inf if batch_idx < 3 else 1)
 
         def on_train_batch_end(self, outputs, batch, batch_idx):
-            places.append((callback.opened().moves, callback.state_dict()["steps"][0]))
+            places.append((callback.opened().moves, callback.training_state()["steps"][0]))
 
     callback = SliceFineCallback(**SETTINGS, interval=2)
     run = trainer(callback, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
@@ -418,7 +418,7 @@ def test_every_kind_of_layer_moves_in_one_run_and_nothing_else_changes(backend):
     before = copy.deepcopy(module)
     callback = SliceFineCallback(1, "row", 3, targets="trunk", also_train="head", backend=backend)
     trainer(callback, max_epochs=1).fit(module, loader(6))
-    visited = callback.state_dict()["slices"]["slices"]
+    visited = callback.training_state()["slices"]["slices"]
     assert len(visited) == 7  # two convolutions, q, k, v, the output projection, the raw parameter
     for name, state in visited.items():
         owner, packed, part = name.rpartition(".in_proj_weight.")
@@ -546,7 +546,7 @@ def test_skipped_training_steps_are_not_counted():
 
     callback = SliceFineCallback(**SETTINGS, interval=2)
     trainer(callback).fit(Sparse(), loader(8))
-    assert callback.state_dict()["steps"] == {0: 4}
+    assert callback.training_state()["steps"] == {0: 4}
 
 
 def test_compiled_modules_do_not_recompile_at_a_move():
@@ -689,8 +689,8 @@ def test_perturbed_weights_and_a_raw_optimizer_train_like_dense():
 def test_a_raw_optimizer_moves_the_slices_too():
     callback = SliceFineCallback(**SETTINGS, interval=2)
     trainer(callback).fit(Perturbed(), loader(8))
-    assert callback.state_dict()["steps"] == {0: 8}
-    assert callback.state_dict()["slices"]["slices"]["trunk.0"]["moves"] == 4
+    assert callback.training_state()["steps"] == {0: 8}
+    assert callback.training_state()["slices"]["slices"]["trunk.0"]["moves"] == 4
 
 
 def test_a_frozen_network_inside_the_module_stays_frozen():
@@ -743,4 +743,4 @@ def test_a_skipped_step_keeps_the_scores_finite():
     callback = SliceFineCallback(**SETTINGS, interval=None, order="importance", nonfinite="skip")
     with pytest.warns(UserWarning, match="This step is skipped"):
         trainer(callback).fit(module, loader())
-    assert all(torch.isfinite(track["score"]).all() for track in callback.state_dict()["slices"]["slices"].values())
+    assert all(torch.isfinite(track["score"]).all() for track in callback.training_state()["slices"]["slices"].values())

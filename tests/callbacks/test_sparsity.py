@@ -250,7 +250,7 @@ def test_pruning_while_slices_move_equals_a_hand_written_loop(scale, name, spars
     slices = SliceFineCallback(**(SLICES | {"interval": None}), order="sweep", lr_scale=scale)
     callbacks = [slices, SparsityCallback(0.6, **SETTINGS)]
     trainer(*callbacks[:: -1 if sparsity_first else 1], precision="64-true").fit(module, data)
-    columns = [state["index"] for state in slices.state_dict()["slices"]["slices"].values()]
+    columns = [state["index"] for state in slices.training_state()["slices"]["slices"].values()]
 
     # Reference: dense training in which all other columns are frozen.
     for parameter in plain.parameters():

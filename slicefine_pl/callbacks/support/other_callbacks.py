@@ -46,8 +46,6 @@ def check_before_weight_averaging(callback: Callback, trainer: Trainer) -> None:
 def check_no_second(kind: type[Callback], trainer: Trainer) -> None:
     """Check that the trainer has one callback of a kind.
 
-    Lightning refuses two callbacks of the same class, but not subclasses, and not callbacks that are appended later.
-
     Raises:
         MisconfigurationException: There are several.
     """

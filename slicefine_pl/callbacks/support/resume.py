@@ -30,8 +30,9 @@ class ResumableCallback(Callback, ABC):
     **When.** ``setup("fit")`` checks the trainer and calls :meth:`prepare` as soon as the module's model exists.
     :meth:`release` is called at the end of the fit and after an exception. If Lightning reports neither, it is called
     at the start of the module's next fit.
-    **Checkpoint.** The subclass's ``state_dict`` contains ``"settings"`` and ``"random"``. A checkpoint of several
-    processes contains the random state of each. A checkpoint with other settings is refused.
+    **Checkpoint.** Contains :meth:`training_state`, which includes ``"settings"`` and ``"random"``. A checkpoint of
+    several processes contains the random state of each. A checkpoint with other settings is refused. It is not the
+    callback's ``state_dict``: ``Trainer`` would refuse two callbacks of the class with advice that does not help.
 
     A subclass implements the abstract methods and calls ``super()`` in the hooks that it extends.
 
@@ -62,8 +63,12 @@ class ResumableCallback(Callback, ABC):
         """Change the module; its model exists, its optimizer does not."""
 
     @abstractmethod
+    def training_state(self) -> dict[str, Any]:
+        """Return what a checkpoint contains; empty if there is nothing to resume."""
+
+    @abstractmethod
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Continue from the ``state_dict`` of a checkpoint; the weights have been restored."""
+        """Continue from the :meth:`training_state` of a checkpoint; the weights have been restored."""
 
     def per_rank_sums(self, state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
         """Yield the tensors of a state that each process sums on its own, as ``(dictionary, key)``."""
@@ -145,9 +150,12 @@ class ResumableCallback(Callback, ABC):
         self.random.mark_changed()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Gather the random states and sums of all processes."""
-        state = checkpoint["callbacks"].get(self.state_key)
-        if trainer.world_size == 1 or not state:
+        """Save the state, with the random states and sums of all processes."""
+        state = self.training_state()
+        if not state:
+            return
+        checkpoint["callbacks"][self.state_key] = state
+        if trainer.world_size == 1:
             return
         random_states: list[Any] = [None] * trainer.world_size
         dist.all_gather_object(random_states, self.random.state_dict())

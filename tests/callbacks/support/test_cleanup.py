@@ -416,4 +416,4 @@ def test_a_search_in_a_resumed_run_is_refused_where_lightning_would_forget_the_s
     resumed = trainer(tmp_path, Midway(num_training_steps=4, update_attr=False), sliced(), max_epochs=2)
     resumed.fit(Module(), **more)
     assert resumed.global_step == 24
-    assert slicefine_of(resumed).state_dict()["steps"] == {0: 24}
+    assert slicefine_of(resumed).training_state()["steps"] == {0: 24}

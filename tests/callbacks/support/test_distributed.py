@@ -24,7 +24,7 @@ def sliced(strategy, settings, *others):
     """Return positions and sums of weights after a run with different data on each process."""
     module, callback = sliced_run.Module(), SliceFineCallback(**sliced_run.SETTINGS | settings)
     sliced_run.trainer(callback, *others, strategy=strategy_of(strategy), devices=2).fit(module, sliced_run.loader(16))
-    places = [state["index"].tolist() for state in callback.state_dict()["slices"]["slices"].values()]
+    places = [state["index"].tolist() for state in callback.training_state()["slices"]["slices"].values()]
     return places, [_whole(value).double().sum().item() for value in module.state_dict().values()]
 
 

@@ -83,6 +83,7 @@ def loader(batches=4) -> DataLoader:
             "BackboneFinetuning does not work with SliceFine.* which parameters require a grad",
         ),
         (sliced, Thaw, "Thaw does not work with SliceFineCallback: both set which parameters require a gradient"),
+        (sliced, sliced, "2 callbacks of the kind SliceFineCallback .*Keep one; targets takes a list"),
         (sliced, lambda: Narrow(rank=2), "2 callbacks of the kind SliceFineCallback .*Keep one; targets takes a list"),
         (pruned, lambda: Sparse(targets="backbone"), "2 callbacks of the kind SparsityCallback"),
     ],
@@ -92,11 +93,6 @@ def test_conflicts_are_refused_before_the_first_step(ours, theirs, message, firs
     with pytest.raises(MisconfigurationException, match=message):
         fit(*(both if first else both[::-1]), module=module)
     assert type(module.backbone[0]) is nn.Linear
-
-
-def test_lightning_refuses_two_of_the_same_class():
-    with pytest.raises(RuntimeError, match="more than one stateful callback of type `SliceFineCallback`"):
-        Trainer(callbacks=[sliced(), sliced()], logger=False)
 
 
 def test_a_callback_of_the_module_replaces_that_of_the_trainer():

@@ -358,7 +358,7 @@ def test_two_slicefine_callbacks_are_reported_in_one_sentence(refused):
     settings = yaml.safe_load(Path("recipe.yaml").read_text())
     settings["trainer"]["callbacks"].append(settings["slicefine"])
     Path("recipe.yaml").write_text(yaml.safe_dump(settings))
-    assert "more than one stateful callback" in refused("fit")
+    assert "2 callbacks of the kind SliceFineCallback" in refused("fit")
 
 
 def test_a_runtime_error_of_the_first_step_keeps_its_trace(recipe, monkeypatch):
