@@ -2,6 +2,7 @@
 
 python -m benchmarks.gpu --out FILE
 python -m benchmarks.gpu --sections right --minutes 2
+python -m benchmarks.gpu --only "Llama.*compiled" --out FILE
 python -m benchmarks.gpu --dry-run
 
 Needs torch, transformers, lightning, peft and timm; the package itself need not be installed. Every section has a time
@@ -15,10 +16,12 @@ for a cost that is missed is reported, and is not an error.
 
 import argparse
 import math
+import re
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -76,6 +79,26 @@ def positive(text: str) -> float:
     return minutes
 
 
+def pattern(text: str) -> re.Pattern[str]:
+    """The argument of ``--only``."""
+    try:
+        return re.compile(text)
+    except re.error as reason:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression ({reason}).") from reason
+
+
+def select(names: Collection[str], only: re.Pattern[str] | None) -> dict[str, Section]:
+    """The named sections with the checks that ``only`` matches, as far as any is left."""
+    chosen = {name: section for name, section in SECTIONS.items() if name in names}
+    if only is None:
+        return chosen
+    found = {
+        name: replace(section, checks=[check for check in section.checks if only.search(check.name)])
+        for name, section in chosen.items()
+    }
+    return {name: section for name, section in found.items() if section.checks}
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)  # unlike the default, ends the process that is at work
 
@@ -86,11 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--minutes", type=positive, default=MINUTES, help="time limit of all (default: %(default)g)")
     parser.add_argument("--out", type=result_path, help="JSON file of the results")
+    parser.add_argument("--only", type=pattern, help="checks whose names this regular expression matches, anywhere")
     chosen = parser.parse_args(arguments)
     if not chosen.dry_run and not torch.cuda.is_available():
         parser.error("torch finds no GPU on this machine. Add --dry-run to make all checks at toy size on a CPU.")
     signal.signal(signal.SIGTERM, _stop)
-    sections = {name: section for name, section in SECTIONS.items() if name in chosen.sections}
+    sections = select(chosen.sections, chosen.only)
+    if not sections:
+        parser.error(f"--only {chosen.only.pattern!r} matches no check of {', '.join(chosen.sections)}.")
     sys.exit(0 if run(sections, "cpu" if chosen.dry_run else "cuda", chosen.minutes, chosen.out) else 1)
 
 

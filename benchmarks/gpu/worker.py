@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from benchmarks.gpu.checks import Check, NotHereError, Outcome
+from benchmarks.harness.machine import free_memory
 
 START_SECONDS = 90.0  # for imports and the first use of the device, before the first check
 LEAST_SECONDS = 5.0  # a process is not started for less
@@ -100,13 +101,12 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 def work(connection: Connection, checks: Sequence[Check], device: str) -> None:
     """Run checks, and send the name of each when it begins and its outcome when it ends."""
     os.setpgrp()  # so that the compiler's processes can be ended with this one
+    gc.freeze()  # what was imported is not searched for garbage, neither now nor while steps are timed
     for check in checks:
         connection.send(check.name)
         _run(check, device, connection)
         torch.compiler.reset()
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(device)
 
 
 def _run(check: Check, device: str, connection: Connection) -> None:

@@ -1,14 +1,17 @@
 """The machine that a benchmark runs on: its description, a clock for the parts of a step, and percentiles."""
 
+import gc
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -42,7 +45,9 @@ def machine(device: str) -> dict[str, object]:
 
 
 def commit() -> str:
-    """Short hash of the current commit, with ``-dirty`` if source files differ from it; empty outside a repository.
+    """Short hash of the current commit, with ``-dirty`` if source files differ from it.
+
+    Empty outside a repository and without git, as on a machine to which only the files were copied.
 
     Changes in ``OUTPUTS`` are ignored.
     """
@@ -51,6 +56,8 @@ def commit() -> str:
 
 
 def _git(*arguments: str) -> str:
+    if shutil.which("git") is None:
+        return ""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
@@ -64,7 +71,7 @@ def processor() -> str:
 
 
 class Clock:
-    """Time the parts of a step without synchronizing a GPU between them.
+    """Time the parts of a step; on a GPU with events, which do not make it wait.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``.
@@ -80,22 +87,29 @@ class Clock:
 
     def mark(self) -> None:
         """End one part and begin the next."""
-        self._marks.append(time.perf_counter())
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             self._events.append(event)
+        else:
+            self._marks.append(time.perf_counter())
 
     def stop(self) -> list[float]:
         """Wait for the device; return the seconds of each part, then of the whole."""
         self.mark()
         if self._cuda:
             torch.cuda.synchronize()
-        whole = time.perf_counter() - self._marks[0]
-        if self._cuda:
-            pairs = zip(self._events, self._events[1:], strict=False)
-            return [*(1e-3 * first.elapsed_time(second) for first, second in pairs), whole]
-        return [*(second - first for first, second in zip(self._marks, self._marks[1:], strict=False)), whole]
+            parts = [1e-3 * first.elapsed_time(second) for first, second in pairwise(self._events)]
+        else:
+            parts = [second - first for first, second in pairwise(self._marks)]
+        return [*parts, sum(parts)]
+
+
+def free_memory(device: str) -> None:
+    """Free what nothing refers to any more, and return it to the device."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

@@ -99,6 +99,13 @@ def checkpoint_bytes(run: TrainingRun) -> int:
     return gradient_bytes(run)
 
 
+def peak_bytes(run: TrainingRun, device: str) -> int:
+    """Peak of one step: the allocator's on a GPU, and on a CPU the sum of all parts, which is an upper estimate."""
+    if device == "cuda":
+        return allocator_peak(run)
+    return saved_bytes(run) + parameter_bytes(run) + gradient_bytes(run) + optimizer_bytes(run)
+
+
 def allocator_peak(run: TrainingRun) -> int:
     """Peak of one step on a GPU, without what the other runs hold between steps."""
     torch.cuda.synchronize()

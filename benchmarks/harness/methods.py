@@ -12,13 +12,14 @@ optimizer then gets every parameter that requires a gradient.
 
 A method that has nothing to train in a network raises ``ValueError``.
 
-Sources:  LoRA arXiv:2106.09685 · DoRA 2402.09353 · VeRA 2310.11454 · BitFit 2106.10199; adapters by the peft library
+Sources:  LoRA arXiv:2106.09685 · DoRA 2402.09353 · VeRA 2310.11454 · MiSS 2409.15371 · BitFit 2106.10199
+Adapters by the peft library.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Literal, cast
 
 import peft
 import torch
@@ -29,6 +30,7 @@ from slicefine_pl.slicing import SliceHandle, slice_model
 from slicefine_pl.slicing.lr_scale import LRScale
 from slicefine_pl.slicing.schedule import AxisSchedule
 
+Compiled = Literal["nothing", "network", "blocks"]
 Prepare = Callable[[nn.Module, str | None, list[str], int], SliceHandle | None]
 
 QUERY_AND_VALUE = {"query", "value", "q_proj", "v_proj", "q", "v", "q_lin", "v_lin"}
@@ -42,13 +44,16 @@ class Method:
     Attributes:
         prepare: Prepares the network in place; returns the handle of its slices, if it has any.
         moves: Whether the slices move during training.
-        compiled: Whether the network runs under ``torch.compile``.
+        compiled: What runs under ``torch.compile``: nothing, the whole network, or each of its blocks. Blocks of one
+            class are compiled once, which takes seconds instead of minutes.
+        backend: Backend of ``torch.compile``; ``"eager"`` traces the network, and generates no code.
         stores_network: Whether a user stores the whole network for each task, rather than the trained parameters.
     """
 
     prepare: Prepare
     moves: bool = False
-    compiled: bool = False
+    compiled: Compiled = "nothing"
+    backend: str = "inductor"
     stores_network: bool = False
 
 
@@ -145,14 +150,29 @@ def dora(net: nn.Module, head: str | None, targets: list[str], rank: int) -> Non
     _adapt(net, head, peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, use_dora=True))
 
 
+def miss(net: nn.Module, head: str | None, targets: list[str], rank: int) -> None:
+    """MiSS on every linear target; peft does not offer it for convolutions."""
+    _adapt(net, head, peft.MissConfig(r=rank, target_modules=_linear("MiSS", net, targets)))
+
+
 def vera(net: nn.Module, head: str | None, targets: list[str], rank: int) -> None:
     """VeRA on every linear target; peft does not offer it for convolutions."""
-    linear = [name for name in targets if isinstance(net.get_submodule(name), nn.Linear)]
-    if not linear:
-        raise ValueError(f"VeRA adapts linear maps, and none of the {len(targets)} targets is one; choose lora.")
+    linear = _linear("VeRA", net, targets)
     # Like inject_adapter_in_model, which rejects VeRA because its layers share two matrices; each layer refers to them.
     peft.VeraModel(cast(PreTrainedModel, net), peft.VeraConfig(r=rank, target_modules=linear), "default")
     _unfreeze(net, head)
+
+
+def _linear(method: str, net: nn.Module, targets: list[str]) -> list[str]:
+    """The targets that are linear maps.
+
+    Raises:
+        ValueError: None is.
+    """
+    linear = [name for name in targets if isinstance(net.get_submodule(name), nn.Linear)]
+    if not linear:
+        raise ValueError(f"{method} adapts linear maps, and none of the {len(targets)} targets is one; choose lora.")
+    return linear
 
 
 def bitfit(net: nn.Module, head: str | None, targets: list[str], rank: int) -> None:
@@ -206,11 +226,12 @@ METHODS = {
     "lora, q and v": Method(lora_query_value),
     "dora": Method(dora),
     "vera": Method(vera),
+    "miss": Method(miss),
     "bitfit": Method(bitfit),
     "masked gradients": Method(masked_gradients, stores_network=True),
     "full": Method(full, stores_network=True),
 }
 COMPILED = {
-    f"{name}, compiled": replace(METHODS[name], compiled=True)
+    f"{name}, compiled": replace(METHODS[name], compiled="network")
     for name in ("frozen baseline", "slice, column", "slice, row", "slice, alternate", "lora", "full")
 }

@@ -3,8 +3,9 @@
 Shapes:  B batch · T tokens; vision networks take B only
 """
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -50,6 +51,14 @@ class Workload:
         }
         return self
 
+    def with_shared_weights(self) -> Self:
+        """A copy whose parameters are new objects in the same memory, so that a GPU holds many copies of a network.
+
+        Methods can be timed on such copies in turns. What they learn means nothing, because each changes the others.
+        """
+        shared = {id(each): nn.Parameter(each.data, each.requires_grad) for each in self.net.parameters()}
+        return replace(self, net=copy.deepcopy(self.net, shared))
+
     @property
     def new_head(self) -> str | None:
         """Name of the head, if it must be trained."""
@@ -61,7 +70,7 @@ class Workload:
             name
             for name, module in self.net.named_modules()
             if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d | nn.Conv3d) and module.groups == 1)
-            if name != self.head
+            if not f"{name}.".startswith(f"{self.head}.")
         ]
 
 
@@ -76,11 +85,24 @@ def bert(hidden: int, layers: int, heads: int, batch: int, tokens: int) -> Workl
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    generator = torch.Generator().manual_seed(0)
-    words = torch.randint(1000, 30000, (batch, tokens), generator=generator)
-    labels = torch.randint(2, (batch,), generator=generator)
+    words = random_words(30000, batch, tokens)
+    labels = torch.randint(2, (batch,), generator=torch.Generator().manual_seed(0), device="cpu")
     inputs = {"input_ids": words, "attention_mask": torch.ones_like(words), "labels": labels}
-    return Workload(BertForSequenceClassification(config), inputs, _own_loss, "classifier", hidden)
+    return Workload(BertForSequenceClassification(config), inputs, own_loss, "classifier", hidden)
+
+
+def random_words(vocabulary: int, batch: int, tokens: int) -> Tensor:
+    """Token ids, the same each time, shape ``(B, T)``; on the CPU, whatever torch's default device is."""
+    low = min(1000, vocabulary // 2)  # above special tokens
+    return torch.randint(low, vocabulary, (batch, tokens), generator=torch.Generator().manual_seed(0), device="cpu")
+
+
+def causal_lm(config: LlamaConfig, batch: int, tokens: int) -> Workload:
+    """A causal language model of Llama's architecture."""
+    words = random_words(config.vocab_size, batch, tokens)
+    net = LlamaForCausalLM(config)
+    inputs = {"input_ids": words, "labels": words}
+    return Workload(net, inputs, own_loss, "lm_head", config.hidden_size, pretrained_head=True)
 
 
 def llama(batch: int, tokens: int) -> Workload:
@@ -96,12 +118,10 @@ def llama(batch: int, tokens: int) -> Workload:
         tie_word_embeddings=True,
         use_cache=False,
     )
-    words = torch.randint(config.vocab_size, (batch, tokens), generator=torch.Generator().manual_seed(0))
-    inputs = {"input_ids": words, "labels": words}
-    return Workload(LlamaForCausalLM(config), inputs, _own_loss, "lm_head", config.hidden_size, pretrained_head=True)
+    return causal_lm(config, batch, tokens)
 
 
-def _own_loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def own_loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """The loss that a transformers model returns."""
     loss: Tensor = net(**batch).loss
     return loss
@@ -110,8 +130,8 @@ def _own_loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def pixels(net: nn.Module, head: str, width: int, *shape: int) -> Workload:
     """A classifier of images or clips with ten classes; ``shape`` is that of its input, ``(B, 3, ...)``."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator)
-    labels = torch.randint(10, (shape[0],), generator=generator)
+    x = torch.randn(shape, generator=generator, device="cpu")
+    labels = torch.randint(10, (shape[0],), generator=generator, device="cpu")
     return Workload(net, {"x": x, "labels": labels}, _cross_entropy, head, width)
 
 

@@ -14,6 +14,7 @@ LABELS = {
     "lora, q and v": "LoRA, queries and values",
     "dora": "DoRA",
     "vera": "VeRA",
+    "miss": "MiSS",
     "bitfit": "BitFit",
     "masked gradients": "masked gradients",
     "full": "full fine-tuning",

@@ -1,0 +1,1 @@
+"""The section *real*: slices learn on this GPU what they learn on a CPU."""
