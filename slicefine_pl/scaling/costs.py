@@ -118,7 +118,7 @@ class Measured:
 
     Args:
         speedup: Time of a dense training step divided by the time of a step with the pattern.
-        sparsity: Sparsity of the pattern, 0.5 for 2:4. Lower sparsities have no speed-up.
+        sparsity: Sparsity of the pattern, 0.5 for 2:4. Sparsities below it do not make training faster.
         share: Share of the training steps that run with the pattern; a quarter if pruning ends at 75 % of training.
 
     Raises:

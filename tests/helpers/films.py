@@ -106,7 +106,7 @@ def halve(path: Path) -> Path:
 
 
 def broken(folder: Path) -> dict[str, Path]:
-    """Files that are no videos, by what is wrong with them."""
+    """Files that are not videos, by what is wrong with them."""
     whole = film(folder / "whole.mp4").read_bytes()
     contents = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"this is not a video\n" * 50}
     for name, content in contents.items():

@@ -20,7 +20,7 @@ def test_every_setting_names_a_class_that_exists():
     for path in configs:
         settings = yaml.safe_load(path.read_text())
         ours = [settings[name] for name in ("slicefine", "sparsity") if name in settings]
-        assert ours or "backbones" in settings, path  # a grid names no classes: it is laid over a recipe
+        assert ours or "backbones" in settings, path  # a grid does not set classes: its recipe does
         for callback in (*ours, *settings.get("trainer", {}).get("callbacks", [])):
             module, name = callback["class_path"].rsplit(".", 1)
             assert hasattr(__import__(module, fromlist=[name]), name), f"{path}: {callback['class_path']}"

@@ -119,7 +119,7 @@ class ImageDataModule(ClassificationData, ResumableDataModule):
         if isinstance(self.predict_images, str) and given and given[0].is_dir():
             given = images_below(f"data.predict_images={self.predict_images!r}", given[0])
         if not given:
-            raise ValueError(f"predict_images={self.predict_images!r} gives no images ({' '.join(suffixes())}).")
+            raise ValueError(f"predict_images={self.predict_images!r} contains no images ({' '.join(suffixes())}).")
         if missing := [path for path in given if not path.is_file()]:
             raise FileNotFoundError(
                 f"predict_images names {str(missing[0])!r}, which does not exist; give image files."

@@ -331,10 +331,10 @@ def test_predict_takes_files_and_folders_in_order(root, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"'gone.png', which does not exist"):
         module(root, predict_images="gone.png").setup("predict")
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match="gives no images"):
+    with pytest.raises(ValueError, match="contains no images"):
         module(root, predict_images=str(tmp_path / "none")).setup("predict")
     for nothing in ("", []):
-        with pytest.raises(ValueError, match="gives no images"):
+        with pytest.raises(ValueError, match="contains no images"):
             module(root, predict_images=nothing).setup("predict")
     (tmp_path / "a.png").write_text("no image")
     alone = module(root, predict_images=str(tmp_path / "a.png"))

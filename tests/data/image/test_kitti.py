@@ -24,7 +24,7 @@ SCENES = [  # label file, class by hand
     (label("Truck", 20.01), 2),
     (label("Car", 70.3) + label("Van", 5.0) + label("Truck", 30), 0),
     (label("Car", -1.2), 0),  # next to the camera
-    (label("Pedestrian", 3.0) + label("Car", 25.0), 2),  # people are no vehicles
+    (label("Pedestrian", 3.0) + label("Car", 25.0), 2),  # people are not vehicles
     (label("Cyclist", 3.0) + label("Tram", 2.0) + label("Misc", 2.0) + label("DontCare", -1000), 3),
     ("", 3),
 ]
