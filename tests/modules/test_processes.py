@@ -96,7 +96,7 @@ def fit(modality, folder, name, count, prune):
     if prune:
         callback = SparsityCallback(0.5, start=0, end=1.0, interval=2, targets=PRUNED.get(modality))
     else:
-        callback = SliceFineCallback(rank=4, interval=2, lr_scale=1)  # steps of about lr, which the tolerance allows for
+        callback = SliceFineCallback(rank=4, interval=2, lr_scale=1)  # steps of lr, as the tolerance assumes
     strategy = FullyShardedStrategy(process_group_backend="gloo") if name == "fsdp" else name
     trainer = Trainer(
         callbacks=[callback], strategy=strategy, devices=count, accelerator="cpu", logger=False, max_epochs=1,
