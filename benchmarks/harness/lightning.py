@@ -1,12 +1,13 @@
 """Lightning's part: a module around a workload, and settings of a Trainer that writes and prints nothing."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from benchmarks.harness.networks import Workload
+if TYPE_CHECKING:
+    from benchmarks.harness.networks import Workload  # loads transformers and timm, which a check may not need
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -27,7 +28,7 @@ class WorkloadModule(LightningModule):
         fused: Whether AdamW runs as a single kernel.
     """
 
-    def __init__(self, workload: Workload, fused: bool = False) -> None:
+    def __init__(self, workload: "Workload", fused: bool = False) -> None:
         super().__init__()
         self.net, self.loss, self.fused = workload.net, workload.loss, fused
 

@@ -192,7 +192,11 @@ class Slice(nn.Module):
     def start_score(self, axis: Axis) -> None:
         """Begin to add up the importance of all columns or rows, from zero."""
         self.score_axis = axis
-        self.score = torch.zeros(self.shape[1 if axis == "column" else 0], device=self.index.device)
+        size = self.shape[1 if axis == "column" else 0]
+        if self.score is not None and len(self.score) == size:
+            self.score.zero_()  # in place, because a CUDA graph adds to this memory
+        else:
+            self.score = torch.zeros(size, device=self.index.device)
 
     def move_tensors_to(self, device: torch.device | str) -> None:
         """Move the tensors that are not parameters to the device on which the layer computes."""
