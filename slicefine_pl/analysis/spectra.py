@@ -1,17 +1,16 @@
-"""Spectral balance: how similar the eigenvalues of groups of rows, or of columns, of a weight are.
+"""Spectral balance: do all groups of rows, or of columns, of a weight have similar eigenvalues?
 
-The lines of a weight, which are its rows or its columns, are split into k groups of m consecutive lines each; a
-remainder is left out. W_g, of shape (m, L), contains the lines of group g. Its eigenvalues are the min(m, L) squared
-singular values of W_g. Two measures compare the groups:
+The rows or columns are split into k groups of m neighbors; a remainder is left out. The eigenvalues of a group are the
+squared singular values of its matrix W_g, shape (m, L). Two numbers compare the groups. Both are 0 if all are alike:
 
-- *Spread of means*: standard deviation of the k mean eigenvalues divided by their mean. 0 if all groups are alike.
-- *Spread of decay*: p_g are the eigenvalues of a group in descending order, divided by their sum; p̄ is the mean of the
-  k curves. The spread is the mean over the groups of ½ Σ_i |p_gi − p̄_i|. It is 0 if all groups are alike, below 1,
-  and does not depend on the scale of a group.
+- *Spread of means*, for the size of the eigenvalues: the standard deviation of the k mean eigenvalues, divided by
+  their mean.
+- *Spread of decay*, for how fast they fall: with p_g the eigenvalues of a group in descending order, divided by their
+  sum, and p̄ the mean of the k curves, the mean over the groups of ½ Σ_i |p_gi − p̄_i|. It is below 1.
 
-A matrix of independent random numbers is balanced as well, the more so the larger it is (Marchenko and Pastur). So
-balance separates a pretrained weight from an unbalanced one, not from a random one. ``CONTROLS`` gives matrices that
-are balanced or unbalanced by construction, for comparison.
+A matrix of independent random numbers is balanced too, and a larger one more so (Marchenko and Pastur). A balanced
+weight is therefore no sign of pretraining. For comparison, ``CONTROLS`` makes matrices that are balanced or unbalanced
+by construction.
 
 Shapes:  O outputs · I inputs · k groups · m lines per group · L entries per line
 Source:  Kowsher et al., SliceFine, arXiv:2510.08513, for the claim; both measures and the controls are ours.
