@@ -22,7 +22,7 @@ from slicefine_pl.data.text.demo import load_demo
 from slicefine_pl.files.atomic import atomic_folder
 from slicefine_pl.pretrained import locate
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 def pack(folder: Path) -> None:

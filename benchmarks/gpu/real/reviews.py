@@ -21,6 +21,7 @@ from slicefine_pl.modules import TextClassifier
 PACKED = Path(__file__).parent / "packed"  # git ignores it
 TEXTS, REFERENCE = "reviews.csv", "cpu.json"
 SEEDS = (0, 1, 2)
+RANK = 32
 STEPS = {"cuda": 100, "cpu": 2}
 MOST_APART = 0.01  # mean accuracies; rounding differs, and with it which of some 2,100 texts are classified correctly
 
@@ -53,10 +54,12 @@ def train(seed: int, device: str, steps: int, tested: int | None = None) -> floa
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # not the devices that were found, nor tips
     seed_everything(seed, verbose=False)
     data = TextDataModule(source=str(PACKED / TEXTS), tokenizer=str(PACKED), batch_size=32, seed=seed)
-    module = TextClassifier(str(PACKED), label_names=data.label_names, lr=2e-3).float()  # stored in half precision
+    module = TextClassifier(
+        str(PACKED), label_names=data.label_names, lr=1e-4, head_lr=2e-3
+    ).float()  # stored in half precision
     settings: dict[str, Any] = {**QUIET, "accelerator": "gpu" if device == "cuda" else "cpu", "devices": 1}
     settings |= {} if tested is None else {"limit_test_batches": tested}
-    slices = SliceFineCallback(rank=32, interval=20, seed=seed)
+    slices = SliceFineCallback(rank=RANK, interval=20, seed=seed)
     trainer = Trainer(**settings, max_steps=steps, max_epochs=1, callbacks=[slices])
     trainer.fit(module, data)
     [scores] = trainer.test(module, data, verbose=False)
