@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import torch
 
@@ -21,6 +22,7 @@ from benchmarks.gpu.checks import Check, NotHereError, Outcome
 from benchmarks.harness.machine import free_memory
 
 START_SECONDS = 90.0  # for imports and the first use of the device, before the first check
+END_SECONDS = 5.0  # for a process that has made all its checks to end by itself
 LEAST_SECONDS = 5.0  # a process is not started for less
 
 
@@ -46,34 +48,36 @@ def outcomes(checks: Sequence[Check], device: str, deadline: float) -> Iterator[
 
 def _until_the_process_ends(checks: Sequence[Check], device: str, deadline: float) -> Iterator[Outcome]:
     """Outcomes of the first checks, up to the one that crashed or was cut."""
-    with _worker(checks, device) as connection:
+    with _worker(checks, device) as (connection, process):
         for check in list(checks):
-            begin = time.monotonic()
-            limit = START_SECONDS
-            outcome: Outcome | None = None
-            while outcome is None:
-                until = min(begin + limit, deadline)
-                try:
-                    if not connection.poll(max(0.0, until - time.monotonic())):
-                        seconds = time.monotonic() - begin
-                        yield Outcome(check.name, "cut", seconds, f"It was stopped after {seconds:.0f} s.")
-                        return
-                    message = connection.recv()
-                except EOFError:
-                    seconds = time.monotonic() - begin
-                    yield Outcome(check.name, "crashed", seconds, "Its process ended without a message.")
-                    return
-                if isinstance(message, Outcome):
-                    outcome = message
-                else:
-                    begin, limit = time.monotonic(), check.seconds
+            outcome = _outcome(check, connection, process, deadline)
+            if outcome.status == "cut":
+                _kill(process)
             yield outcome
-            if outcome.status == "crashed":
+            if outcome.status in ("crashed", "cut"):
                 return
 
 
+def _outcome(check: Check, connection: Connection, process: BaseProcess, deadline: float) -> Outcome:
+    """Wait for the outcome of a check: until its time limit, or until its process ends."""
+    begin, limit = time.monotonic(), START_SECONDS
+    while True:
+        if not connection.poll(max(0.0, min(begin + limit, deadline) - time.monotonic())):
+            seconds = time.monotonic() - begin
+            return Outcome(check.name, "cut", seconds, f"It was stopped after {seconds:.0f} s.")
+        try:
+            message = connection.recv()
+        except EOFError:
+            process.join(END_SECONDS)
+            reason = f"Its process ended without a message, with exit code {process.exitcode}."
+            return Outcome(check.name, "crashed", time.monotonic() - begin, reason)
+        if isinstance(message, Outcome):
+            return message
+        begin, limit = time.monotonic(), check.seconds
+
+
 @contextmanager
-def _worker(checks: Sequence[Check], device: str) -> Iterator[Connection]:
+def _worker(checks: Sequence[Check], device: str) -> Iterator[tuple[Connection, BaseProcess]]:
     """A process that runs checks; it and its children end with the block."""
     context = multiprocessing.get_context("spawn")  # CUDA does not work in a forked process
     ours, theirs = context.Pipe(duplex=False)
@@ -81,18 +85,18 @@ def _worker(checks: Sequence[Check], device: str) -> Iterator[Connection]:
     process.start()
     theirs.close()
     try:
-        yield ours
+        yield ours, process
+        process.join(END_SECONDS)
     finally:
-        _end(process)
+        _kill(process)
         ours.close()
 
 
-def _end(process: multiprocessing.process.BaseProcess) -> None:
-    """Give the process a second to end by itself, then kill it and the processes that it started."""
-    process.join(1)
-    group = process.pid
+def _kill(process: BaseProcess) -> None:
+    """Kill a process and the processes that it started."""
+    assert process.pid is not None  # it was started
     try:
-        os.killpg(group, signal.SIGKILL)  # type: ignore[arg-type]  # it was started
+        os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         process.kill()  # it has no group yet, or has ended
     process.join()

@@ -47,12 +47,11 @@ def machine(device: str) -> dict[str, object]:
 def commit() -> str:
     """Short hash of the current commit, with ``-dirty`` if source files differ from it.
 
-    Empty outside a repository and without git, as on a machine to which only the files were copied.
-
-    Changes in ``OUTPUTS`` are ignored.
+    Without a repository or git, as on a machine to which only the files were copied, the value of
+    ``$BENCHMARK_COMMIT``. Changes in ``OUTPUTS`` are ignored.
     """
     changed = _git("status", "--porcelain", "--", ".", *(f":!{folder}" for folder in OUTPUTS))
-    return _git("describe", "--always") + ("-dirty" if changed else "")
+    return _git("describe", "--always") + ("-dirty" if changed else "") or os.environ.get("BENCHMARK_COMMIT", "")
 
 
 def _git(*arguments: str) -> str:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from benchmarks.harness import results
+from benchmarks.harness import machine, results
 from benchmarks.harness.machine import ROOT
 
 README = (ROOT / "benchmarks" / "README.md").read_text()
@@ -30,6 +30,14 @@ def test_readme_lists_every_command():
     files = [path for path in (ROOT / "benchmarks").rglob("*.py") if "def main(" in path.read_text()]
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
     assert {name.removesuffix(".__main__") for name in names} == set(MODULES)
+
+
+def test_the_commit_is_named_by_hand_where_there_is_no_git(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("BENCHMARK_COMMIT", raising=False)
+    assert machine.commit() == ""
+    monkeypatch.setenv("BENCHMARK_COMMIT", "abc1234")
+    assert machine.commit() == "abc1234"
 
 
 def test_committed_results_need_committed_code(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ The checks here are made up. Those of the command itself run in the tests marked
 """
 
 import json
+import re
 import time
 
 import pytest
@@ -43,7 +44,7 @@ def test_a_check_that_crashes_or_hangs_costs_only_itself(tmp_path, capsys):
     assert not success
     first, raised, died, hung, failed, missing, last = json.loads(path.read_text())["sections"]["cost"]
     assert "illegal memory access" in raised["reason"]
-    assert "without a message" in died["reason"]
+    assert died["reason"] == "Its process ended without a message, with exit code -9."
     assert hung["reason"] == "It was stopped after 2 s."
     assert failed["reason"] == "1 is not 2"
     assert missing["reason"] == "This needs 2:4 tensor cores."
@@ -96,6 +97,8 @@ def test_names_of_checks_are_unique():
         (["--dry-run", "--minutes", "0"], "0 is not a number of minutes above 0; choose 8, for instance."),
         (["--dry-run", "--minutes", "many"], "many is not a number of minutes above 0"),
         (["--dry-run", "--minutes", "nan"], "nan is not a number of minutes above 0"),
+        (["--dry-run", "--only", "no such check"], "--only 'no such check' matches no check of right, real, cost."),
+        (["--dry-run", "--only", "("], "'(' is not a regular expression"),
         ([], "torch finds no GPU on this machine. Add --dry-run"),
     ],
 )
@@ -105,6 +108,13 @@ def test_a_wrong_argument_is_one_clear_sentence(arguments, message, monkeypatch,
         command.main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_only_some_checks_are_chosen():
+    chosen = command.select(["real", "cost"], re.compile("Llama.*compiled|digits"))
+    assert {name: len(section.checks) for name, section in chosen.items()} == {"real": 1, "cost": 3}
+    assert command.select(["cost"], None) == {"cost": SECTIONS["cost"]}
+    assert command.select(["right"], re.compile("Llama")) == {}
 
 
 @pytest.mark.slow
