@@ -7,6 +7,10 @@ learning rate is larger by the inverse of that share. The learning rate of full 
 
 The same holds for rows, and for optimizers whose steps scale with the gradient, such as SGD.
 
+Convolutions are usually followed by a normalization over the batch, which makes the length of their weight irrelevant.
+What counts is the length of a step relative to it, and the rates of full fine-tuning are so high that noise dominates
+the step. Steps of R and of I columns have the same length if the factor is the root of I / R.
+
 Shapes:  I inputs · O outputs · R lines of the slice
 """
 
@@ -14,6 +18,7 @@ import math
 from typing import Literal
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from slicefine_pl.slicing.schedule import Axis
 
@@ -47,9 +52,11 @@ def lr_scale_at(lr_scale: LRScale, layer: nn.Module, axis: Axis, size: int, rank
         rank: How many of them are trained, R.
 
     Returns:
-        For ``"auto"``, ``size / rank``; 1 for rows of an embedding, each of which is the vector of one token and learns
-        at the speed of full fine-tuning without a factor.
+        For ``"auto"``, ``size / rank``, and its root for convolutions; 1 for rows of an embedding, each of which is the
+        vector of one token and learns at the speed of full fine-tuning without a factor.
     """
     if lr_scale != "auto":
         return lr_scale
-    return 1.0 if axis == "row" and isinstance(layer, nn.Embedding | nn.EmbeddingBag) else size / rank
+    if axis == "row" and isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        return 1.0
+    return math.sqrt(size / rank) if isinstance(layer, _ConvNd) else size / rank

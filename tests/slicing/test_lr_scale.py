@@ -129,8 +129,8 @@ def test_the_factor_is_the_share_of_the_lines_that_are_trained():
         factors[axis] = {view.name: view.scale for view in handle}
         handle.close()
     fused = [f"attention.in_proj_weight.{part}" for part in "qkv"]
-    assert factors["column"] == {"linear": 3, "convolution": 2, **dict.fromkeys(fused, 6), "words": 10}
-    assert factors["row"] == {"linear": 5, "convolution": 2, **dict.fromkeys(fused, 6), "words": 1}
+    assert factors["column"] == {"linear": 3, "convolution": 2**0.5, **dict.fromkeys(fused, 6), "words": 10}
+    assert factors["row"] == {"linear": 5, "convolution": 2**0.5, **dict.fromkeys(fused, 6), "words": 1}
 
 
 def test_alternating_slices_change_their_factor_at_a_move():

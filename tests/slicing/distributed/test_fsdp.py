@@ -177,11 +177,12 @@ def test_the_memory_of_a_process_is_counted():
     one, two = processes.run(counted, 2)
     assert one == two
     slices, weights, rest = 2 * (2 * 8) * 4, 2 * 64 * 4, 32 * 4
-    assert one.full == slices + weights + rest
-    assert one.frozen == (weights + rest) // 2
+    base = slices  # the lines at the start of the visit
+    assert one.full == slices + base + weights + rest
+    assert one.frozen == (base + weights + rest) // 2
     assert one.trained == slices // 2
     assert one.optimizer == 3 * slices // 2
-    assert one.largest_block == (64 + 16) * 4
+    assert one.largest_block == (64 + 16 + 16) * 4
     assert one.outside_blocks == rest
     assert one.peak == one.frozen + 4 * one.trained + 2 * one.largest_block + rest
 
