@@ -2,7 +2,7 @@
 
 python recipes/causal_lm.py fit                                            # takes minutes on two CPU cores
 python recipes/causal_lm.py fit --slicefine.rank 16 --slicefine.interval 10
-python recipes/causal_lm.py fit --slicefine null --model.lr 1.0e-4         # full fine-tuning instead
+python recipes/causal_lm.py fit --slicefine null                           # full fine-tuning instead
 python recipes/causal_lm.py fit --data.source my.jsonl --data.chat true --data.packing true
 python recipes/causal_lm.py predict --model.backbone runs/causal_lm/version_0/export \
     --data.predict_text "Review: what a wonderful film Sentiment:"

@@ -5,7 +5,7 @@ python recipes/image.py fit --data.root DIR                           # DIR/{tra
 python recipes/image.py fit --data.root DIR --data.split 0.7/0.1/0.2  # DIR/<class>/*.jpg, split here
 python recipes/image.py fit --data.root DIR --model.backbone timm/vit_base_patch16_224
 python recipes/image.py fit --data.source vtab/pets --data.flip true
-python recipes/image.py fit --slicefine null --model.lr 3.0e-4        # full fine-tuning instead
+python recipes/image.py fit --slicefine null                          # full fine-tuning instead
 python recipes/image.py predict --model.backbone runs/image/version_0/export --data.predict_images photo.jpg
 python recipes/image.py predict --ckpt_path runs/image/version_0/checkpoints/last.ckpt --data.predict_images folder
 

@@ -2,7 +2,7 @@
 
 python recipes/text.py fit                                            # takes minutes on two CPU cores
 python recipes/text.py fit --slicefine.rank 16 --slicefine.interval 50 --slicefine.axis row
-python recipes/text.py fit --slicefine null --model.lr 1.0e-4         # full fine-tuning instead
+python recipes/text.py fit --slicefine null                           # full fine-tuning instead
 python recipes/text.py fit --data.source my.csv --model.backbone bert-base-uncased
 python recipes/text.py fit --data.source my.csv --data.text_columns '[title, body]'    # pairs of texts
 python recipes/text.py predict --ckpt_path runs/text/version_0/checkpoints/last.ckpt --data.predict_text "what a film"

@@ -77,6 +77,18 @@ def test_a_nonfinite_loss_of_one_process_skips_the_step_on_all(strategy):
     assert all("Step 2" in error for error in processes.run(spoiled, 2, strategy, "raise"))
 
 
+def started_apart():
+    """The weights of each process are drawn from another seed; DDP takes those of the first process."""
+    torch.manual_seed(rank())
+    return sliced("ddp", {"interval": 3})
+
+
+@pytest.mark.distributed
+def test_processes_with_different_weights_train_those_of_the_first():
+    one, two = processes.run(started_apart, 2)
+    assert one == two
+
+
 def seeded_apart(what):
     """The second process has another seed."""
     try:
