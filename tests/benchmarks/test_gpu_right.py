@@ -248,8 +248,8 @@ def test_activations_that_come_back_changed_are_found(monkeypatch):
         sharded.offloaded_activations("cpu")
 
 
-def shard_and_change(net, offload):
-    shard(net, offload=offload)
+def shard_and_change(net, mesh, offload):
+    shard(net, mesh, offload=offload)
     next_number(net.norm.weight.to_local())
 
 
@@ -260,7 +260,7 @@ shard = sharded.shard_model
     ("prepare", "found"),
     [
         (shard_and_change, "weights that differ after a write and a move: 1"),
-        (lambda net, offload: None, "parameters elsewhere"),
+        (lambda net, mesh, offload: None, "parameters elsewhere"),
     ],
     ids=["another weight", "not sharded"],
 )

@@ -85,5 +85,7 @@ def _gradient(parameter: nn.Parameter, name: str) -> Tensor:
 def _longest_sum(dense: nn.Module, output: Tensor, features: int) -> int:
     """Products in the longest sum: over positions, or over the entries of a weight that one number meets."""
     positions = output.numel() // output.shape[features]
-    fans = [p.numel() // min(p.shape[0], p.shape[1]) for p in dense.parameters() if p.ndim > 1]
-    return max(positions, *fans)
+    matrices = [parameter for parameter in dense.parameters() if parameter.ndim > 1]
+    if features == 1:  # kernels (O, I, ...)
+        return max(positions, *(kernel.numel() // min(kernel.shape[:2]) for kernel in matrices))
+    return max(positions, *(side for matrix in matrices for side in matrix.shape[-2:]))

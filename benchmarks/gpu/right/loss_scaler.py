@@ -14,6 +14,7 @@ from benchmarks.harness.results import Row
 from slicefine_pl import SliceFineCallback
 
 OVERFLOWS = (1, 4, 5)  # batches whose gradients overflow
+SCALE = 1024.0  # at which the gradients of the other batches do not
 
 
 class Steps(Callback):
@@ -51,8 +52,7 @@ def loss_scaler(device: str) -> Row:
     """
     measured = Measured()
     for name, fused in (("AdamW", False), ("fused AdamW", True)):
-        scaler = torch.amp.GradScaler(device)
-        before = scaler.get_scale()
+        scaler = torch.amp.GradScaler(device, init_scale=SCALE)
         slices = SliceFineCallback(**SETTINGS, interval=2)
         steps = Steps(slices)
         plugins = [MixedPrecision("16-mixed", device, scaler)]
@@ -65,7 +65,7 @@ def loss_scaler(device: str) -> Row:
         measured.at_most(f"{name}: steps without change", sum(steps.changed[batch] == 0 for batch in taken), 0)
         wrong = [batch for batch in range(BATCHES) if steps.moved[batch] != due[batch]]
         measured.at_most(f"{name}: batches with a wrong move", len(wrong), 0, f"batches {wrong}")
-        halvings = before / scaler.get_scale()
+        halvings = SCALE / scaler.get_scale()
         measured.at_most(f"{name}: overflows missed", abs(2 ** len(OVERFLOWS) - halvings), 0)
     return measured.result()
 

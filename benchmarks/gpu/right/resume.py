@@ -20,7 +20,8 @@ def resumed_run(device: str) -> Row:
     """A run that was saved, rebuilt and loaded equals an uninterrupted one, bit for bit, with dropout.
 
     The run is saved after an epoch, between two moves; deterministic algorithms are on. Slices move by importance, so
-    their scores must be restored as well.
+    their scores must be restored as well. On a GPU, deterministic products need ``CUBLAS_WORKSPACE_CONFIG``, which must
+    be set before the first product of the process.
     """
     measured = Measured()
     deterministic = torch.are_deterministic_algorithms_enabled()

@@ -1,11 +1,12 @@
 """The checks of the section *right*."""
 
 import importlib
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu.checks import Check, Section
+from benchmarks.gpu.checks import CHECK_SECONDS, Check, Section
 from benchmarks.gpu.right.layer_cases import CASES, PRECISIONS
 from benchmarks.gpu.right.measured import worst
 from benchmarks.harness.results import Row
@@ -13,7 +14,7 @@ from benchmarks.harness.results import Row
 COMPILING = 60.0  # seconds
 
 
-def check(name: str, function: str, seconds: float = 20.0, **settings: Any) -> Check:
+def check(name: str, function: str, seconds: float = CHECK_SECONDS, **settings: Any) -> Check:
     """A check that is imported in the process that makes it, as Lightning and the compiler take seconds to import.
 
     Args:
@@ -26,6 +27,9 @@ def check(name: str, function: str, seconds: float = 20.0, **settings: Any) -> C
 
 
 def _call(function: str, settings: dict[str, Any], device: str) -> Row:
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # torch reads it once, at the first product; see resume.py
     file, name = function.split(".")
     run: Callable[..., Row] = getattr(importlib.import_module(f"{__package__}.{file}"), name)
     return run(device, **settings)

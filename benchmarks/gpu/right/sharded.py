@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from benchmarks.gpu.right.measured import Measured, full_precision, line_error, rounding_bound
@@ -25,7 +26,7 @@ def sharded(device: str, offload: bool) -> Row:
     """
     measured = Measured()
     with full_precision(), single_process(device):
-        shard = partial(shard_model, offload=offload)
+        shard = partial(shard_model, mesh=init_device_mesh(device, (1,)), offload=offload)
         for axis in ("column", "row", "alternate"):
             expected = Training(device, writes_manually=True, axis=axis)
             found = Training(device, writes_manually=True, axis=axis, prepare=shard)

@@ -24,10 +24,11 @@ def slice_gradient(lines: Tensor, trainable: Tensor) -> Tensor:
     """The gradient of ``trainable``, shape ``(R, L)``, from lines ``(R, ...)`` of a dense gradient.
 
     A compiled backward pass must use the values of ``trainable``: otherwise they are not saved, and torch cannot detect
-    that the slice was changed in place after the forward pass.
+    that the slice was changed in place after the forward pass. They are subtracted zero times rather than added:
+    Inductor of torch 2.11 ignores ``alpha`` when it fuses a sum with a matrix product.
     """
     gradient = flatten_lines(lines, trainable.shape[1]).to(trainable.dtype)
-    return torch.add(gradient, trainable, alpha=0) if torch.compiler.is_compiling() else gradient
+    return torch.sub(gradient, trainable, alpha=0) if torch.compiler.is_compiling() else gradient
 
 
 def line_norms(gradient: Tensor, axis: Axis) -> Tensor:
