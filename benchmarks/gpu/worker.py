@@ -19,7 +19,6 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from benchmarks.gpu.checks import Check, NotHereError, Outcome
-from benchmarks.harness.machine import free_memory
 
 START_SECONDS = 90.0  # for imports and the first use of the device, before the first check
 END_SECONDS = 5.0  # for a process that has made all its checks to end by itself
@@ -109,8 +108,8 @@ def work(connection: Connection, checks: Sequence[Check], device: str) -> None:
     for check in checks:
         connection.send(check.name)
         _run(check, device, connection)
-        torch.compiler.reset()
-        free_memory(device)
+        torch.compiler.reset()  # compiled code refers to the networks of the check
+    gc.unfreeze()  # otherwise libraries report leaks when the process ends
 
 
 def _run(check: Check, device: str, connection: Connection) -> None:

@@ -104,10 +104,10 @@ class Clock:
         return [*parts, sum(parts)]
 
 
-def free_memory(device: str) -> None:
-    """Free what nothing refers to any more, and return it to the device."""
-    gc.collect()
-    if device == "cuda":
+def free_memory() -> None:
+    """Return GPU memory that nothing refers to any more; does nothing in a process that has not used a GPU."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -41,16 +41,17 @@ class TrainingRun:
     startup_seconds: float = 0.0
 
     def step(self, clock: Clock) -> None:
-        """Take one training step; mark the ends of forward and backward."""
+        """Take one training step; mark the ends of forward, backward and the optimizer's step."""
         loss = self.loss()
         clock.mark()
         loss.backward()  # type: ignore[no-untyped-call]
         clock.mark()
         if self.optimizer is not None:
             self.optimizer.step()
+        self.workload.net.zero_grad(set_to_none=True)
+        clock.mark()
         if self.handle is not None:
             self.handle.write()
-        self.workload.net.zero_grad(set_to_none=True)
 
     def loss(self) -> Tensor:
         return self.workload.compute(self.model, self.workload.batch)  # type: ignore[arg-type]
@@ -117,6 +118,8 @@ def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
 def timed_step(run: TrainingRun, device: str, steps: int = 1) -> dict[str, float]:
     """Seconds of one step and its parts, and of the move that follows if slices move.
 
+    ``update`` is all that follows the backward pass; ``write``, a part of it, is what slices write to the weights.
+
     Args:
         run: What to train.
         device: ``"cpu"`` or ``"cuda"``.
@@ -129,7 +132,9 @@ def timed_step(run: TrainingRun, device: str, steps: int = 1) -> dict[str, float
             clock.mark()
         run.step(clock)
     *parts, whole = clock.stop()
-    seconds = {name: sum(parts[i :: len(PARTS)]) / steps for i, name in enumerate(PARTS)}
+    marked = (*PARTS, "write")
+    seconds = {name: sum(parts[i :: len(marked)]) / steps for i, name in enumerate(marked)}
+    seconds["update"] += seconds["write"]
     seconds["step"] = whole / steps
     if run.moving_slices is not None:
         clock = Clock(device)

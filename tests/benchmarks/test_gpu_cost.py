@@ -102,6 +102,7 @@ def test_several_steps_of_a_turn_are_averaged():
     run = prepare(build_published("ViT-B", "cpu", ()), METHODS["slice, column"], 4, "cpu")
     seconds = timed_step(run, "cpu", steps=3)
     assert seconds["step"] == pytest.approx(seconds["forward"] + seconds["backward"] + seconds["update"])
+    assert 0 < seconds["write"] < seconds["update"]
     [state] = {int(state["step"]) for state in run.optimizer.state.values()}
     assert state == 1 + 3
 

@@ -55,7 +55,7 @@ def prepare_all(plain: Workload, device: str, *, compiled: bool) -> Prepared:
         except torch.OutOfMemoryError as reason:
             prepared.left_out[name] = f"It does not fit into memory next to the candidates above. {reason}"
         if name in prepared.left_out:
-            free_memory(device)  # before the next one
+            free_memory()  # before the next one
     return prepared
 
 

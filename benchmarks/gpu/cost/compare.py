@@ -11,8 +11,7 @@ Figures of a candidate:
   ``peak_vs_baseline`` and ``peak_vs_lora``; ``above_weights_mb``: the peak without the network's weights;
 - ``per_second``: tokens, images or clips;
 - ``trained``: number of trained parameters;
-- ``write_share``: writing slices to the weights, which follows every step, as a share of a step. It is timed alone, so
-  it is an upper bound: in training the GPU may still be busy with the step while the write is prepared;
+- ``write_share``: the part of a step in which slices are written to the weights;
 - ``move_share_at_interval_100``: a move every 100 steps, as a share of these steps.
 """
 
@@ -26,7 +25,7 @@ import torch
 from benchmarks.gpu.checks import NotHereError
 from benchmarks.gpu.cost.candidates import BASELINE, LORA, Prepared, prepare_all
 from benchmarks.gpu.cost.goals import verdicts
-from benchmarks.harness.machine import Clock, percentiles
+from benchmarks.harness.machine import free_memory, percentiles
 from benchmarks.harness.memory import storages
 from benchmarks.harness.networks import Workload
 from benchmarks.harness.published import build_published
@@ -38,7 +37,6 @@ REFERENCES = {"baseline": BASELINE, "lora": LORA}  # what times and peaks are di
 ROUNDS = {"cuda": 9, "cpu": 3}
 TURN_SECONDS = 0.1  # a turn of short steps consists of several, so that starting an idle GPU does not count
 MOST_STEPS = 10
-WRITES = 10
 MEASURED = 0.8  # share of the time limit after which no new round begins
 
 
@@ -64,11 +62,8 @@ def compare(device: str, *, network: str, batch: tuple[int, ...], compiled: bool
         if BASELINE not in prepared.runs:
             raise NotHereError(f"{network}: {prepared.left_out[BASELINE]}")
         rounds = _rounds(prepared.runs, device, end)
-        slices = {name: _slice_times(run, device) for name, run in prepared.runs.items()}
     weights = sum(storages(plain.net.parameters()).values())
-    rows = {name: _row(name, prepared, rounds, plain, weights) | slices[name] for name in prepared.runs}
-    for row in rows.values():
-        row |= _shares(row)
+    rows = {name: _row(name, prepared, rounds, plain, weights) for name in prepared.runs}
     return {
         "network": network,
         "width": plain.width,
@@ -83,6 +78,7 @@ def compare(device: str, *, network: str, batch: tuple[int, ...], compiled: bool
 
 
 def _build(network: str, device: str, batch: tuple[int, ...]) -> Workload:
+    free_memory()  # of the networks before
     try:
         return build_published(network, device, batch)
     except torch.OutOfMemoryError as reason:
@@ -115,8 +111,21 @@ def _row(
     row["per_second"] = round(units(plain) / statistics.median(step), 1)
     row["peak_mb"], row["above_weights_mb"] = _megabytes(peak), _megabytes(peak - weights)
     row["trained"] = sum(parameter.numel() for parameter in prepared.runs[name].trainable())
-    if "move" in rounds[0][name]:
-        row["move_ms"] = round(1e3 * statistics.median(times[name]["move"] for times in rounds), 4)
+    return row | _slices(prepared.runs[name], [times[name] for times in rounds])
+
+
+def _slices(run: TrainingRun, rounds: Sequence[Mapping[str, float]]) -> Row:
+    """What writing and moving slices takes, if there are any."""
+    if run.handle is None:
+        return {}
+    row: Row = {
+        "write_ms": round(1e3 * statistics.median(times["write"] for times in rounds), 4),
+        "write_share": round(statistics.median(times["write"] / times["step"] for times in rounds), 5),
+    }
+    if run.moving_slices is not None:
+        moves = [times["move"] / (100 * times["step"]) for times in rounds]
+        row["move_ms"] = round(1e3 * statistics.median(times["move"] for times in rounds), 4)
+        row["move_share_at_interval_100"] = round(statistics.median(moves), 6)
     return row
 
 
@@ -124,25 +133,6 @@ def units(workload: Workload) -> int:
     """Tokens of a batch of texts; images or clips of others."""
     words = workload.batch.get("input_ids")
     return len(workload.batch["labels"]) if words is None else words.numel()
-
-
-def _slice_times(run: TrainingRun, device: str) -> Row:
-    """Milliseconds to write all slices to the weights."""
-    if run.handle is None:
-        return {}
-    clock = Clock(device)
-    for _ in range(WRITES):
-        run.handle.write()
-    return {"write_ms": round(1e3 * clock.stop()[-1] / WRITES, 4)}
-
-
-def _shares(row: Row) -> Row:
-    step, shares = row["step_ms"]["median"], {}
-    if "write_ms" in row:
-        shares["write_share"] = round(row["write_ms"] / step, 5)
-    if "move_ms" in row:
-        shares["move_share_at_interval_100"] = round(row["move_ms"] / (100 * step), 6)
-    return shares
 
 
 def _megabytes(size: int) -> float:
