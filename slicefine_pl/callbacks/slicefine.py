@@ -95,7 +95,8 @@ class SliceFineCallback(ResumableCallback):
         slice_dtype: Dtype of the slices, e.g. ``"float32"`` or ``torch.float32`` for a bfloat16 model; ``None`` uses
             the weight's dtype.
         nonfinite: What happens at a non-finite loss or gradient: ``"raise"`` stops the run, ``"skip"`` skips the step.
-            With ``precision="16-mixed"`` the loss scaler handles infinite gradients.
+            Weights that are not finite stop the run in both cases. With ``precision="16-mixed"`` the loss scaler
+            handles infinite gradients.
         max_steps_without_grad: Optimizer steps within which every slice must receive a gradient at least once. Raise
             it for networks whose layers take turns (experts, towers, LayerDrop).
         backend: ``"compact"`` computes the gradient of the slice alone; ``"mask"`` computes the dense gradient and
@@ -256,6 +257,7 @@ class SliceFineCallback(ResumableCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         report_run(self.opened(), self._started.steps_made(), self._seconds)
+        self._started.checks.nonfinite.report()
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -87,7 +87,7 @@ class SliceCursor:
         layer: The sliced layer.
         slice_: The slice.
         moves: How often the slice has moved.
-        visited: For each axis, which lines have been trained, shape ``(I,)`` or ``(O,)``, bool.
+        visited: For each axis, which lines have been trained and written, shape ``(I,)`` or ``(O,)``, bool.
     """
 
     def __init__(self, name: str, layer: SlicedLayer, layout: MatrixLayout, settings: SliceSettings) -> None:
@@ -108,8 +108,9 @@ class SliceCursor:
         self._written = self._stored_version()
 
     def write(self, lines: Tensor) -> None:
-        """Copy all lines of the slice, shape ``(R, L)``, to their position in the weight."""
+        """Copy all lines of the slice, shape ``(R, L)``, to their position in the weight, and count it as visited."""
         self.slice_.write(self._shard(), lines)
+        self.visited[self.slice_.axis][self.slice_.index.cpu()] = True
         self._written = self._stored_version()
 
     def resync(self) -> None:
@@ -179,7 +180,6 @@ class SliceCursor:
         size = len(self.visited[axis])
         scale = lr_scale_at(self._settings.lr_scale, self.layer, axis, size, self._settings.rank)
         self.slice_.move_to(axis, indices, self._shard(), scale)
-        self.visited[self.slice_.axis][self.slice_.index.cpu()] = True
         if self._settings.order == "importance":
             self.slice_.start_score(axis_at(self.moves + 1, self._settings.axis))
 

@@ -38,7 +38,8 @@ class SliceCounts:
     Attributes:
         in_slices: Entries of all slices at their present positions.
         in_full: Entries of the parameters that are trained in full, such as a new output head.
-        visited: Entries of the sliced matrices that have been in a slice at least once.
+        visited: Entries of the sliced matrices that slices have trained. Those of the present positions count from the
+            next :meth:`SliceHandle.write` or move on.
         sliced: Entries of all sliced matrices.
         total: Entries of all parameters of the network.
     """
@@ -56,7 +57,7 @@ class SliceCounts:
 
     @property
     def coverage(self) -> float:
-        """Fraction of the sliced matrices that has been in a slice at least once, in [0, 1]."""
+        """Fraction of the sliced matrices that slices have trained, in [0, 1]."""
         return self.visited / self.sliced
 
 

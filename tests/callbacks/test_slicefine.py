@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
@@ -288,7 +289,18 @@ def test_logged_numbers_are_right(tmp_path):
     assert [(step, metrics["slicefine/moves"]) for step, metrics in ours] == [(0, 0), (3, 1), (7, 2)]
     assert ours[0][1]["slicefine/trained"] == 2 * (8 + 5) + 18
     target = 6 * 8 + 8 * 5
-    assert [metrics["slicefine/coverage"] for _, metrics in ours] == [2 * k * (8 + 5) / target for k in (1, 2, 3)]
+    assert [metrics["slicefine/coverage"] for _, metrics in ours] == [2 * k * (8 + 5) / target for k in (0, 1, 2)]
+
+
+def test_a_move_after_the_last_step_does_not_count_as_trained(caplog):
+    """BoringModel has one weight of 2 x 32: 30 steps train three positions of 8 columns, and the third move none."""
+    callback = SliceFineCallback(rank=8, interval=10)
+    with caplog.at_level("INFO"):
+        trainer(callback, max_steps=30).fit(BoringModel())
+    assert "the slices moved 3 times; 75.0% of the 64 weights in sliced layers were trained" in caplog.text
+    [state] = callback.training_state()["slices"]["slices"].values()
+    assert state["visited"]["column"].sum() == 24
+    assert not state["visited"]["column"][state["index"]].any()  # a resumed run trains new columns
 
 
 class Drift(KernelDrift):
@@ -530,7 +542,7 @@ def test_nonfinite_steps_can_be_skipped(what):
     module.make_optimizer = sgd
     reference = Module(sgd)
     reference.load_state_dict(module.state_dict())
-    with pytest.warns(UserWarning, match="This step is skipped, 1 so far"):
+    with pytest.warns(UserWarning, match="skipped"):
         trainer(SliceFineCallback(**SETTINGS, interval=6, nonfinite="skip")).fit(module, loader())
     rows = [row for row in range(32) if row // 4 != 5]
     trainer(SliceFineCallback(**SETTINGS, interval=6)).fit(
@@ -741,6 +753,6 @@ def test_a_head_outside_the_optimizer_is_an_error():
 def test_a_skipped_step_keeps_the_scores_finite():
     module = broken_at(5, "loss")
     callback = SliceFineCallback(**SETTINGS, interval=None, order="importance", nonfinite="skip")
-    with pytest.warns(UserWarning, match="This step is skipped"):
+    with pytest.warns(UserWarning, match="skipped"):
         trainer(callback).fit(module, loader())
     assert all(torch.isfinite(track["score"]).all() for track in callback.training_state()["slices"]["slices"].values())

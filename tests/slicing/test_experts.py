@@ -97,6 +97,7 @@ def test_training_changes_only_visited_lines_and_visits_all(axis):
         for view in handle:
             for matrix in visited[view.name]:
                 (matrix if view.axis == "row" else matrix.t())[view.indices] = True
+        handle.write()
         counts = handle.counts()
         assert counts.visited == sum(int(mask.sum()) for mask in visited.values())
         assert counts.total == sum(parameter.numel() for parameter in dense.parameters())

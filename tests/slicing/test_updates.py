@@ -79,6 +79,7 @@ def test_one_visit_shows_the_exact_change_of_the_stored_weight(case):
         train(handle, net, 3)
         handle.move()
     train(handle, net, 3)
+    handle.write()
     found = {each.name: each for each in change.lines()}
     visited = {name: state["visited"] for name, state in handle.state_dict()["slices"].items()}
     handle.close()

@@ -25,11 +25,16 @@ def report_run(handle: SliceHandle, steps: int, seconds: float) -> None:
         steps: Optimizer steps of the run.
         seconds: Time that the run spent in training batches.
     """
+    if not steps:
+        rank_zero_info("SliceFine: this fit made no optimizer step.")
+        return
     counts = handle.counts()
+    times = "once" if handle.moves == 1 else f"{handle.moves} times"
+    moved = f"the slices moved {times}" if handle.moves else "the slices did not move"
     rank_zero_info(
-        f"SliceFine: {handle.moves} moves visited {counts.coverage:.1%} of {counts.sliced:,} sliced weights;"
+        f"SliceFine: {moved}; {counts.coverage:.1%} of the {counts.sliced:,} weights in sliced layers were trained;"
         f" {counts.trained:,} of {counts.total:,} parameters were trained at a time;"
-        f" {1e3 * seconds / max(steps, 1):.0f} ms per optimizer step."
+        f" {1e3 * seconds / steps:.0f} ms per optimizer step."
     )
 
 

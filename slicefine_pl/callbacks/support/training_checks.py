@@ -22,6 +22,9 @@ class TrainingChecks:
         pl_module: The module.
         max_steps_without_grad: Optimizer steps within which each slice must receive a gradient.
         skip_nonfinite: Whether steps with a non-finite loss or gradient are skipped; otherwise they raise.
+
+    Attributes:
+        nonfinite: The check for a non-finite loss or gradient.
     """
 
     def __init__(
@@ -30,7 +33,7 @@ class TrainingChecks:
         self._handle = handle
         self._pl_module = pl_module
         self._max_steps = max_steps_without_grad
-        self._nonfinite = NonFiniteCheck(skip_nonfinite)
+        self.nonfinite = NonFiniteCheck(skip_nonfinite)
         self._trained = self._trained_ids()
 
     def _trained_ids(self) -> set[int]:
@@ -71,7 +74,7 @@ class TrainingChecks:
             check_requires_grad(self._handle, names)
             if self._handle.no_grad_reasons(names):
                 raise_missing_gradient(self._handle, names, self._max_steps)
-        self._nonfinite.record_loss(loss)
+        self.nonfinite.record_loss(loss)
 
     def before_step(self, trainer: Trainer, slices: OptimizerSlices) -> None:
         """Check the gradients right before an optimizer's step.
@@ -87,7 +90,7 @@ class TrainingChecks:
         if slices.updates_others_than(self._trained):
             self.check_parameters()
         self.check_gradients(slices)
-        self._nonfinite.check(trainer, self._pl_module, slices.optimizer)
+        self.nonfinite.check(trainer, self._pl_module, slices.optimizer)
 
     def check_gradients(self, slices: OptimizerSlices) -> None:
         """Check that every slice has received a gradient, once that is due.

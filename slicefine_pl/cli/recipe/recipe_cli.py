@@ -82,6 +82,10 @@ class RecipeCLI(RecipeArguments):
         if self.trainer.global_step == 0:
             print("No step was trained: nothing is tested or exported.")
             return
+        if not self._report.steps:  # a run that was stopped before its export can go on from here
+            print(
+                f"Nothing is left to train: {_limit_reached(self.trainer)} The checkpoint is tested and exported again."
+            )
         best = best_path(self.trainer)
         [scores] = self._evaluate(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
         folder = self._folder.path / "export"  # a collective call: all processes read it
@@ -136,3 +140,11 @@ class RecipeCLI(RecipeArguments):
         if ckpt_path is not None:
             model = type(model).load_from_checkpoint(ckpt_path, weights_only=weights_only)
         self.trainer.predict(model, datamodule, return_predictions=bool(return_predictions))
+
+
+def _limit_reached(trainer: Trainer) -> str:
+    """The limit that a resumed run has reached before its first step, and what to do."""
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return f"max_steps={trainer.max_steps} is reached; to train on, raise --trainer.max_steps."
+    reached = f"max_epochs={trainer.max_epochs} is reached"
+    return f"{reached}; to train on, add --trainer.max_epochs {(trainer.max_epochs or 0) + 1}."

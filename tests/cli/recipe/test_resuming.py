@@ -54,7 +54,18 @@ def test_the_best_of_the_first_part_is_tested_exported_and_reported(recipe, caps
     fit("first", "--trainer.max_epochs", "1")
     last = ["--ckpt_path", "runs/t/first/checkpoints/last.ckpt"]
     assert fit("rest", *last, "--trainer.max_epochs", "2") == whole
-    assert fit("again", "--ckpt_path", "runs/t/whole/checkpoints/last.ckpt") == whole  # no step is left to train
+    capsys.readouterr()
+    recipe(
+        "fit",
+        "--trainer.logger.init_args.version",
+        "again",
+        *flags,
+        "--ckpt_path",
+        "runs/t/whole/checkpoints/last.ckpt",
+    )
+    output = capsys.readouterr().out
+    assert "Nothing is left to train: max_epochs=2 is reached; to train on, add --trainer.max_epochs 3." in output
+    assert table(output) == whole
     one, other = (Path("runs/t") / version for version in ("whole", "rest"))
     exports = [load_file(folder / "export" / "model.safetensors") for folder in (one, other)]
     saved = [torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True) for folder in (one, other)]
