@@ -294,7 +294,7 @@ def test_logged_numbers_are_right(tmp_path):
 
 def test_a_move_after_the_last_step_does_not_count_as_trained(caplog):
     """BoringModel has one weight of 2 x 32: 30 steps train three positions of 8 columns, and the third move none."""
-    callback = SliceFineCallback(rank=8, interval=10)
+    callback = SliceFineCallback(rank=8, interval=10, also_train=[])
     with caplog.at_level("INFO"):
         trainer(callback, max_steps=30).fit(BoringModel())
     assert "the slices moved 3 times; 75.0% of the 64 weights in sliced layers were trained" in caplog.text
