@@ -37,7 +37,8 @@ def locate(name: str) -> str:
             raise FileNotFoundError(f"backbone={name!r} is not a file; give a {GGUF} file that exists, or a folder.")
         if name.endswith(GGUF):
             return str(Path(name).expanduser())
-        if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
+        is_path = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1  # a hub name is owner/name
+        if is_path and not Path(name).expanduser().is_dir():
             checkpoint = "; a checkpoint is given as --ckpt_path" if name.endswith(".ckpt") else ""
             advice = f"give a folder with config.json, or a hub name{checkpoint}."
             raise FileNotFoundError(f"backbone={name!r} is not a folder; {advice}")

@@ -5,6 +5,7 @@ of a ``GradientAccumulationScheduler``.
 """
 
 import math
+from collections.abc import Sequence
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
@@ -24,12 +25,12 @@ def run_length(trainer: Trainer) -> int | None:
     return None if _why_unknown(trainer) else _count(trainer)
 
 
-def required_run_length(trainer: Trainer, wanted: str, instead: str) -> int:
+def required_run_length(trainer: Trainer, wanted: Sequence[str], instead: str) -> int:
     """Return the optimizer steps of a whole fit, for a setting that depends on them.
 
     Args:
         trainer: See :func:`run_length`.
-        wanted: The setting and its value, for the message.
+        wanted: The settings and their values, for the message.
         instead: Settings that do not depend on the number of steps, for the message.
 
     Raises:
@@ -37,9 +38,9 @@ def required_run_length(trainer: Trainer, wanted: str, instead: str) -> int:
     """
     if unknown := _why_unknown(trainer):
         cause, remedy = unknown
+        depend = f"{' and '.join(wanted)} depend{'s' if len(wanted) == 1 else ''}"
         raise ValueError(
-            f"{wanted} depends on the number of optimizer steps of the run, which is unknown: {cause}. {remedy}, or"
-            f" {instead}."
+            f"{depend} on the number of optimizer steps of the run, which is unknown: {cause}. {remedy}, or {instead}."
         )
     return _count(trainer)
 

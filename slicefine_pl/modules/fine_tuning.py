@@ -171,5 +171,5 @@ class FineTuningModule(LightningModule):
         wanted = f"decay={self.decay!r}" if self.decay != "constant" else f"warmup={self.warmup}"
         if self.decay == "constant" and self.warmup == 0:
             return WarmupDecay(0, self.warmup, self.decay)
-        steps = required_run_length(self.trainer, wanted, "choose decay='constant' with warmup=0")
+        steps = required_run_length(self.trainer, [wanted], "choose decay='constant' with warmup=0")
         return WarmupDecay(steps, self.warmup, self.decay)

@@ -61,7 +61,7 @@ class ScheduleSettings:
         shares = [f"{name}={point}" for name, point in points.items() if isinstance(point, float)]
         if shares:
             instead = "give start and end as numbers of optimizer steps (integers)"
-            total: int | None = required_run_length(trainer, " and ".join(shares), instead)
+            total: int | None = required_run_length(trainer, shares, instead)
         else:
             total = run_length(trainer)
         start, end = (in_steps(name, point, total or 0) for name, point in points.items())

@@ -67,4 +67,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
+    """Names of one or two columns, as in ``title,body`` or, as in the recipes, ``[title, body]``."""
+    return tuple(name.strip() for name in text.removeprefix("[").removesuffix("]").split(","))

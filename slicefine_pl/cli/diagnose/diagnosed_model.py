@@ -68,7 +68,7 @@ class DiagnosedModel:
         if self.module.untrained_head:
             fit_head(self.module, self.head_examples)
             self.module.untrained_head = False
-            self.head = f"fitted here to {count(self.head_examples)} examples"
+            self.head = f"was fitted here to {count(self.head_examples):,} examples"
         self.scores = {"train": score(self.module, self.train), "held out": score(self.module, self.held_out)}
 
 

@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slicefine_pl.analysis.kernel import alignment, kernel, slice_parameters, target_weights
 from slicefine_pl.analysis.locations import candidate_slices
@@ -27,6 +28,7 @@ from slicefine_pl.slicing import slice_model
 from slicefine_pl.slicing.layers.registry import SliceableMatrix
 from slicefine_pl.slicing.schedule import Axis
 
+PROGRESS_SECONDS = 15.0  # between two lines of a measurement
 MAX_MATRICES = 48  # matrices whose spectra are computed, spread evenly over the network
 KERNEL_ROWS = 32  # Jacobian rows that are computed at a time
 AXES: tuple[Axis, ...] = ("row", "column")
@@ -109,7 +111,7 @@ def measure_model(
         config: Settings of the measurements.
         control: Whether this is the network without pretraining. It is measured without spectra, which have their own
             controls, and without dense steps on single layers.
-        progress: Called with one line after each measurement.
+        progress: Called with one line before each measurement, every 15 seconds of it, and after it.
 
     Raises:
         ValueError: The rank is larger than every layer, or there are too few samples.
@@ -118,12 +120,16 @@ def measure_model(
     skipped: dict[str, str] = {}
     seconds: dict[str, float] = {}
 
+    names = [*([] if control else ["spectral balance"]), "task energy", "tangent kernel", "slice gradients"]
+
     @contextmanager
     def timed(name: str) -> Iterator[None]:
+        progress(f"{names.index(name) + 1} of {len(names)}: {name} ...")
         began = time.perf_counter()
-        yield
+        with _count_batches(model.module, lambda done: progress(f"  {done:,} batches done")):
+            yield
         seconds[name] = time.perf_counter() - began
-        progress(f"{name}: {seconds[name]:.0f} s")
+        progress(f"  {seconds[name]:.0f} s")
 
     balances: Balances = {}
     if not control:
@@ -137,6 +143,25 @@ def measure_model(
         steps = _winners(model, matrices, config, layers=not control)
     shapes = {matrix.name: matrix.shape for matrix in matrices}
     return Measurements(shapes, balances, energies, kernels, steps, skipped, seconds)
+
+
+@contextmanager
+def _count_batches(module: nn.Module, report: Callable[[int], None]) -> Iterator[None]:
+    """Call ``report`` with the number of forward passes so far, every ``PROGRESS_SECONDS``."""
+    done, reported = 0, time.perf_counter()
+
+    def count(*_: Any) -> None:
+        nonlocal done, reported
+        done += 1
+        if (now := time.perf_counter()) - reported >= PROGRESS_SECONDS:
+            report(done)
+            reported = now
+
+    hook = module.register_forward_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _balances(matrices: list[SliceableMatrix], config: DiagnoseConfig, skipped: dict[str, str]) -> Balances:

@@ -84,7 +84,7 @@ def _check_folder(folder: Path, *, overwrite: bool) -> None:
         raise FileExistsError(
             f"folder {str(folder)!r} contains {existing[0]} already; give another --folder, or --overwrite."
         )
-    check_output_folder(folder, needed=REPORT_BYTES)
+    check_output_folder(folder, needed=REPORT_BYTES, setting="--folder")
 
 
 def _measure(config: DiagnoseConfig, *, control: bool) -> tuple[DiagnosedModel, Measurements, Measurements | None]:

@@ -1,5 +1,6 @@
 """Checks before any work is done: the given checkpoint, and the output folder."""
 
+import inspect
 import pickletools
 import shutil
 import tempfile
@@ -58,7 +59,13 @@ def check_module_class(path: Path, module_class: Callable[..., Any]) -> None:
     Raises:
         ValueError: A module of another class wrote it.
     """
-    writer = None if path.is_dir() else load_plain(path, "ckpt_path", mmap=True).get("module")
+    checkpoint = {} if path.is_dir() else load_plain(path, "ckpt_path", mmap=True)
+    writer = checkpoint.get("module")
+    # Modules of other packages write no name.
+    foreign = checkpoint.get("hyper_parameters", {}).keys() - inspect.signature(module_class).parameters.keys()
+    foreign = {name for name in foreign if not name.startswith("_")}  # _instantiator and others of Lightning
+    if writer is None and foreign:
+        writer = f"another module class, with the setting {min(foreign)!r}"
     if writer not in (None, module_class.__name__):
         raise ValueError(
             f"ckpt_path={str(path)!r} was written by {writer}, and this recipe trains {module_class.__name__}; give a "
@@ -66,12 +73,13 @@ def check_module_class(path: Path, module_class: Callable[..., Any]) -> None:
         )
 
 
-def check_output_folder(folder: Path, needed: int) -> None:
+def check_output_folder(folder: Path, needed: int, setting: str) -> None:
     """Check that an output folder can be written, and that its disk has enough space.
 
     Args:
         folder: Folder that the run will write to; need not exist.
         needed: Space that the run needs, in bytes.
+        setting: The flag that chooses the folder, for the message.
 
     Raises:
         OSError: The folder cannot be written, or the disk is nearly full.
@@ -82,8 +90,7 @@ def check_output_folder(folder: Path, needed: int) -> None:
             pass
     except OSError as error:
         raise OSError(
-            f"output folder {str(folder)!r} cannot be written ({error.strerror}); set --trainer.logger.save_dir, or "
-            "--trainer.default_root_dir if there is no logger, to a writable folder."
+            f"output folder {str(folder)!r} cannot be written ({error.strerror}); set {setting} to a writable folder."
         ) from error
     if (free := shutil.disk_usage(place).free) < needed:
         raise OSError(

@@ -18,6 +18,8 @@ from slicefine_pl.cli.recipe.run_report import RunReport
 from slicefine_pl.strategy import FullyShardedStrategy
 from slicefine_pl.trainer_callbacks import trainer_callbacks
 
+FOLDER_SETTING = "--trainer.logger.save_dir, or --trainer.default_root_dir if there is no logger,"
+
 
 class RecipeCLI(RecipeArguments):
     """LightningCLI that checks before it trains, then tests, exports, and prints a table."""
@@ -56,7 +58,8 @@ class RecipeCLI(RecipeArguments):
     def before_fit(self) -> None:
         """Check and claim the output folder; score the pretrained network if requested."""
         size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
-        check_output_folder(self._folder.path, 4 * size)  # best and last checkpoint, export, and one being written
+        needed = 4 * size  # best and last checkpoint, export, and one being written
+        check_output_folder(self._folder.path, needed, FOLDER_SETTING)
         self._folder.claim()
         settings = self.config.fit
         if self._sharded and self.trainer.strategy._save_distributed_checkpoint:  # type: ignore[attr-defined]

@@ -21,6 +21,10 @@ def read_columns(path: Path) -> dict[str, list[str]]:
         OSError: The file cannot be read.
         ValueError: It is not a CSV file with as many cells in each line as in the header.
     """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"file {str(path)!r} does not exist; give a CSV file with a header and one run per line."
+        )
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)

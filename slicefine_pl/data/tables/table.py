@@ -63,3 +63,27 @@ def split_by_text(table: Table, percentages: Mapping[str, int]) -> dict[str, Tab
         digest = hashlib.sha256("\n".join(map(normalize_text, texts)).encode()).digest()
         rows[bisect_right(bounds, int.from_bytes(digest[:8], "big") % 100)].append(row)
     return {name: table.select(selected) for name, selected in zip(percentages, rows, strict=True)}
+
+
+def check_splits(source: str, tables: Mapping[str, Table]) -> None:
+    """Check that no split is empty.
+
+    Args:
+        source: File or dataset, for the message.
+        tables: The splits, by name.
+
+    Raises:
+        ValueError: One is; equal texts are in the same split, so it helps only to add different ones.
+    """
+    for name, table in tables.items():
+        if not len(table):
+            texts = [
+                normalize_text("\n".join(texts))
+                for each in tables.values()
+                for texts in zip(*each.columns, strict=True)
+            ]
+            raise ValueError(
+                f"{source!r} has no texts for {name}: a hash of each text chooses its split, so equal texts share one,"
+                f" and {len(set(texts)):,} of {len(texts):,} texts are different. Give more different texts, or a"
+                " folder with a file for each split."
+            )

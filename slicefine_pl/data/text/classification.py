@@ -16,7 +16,7 @@ from slicefine_pl.data.tables.labels import (
     validate_names,
 )
 from slicefine_pl.data.tables.read import read_table
-from slicefine_pl.data.tables.table import Table, split_by_text
+from slicefine_pl.data.tables.table import Table, check_splits, split_by_text
 from slicefine_pl.data.text import demo, glue
 from slicefine_pl.data.text.prediction_texts import check_predict_settings, texts_to_predict
 from slicefine_pl.data.text.splits import PERCENTAGES, split_files
@@ -26,6 +26,10 @@ from slicefine_pl.data.training_input import TrainingInput
 from slicefine_pl.inputs import TextInput
 
 TEXT = "text"  # default name of the text column
+COLUMNS_REMEDY = (
+    "Name the columns with text_columns and label_column (on a command line --data.text_columns and "
+    "--data.label_column; of diagnose: --text-columns and --label-column)."
+)
 PREDICT_REMEDY = (
     "give a pair as predict_text and predict_text_pair, or pairs as a table with both columns (predict_file); a single "
     "text as predict_text alone"
@@ -47,8 +51,8 @@ class TextDataModule(TokenDataModule):
     Args:
         source: ``"reviews"``, ``"tweets"``, ``"products"`` or ``"editorials"`` (see ``data/text/demo.py``);
             ``"glue/<task>"``; a CSV, TSV, JSONL or Parquet file; or a folder of such files.
-        text_columns: Name of the column with the texts, or of two columns for pairs of texts (files only). ``None``
-            means those of a trained model, else ``"text"``.
+        text_columns: Name of the column with the texts, or a list of two names for pairs of texts (files only).
+            ``None`` means those of a trained model, else ``"text"``.
         label_column: Name of the column with the labels (files only).
         label_names: Name of each class, in order of its index. ``None`` means the sorted labels of the training data.
             If names are given that are not numbers, labels that are whole numbers are class indices.
@@ -65,7 +69,7 @@ class TextDataModule(TokenDataModule):
     def __init__(
         self,
         source: str = "reviews",
-        text_columns: Sequence[str] | None = None,
+        text_columns: Sequence[str] | str | None = None,
         label_column: str = "label",
         label_names: Sequence[str] | None = None,
         task: Literal["classification", "regression"] = "classification",
@@ -78,15 +82,14 @@ class TextDataModule(TokenDataModule):
         predict_file: str | None = None,
     ) -> None:
         super().__init__(batch_size, seed)
-        if text_columns is not None and len(text_columns) not in (1, 2):
-            raise ValueError(
-                f"text_columns={list(text_columns)} has {len(text_columns)} names; give one or two columns."
-            )
+        columns = [text_columns] if isinstance(text_columns, str) else text_columns and list(text_columns)
+        if columns is not None and len(columns) not in (1, 2):
+            raise ValueError(f"text_columns={columns} has {len(columns)} names; give one or two columns.")
         if task == "regression" and label_names is not None:
             raise ValueError(f"label_names={list(label_names)} are for classes; leave them out with task='regression'.")
         check_predict_settings(predict_text, predict_text_pair, predict_file)
         self.source = source
-        self.text_columns = None if text_columns is None else list(text_columns)
+        self.text_columns = columns
         self.label_column = label_column
         self.task = task
         self.tokenizer = tokenizer
@@ -183,7 +186,7 @@ class TextDataModule(TokenDataModule):
     def _read_predict_texts(self) -> list[list[str]]:
         trained = self.look_up_training().trained
         names = self.text_columns or (trained and trained.columns) or [TEXT]
-        return texts_to_predict(self.predict_text, self.predict_text_pair, self.predict_file, [names])
+        return texts_to_predict(self.predict_text, self.predict_text_pair, self.predict_file, [names], COLUMNS_REMEDY)
 
     def _column_names(self) -> tuple[str, ...]:
         """Return the names of the text columns, as a table to predict would have them."""
@@ -212,9 +215,7 @@ class TextDataModule(TokenDataModule):
                 self._tables = glue.load_glue(self.source.removeprefix("glue/"))
             else:
                 self._tables = self._read_files()
-            for name, table in self._tables.items():
-                if not len(table):
-                    raise ValueError(f"{self.source!r} has no texts for {name}; give more rows, or a folder of splits.")
+            check_splits(self.source, self._tables)
         return self._tables
 
     def _read_files(self) -> dict[str, Table]:
@@ -222,12 +223,12 @@ class TextDataModule(TokenDataModule):
         columns = self._column_names()
         if path.is_dir():
             files = split_files(path, READERS).items()
-            return {name: read_table(file, columns, self.label_column) for name, file in files}
+            return {name: read_table(file, columns, self.label_column, COLUMNS_REMEDY) for name, file in files}
         if not path.is_file():
             raise FileNotFoundError(
                 f"source={self.source!r} is not a file or folder; give one, or {sorted(demo.SETS)}, or 'glue/<task>'."
             )
-        return split_by_text(read_table(path, columns, self.label_column), PERCENTAGES)
+        return split_by_text(read_table(path, columns, self.label_column, COLUMNS_REMEDY), PERCENTAGES)
 
     def _glue_task(self) -> glue.GlueTask:
         name = self.source.removeprefix("glue/")

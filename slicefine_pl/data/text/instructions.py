@@ -8,7 +8,7 @@ from typing import Literal
 from slicefine_pl.data.batching import PlannedLoader, ResumableLoader
 from slicefine_pl.data.tables.formats import READERS
 from slicefine_pl.data.tables.read import read_texts
-from slicefine_pl.data.tables.table import Table, split_by_text
+from slicefine_pl.data.tables.table import Table, check_splits, split_by_text
 from slicefine_pl.data.text import demo
 from slicefine_pl.data.text.completions import CausalLMCollator, CausalLMDataset, CompletionEncoder
 from slicefine_pl.data.text.documents import read_documents
@@ -22,6 +22,10 @@ from slicefine_pl.inputs import TextInput
 
 PROMPT = "Review: {} Sentiment:"  # prompt of the demo datasets; the completion is the name of the class
 PLAIN = ".txt"
+COLUMNS_REMEDY = (
+    "Name the columns with prompt_column and completion_column, or with text_column (on a command line "
+    "--data.prompt_column and so on)."
+)
 
 
 class InstructionDataModule(TokenDataModule):
@@ -104,7 +108,9 @@ class InstructionDataModule(TokenDataModule):
         """The prompts to complete, in order."""
         if not self._predict_texts:
             alternatives = [names[:1] for names in self.columns]
-            [self._predict_texts] = texts_to_predict(self.predict_text, "", self.predict_file, alternatives)
+            [self._predict_texts] = texts_to_predict(
+                self.predict_text, "", self.predict_file, alternatives, COLUMNS_REMEDY
+            )
         return self._predict_texts
 
     @property
@@ -181,16 +187,14 @@ class InstructionDataModule(TokenDataModule):
             raise FileNotFoundError(
                 f"source={self.source!r} is not a file or folder; give one, or one of {sorted(demo.SETS)}."
             )
-        for name, table in tables.items():
-            if not len(table):
-                raise ValueError(f"{self.source!r} has no texts for {name}; give more of them, or a folder of splits.")
+        check_splits(self.source, tables)
         most = {"train": None, "val": self.eval_examples, "test": self.eval_examples}
         return {name: table.select(range(len(table))[: most[name]]) for name, table in tables.items()}
 
     def _read(self, path: Path) -> Table:
         if path.suffix.lower() == PLAIN:
             return read_documents(path, whole=self.documents == "file")
-        table = read_texts(path, self.columns)
+        table = read_texts(path, self.columns, COLUMNS_REMEDY)
         prompts, *completions = table.columns
         return replace(table, columns=[prompts], labels=completions[0] if completions else table.labels)
 

@@ -15,12 +15,12 @@ from helpers.words import WORDS
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel
 
-from slicefine_pl.cli.diagnose import diagnosed_model, head
+from slicefine_pl.cli.diagnose import diagnosed_model, head, measurements
 from slicefine_pl.cli.diagnose.config import DiagnoseConfig, model_kind
 from slicefine_pl.cli.diagnose.diagnosed_model import load, without_pretraining
 from slicefine_pl.cli.diagnose.report_html import TITLES
 from slicefine_pl.cli.diagnose.report_text import conclusions
-from slicefine_pl.cli.main import main
+from slicefine_pl.cli.main import main, make_parser
 from slicefine_pl.data import TextDataModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -119,6 +119,29 @@ def test_the_setup_tells_how_to_make_it_again(report):
     assert setup["folder"] == str(folder)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_with_the_flag(tiny_bert, reviews, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    flags = ["--model", str(tiny_bert), "--data", str(reviews), "--folder", str(tmp_path / "file" / "new"), *FLAGS]
+    assert main(["diagnose", *flags]) == 2
+    assert capsys.readouterr().err.strip().endswith("set --folder to a writable folder.")
+
+
+def test_each_measurement_is_announced_and_reports_its_progress(tiny_bert, reviews, monkeypatch):
+    monkeypatch.setattr(measurements, "PROGRESS_SECONDS", 0.0)
+    lines = []
+    given = replace(config(tiny_bert, reviews), candidates=1, kernel_samples=2)
+    measurements.measure_model(load(given), given, control=True, progress=lines.append)
+    announced = [line for line in lines if not line.startswith(" ")]
+    assert announced == ["1 of 3: task energy ...", "2 of 3: tangent kernel ...", "3 of 3: slice gradients ..."]
+    assert all("  1 batches done" in lines[lines.index(line) :] for line in announced)
+
+
+@pytest.mark.parametrize("written", ["title,body", "[title, body]"])
+def test_columns_are_named_as_in_the_recipes_too(written):
+    parsed = make_parser("diagnose").parse_args(["diagnose", "--text-columns", written])
+    assert parsed.text_columns == ("title", "body")
+
+
 def test_what_was_given_is_counted(report, reviews, tiny_bert):
     numbers, *_ = report
     data = TextDataModule(str(reviews), tokenizer=str(tiny_bert))
@@ -163,7 +186,7 @@ def test_the_fitted_head_is_the_one_scikit_learn_finds(tiny_bert, reviews, monke
     assert all(torch.equal(body[name], value) for name, value in pretrained.state_dict().items() if name in body)
     count = sum(len(batch["labels"]) for batch in subject.head_examples)
     assert 128 <= count < 160  # whole batches
-    assert subject.head == f"fitted here to {count} examples"
+    assert subject.head == f"was fitted here to {count:,} examples"
     with torch.no_grad():
         rows = [
             subject.module.model.bert(b["input_ids"], attention_mask=b["attention_mask"]).pooler_output

@@ -332,7 +332,10 @@ def test_a_checkpoint_that_could_run_code_is_refused_without_advice_to_trust_it(
 
 def test_bad_data_and_settings_are_reported_in_one_sentence(refused):
     Path("data.csv").write_text("body,label\nx,1\n")
-    assert "'data.csv' has no column 'text'; it has ['body', 'label']." in refused("fit")
+    output = refused("fit")
+    assert "'data.csv' has no column 'text'; it has ['body', 'label']." in output
+    assert "--data.text_columns" in output
+    assert "'data.csv' has no column 'review'" in refused("fit", "--data.text_columns", "review")
     assert not Path("runs").exists()
 
 
@@ -352,6 +355,11 @@ def test_a_checkpoint_of_another_recipe_is_reported_by_name(recipe, refused, com
     torch.save(saved | {"module": "ImageClassifier"}, "images.ckpt")
     output = refused(command, "--ckpt_path", "images.ckpt")
     assert "ckpt_path='images.ckpt' was written by ImageClassifier, and this recipe trains TextClassifier" in output
+    del saved["module"]  # as modules of other packages
+    torch.save(saved | {"hyper_parameters": {"dropout": 0.1, "lr": 1.0, "_instantiator": "x"}}, "other.ckpt")
+    output = refused(command, "--ckpt_path", "other.ckpt")
+    assert "ckpt_path='other.ckpt' was written by another module class, with the setting 'dropout'" in output
+    assert output.count("\n") <= 1
 
 
 def test_two_slicefine_callbacks_are_reported_in_one_sentence(refused):
@@ -406,15 +414,17 @@ def test_sigterm_is_no_success(recipe, monkeypatch, caplog):
 
 def test_output_folder_that_cannot_be_written(refused, tmp_path):
     Path("runs").touch()  # a file where the folder should be
-    assert "output folder 'runs/t/version_0' cannot be written" in refused("fit")
+    output = refused("fit")
+    assert "output folder 'runs/t/version_0' cannot be written" in output
+    assert "set --trainer.logger.save_dir, or --trainer.default_root_dir if there is no logger," in output
 
 
 def test_nearly_full_disk(tmp_path, monkeypatch):
-    check_output_folder(tmp_path / "new" / "run", 1000)
+    check_output_folder(tmp_path / "new" / "run", 1000, "--folder")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9, 5_000_000))
     with pytest.raises(OSError, match=r"run' has 5 MB free, and the run needs about 92 MB; free some space"):
-        check_output_folder(tmp_path / "new" / "run", 92_000_000)
+        check_output_folder(tmp_path / "new" / "run", 92_000_000, "--folder")
 
 
 def test_errors_inside_training_keep_their_trace(recipe, monkeypatch):

@@ -116,3 +116,8 @@ def test_files_that_are_no_tables_are_refused(tmp_path, capsys, content):
         path.write_bytes(content.encode("latin-1"))
     assert main(["fit-law", str(path)]) == 2
     assert "none.csv" in capsys.readouterr().err
+
+
+def test_a_file_that_does_not_exist_is_named(capsys):
+    assert main(["fit-law", "nope.csv"]) == 2
+    assert "file 'nope.csv' does not exist; give a CSV file" in capsys.readouterr().err

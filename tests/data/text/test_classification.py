@@ -295,7 +295,7 @@ def test_folder_without_a_split(tiny_bert, folder):
 
 def test_file_too_small_to_split(tiny_bert, tmp_path):
     (tmp_path / "few.csv").write_text("text,label\ngood,1\n")
-    with pytest.raises(ValueError, match=r"has no texts for .* give more rows, or a folder of splits"):
+    with pytest.raises(ValueError, match=r"has no texts for .* are different\. Give more different texts"):
         module(tiny_bert, tmp_path / "few.csv", label_names=["0", "1"]).setup("fit")
 
 

@@ -176,7 +176,7 @@ def test_a_column_that_is_missing_is_named_once(tiny_llama, file):
         ("a.csv", b"text\n", r"a.csv' has no rows"),
         ("a.txt", b"\n \n", r"a.txt' contains no text"),
         ("a.txt", b"\xff\xfe", r"not UTF-8: byte 0xff"),
-        ("a.txt", b"good film\n", r"has no texts for .*; give more of them, or a folder of splits"),
+        ("a.txt", b"good film\n", r"has no texts for .*1 of 1 texts are different\. Give more"),
         ("a.doc", b"good film\n", r"unknown suffix '.doc'"),
     ],
 )

@@ -424,6 +424,9 @@ def test_missing_backbones(tmp_path):
         TextClassifier("package:no_such/model")
     with pytest.raises(FileNotFoundError, match=r"is not a folder or file of 'slicefine_pl'; it contains .*'data'"):
         TextClassifier("package:slicefine_pl/model")
+    with pytest.raises(FileNotFoundError, match="'runs/text/version_9/export' is not a folder"):
+        locate("runs/text/version_9/export")
+    assert locate("owner/name") == "owner/name"
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         TextClassifier(str(tmp_path / "gone"))
     with pytest.raises(ValueError, match=r"could not be loaded .*; give a hub name, a folder with config\.json"):
