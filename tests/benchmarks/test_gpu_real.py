@@ -57,10 +57,14 @@ def test_the_same_run_twice_gives_the_same_accuracy(packed):
 @pytest.mark.parametrize(("apart", "fails"), [(0.004, False), (0.02, True)])
 def test_accuracies_are_compared_with_those_of_the_cpu(packed, monkeypatch, apart, fails):
     reference = [0.80, 0.81, 0.82]
-    (packed.folder / reviews.REFERENCE).write_text(json.dumps({"accuracy": reference}))
+    (packed.folder / reviews.REFERENCE).write_text(
+        json.dumps({"machine": {"commit": "abc1234"}, "accuracy": reference})
+    )
     monkeypatch.setattr(reviews, "train", lambda seed, device, steps: reference[seed] + apart)
     if fails:
-        with pytest.raises(AssertionError, match=r"differ from those on a CPU.* by 0\.0200 in the mean"):
+        with pytest.raises(
+            AssertionError, match=r"differ from those on a CPU.* by 0\.0200 in the mean.* commit abc1234"
+        ):
             reviews.reviews("cuda")
     else:
         assert reviews.reviews("cuda")["apart"] == apart
