@@ -28,10 +28,13 @@ from slicefine_pl.callbacks.support.slice_report import report_run, report_short
 from slicefine_pl.callbacks.support.slice_steps import SliceSteps
 from slicefine_pl.callbacks.support.training_checks import TrainingChecks
 from slicefine_pl.slicing import AxisSchedule, Backend, Order, SliceHandle, SliceSummary, slice_model
-from slicefine_pl.slicing.cursor import slice_type
+from slicefine_pl.slicing.cursor import SliceSettings, slice_type
+from slicefine_pl.slicing.directions import Basis
 from slicefine_pl.slicing.lr_scale import LRScale, checked_lr_scale
 from slicefine_pl.slicing.schedule import check_choice, check_rank
 from slicefine_pl.trainer_callbacks import trainer_callbacks
+
+FIRST_MOVE = 10  # optimizer steps after which slices leave random directions for those that the batches showed
 
 OptimizerState = Literal["reset", "keep"]
 NonFinite = Literal["raise", "skip"]
@@ -105,6 +108,9 @@ class SliceFineCallback(ResumableCallback):
             root of it for convolutions, so that the learning rate of full fine-tuning suits every rank
             (docs/concepts/learning-rates.md). Weight decay then
             pulls towards the values at the start of a visit. ``1`` trains at the optimizer's own rate.
+        basis: ``"standard"`` trains single columns or rows; ``"random"``, ``"gradient"`` and ``"pca"`` train along
+            directions of the input, see :func:`slicefine_pl.slicing.slice_model`. The last two move for the first time
+            after 10 optimizer steps, also with ``interval=None``.
 
     Raises:
         ValueError: A setting is out of range.
@@ -131,6 +137,7 @@ class SliceFineCallback(ResumableCallback):
         max_steps_without_grad: int = 1,
         backend: Backend = "auto",
         lr_scale: LRScale = "auto",
+        basis: Basis = "standard",
     ) -> None:
         check_rank(rank)
         check_choice("axis", axis, AxisSchedule)
@@ -139,6 +146,7 @@ class SliceFineCallback(ResumableCallback):
         check_choice("nonfinite", nonfinite, NonFinite)
         check_choice("backend", backend, Backend)
         dtype = slice_type(slice_dtype)
+        SliceSettings(rank, axis, order, seed, dtype, lr_scale, basis)
         check_count("interval", interval, "optimizer steps", optional=True)
         check_count("max_steps_without_grad", max_steps_without_grad, "optimizer steps")
         if axis == "alternate" and optimizer_state == "keep":
@@ -161,6 +169,7 @@ class SliceFineCallback(ResumableCallback):
             "slice_dtype": None if dtype is None else str(dtype).removeprefix("torch."),  # a string in checkpoints
             "backend": backend,
             "lr_scale": checked_lr_scale(lr_scale),
+            "basis": basis,
         }
         self._handle: SliceHandle | None = None
         self._steps: SliceSteps | None = None
@@ -212,13 +221,14 @@ class SliceFineCallback(ResumableCallback):
         requirements = OptimizerRequirements(
             compact=self._slicing["backend"] != "mask",
             alternating=self._slicing["axis"] == "alternate",
-            moving=self._interval is not None,
+            moving=self._interval is not None or self._slicing["basis"] in ("gradient", "pca"),
             keep_state=self._optimizer_state == "keep",
             scaled=self._slicing["lr_scale"] != 1,
         )
         handle = self.opened()
         checks = TrainingChecks(handle, pl_module, self._max_steps_without_grad, self._skip_nonfinite)
-        self._steps = SliceSteps(self, trainer, handle, checks, self._interval, requirements)
+        first = FIRST_MOVE if self._slicing["basis"] in ("gradient", "pca") else None
+        self._steps = SliceSteps(self, trainer, handle, checks, (first, self._interval), requirements)
         self._hooks = self._steps.hooks
 
     @property

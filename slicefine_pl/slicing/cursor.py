@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from slicefine_pl.slicing.directions import Basis
 from slicefine_pl.slicing.distributed.shards import LocalShard, full_tensors, local_slice_of, to_local
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.layers.opening import add_slice
@@ -57,11 +58,23 @@ class SliceSettings:
     seed: int
     slice_dtype: torch.dtype | None
     lr_scale: LRScale
+    basis: Basis = "standard"
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
         check_choice("axis", self.axis, AxisSchedule)
         check_choice("order", self.order, Order)
+        check_choice("basis", self.basis, Basis)
+        if self.basis != "standard":
+            self._check_directions()
+
+    def _check_directions(self) -> None:
+        for name, only in {"axis": "column", "order": "random", "slice_dtype": None}.items():
+            if (value := getattr(self, name)) != only:
+                raise ValueError(
+                    f"{name}={value!r} is for single columns or rows; with basis={self.basis!r}, a slice lies along"
+                    f" directions of the input: choose {name}={only!r}, or basis='standard'."
+                )
 
     @property
     def axes(self) -> tuple[Axis, ...]:

@@ -24,6 +24,8 @@ from torch import nn
 
 from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.slicing.cursor import SliceCursor, SliceSettings, slice_type
+from slicefine_pl.slicing.direction_slice import DirectionCursor, DirectionSlice
+from slicefine_pl.slicing.directions import Basis
 from slicefine_pl.slicing.distributed.shards import reshard
 from slicefine_pl.slicing.layers.base import NoGradReason
 from slicefine_pl.slicing.layers.opening import close_layer, close_slices, open_layers
@@ -53,7 +55,7 @@ class SliceHandle:
         self.frozen = selection.frozen
         self.closed = False
         self._net = net
-        self._lr_scale = settings.lr_scale
+        self._settings = settings
         self._fully_trained = list(selection.fully_trained)
         self._listeners: list[MoveListener] = []
         self._required_grad = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
@@ -62,8 +64,9 @@ class SliceHandle:
             parameter.requires_grad_(True)
         try:
             self._layers = open_layers(selection.chosen)
+            cursor = SliceCursor if settings.basis == "standard" else DirectionCursor
             self._opened = {
-                each.name: SliceCursor(each.name, self._layers[id(each.module)], each.layout, settings)
+                each.name: cursor(each.name, self._layers[id(each.module)], each.layout, settings)
                 for each in selection.chosen
             }
         except BaseException:  # leave the network as it was
@@ -101,6 +104,7 @@ class SliceHandle:
             parameter=slice_.trainable,
             base=slice_.base,
             scale=slice_.scale,
+            directions=slice_.directions if isinstance(slice_, DirectionSlice) else None,
             shape=slice_.shape,
             stored=layer.slicefine_stored(slice_.layout.parameter),
         )
@@ -230,7 +234,10 @@ class SliceHandle:
     def _identity(self) -> dict[str, Any]:
         """What must be equal in a saved state: names and shapes of slices, what is trained in full, and the scaling."""
         shapes = {view.name: list(view.parameter.shape) for view in self}
-        return {"shapes": shapes, "fully_trained": sorted(self.fully_trained), "lr_scale": [str(self._lr_scale)]}
+        return {"shapes": shapes, "fully_trained": sorted(self.fully_trained), **self._kinds()}
+
+    def _kinds(self) -> dict[str, list[str]]:
+        return {"lr_scale": [str(self._settings.lr_scale)], "basis": [self._settings.basis]}
 
     def state_dict(self) -> dict[str, Any]:
         """Positions, visits and scores of all slices, as plain numbers, strings and tensors."""
@@ -249,7 +256,7 @@ class SliceHandle:
             if list(saved) != list(present) or saved != present:
                 raise ValueError(
                     f"The saved slices do not fit this network: {what} differ in {_difference(saved, present)}."
-                    " Use the targets, also_train, rank and lr_scale of the run that was saved."
+                    " Use the targets, also_train, rank, lr_scale and basis of the run that was saved."
                 )
         for name, cursor in self._cursors.items():
             cursor.load_state_dict(state["slices"][name])
@@ -268,6 +275,7 @@ def slice_model(
     slice_dtype: torch.dtype | str | None = None,
     backend: Backend = "auto",
     lr_scale: LRScale = "auto",
+    basis: Basis = "standard",
 ) -> SliceHandle:
     r"""Freeze a network, and open one trainable slice in each target matrix, in place.
 
@@ -299,6 +307,11 @@ def slice_model(
             (docs/concepts/learning-rates.md). The slice then trains the change of its lines, and weight decay pulls
             towards their values at the start of the visit. ``1`` trains the lines themselves, at the optimizer's own
             rate.
+        basis: ``"standard"`` trains single columns or rows. ``"random"``, ``"gradient"`` and ``"pca"`` train along R
+            orthonormal directions of the input instead, which change every column a little: random ones, the leading
+            directions of the weight's gradient, or the principal axes of the inputs. The last two are found from the
+            batches since the last move, and the first position is random. Linear maps in float32 or float64 only;
+            others stay frozen.
 
     Returns:
         The handle that moves and closes the slices.
@@ -307,9 +320,9 @@ def slice_model(
         ValueError: A setting is out of range, or a pattern matches nothing or a matrix that cannot be sliced. The
             network is unchanged then.
     """
-    settings = SliceSettings(rank, axis, order, seed, slice_type(slice_dtype), checked_lr_scale(lr_scale))
+    settings = SliceSettings(rank, axis, order, seed, slice_type(slice_dtype), checked_lr_scale(lr_scale), basis)
     check_choice("backend", backend, Backend)
-    selection = find_targets(net, TargetSettings(targets, also_train, backend, rank, settings.axes))
+    selection = find_targets(net, TargetSettings(targets, also_train, backend, rank, settings.axes, basis))
     if selection.notice:
         warnings.warn(selection.notice, stacklevel=2)
     return SliceHandle(net, selection, settings)

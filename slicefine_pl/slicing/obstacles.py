@@ -3,11 +3,15 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from slicefine_pl.network.heads import Head
 from slicefine_pl.network.layers import tied_parameters
 from slicefine_pl.network.names import NamePatterns
+from slicefine_pl.slicing.directions import Basis
+from slicefine_pl.slicing.layers.attention import SlicedMultiheadAttention
+from slicefine_pl.slicing.layers.linear import SlicedLinear
 from slicefine_pl.slicing.layers.masked import MaskedLayer
 from slicefine_pl.slicing.layers.registry import COMPACT_LAYERS, Backend, SliceableMatrix
 from slicefine_pl.slicing.packed import can_be_trained, untrainable_reason
@@ -29,6 +33,7 @@ class TargetSettings:
     backend: Backend
     rank: int
     axes: tuple[Axis, ...]
+    basis: Basis = "standard"
 
 
 class Obstacles:
@@ -61,6 +66,8 @@ class Obstacles:
             return "max_norm rescales the weight in the forward pass"
         if self._settings.backend == "compact" and issubclass(matrix.implementation, MaskedLayer):
             return f"no compact layer; these have one: {COMPACT_LAYERS}"
+        if self._settings.basis != "standard" and (reason := no_directions(matrix)) is not None:
+            return reason
         excluded = (reason for reason, parameters in self._excluded.items() if id(parameter) in parameters)
         return next(excluded, None) or self.too_narrow(matrix)
 
@@ -88,3 +95,14 @@ class Obstacles:
     def is_trained_in_full(self, matrix: SliceableMatrix) -> bool:
         """Whether the parameter of a matrix is trained in full."""
         return id(matrix.parameter) in self._excluded[TRAINED_IN_FULL]
+
+
+def no_directions(matrix: SliceableMatrix) -> str | None:
+    """Why a slice of a matrix cannot lie along directions of the input; ``None`` if it can."""
+    implementation = matrix.implementation
+    linear = issubclass(implementation, SlicedLinear | SlicedMultiheadAttention)
+    if not linear or matrix.layout not in implementation.slicefine_layouts(matrix.module):
+        return "directions need a linear map whose inputs are seen; basis='standard' slices its columns"
+    if matrix.parameter.dtype in (torch.bfloat16, torch.float16):
+        return f"{str(matrix.parameter.dtype).removeprefix('torch.')} would round steps along directions away"
+    return None

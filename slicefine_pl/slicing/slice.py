@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slicefine_pl.slicing.directions import Basis
 from slicefine_pl.slicing.distributed.shards import LocalShard, full_tensors, local_slice_of, to_local
 from slicefine_pl.slicing.layout import MatrixLayout, lines_along
 from slicefine_pl.slicing.schedule import Axis
+from slicefine_pl.slicing.scores import line_norms
 
 
 class Slice(nn.Module):
@@ -53,6 +55,9 @@ class Slice(nn.Module):
         score: Importance of every line that the next slice may take, shape ``(I,)`` or ``(O,)``, float32; ``None``
             unless slices move by importance.
         score_axis: Whether ``score`` ranks columns or rows.
+        basis: Along what the slice lies: ``"standard"`` for columns or rows.
+        probe: For slices along directions only, as ``tokens``: see :class:`DirectionSlice`.
+        tokens: See ``probe``.
         read_directly: Whether a gradient has arrived from code that read the parameter instead of calling the layer.
         synced_version: Version counter of ``trainable`` when the lines last equalled those in the weight.
         pruning_mask: Which entries of the matrix are not pruned, bool, shape ``(O, I, ...)``; ``None`` without pruning.
@@ -83,10 +88,23 @@ class Slice(nn.Module):
         self.axis: Axis = "column"
         self.score: Tensor | None = None
         self.score_axis: Axis = "column"
+        self.basis: Basis = "standard"
+        self.probe: Tensor | None = None
+        self.tokens: Tensor | None = None
         self.read_directly = False
         self.synced_version = -1
         self.pruning_mask: Tensor | None = None
         self._own_dtype = dtype is not None
+
+    @property
+    def kind(self) -> str:
+        """What the trainable rows stand for: columns, rows or directions."""
+        return f"{self.axis}s"
+
+    @property
+    def selection(self) -> Tensor:
+        """What a layer needs to select this slice's part of its input or output: here the indices, ``(R,)``."""
+        return self.index
 
     @property
     def line_shape(self) -> tuple[int, ...]:
@@ -189,6 +207,11 @@ class Slice(nn.Module):
         assert self.pruning_mask is not None
         return self.select_flat(self.pruning_mask) == 0
 
+    def add_gradient(self, dense: Tensor) -> None:
+        """Add a dense gradient ``(O, I, ...)`` to the score."""
+        assert self.score is not None
+        self.score += line_norms(dense, self.score_axis)
+
     def start_score(self, axis: Axis) -> None:
         """Begin to add up the importance of all columns or rows, from zero."""
         self.score_axis = axis
@@ -205,7 +228,7 @@ class Slice(nn.Module):
         self.pruning_mask = None if self.pruning_mask is None else self.pruning_mask.to(device)
 
     def extra_repr(self) -> str:
-        return f"{self.trainable.shape[0]} {self.axis}s of {self.layout.parameter} {self.layout.part}".rstrip()
+        return f"{self.trainable.shape[0]} {self.kind} of {self.layout.parameter} {self.layout.part}".rstrip()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.trainable.data

@@ -109,7 +109,7 @@ def summarize(
 
 def _row(name: str, cursor: SliceCursor) -> SummaryRow:
     slice_, layer = cursor.slice_, cursor.layer
-    detail = f"{len(slice_.index)} {slice_.axis}s"
+    detail = f"{len(slice_.index)} {slice_.kind}"
     implementation = layer.slicefine_implementation
     masked = issubclass(implementation, MaskedLayer) or slice_.layout not in implementation.slicefine_layouts(layer)
     if not masked and slice_.read_directly:

@@ -17,11 +17,13 @@ class SliceView:
     Attributes:
         name: Name of the layer, followed by the parameter and the part of it where that is not simply ``weight``.
         axis: Whether the slice consists of columns or of rows.
-        indices: Which columns or rows, shape ``(R,)``, int64.
+        indices: Which columns or rows, shape ``(R,)``, int64; with directions, their numbers.
         parameter: The trainable values, shape ``(R, L)``: one line of the matrix per row, or, with ``lr_scale``, its
             change since the slice arrived, divided by ``scale``. The gradient is that of the line in both cases.
         base: The lines when the slice arrived, shape ``(R, L)``; ``None`` if ``parameter`` contains the lines.
         scale: Factor of the change, from ``lr_scale``.
+        directions: The directions of the input along which the slice lies, orthonormal columns, shape ``(I, R)``;
+            ``None`` for columns and rows.
         shape: Shape of the matrix in which the slice lies, ``(O, I, ...)``.
         stored: The frozen parameter that stores that matrix, and maybe others, as in fused attention weights.
     """
@@ -32,11 +34,21 @@ class SliceView:
     parameter: nn.Parameter
     base: nn.Parameter | None
     scale: float
+    directions: Tensor | None
     shape: tuple[int, ...]
     stored: nn.Parameter
 
     def lines(self) -> Tensor:
-        """The present values of the lines, shape ``(R, L)``, outside autograd; sharded as ``parameter`` is."""
+        """The present values of the lines, shape ``(R, L)``, outside autograd; sharded as ``parameter`` is.
+
+        Raises:
+            ValueError: The slice lies along directions, and changes all lines.
+        """
+        if self.directions is not None:
+            raise ValueError(
+                f"The slice of {self.name} lies along directions and changes all columns, so that no lines can be"
+                " shown. Use basis='standard' with UpdateTracker and SliceMap."
+            )
         return trained_lines(self.parameter, self.base, self.scale)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from slicefine_pl.network.names import shortlist
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.slice import Slice
 from slicefine_pl.slicing.view import SliceView
@@ -28,6 +29,11 @@ class MaskedSlices:
         found = ((".".join(filter(None, [path, slice_.layout.parameter])), layer, slice_)
                  for path, layer in layers for slice_ in layer.slicefine_slices())  # fmt: skip
         self._found: list[tuple[str, SlicedLayer, Slice]] = [each for each in found if each[0] in masks]
+        if along := [name for name, _, slice_ in self._found if slice_.basis != "standard"]:
+            raise ValueError(
+                f"The slices of {shortlist(along)} lie along directions and change all weights, so that pruned ones"
+                " would not stay zero; choose basis='standard'."
+            )
 
     def __iter__(self) -> Iterator[Slice]:
         return (slice_ for _, _, slice_ in self._found)

@@ -24,7 +24,7 @@ class SliceSteps:
         trainer: The trainer; its optimizers exist.
         handle: The open slices.
         checks: The checks of this fit.
-        interval: Optimizer steps between two moves; ``None`` never moves.
+        intervals: Optimizer steps before an additional first move, and between two moves; ``None`` for no such move.
         requirements: What the slices require of an optimizer.
 
     Attributes:
@@ -42,12 +42,13 @@ class SliceSteps:
         trainer: Trainer,
         handle: SliceHandle,
         checks: TrainingChecks,
-        interval: int | None,
+        intervals: tuple[int | None, int | None],
         requirements: OptimizerRequirements,
     ) -> None:
         self._callback, self._trainer = callback, trainer
         self._handle, self.checks = handle, checks
-        self._interval, self._keep_state = interval, requirements.keep_state
+        self._first_move, self._interval = intervals
+        self._keep_state = requirements.keep_state
         self._started = False
         self.moved = False
         by_optimizer = slices_by_optimizer(handle, trainer.optimizers)
@@ -86,7 +87,8 @@ class SliceSteps:
         Raises:
             RuntimeError: They do not.
         """
-        check_same_on_all_ranks(self._trainer, {view.name: view.indices for view in self._handle}, "trained lines")
+        places = {view.name: view.indices if view.directions is None else view.directions for view in self._handle}
+        check_same_on_all_ranks(self._trainer, places, "trained lines")
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Check the gradients of an optimizer's slices, right before its step."""
@@ -103,7 +105,7 @@ class SliceSteps:
         if searching or not self._started:
             return
         own.steps += 1
-        if self._interval is not None and own.steps % self._interval == 0:
+        if own.steps == self._first_move or (self._interval is not None and own.steps % self._interval == 0):
             moved = self._handle.move(own.names)
             if not self._keep_state:
                 own.reset_state(view.parameter for view in moved)

@@ -106,6 +106,20 @@ class LocalShard(NamedTuple):
         elif own.numel():
             own.index_copy_(0, index, lines.narrow(dim, self.offset, own.shape[dim]))
 
+    def add_product(self, change: Tensor, directions: Tensor) -> None:
+        """Add ``changeᵀ directionsᵀ`` to the matrix ``(O, I)``; every process adds its own part.
+
+        Args:
+            change: Shape ``(R, O)``, equal on all processes.
+            directions: Shape ``(I, R)``, equal on all processes.
+        """
+        left, right = change.t().to(self.values), directions.t().to(self.values)
+        if self.sharding is not None and self.dim == 0:
+            left = left.narrow(0, min(self.offset, len(left)), len(self.values))
+        elif self.sharding is not None:
+            right = right.narrow(1, min(self.offset, right.shape[1]), self.values.shape[1])
+        self.values.addmm_(left, right)
+
     def gather(self, axis: Axis, index: Tensor, shape: Sequence[int]) -> Tensor:
         """Collect whole lines from all processes.
 

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicefine_pl.slicing.layers.base import SlicedLayer
-from slicefine_pl.slicing.layers.gradients import line_norms, refuse_double_backward, slice_gradient
+from slicefine_pl.slicing.layers.gradients import refuse_double_backward, slice_gradient
 from slicefine_pl.slicing.layout import MatrixLayout, lines_along
 from slicefine_pl.slicing.schedule import Axis
+from slicefine_pl.slicing.scores import line_norms
 from slicefine_pl.slicing.slice import Slice
 
 SCORE_EXAMPLES = 1  # examples whose weight gradient ranks the channels

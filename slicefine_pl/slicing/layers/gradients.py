@@ -1,10 +1,8 @@
-"""What the backward passes of sliced layers share: the gradient of a slice, and scores of all lines."""
+"""What the backward passes of sliced layers share: the gradient of a slice."""
 
 import torch
 from torch import Tensor
 
-from slicefine_pl.slicing.layout import lines_along
-from slicefine_pl.slicing.schedule import Axis
 from slicefine_pl.slicing.slice import flatten_lines
 
 
@@ -29,13 +27,3 @@ def slice_gradient(lines: Tensor, trainable: Tensor) -> Tensor:
     """
     gradient = flatten_lines(lines, trainable.shape[1]).to(trainable.dtype)
     return torch.sub(gradient, trainable, alpha=0) if torch.compiler.is_compiling() else gradient
-
-
-def line_norms(gradient: Tensor, axis: Axis) -> Tensor:
-    """The norm of every column or row of a dense gradient ``(O, I, ...)``, shape ``(I,)`` or ``(O,)``."""
-    return zero_nonfinite(lines_along(gradient, axis).flatten(1).float().norm(dim=1))
-
-
-def zero_nonfinite(norms: Tensor) -> Tensor:
-    """Replace NaN and infinity by zero: a step whose gradients overflow is skipped, and must not count in a score."""
-    return norms.nan_to_num(nan=0.0, posinf=0.0)

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slicefine_pl.slicing.layers.base import SlicedLayer
-from slicefine_pl.slicing.layers.gradients import refuse_double_backward, slice_gradient, zero_nonfinite
+from slicefine_pl.slicing.layers.gradients import refuse_double_backward, slice_gradient
 from slicefine_pl.slicing.layout import MatrixLayout
 from slicefine_pl.slicing.schedule import Axis
+from slicefine_pl.slicing.scores import zero_nonfinite
 from slicefine_pl.slicing.slice import Slice
 
 SCORE_TOKENS = 64  # tokens whose gradients rank the lines; more tokens cost more and rank no better
@@ -33,22 +34,25 @@ class _SlicedLinear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         trainable: Tensor,
-        index: Tensor,
+        selection: Tensor,
         axis: Axis,
         score: Tensor | None,
         score_axis: Axis,
+        probe: Tensor | None,
+        tokens: Tensor | None,
+        of_inputs: bool,
     ) -> Tensor:
         y = F.linear(x, weight, bias)
-        # A copy: a view would keep all of x alive until backward.
-        kept = x.gather(-1, index.expand(*x.shape[:-1], -1)) if axis == "column" else x
+        kept = _select(x, selection) if axis == "column" else x
         sample = None if score is None else _sample(x).to(y.dtype)
-        ctx.save_for_backward(kept.to(y.dtype), weight, trainable, index, sample)
+        ctx.save_for_backward(kept.to(y.dtype), weight, trainable, selection, sample)
         ctx.axis, ctx.score, ctx.score_axis = axis, score, score_axis
+        ctx.probe, ctx.tokens, ctx.of_inputs = probe, tokens, of_inputs
         return y.detach()  # torch 2.11 returns a view here, which an in-place activation may not overwrite
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight, trainable, index, sample = ctx.saved_tensors
+        kept, weight, trainable, selection, sample = ctx.saved_tensors
         refuse_double_backward()
         needs_x, _, needs_bias, needs_slice, *_ = ctx.needs_input_grad
         outputs = grad_y.reshape(-1, grad_y.shape[-1])  # (T, O)
@@ -61,12 +65,35 @@ class _SlicedLinear(torch.autograd.Function):
         grad_slice = None
         if needs_slice:
             # R first: on CPU this is several times faster than the (O, R) product.
-            grad_slice = inputs.t() @ outputs if ctx.axis == "column" else outputs.index_select(1, index).t() @ inputs
+            grad_slice = inputs.t() @ outputs if ctx.axis == "column" else _select(outputs, selection).t() @ inputs
             grad_slice = slice_gradient(grad_slice, trainable)
         if ctx.score is not None:
-            norms = _line_norms(sample.float(), _sample(outputs).float(), ctx.score_axis)
-            ctx.score += zero_nonfinite(norms)
-        return grad_x, None, grad_bias, grad_slice, *[None] * 4
+            inputs, outputs = sample.float(), _sample(outputs).float()
+            if ctx.probe is None:
+                ctx.score += zero_nonfinite(_line_norms(inputs, outputs, ctx.score_axis))
+            else:
+                ctx.score += zero_nonfinite(inputs.t() @ ((inputs if ctx.of_inputs else outputs) @ ctx.probe))
+                _keep(inputs, ctx.tokens)
+        return grad_x, None, grad_bias, grad_slice, *[None] * 7  # the gradients of what follows trainable
+
+
+def _select(x: Tensor, selection: Tensor) -> Tensor:
+    """Some features of ``x`` (..., n), or its components along directions, shape ``(..., R)``.
+
+    Args:
+        x: Inputs or outputs.
+        selection: Indices ``(R,)``, or directions ``(n, R)``.
+    """
+    if selection.is_floating_point():
+        return x @ selection.to(x.dtype)
+    return x.gather(-1, selection.expand(*x.shape[:-1], -1))  # a copy: a view would keep all of x alive until backward
+
+
+def _keep(inputs: Tensor, tokens: Tensor) -> None:
+    """Copy the first of a sample's tokens, with zeros where there are too few."""
+    count = min(len(inputs), len(tokens))
+    tokens.zero_()
+    tokens[:count] = zero_nonfinite(inputs[:count])
 
 
 def _sample(x: Tensor) -> Tensor:
@@ -104,7 +131,17 @@ def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, slice_: Slice)
         Output, shape ``(..., O)``.
     """
     result: Tensor = _SlicedLinear.apply(
-        x, weight, bias, slice_.trainable, slice_.index, slice_.axis, slice_.score, slice_.score_axis
+        x,
+        weight,
+        bias,
+        slice_.trainable,
+        slice_.selection,
+        slice_.axis,
+        slice_.score,
+        slice_.score_axis,
+        slice_.probe,
+        slice_.tokens,
+        slice_.basis == "pca",
     )
     return result
 

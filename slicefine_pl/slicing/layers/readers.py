@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slicefine_pl.slicing.distributed.shards import is_sharded
-from slicefine_pl.slicing.layers.gradients import line_norms, slice_gradient
+from slicefine_pl.slicing.layers.gradients import slice_gradient
 from slicefine_pl.slicing.slice import Slice
 
 
@@ -33,7 +33,7 @@ class _Read(torch.autograd.Function):
         if not torch.compiler.is_compiling():
             slice_.read_directly = True
         if slice_.score is not None:
-            slice_.score += line_norms(dense, slice_.score_axis)
+            slice_.add_gradient(dense)
         grad_slice = slice_gradient(slice_.select_lines(dense), trainable)
         return (gradient if ctx.needs_input_grad[0] else None), grad_slice, None
 

@@ -1,0 +1,198 @@
+"""A slice along directions of a layer's input, and how it moves.
+
+Shapes:  I inputs · O outputs · R directions · K columns of a sketch · t tokens of a sample
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from slicefine_pl.slicing.cursor import SliceCursor, SliceSettings
+from slicefine_pl.slicing.directions import (
+    OVERSAMPLING,
+    Basis,
+    input_share,
+    leading_directions,
+    random_directions,
+    random_matrix,
+)
+from slicefine_pl.slicing.distributed.shards import LocalShard, full_tensors, local_slice_of, to_local
+from slicefine_pl.slicing.layers.base import SlicedLayer, child_name
+from slicefine_pl.slicing.layout import MatrixLayout
+from slicefine_pl.slicing.lr_scale import lr_scale_at
+from slicefine_pl.slicing.scores import zero_nonfinite
+from slicefine_pl.slicing.slice import Slice
+
+SAMPLED_TOKENS = 16  # of the last batch; they measure what share of the inputs lies along the new directions
+
+
+class DirectionSlice(Slice):
+    """A trainable matrix A (R, O) that changes a weight W (O, I) by ``scale · Aᵀ Pᵀ``.
+
+    ``trainable`` is A. It starts at zero, and ``base`` is its value at the last write. Writing adds the change since
+    then to the weight, which is the trained dense weight afterwards. All of its entries change.
+
+    Args:
+        layout: How the layer's parameter stores the matrix.
+        rank: Number of directions (R).
+        like: The parameter, for its shape, type and device.
+        basis: Where directions come from.
+        key: Seed of random directions and of the sketch.
+
+    Attributes:
+        directions: P, orthonormal columns, shape ``(I, R)``, in the type of the weight.
+        score: The sketch, shape ``(I, K)``, float32; ``None`` for random directions.
+        probe: Ω, the random matrix of the sketch, shape ``(O, K)`` for gradients and ``(I, K)`` for inputs.
+        tokens: Some inputs of the last backward pass, shape ``(t, I)``, with zeros where there were fewer.
+    """
+
+    def __init__(self, layout: MatrixLayout, rank: int, like: Tensor, basis: Basis, key: str) -> None:
+        outputs, inputs = layout.view(like).shape
+        super().__init__(layout, rank, outputs, like, None, scaled=True)
+        self.directions = like.new_zeros(inputs, rank)
+        self.index.copy_(torch.arange(rank))
+        self.basis: Basis = basis
+        if basis in ("gradient", "pca"):
+            size = outputs if basis == "gradient" else inputs
+            self.probe = random_matrix(size, rank + OVERSAMPLING, f"{key}/sketch").to(like.device, torch.float32)
+            self.score = torch.zeros(inputs, rank + OVERSAMPLING, device=like.device)
+            self.tokens = torch.zeros(SAMPLED_TOKENS, inputs, device=like.device)
+
+    @property
+    def kind(self) -> str:
+        return "directions"
+
+    @property
+    def selection(self) -> Tensor:
+        return self.directions
+
+    def lines(self) -> Tensor:
+        """The change of the weight along each direction since the last write, shape ``(R, O)``."""
+        assert self.base is not None
+        return (self.trainable.detach() - self.base) * self.scale
+
+    @torch.no_grad()
+    def write(self, shard: LocalShard, lines: Tensor) -> None:
+        """Add the change since the last write to the weight.
+
+        Args:
+            shard: The part of the matrix that this process stores.
+            lines: The change, shape ``(R, O)``, from :func:`gather_lines`.
+
+        Raises:
+            RuntimeError: The weight has a type that would round small changes away.
+        """
+        if shard.values.dtype in (torch.bfloat16, torch.float16):
+            raise RuntimeError(
+                f"Slices along directions (basis={self.basis!r}) change the weight a little in every step, which"
+                f" {str(shard.values.dtype).removeprefix('torch.')} would round away. Choose basis='standard', or keep"
+                " the weights in float32, as precision='bf16-mixed' does."
+            )
+        shard.add_product(lines, self.directions)
+        self._keep_written()
+
+    @torch.no_grad()
+    def read(self, shard: LocalShard) -> None:
+        """Begin to train from the present weight."""
+        to_local(self.trainable).zero_()
+        self._keep_written()
+
+    @torch.no_grad()
+    def reload(self, shard: LocalShard) -> None:
+        """Take the weight as it was loaded; a change that was not written is dropped."""
+        self._keep_written()
+
+    def _keep_written(self) -> None:
+        assert self.base is not None
+        to_local(self.base).copy_(to_local(self.trainable))
+        self._mark_synced()
+
+    def turn_to(self, directions: Tensor, scale: float, shard: LocalShard) -> None:
+        """Take new directions ``(I, R)``. The change along the old ones must have been written."""
+        self.directions.copy_(directions)
+        self.scale = scale
+        self.read(shard)
+
+    def select_lines(self, dense: Tensor) -> Tensor:
+        return self.directions.to(dense.dtype).t() @ dense.t()
+
+    def add_gradient(self, dense: Tensor) -> None:
+        """Add a dense gradient ``(O, I)`` to the sketch."""
+        if self.basis == "gradient" and self.score is not None and self.probe is not None:
+            self.score += zero_nonfinite(dense.float().t() @ self.probe)
+
+    def move_tensors_to(self, device: torch.device | str) -> None:
+        super().move_tensors_to(device)
+        self.directions = self.directions.to(device, self.trainable.dtype)
+        self.probe = None if self.probe is None else self.probe.to(device)
+        self.tokens = None if self.tokens is None else self.tokens.to(device)
+
+
+class DirectionCursor(SliceCursor):
+    """Moves a :class:`DirectionSlice` to new directions.
+
+    The first directions are random. At a move, the slice takes those of the sketch that backward passes added up since
+    the last move, or new random ones.
+    """
+
+    slice_: DirectionSlice
+
+    def __init__(self, name: str, layer: SlicedLayer, layout: MatrixLayout, settings: SliceSettings) -> None:
+        self._settings, self.layer = settings, layer
+        self._key = f"{settings.seed}/{name.replace('_orig_mod.', '')}/directions"
+        self.moves, self.visited = 0, {}
+        stored = layer.slicefine_stored(layout.parameter)
+        self.slice_ = DirectionSlice(layout, settings.rank, stored, settings.basis, self._key)
+        layer.add_module(child_name(layout.parameter, layout.part), self.slice_)
+        self.slice_.turn_to(self._random(), self._counted_scale(), self._shard())
+        self._written = self._stored_version()
+
+    def move(self) -> None:
+        self.moves += 1
+        slice_ = self.slice_
+        if slice_.score is None or slice_.tokens is None:
+            slice_.turn_to(self._random(), self._counted_scale(), self._shard())
+            return
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(slice_.score)  # processes see different data, and must take the same directions
+        directions = leading_directions(slice_.score, self._settings.rank)
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(directions, 0)  # libraries may differ in rounding and sign
+        share = input_share(slice_.tokens, directions)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(share)
+        scale = float(share[0] / share[1]) if self._settings.lr_scale == "auto" else float(self._settings.lr_scale)
+        slice_.turn_to(directions, scale, self._shard())
+        slice_.score.zero_()
+
+    def visited_numel(self) -> int:
+        """All entries of the matrix: every direction changes all of them."""
+        outputs, inputs = self.slice_.shape
+        return outputs * inputs
+
+    def state_dict(self) -> dict[str, Any]:
+        slice_ = self.slice_
+        return {
+            "moves": self.moves,
+            "directions": slice_.directions.cpu().clone(),
+            "scale": slice_.scale,
+            "score": None if slice_.score is None else slice_.score.cpu().clone(),
+            "values": [each.cpu().clone() for each in full_tensors(list(slice_.parameters()))],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.moves = state["moves"]
+        self.slice_.turn_to(state["directions"], state["scale"], self._shard())
+        if self.slice_.score is not None:
+            self.slice_.score.copy_(state["score"])
+        for values, saved in zip(self.slice_.parameters(), state["values"], strict=True):
+            to_local(values).copy_(local_slice_of(saved, values))
+
+    def _random(self) -> Tensor:
+        return random_directions(self.slice_.shape[1], self._settings.rank, f"{self._key}/{self.moves}")
+
+    def _counted_scale(self) -> float:
+        size = self.slice_.shape[1]
+        return lr_scale_at(self._settings.lr_scale, self.layer, "column", size, self._settings.rank)

@@ -1,0 +1,61 @@
+"""Directions of a layer's input along which a slice may lie, instead of single columns.
+
+A slice of R columns changes a weight W (O, I) to W + Aᵀ Eᵀ, where E (I, R) picks columns and A (R, O) is trained. Here
+E is replaced by a matrix P (I, R) with orthonormal columns, fixed between moves. The forward pass stays one dense
+product, and only x P, R numbers of a token, is saved for backward.
+
+Which directions are best is found with a thin sketch that ordinary backward passes add up: Xᵀ G Ω for the leading
+directions of the weight's gradient, or Xᵀ X Ω for the principal axes of the inputs, where Ω is random and has a few
+columns more than R. Neither the gradient nor the covariance is ever formed.
+
+Shapes:  T tokens · I inputs · O outputs · R directions · K = R + 8 columns of a sketch
+Sources:  Halko, Martinsson and Tropp, arXiv:0909.4061 (randomized range finder). LoRA uses principal axes of inputs in
+EVA (arXiv:2410.07170), and the first gradient in LoRA-GA (arXiv:2407.05000) and LoRA-One (arXiv:2502.01235).
+"""
+
+import hashlib
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Basis = Literal["standard", "random", "gradient", "pca"]
+"""Along what a slice lies: single columns or rows, random directions, those of the gradient, or of the inputs."""
+
+OVERSAMPLING = 8  # columns of a sketch beyond R
+
+
+def random_matrix(rows: int, columns: int, key: str) -> Tensor:
+    """Standard normal numbers, float64, that depend on the key only; equal on every process."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+    return torch.randn(rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def random_directions(size: int, rank: int, key: str) -> Tensor:
+    """Random orthonormal directions, shape ``(size, rank)``, float64, that depend on the key only."""
+    directions: Tensor = torch.linalg.qr(random_matrix(size, rank, key)).Q
+    return directions
+
+
+def leading_directions(sketch: Tensor, rank: int) -> Tensor:
+    """The leading left singular vectors of a sketch ``(I, K)``, shape ``(I, rank)``, float64.
+
+    Raises:
+        ValueError: The sketch has a lower rank.
+    """
+    vectors: Tensor
+    vectors, values, _ = torch.linalg.svd(sketch.double(), full_matrices=False)
+    found = int((values > values[0] * len(sketch) * torch.finfo(sketch.dtype).eps).sum())
+    if found < rank:
+        raise ValueError(
+            f"{found} directions were found, and rank={rank} needs as many. The inputs or gradients of this layer have"
+            " too low a rank, or are zero: choose a smaller rank, a longer interval, basis='random', or targets that"
+            " leave the layer out."
+        )
+    return vectors[:, :rank]
+
+
+def input_share(tokens: Tensor, directions: Tensor) -> Tensor:
+    """Sums of the absolute values of inputs ``(t, I)`` and of their components along directions, shape ``(2,)``."""
+    tokens = tokens.double()
+    return torch.stack([tokens.abs().sum(), (tokens @ directions.to(tokens)).abs().sum()])

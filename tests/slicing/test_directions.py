@@ -1,0 +1,323 @@
+"""Slices along directions of the input, against dense gradients, singular value decompositions and plain loops."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import nn, optim
+from transformers.pytorch_utils import Conv1D
+
+from slicefine_pl.slicing import UpdateTracker, slice_model
+from slicefine_pl.slicing.distributed.saved_activations import count_activations
+
+I, O, R = 12, 10, 3
+BASES = ["random", "gradient", "pca"]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(I, O), nn.Tanh(), nn.Linear(O, 9), nn.Tanh(), nn.Linear(9, 4)).double()
+
+
+def open_slices(net, basis="random", **settings):
+    return slice_model(net, **{"rank": R, "targets": ["^0$", "^2$"], "also_train": "^4", "basis": basis, **settings})
+
+
+def batch(step, count=16):
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(count, I, generator=generator, dtype=torch.float64)
+    return x, torch.randint(4, (count,), generator=generator)
+
+
+def loss(net, step):
+    x, y = batch(step)
+    return nn.functional.cross_entropy(net(x), y)
+
+
+def trainable(net):
+    return [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
+def train(net, optimizer, steps, handle=None, interval=0):
+    for step in steps:
+        optimizer.zero_grad()
+        loss(net, step).backward()
+        optimizer.step()
+        if interval and (step + 1) % interval == 0:
+            for moved in handle.move():
+                optimizer.state.pop(moved.parameter, None)
+
+
+def conv1d() -> nn.Module:
+    layer = Conv1D(O, I)
+    nn.init.normal_(layer.weight)
+    return layer
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(I, O), "^0$"),
+    "Conv1D": (conv1d, "^0$"),
+    "fused attention": (lambda: nn.MultiheadAttention(I, 2), "in_proj"),
+    "attention": (lambda: nn.MultiheadAttention(I, 2, kdim=I, vdim=I + 2), "proj_weight"),
+}
+
+
+def outputs(layer, x):
+    if not isinstance(layer, nn.MultiheadAttention):
+        return layer(x)
+    return layer(x, x, torch.cat([x, x], -1)[..., : layer.vdim])[0]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_gradient_is_that_of_the_dense_weight_along_the_directions(name):
+    make, targets = LAYERS[name]
+    torch.manual_seed(1)
+    net = nn.ModuleList([make()]).double()
+    dense, x = copy.deepcopy(net), torch.randn(5, 7, I, dtype=torch.float64)
+    outputs(dense[0], x).square().sum().backward()
+    handle = slice_model(net, R, targets=targets, also_train=[], basis="random")
+    outputs(net[0], x).square().sum().backward()
+    slices = {id(slice_.trainable): slice_ for slice_ in net[0].slicefine_slices()}
+    for view in handle:
+        layout = slices[id(view.parameter)].layout
+        gradient = layout.view(dense[0].get_parameter(layout.parameter).grad)
+        torch.testing.assert_close(view.parameter.grad, view.directions.t() @ gradient.t(), rtol=1e-9, atol=1e-12)
+
+
+def test_training_equals_a_plain_loop_with_a_matrix_beside_each_weight():
+    """AdamW with weight decay and a move; the gradient of A is without the scale."""
+    net, plain = network(), network()
+    handle = open_slices(net)
+    optimizer = optim.AdamW(trainable(net), 1e-3, weight_decay=0.1)
+    weights = {name: plain.get_parameter(f"{name}.weight").detach().clone() for name in ("0", "2")}
+    whole = optim.AdamW(plain[4].parameters(), 1e-3, weight_decay=0.1)
+    for visit in range(2):
+        directions = {view.name: view.directions.clone() for view in handle}
+        scales = {view.name: view.scale for view in handle}
+        assert scales == {"0": I / R, "2": O / R}
+        added = {
+            name: torch.zeros(R, len(weight), dtype=torch.float64, requires_grad=True)
+            for name, weight in weights.items()
+        }
+        reference = optim.AdamW(added.values(), 1e-3, weight_decay=0.1)
+        for step in range(3 * visit, 3 * visit + 3):
+            train(net, optimizer, [step])
+            values = {
+                f"{name}.weight": weights[name]
+                + (scales[name] * each.detach() + (each - each.detach())).t() @ directions[name].t()
+                for name, each in added.items()
+            }
+            x, y = batch(step)
+            nn.functional.cross_entropy(torch.func.functional_call(plain, values, (x,)), y).backward()
+            for each in (reference, whole):
+                each.step()
+                each.zero_grad()
+        for name, each in added.items():
+            weights[name] += scales[name] * each.detach().t() @ directions[name].t()
+        for moved in handle.move():
+            optimizer.state.pop(moved.parameter)
+    handle.close()
+    for name, weight in weights.items():
+        torch.testing.assert_close(net.get_parameter(f"{name}.weight").detach(), weight, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(net[4].weight, plain[4].weight, rtol=1e-9, atol=1e-12)
+
+
+def test_as_many_directions_as_inputs_train_like_full_fine_tuning():
+    """Under SGD, which does not depend on the basis."""
+    net, dense = network(), network()
+    for name, parameter in dense.named_parameters():
+        parameter.requires_grad_(name in ("0.weight", "4.weight", "4.bias"))
+    handle = open_slices(net, rank=I, targets="^0$")
+    for model in (net, dense):
+        train(model, optim.SGD(trainable(model), 0.1, momentum=0.9), range(12))
+    handle.close()
+    for ours, theirs in zip(net.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("basis", ["gradient", "pca"])
+def test_directions_are_those_of_a_singular_value_decomposition(basis):
+    """Inputs lie in a space of R dimensions, so that R directions are unique as a space: that of the summed matrix."""
+    net = network()
+    space = torch.linalg.qr(torch.randn(I, R, dtype=torch.float64)).Q
+    dense = copy.deepcopy(net)
+    [view] = handle = open_slices(net, basis, targets="^0$")
+    inputs, gradients = [], []
+
+    def keep(module, args, out):
+        out.register_hook(lambda gradient: gradients.append(gradient) or None)
+
+    dense[0].register_forward_hook(keep)
+    for step in range(4):
+        x, y = batch(step)
+        x = x @ space @ space.t()
+        inputs.append(x)
+        for model in (net, dense):
+            nn.functional.cross_entropy(model(x), y).backward()
+    summed = sum(x.t() @ (g if basis == "gradient" else x) for x, g in zip(inputs, gradients, strict=True))
+    leading = torch.linalg.svd(summed).U[:, :R]
+    [view] = handle.move()
+    torch.testing.assert_close(view.directions @ view.directions.t(), leading @ leading.t(), rtol=1e-4, atol=1e-5)
+    assert view.scale == pytest.approx(
+        float(inputs[-1].abs().sum() / (inputs[-1] @ view.directions).abs().sum()), rel=1e-5
+    )
+
+
+def test_a_sketch_finds_most_of_a_gradient_with_a_slow_decay():
+    """At least three quarters of what the best directions catch; random ones catch 8 / 60 of the whole."""
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Linear(60, 40, bias=False)).double()
+    x = torch.randn(64, 60, dtype=torch.float64) * torch.linspace(1, 0, 60, dtype=torch.float64) ** 2
+    target = torch.randn(64, 40, dtype=torch.float64)
+    gradient = torch.autograd.grad((net(x) - target).square().sum(), net[0].weight)[0]
+    handle = slice_model(net, 8, targets=".", also_train=[], basis="gradient")
+    (net(x) - target).square().sum().backward()
+    [view] = handle.move()
+    best = torch.linalg.svdvals(gradient)[:8].square().sum()
+    assert (gradient @ view.directions).square().sum() > 0.75 * best
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_a_move_changes_no_output_and_closing_leaves_the_dense_network(basis):
+    net = network()
+    untouched = {name: value.clone() for name, value in net.state_dict().items() if name in ("0.bias", "2.bias")}
+    handle = open_slices(net, basis)
+    train(net, optim.SGD(trainable(net), 0.5), range(5))
+    before = loss(net, 0).item()
+    for _ in range(3):
+        train(net, optim.SGD(trainable(net), 0.0), range(2))  # new batches for the sketch
+        handle.move()
+        assert loss(net, 0).item() == before
+    handle.close()
+    assert type(net[0]) is nn.Linear
+    assert loss(net, 0).item() == before
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in untouched.items())
+
+
+def test_only_components_along_the_directions_are_saved():
+    net, tokens = nn.Sequential(nn.Linear(64, 8)), 50
+    slice_model(net, 4, targets="0", also_train=[], basis="random")
+    x = torch.randn(tokens, 64, requires_grad=True)
+    with count_activations() as activations:
+        net(x)
+    assert activations.bytes == tokens * 4 * 4 + 64 * 4 * 4  # x P, and P itself
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_a_resumed_run_equals_the_uninterrupted_run(basis):
+    net = network()
+    handle = open_slices(net, basis)
+    optimizer = optim.AdamW(trainable(net), 1e-2)
+    train(net, optimizer, range(5), handle, 2)
+    saved = copy.deepcopy((net.state_dict(), handle.state_dict(), optimizer.state_dict()))
+    twin = network()
+    again = open_slices(twin, basis)
+    other = optim.AdamW(trainable(twin), 1e-2)
+    twin.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    other.load_state_dict(saved[2])
+    train(net, optimizer, range(5, 11), handle, 2)
+    train(twin, other, range(5, 11), again, 2)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
+    with pytest.raises(ValueError, match="basis differ"):
+        open_slices(network(), "standard").load_state_dict(saved[1])
+
+
+@pytest.mark.parametrize("copier", ["deepcopy", "pickle"])
+def test_copies_continue_like_the_original(copier):
+    net = network()
+    open_slices(net, "gradient")
+    train(net, optim.AdamW(trainable(net), 1e-3), range(3))
+    if copier == "deepcopy":
+        twin = copy.deepcopy(net)
+    else:
+        file = io.BytesIO()
+        torch.save(net, file)
+        file.seek(0)
+        twin = torch.load(file, weights_only=False)
+    for each in (net, twin):
+        train(each, optim.AdamW(trainable(each), 1e-3), range(3))
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
+
+
+def test_loading_weights_while_slices_are_open_takes_them_exactly():
+    net, other = network(), network()
+    for parameter in other.parameters():
+        parameter.data.mul_(1.1)
+    handle = open_slices(net)
+    train(net, optim.AdamW(trainable(net), 1e-3), range(3))
+    net.load_state_dict(other.state_dict())
+    handle.close()
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in net.state_dict().items())
+
+
+def test_a_move_does_not_compile_again():
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    net, eager = network(), network()
+    handles = [open_slices(each, "gradient") for each in (net, eager)]
+    for handle in handles:
+        handle.write_manually()
+    compiled = torch.compile(net, backend=counter)
+    for step in range(4):
+        x, y = batch(step)
+        for model, handle in zip((compiled, eager), handles, strict=True):
+            nn.functional.cross_entropy(model(x), y).backward()
+            optim.SGD(trainable(model), 0.1).step()
+            handle.write()
+            model.zero_grad()
+            if step % 2:
+                handle.move()
+        if step == 0:
+            graphs = counter.frame_count
+    assert counter.frame_count == graphs
+    for ours, theirs in zip(net.state_dict().values(), eager.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"basis": "fourier"}, "basis='fourier' is unknown; choose one of 'standard', 'random', 'gradient', 'pca'"),
+        ({"axis": "row"}, "axis='row' is for single columns or rows.*choose axis='column', or basis='standard'"),
+        ({"axis": "alternate"}, "axis='alternate'"),
+        ({"order": "sweep"}, "order='sweep'"),
+        ({"slice_dtype": "float32"}, "slice_dtype=torch.float32.*choose slice_dtype=None"),
+        ({"rank": 13}, "12 columns are fewer than rank=13"),
+        ({"targets": "words"}, "directions need a linear map whose inputs are seen"),
+        ({"targets": "conv"}, "directions need a linear map"),
+        ({"targets": "short"}, "bfloat16 would round steps along directions away"),
+        ({"backend": "mask"}, "directions need a linear map"),
+    ],
+)
+def test_what_directions_cannot_do_is_refused(settings, message):
+    net = nn.ModuleDict({
+        "0": nn.Linear(I, O), "words": nn.Embedding(50, 20), "conv": nn.Conv2d(16, 16, 3),
+        "short": nn.Linear(I, O, dtype=torch.bfloat16),
+    })  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        slice_model(net, **{"rank": R, "targets": "^0$", "also_train": [], "basis": "random", **settings})
+
+
+@pytest.mark.parametrize("basis", ["gradient", "pca"])
+def test_a_move_without_enough_directions_is_an_error(basis):
+    net = network()
+    handle = open_slices(net, basis)
+    with pytest.raises(ValueError, match=r"0 directions were found, and rank=3 needs as many"):
+        handle.move()
+
+
+def test_a_cast_to_bfloat16_while_slices_are_open_is_an_error():
+    """As Lightning's bf16-true casts after setup."""
+    net = network().to(torch.float32)
+    open_slices(net)
+    net.to(torch.bfloat16)
+    with pytest.raises(RuntimeError, match="bfloat16 would round away"):
+        net(torch.randn(2, I, dtype=torch.bfloat16))
+
+
+def test_the_tracker_of_lines_refuses_directions():
+    with pytest.raises(ValueError, match="lies along directions"):
+        UpdateTracker(open_slices(network()))
