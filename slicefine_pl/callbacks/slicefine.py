@@ -154,6 +154,11 @@ class SliceFineCallback(ResumableCallback):
                 "optimizer_state='keep' does not work with axis='alternate', because the moments of a column mean"
                 " nothing for a row; choose optimizer_state='reset'."
             )
+        if basis != "standard" and optimizer_state == "keep":
+            raise ValueError(
+                "optimizer_state='keep' does not work with directions, because moments along one direction mean nothing"
+                " along another; choose optimizer_state='reset', or basis='standard'."
+            )
         super().__init__()
         self._interval = interval
         self._optimizer_state = optimizer_state

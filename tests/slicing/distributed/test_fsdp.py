@@ -52,12 +52,12 @@ class Net(nn.Module):
 SETTINGS = {"rank": 2, "targets": ["stem", "layers", "attention", "place", "experts"], "also_train": "head"}
 
 
-def train(axis, sharded, steps=7, recompute=False, peek=False, seed=3, **settings):
+def train(axis, sharded, steps=7, recompute=False, peek=False, seed=3, slices=None, **settings):
     """Train through three moves; returns all weights, the positions, and the state dict after step 5."""
     torch.manual_seed(seed)
     net = Net()
     net.recompute = recompute
-    handle = slice_model(net, **SETTINGS, axis=axis)
+    handle = slice_model(net, **{**SETTINGS, "axis": axis, **(slices or {})})
     handle.write_manually()
     if sharded:
         if not torch.distributed.is_initialized():
@@ -123,6 +123,19 @@ def replicated():
 @pytest.mark.distributed
 def test_replicas_start_and_stay_equal():
     check(train("row", sharded=False), processes.run(replicated, 2))
+
+
+DIRECTIONS = {"basis": "gradient", "targets": ["layers", "attention"]}
+
+
+def along_directions():
+    return train("column", True, slices=DIRECTIONS)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("count", [2, 3])
+def test_slices_along_directions_learn_the_same_when_sharded(count):
+    check(train("column", sharded=False, slices=DIRECTIONS), processes.run(along_directions, count))
 
 
 OTHERS = {

@@ -1,0 +1,74 @@
+"""SliceFineCallback with slices along directions: when they move, what is refused, and exact resumption."""
+
+import pytest
+import torch
+from helpers.resumable import ResumableLoader, assert_same
+from helpers.sliced_run import SETTINGS, Module, loader, trainer
+from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn, optim
+
+from slicefine_pl import SliceFineCallback, SparsityCallback
+
+STEPS = 16
+
+
+class Turns(Callback):
+    """Record at which steps the directions changed."""
+
+    def __init__(self, callback):
+        self.callback, self.steps, self.last = callback, [], None
+
+    def on_train_batch_end(self, trainer, *_):
+        view = next(iter(self.callback.opened()))
+        if self.last is not None and not torch.equal(self.last, view.directions):
+            self.steps.append(trainer.global_step)
+        self.last = view.directions.clone()
+
+
+@pytest.mark.parametrize(
+    ("basis", "interval", "moves"),
+    [("random", None, []), ("random", 4, [4, 8, 12, 16]), ("gradient", None, [10]), ("pca", 8, [8, 10, 16])],
+)
+def test_directions_that_batches_show_are_taken_after_ten_steps(basis, interval, moves):
+    callback = SliceFineCallback(**SETTINGS, basis=basis, interval=interval)
+    turns = Turns(callback)
+    module = Module(lambda parameters: optim.AdamW(parameters, lr=1e-3))
+    trainer(callback, turns).fit(module, loader(STEPS))
+    assert turns.steps == moves
+    assert all(type(child) in (Module, nn.Sequential, nn.Linear, nn.Tanh) for child in module.modules())
+
+
+@pytest.mark.parametrize("basis", ["random", "gradient", "pca"])
+@pytest.mark.parametrize("stop", [3, 9, 10, 12, 13])
+def test_a_resumed_run_equals_the_uninterrupted_run(basis, stop, tmp_path):
+    data = loader(STEPS).dataset
+
+    def train(folder, resume=None):
+        seed_everything(1 if resume is None else 99, verbose=False)
+        saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
+        callback = SliceFineCallback(**SETTINGS, basis=basis, interval=6)
+        run = trainer(callback, saver, max_steps=STEPS, enable_checkpointing=True)
+        torch.manual_seed(0)
+        module = Module(lambda parameters: optim.AdamW(parameters, lr=1e-3))
+        run.fit(module, ResumableLoader(data, batch_size=4), ckpt_path=resume)
+
+    train(tmp_path / "whole")
+    train(tmp_path / "rest", tmp_path / "whole" / f"step={stop}.ckpt")
+    whole, rest = (torch.load(tmp_path / name / f"step={STEPS}.ckpt") for name in ("whole", "rest"))
+    for part in ("state_dict", "optimizer_states"):
+        assert_same(rest[part], whole[part])
+    assert_same(rest["callbacks"]["SliceFineCallback"], whole["callbacks"]["SliceFineCallback"])
+
+
+def test_pruned_weights_are_refused():
+    callbacks = [SliceFineCallback(**SETTINGS, basis="random"), SparsityCallback(0.5, targets="trunk")]
+    with pytest.raises(ValueError, match=r"lie along directions and change all weights"):
+        trainer(*callbacks).fit(Module(), loader())
+
+
+def test_wrong_settings_are_refused_before_anything_runs():
+    with pytest.raises(ValueError, match=r"axis='row' is for single columns or rows"):
+        SliceFineCallback(basis="pca", axis="row")
+    with pytest.raises(ValueError, match=r"optimizer_state='keep'"):
+        SliceFineCallback(basis="pca", optimizer_state="keep")
