@@ -103,6 +103,10 @@ class SliceCursor:
         visited: For each axis, which lines have been trained and written, shape ``(I,)`` or ``(O,)``, bool.
     """
 
+    _arrived: list[int] | None = (
+        None  # lines of a visit that has not counted yet, on the host: reading them never waits
+    )
+
     def __init__(self, name: str, layer: SlicedLayer, layout: MatrixLayout, settings: SliceSettings) -> None:
         matrix = layout.view(layer.slicefine_stored(layout.parameter))
         sizes: dict[Axis, int] = {"row": matrix.shape[0], "column": matrix.shape[1]}
@@ -123,7 +127,9 @@ class SliceCursor:
     def write(self, lines: Tensor) -> None:
         """Copy all lines of the slice, shape ``(R, L)``, to their position in the weight, and count it as visited."""
         self.slice_.write(self._shard(), lines)
-        self.visited[self.slice_.axis][self.slice_.index.cpu()] = True
+        if self._arrived is not None:
+            self.visited[self.slice_.axis][self._arrived] = True
+            self._arrived = None
         self._written = self._stored_version()
 
     def resync(self) -> None:
@@ -193,6 +199,7 @@ class SliceCursor:
         size = len(self.visited[axis])
         scale = lr_scale_at(self._settings.lr_scale, self.layer, axis, size, self._settings.rank)
         self.slice_.move_to(axis, indices, self._shard(), scale)
+        self._arrived = list(indices)
         if self._settings.order == "importance":
             self.slice_.start_score(axis_at(self.moves + 1, self._settings.axis))
 

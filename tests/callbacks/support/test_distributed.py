@@ -24,7 +24,8 @@ def sliced(strategy, settings, *others):
     """Return positions and sums of weights after a run with different data on each process."""
     module, callback = sliced_run.Module(), SliceFineCallback(**sliced_run.SETTINGS | settings)
     sliced_run.trainer(callback, *others, strategy=strategy_of(strategy), devices=2).fit(module, sliced_run.loader(16))
-    places = [state["index"].tolist() for state in callback.training_state()["slices"]["slices"].values()]
+    states = callback.training_state()["slices"]["slices"].values()
+    places = [state.get("index", state.get("directions")).tolist() for state in states]
     return places, [_whole(value).double().sum().item() for value in module.state_dict().values()]
 
 
@@ -50,6 +51,13 @@ def test_processes_with_different_data_agree_on_importance(strategy):
 @pytest.mark.parametrize("criterion", ["magnitude", "wanda", "gradient", "random"])
 def test_processes_with_different_data_make_the_same_masks(criterion):
     one, two = processes.run(pruned, 2, criterion)
+    assert one == two
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_processes_with_different_data_take_the_same_directions(strategy):
+    one, two = processes.run(sliced, 2, strategy, {"interval": 3, "basis": "gradient", "rank": 1})
     assert one == two
 
 
