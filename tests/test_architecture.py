@@ -16,6 +16,7 @@ MATHS = {"torch", "numpy"}
 # lowest to the highest: each may import only parts before it.
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "optional": (set(), set()),
+    "arguments": (set(), set()),
     "text_table": (set(), set()),
     "network": (set(), {"torch"}),
     "files": (set(), {"torch"}),
@@ -23,13 +24,14 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "trainer_callbacks": (set(), {"lightning"}),
     "run_length": ({"trainer_callbacks"}, {"lightning"}),
     "inputs": ({"pretrained", "files"}, set()),
-    "slicing": ({"text_table", "network"}, {"torch"}),
+    "slicing": ({"arguments", "text_table", "network"}, {"torch"}),
     "sparsity": ({"text_table", "network"}, {"torch"}),
     "scaling": ({"optional"}, {"numpy", "scipy"}),
     "analysis": ({"slicing", "files", "network"}, MATHS | {"matplotlib"}),
     "strategy": ({"slicing", "network", "files"}, {"torch", "lightning"}),
     "callbacks": (
         {
+            "arguments",
             "optional",
             "slicing",
             "sparsity",
@@ -47,7 +49,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         MATHS | {"lightning", "torchmetrics"} | {"pytorchvideo", "safetensors", "timm", "torchvision", "transformers"},
     ),
     "data": (
-        {"optional", "pretrained", "inputs", "files"},
+        {"arguments", "optional", "pretrained", "inputs", "files"},
         MATHS
         | {"lightning"}
         | {"PIL", "av", "datasets", "pyarrow", "timm", "tokenizers", "torchvision", "transformers"},

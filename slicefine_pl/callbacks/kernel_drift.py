@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from slicefine_pl.analysis.kernel import alignment, drift, kernel, slice_parameters, target_weights
+from slicefine_pl.arguments import check_count
 from slicefine_pl.callbacks.slicefine import slicefine_of
-from slicefine_pl.callbacks.support.arguments import check_count
 from slicefine_pl.callbacks.support.other_callbacks import check_before_weight_averaging
 from slicefine_pl.callbacks.support.samples import split_samples
 from slicefine_pl.slicing import SliceHandle, SliceView, as_dense

@@ -50,6 +50,8 @@ class LinearProbe(Callback):
     """
 
     def __init__(self, head: str | None = None) -> None:
+        if head is not None and not isinstance(head, str):
+            raise ValueError(f"head={head!r} is not the name of a module; give one, or None for the last linear layer.")
         self.head = head
         self.scores: dict[str, float] = {}
         self.metric = "accuracy"

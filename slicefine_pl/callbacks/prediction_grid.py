@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from slicefine_pl.analysis.plots import png_bytes
+from slicefine_pl.arguments import check_count
 from slicefine_pl.callbacks.support.plotting import can_plot
 from slicefine_pl.files.atomic import warn_on_error, write_atomic
 
@@ -37,8 +38,7 @@ class PredictionGrid(Callback):
     """
 
     def __init__(self, images: int = 40) -> None:
-        if images < 1:
-            raise ValueError(f"images={images} is too few for a picture; choose at least 1.")
+        check_count("images", images, "images")
         self.images = images
         self._kept: list[tuple[Tensor, int, int]] = []
         self._plots = False

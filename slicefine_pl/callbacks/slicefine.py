@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
-from slicefine_pl.callbacks.support.arguments import check_count
+from slicefine_pl.arguments import check_choice, check_count, check_seed
 from slicefine_pl.callbacks.support.distributed import check_slicing_strategy
 from slicefine_pl.callbacks.support.optimizer_trial import OptimizerRequirements
 from slicefine_pl.callbacks.support.other_callbacks import (
@@ -27,11 +27,12 @@ from slicefine_pl.callbacks.support.resume import ResumableCallback
 from slicefine_pl.callbacks.support.slice_report import report_run, report_short_run, slice_metrics
 from slicefine_pl.callbacks.support.slice_steps import SliceSteps
 from slicefine_pl.callbacks.support.training_checks import TrainingChecks
+from slicefine_pl.network.names import compile_patterns
 from slicefine_pl.slicing import AxisSchedule, Backend, Order, SliceHandle, SliceSummary, slice_model
 from slicefine_pl.slicing.cursor import SliceSettings, slice_type
 from slicefine_pl.slicing.directions import Basis
 from slicefine_pl.slicing.lr_scale import LRScale, checked_lr_scale
-from slicefine_pl.slicing.schedule import check_choice, check_rank
+from slicefine_pl.slicing.schedule import check_rank
 from slicefine_pl.trainer_callbacks import trainer_callbacks
 
 FIRST_MOVE = 10  # optimizer steps after which slices leave random directions for those that the batches showed
@@ -89,6 +90,8 @@ class SliceFineCallback(ResumableCallback):
             and raw parameters are sliced if a pattern matches them. A raw parameter of three dimensions is a stack of
             matrices, such as experts ``(E, O, I)``; the same lines of each are trained. What stays frozen is reported
             with its share of the parameters and a pattern that would slice it.
+        exclude: Regular expressions searched in module names, of modules that are not sliced, such as layers that the
+            network does not use.
         also_train: Regular expressions searched in the names of parameters to train whole. ``None`` takes the new
             output head of a transformers, timm, torchvision or pytorchvideo model. Biases and norms stay frozen unless
             a pattern matches them.
@@ -129,6 +132,7 @@ class SliceFineCallback(ResumableCallback):
         interval: int | None = 100,
         order: Order = "random",
         targets: str | list[str] | None = None,
+        exclude: str | list[str] | None = None,
         also_train: str | list[str] | None = None,
         optimizer_state: OptimizerState = "reset",
         seed: int = 0,
@@ -149,6 +153,9 @@ class SliceFineCallback(ResumableCallback):
         SliceSettings(rank, axis, order, seed, dtype, lr_scale, basis)
         check_count("interval", interval, "optimizer steps", optional=True)
         check_count("max_steps_without_grad", max_steps_without_grad, "optimizer steps")
+        check_seed(seed)
+        for name, patterns in {"targets": targets, "exclude": exclude, "also_train": also_train}.items():
+            compile_patterns(name, [] if patterns is None else patterns)
         if axis == "alternate" and optimizer_state == "keep":
             raise ValueError(
                 "optimizer_state='keep' does not work with axis='alternate', because the moments of a column mean"
@@ -169,6 +176,7 @@ class SliceFineCallback(ResumableCallback):
             "axis": axis,
             "order": order,
             "targets": targets,
+            "exclude": exclude,
             "also_train": also_train,
             "seed": seed,
             "slice_dtype": None if dtype is None else str(dtype).removeprefix("torch."),  # a string in checkpoints

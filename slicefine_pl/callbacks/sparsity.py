@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
+from slicefine_pl.arguments import check_choice, check_seed
 from slicefine_pl.callbacks.slicefine import slicefine_of
 from slicefine_pl.callbacks.support.distributed import check_pruning_strategy, check_same_on_all_ranks
 from slicefine_pl.callbacks.support.optimizer_slices import has_stepped, optimizer_parameters
@@ -21,7 +22,7 @@ from slicefine_pl.callbacks.support.pruning_settings import ScheduleName, Schedu
 from slicefine_pl.callbacks.support.resume import ResumableCallback
 from slicefine_pl.callbacks.support.slice_masks import MaskedSlices
 from slicefine_pl.files.atomic import warn_on_error
-from slicefine_pl.slicing.schedule import check_choice
+from slicefine_pl.network.names import compile_patterns
 from slicefine_pl.sparsity import Criterion, NetworkMasks, Schedule, Scope, cost_report, parse_pattern
 from slicefine_pl.trainer_callbacks import trainer_callbacks
 
@@ -98,6 +99,8 @@ class SparsityCallback(ResumableCallback):
         super().__init__()
         check_choice("scope", scope, Scope)
         check_choice("criterion", criterion, Criterion)
+        check_seed(seed)
+        compile_patterns("targets", [] if targets is None else targets)
         self._schedule_settings = ScheduleSettings(schedule, start, end, interval)
         self._pattern = parse_pattern(pattern)
         self._target = target_sparsity(sparsity, pattern, self._pattern.final_sparsity())

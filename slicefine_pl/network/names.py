@@ -4,7 +4,8 @@ A pattern that matches nothing raises an error that lists similar names, so that
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import TypeVar
 
@@ -14,6 +15,28 @@ NamePatterns = str | Sequence[str]
 T = TypeVar("T")
 
 SIMILAR = 0.6  # ratio from which two names count as similar; the default of difflib.get_close_matches
+
+
+def compile_patterns(argument: str, patterns: NamePatterns) -> list[re.Pattern[str]]:
+    """Compile the patterns of a setting.
+
+    Args:
+        argument: Name of the user's argument, for error messages.
+        patterns: Regular expressions.
+
+    Raises:
+        ValueError: A pattern is not a regular expression.
+    """
+    expressions = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(expressions, Sequence) or not all(isinstance(each, str) for each in expressions):
+        raise ValueError(f"{argument}={patterns!r} is not a regular expression; give a string, or a list of strings.")
+    compiled = []
+    for pattern in expressions:
+        try:
+            compiled.append(re.compile(pattern))
+        except re.error as error:
+            raise ValueError(f"{argument}={pattern!r} is not a regular expression: {error}.") from error
+    return compiled
 
 
 def match_names(
@@ -34,22 +57,65 @@ def match_names(
     Raises:
         ValueError: A pattern is not a regular expression, or matches no name.
     """
-    expressions = [patterns] if isinstance(patterns, str) else patterns
-    if not isinstance(expressions, Sequence) or not all(isinstance(each, str) for each in expressions):
-        raise ValueError(f"{argument}={patterns!r} is not a regular expression; give a string, or a list of strings.")
     selected: set[str] = set()
-    for pattern in expressions:
-        try:
-            expression = re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{argument}={pattern!r} is not a regular expression: {error}.") from error
-        matches = expression.fullmatch if whole else expression.search
+    for expression in compile_patterns(argument, patterns):
+        pattern, matches = expression.pattern, expression.fullmatch if whole else expression.search
         hits = {name for name in named if matches(name)}
         if not hits:
             names = f"the whole name of any {noun}" if whole else f"any {noun} name"
             raise ValueError(f"{argument}={pattern!r} does not match {names}; {similar_names(pattern, named)}.")
         selected |= hits
     return {name: value for name, value in named.items() if name in selected}
+
+
+def patterns_of(names: Iterable[str], among: Iterable[str]) -> list[str]:
+    """Short regular expressions that match these names and no others.
+
+    Args:
+        names: The names, at least one.
+        among: All names.
+
+    Returns:
+        One pattern if all names and no others are below one module, or differ only in numbers; otherwise one for each
+        group of names that differ only in numbers.
+    """
+    wanted, others = list(names), list(among)
+    groups = defaultdict(list)
+    for name in wanted:
+        groups[starred(name)].append(name)
+    if len(groups) > 1:
+        shared = [each[0] for each in zip(*(name.split(".") for name in wanted), strict=False) if len(set(each)) == 1]
+        prefix = "^" + r"\.".join(map(re.escape, shared)) + r"\."
+        if shared and {name for name in others if re.search(prefix, name)} == set(wanted):
+            return [prefix]
+    return [_pattern_of(group, others) for group in groups.values()]
+
+
+def _pattern_of(names: Sequence[str], among: Sequence[str]) -> str:
+    """A short regular expression that matches these names, which differ only in numbers, and no others."""
+    for number in (r"\d+", None):
+        parts = "".join(joined(map(re.escape, names), number)).split(r"\.")
+        for first in reversed(range(len(parts))):
+            pattern = (r"\." if first else "^") + r"\.".join(parts[first:]) + "$"
+            if {name for name in among if re.search(pattern, name)} == set(names):
+                return pattern
+    return "^(" + "|".join(map(re.escape, names)) + ")$"
+
+
+def joined(names: Iterable[str], number: str | None) -> Iterator[str]:
+    """Merge names that differ only in numbers, piece by piece.
+
+    Yields:
+        The common text, and where numbers differ ``number``, or with ``None`` a group of alternatives.
+    """
+    for column in zip(*(re.split(r"(\d+)", name) for name in names), strict=True):
+        values = list(dict.fromkeys(column))
+        yield values[0] if len(values) == 1 else number or f"({'|'.join(values)})"
+
+
+def starred(name: str) -> str:
+    """A name with its numbers replaced by asterisks."""
+    return re.sub(r"\d+", "*", name)
 
 
 def similar_names(pattern: str, names: Iterable[str], most: int = 3) -> str:

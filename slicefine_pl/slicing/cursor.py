@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from slicefine_pl.arguments import check_choice, check_seed
 from slicefine_pl.slicing.directions import Basis
 from slicefine_pl.slicing.distributed.shards import LocalShard, full_tensors, local_slice_of, to_local
 from slicefine_pl.slicing.layers.base import SlicedLayer
@@ -23,7 +24,6 @@ from slicefine_pl.slicing.schedule import (
     AxisSchedule,
     Order,
     axis_at,
-    check_choice,
     check_rank,
     slice_indices,
     visiting_order,
@@ -64,6 +64,7 @@ class SliceSettings:
         check_rank(self.rank)
         check_choice("axis", self.axis, AxisSchedule)
         check_choice("order", self.order, Order)
+        check_seed(self.seed)
         check_choice("basis", self.basis, Basis)
         if self.basis != "standard":
             self._check_directions()

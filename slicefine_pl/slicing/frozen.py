@@ -6,17 +6,19 @@ The report has a few lines, however large the network is: names that differ only
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from slicefine_pl.network.heads import Head
+from slicefine_pl.network.names import joined, patterns_of, starred
 from slicefine_pl.slicing.layers.registry import SliceableMatrix
-from slicefine_pl.slicing.obstacles import BY_NAME, FROZEN, OUTPUT_HEAD, Obstacles
+from slicefine_pl.slicing.obstacles import BY_NAME, EXCLUDED, FROZEN, OUTPUT_HEAD, Obstacles
 from slicefine_pl.slicing.packed import PackedMatrix, can_be_trained, count_entries
 
 MAX_GROUPS = 8  # in a printed report
+UNEXPECTED = 1e-3  # share of all parameters; a smaller one, such as a first convolution's, is worth no warning
 
 FAMILIAR = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)  # users do not expect these to be sliced
 FAMILIAR_NAME = re.compile(r"(^|_)(pos|positions?|positional|cls|class|tokens?|bias)(_|$)|embed")  # of raw parameters
@@ -62,8 +64,8 @@ class FrozenReport:
 
     @property
     def has_unexpected(self) -> bool:
-        """Whether any of the matrices is one that a user may believe to be trained."""
-        return not all(matrix.expected for matrix in self.matrices)
+        """Whether matrices that a user may believe to be trained are ``UNEXPECTED`` or more of all parameters."""
+        return sum(matrix.size for matrix in self.matrices if not matrix.expected) >= max(1, UNEXPECTED * self._total)
 
     def __str__(self) -> str:
         if not self.matrices:
@@ -84,28 +86,19 @@ class FrozenReport:
         groups = defaultdict(list)
         for matrix in self.matrices:
             reason = matrix.reason if matrix.lines is None else ""
-            groups[matrix.expected, _starred(matrix.name), reason].append(matrix)
+            groups[matrix.expected, starred(matrix.name), reason].append(matrix)
         return sorted(groups.values(), key=lambda group: (group[0].expected, -sum(matrix.size for matrix in group)))
 
     def _line(self, group: list[FrozenMatrix]) -> str:
         names = list(dict.fromkeys(matrix.name for matrix in group))
-        shown = names[0] if len(names) == 1 else f"{''.join(_joined(names, '*'))} ({len(names)} x)"
+        shown = names[0] if len(names) == 1 else f"{''.join(joined(names, '*'))} ({len(names)} x)"
         share = _percent(sum(matrix.size for matrix in group), self._total)
         widest = max(group, key=lambda matrix: matrix.lines or 0)
         lines = {matrix.lines for matrix in group}
         fewest = f"{min(filter(None, lines))} to " if len(lines) > 1 else ""
-        pattern = f", targets=r'{self._pattern(names)}' would slice it" if widest.sliceable else ""
-        return f"  {shown}: {share}, {fewest}{widest.reason}{pattern}"
-
-    def _pattern(self, names: Sequence[str]) -> str:
-        """A short regular expression that matches these names and no others."""
-        for number in (r"\d+", None):
-            parts = "".join(_joined(map(re.escape, names), number)).split(r"\.")
-            for first in reversed(range(len(parts))):
-                pattern = (r"\." if first else "^") + r"\.".join(parts[first:]) + "$"
-                if {name for name in self._names if re.search(pattern, name)} == set(names):
-                    return pattern
-        return "^(" + "|".join(map(re.escape, names)) + ")$"
+        [pattern] = patterns_of(names, self._names) if widest.sliceable else [""]
+        remedy = f"; add it with targets=r'{pattern}'" if pattern else ""
+        return f"  {shown}: {share}, {fewest}{widest.reason}{remedy}"
 
 
 def report_frozen(
@@ -150,23 +143,8 @@ def _frozen_matrix(matrix: SliceableMatrix, familiar: set[int], obstacles: Obsta
         reason=reason,
         lines=obstacles.num_lines(matrix)[0] if reason == narrow else None,
         sliceable=narrow is None and reason in (BY_NAME, OUTPUT_HEAD, FROZEN),
-        expected=reason == FROZEN or (can_be_trained(parameter) and known),
+        expected=reason in (FROZEN, EXCLUDED) or (can_be_trained(parameter) and known),
     )
-
-
-def _joined(names: Iterable[str], number: str | None) -> Iterator[str]:
-    """Merge names that differ only in numbers, piece by piece.
-
-    Yields:
-        The common text, and where numbers differ ``number``, or with ``None`` a group of alternatives.
-    """
-    for column in zip(*(re.split(r"(\d+)", name) for name in names), strict=True):
-        values = list(dict.fromkeys(column))
-        yield values[0] if len(values) == 1 else number or f"({'|'.join(values)})"
-
-
-def _starred(name: str) -> str:
-    return re.sub(r"\d+", "*", name)
 
 
 def _percent(size: int, total: int) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from slicefine_pl.arguments import check_choice
 from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.slicing.cursor import SliceCursor, SliceSettings, slice_type
 from slicefine_pl.slicing.direction_slice import DirectionCursor, DirectionSlice
@@ -32,7 +33,7 @@ from slicefine_pl.slicing.layers.opening import close_layer, close_slices, open_
 from slicefine_pl.slicing.layers.registry import Backend
 from slicefine_pl.slicing.lr_scale import LRScale, checked_lr_scale
 from slicefine_pl.slicing.obstacles import TargetSettings
-from slicefine_pl.slicing.schedule import AxisSchedule, Order, check_choice
+from slicefine_pl.slicing.schedule import AxisSchedule, Order
 from slicefine_pl.slicing.slice import duplicated_numel, gather_lines
 from slicefine_pl.slicing.summary import SliceCounts, SliceSummary, summarize
 from slicefine_pl.slicing.targets import TargetSelection, find_targets
@@ -270,6 +271,7 @@ def slice_model(
     axis: AxisSchedule = "column",
     order: Order = "random",
     targets: NamePatterns | None = None,
+    exclude: NamePatterns | None = None,
     also_train: NamePatterns | None = None,
     seed: int = 0,
     slice_dtype: torch.dtype | str | None = None,
@@ -294,6 +296,8 @@ def slice_model(
             frozen already, and weights with fewer lines than ``rank``. Embeddings and raw parameters are sliced only
             if a pattern names them. A raw parameter of three dimensions is a stack of matrices, such as experts
             ``(E, O, I)``, of which the same lines are trained.
+        exclude: Regular expressions, searched in the names of matrices, of those that are not sliced, such as layers
+            that the network does not use.
         also_train: Regular expressions, searched in parameter names, for parameters that are trained in full. ``None``
             takes the new output head of a transformers, timm, torchvision or pytorchvideo model. Patterns replace it.
         seed: Determines the visiting orders. Equal seeds give equal positions in every process.
@@ -322,7 +326,7 @@ def slice_model(
     """
     settings = SliceSettings(rank, axis, order, seed, slice_type(slice_dtype), checked_lr_scale(lr_scale), basis)
     check_choice("backend", backend, Backend)
-    selection = find_targets(net, TargetSettings(targets, also_train, backend, rank, settings.axes, basis))
+    selection = find_targets(net, TargetSettings(targets, also_train, backend, rank, settings.axes, basis, exclude))
     if selection.notice:
         warnings.warn(selection.notice, stacklevel=2)
     return SliceHandle(net, selection, settings)

@@ -1,6 +1,6 @@
 """Why a matrix is not sliced, as a reason in words."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,8 @@ TRAINED_IN_FULL = "trained in full"
 TIED = "its weight is tied"
 OUTPUT_HEAD = "output head"
 FROZEN = "frozen already"
-BY_NAME = "sliced only when named"
+BY_NAME = "not sliced by default"
+EXCLUDED = "excluded"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class TargetSettings:
     rank: int
     axes: tuple[Axis, ...]
     basis: Basis = "standard"
+    exclude: NamePatterns | None = None
 
 
 class Obstacles:
@@ -44,13 +46,20 @@ class Obstacles:
         heads: Its output heads.
         fully_trained: Parameters that are trained in full, by name.
         settings: What the user asked for.
+        excluded: Names of the matrices that the user excludes.
     """
 
     def __init__(
-        self, net: nn.Module, heads: Iterable[Head], fully_trained: Mapping[str, nn.Parameter], settings: TargetSettings
+        self,
+        net: nn.Module,
+        heads: Iterable[Head],
+        fully_trained: Mapping[str, nn.Parameter],
+        settings: TargetSettings,
+        excluded: Collection[str],
     ) -> None:
         self._settings = settings
-        self._excluded = {
+        self._excluded = excluded
+        self._left_out = {
             TIED: tied_parameters(net),
             TRAINED_IN_FULL: {id(parameter) for parameter in fully_trained.values()},
             OUTPUT_HEAD: {id(parameter) for head in heads for parameter in head.module.parameters()},
@@ -59,6 +68,8 @@ class Obstacles:
 
     def by_default(self, matrix: SliceableMatrix) -> str | None:
         """Why a matrix is not sliced by default; ``None`` if nothing prevents it."""
+        if matrix.name in self._excluded:
+            return EXCLUDED
         parameter = matrix.parameter
         if not can_be_trained(parameter):
             return untrainable_reason(parameter)
@@ -68,8 +79,8 @@ class Obstacles:
             return f"no compact layer; these have one: {COMPACT_LAYERS}"
         if self._settings.basis != "standard" and (reason := no_directions(matrix)) is not None:
             return reason
-        excluded = (reason for reason, parameters in self._excluded.items() if id(parameter) in parameters)
-        return next(excluded, None) or self.too_narrow(matrix)
+        left_out = (reason for reason, parameters in self._left_out.items() if id(parameter) in parameters)
+        return next(left_out, None) or self.too_narrow(matrix)
 
     def if_named(self, matrix: SliceableMatrix) -> str | None:
         """Why a matrix cannot be sliced even if the user names it. Output heads and frozen layers can be."""
@@ -94,7 +105,7 @@ class Obstacles:
 
     def is_trained_in_full(self, matrix: SliceableMatrix) -> bool:
         """Whether the parameter of a matrix is trained in full."""
-        return id(matrix.parameter) in self._excluded[TRAINED_IN_FULL]
+        return id(matrix.parameter) in self._left_out[TRAINED_IN_FULL]
 
 
 def no_directions(matrix: SliceableMatrix) -> str | None:

@@ -8,7 +8,7 @@ random start, the wrap-around and the random order are our choices.
 """
 
 import random
-from typing import Literal, get_args
+from typing import Literal
 
 Axis = Literal["column", "row"]
 """Whether a slice consists of columns (inputs) or of rows (outputs)."""
@@ -18,17 +18,6 @@ AxisSchedule = Literal["column", "row", "alternate"]
 
 Order = Literal["sweep", "random", "importance"]
 """In which order slices visit the lines of an axis."""
-
-
-def check_choice(name: str, value: object, allowed: object) -> None:
-    """Check that a setting is one of the values of a ``Literal`` type.
-
-    Raises:
-        ValueError: It is not.
-    """
-    choices = get_args(allowed)
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}.")
 
 
 def check_rank(rank: int) -> None:

@@ -51,12 +51,15 @@ def find_targets(net: nn.Module, settings: TargetSettings) -> TargetSelection:
     heads = find_heads(net)
     fully_trained = _select_fully_trained(net, heads, settings.also_train)
     matrices = {matrix.name: matrix for matrix in sliceable_matrices(net, settings.backend)}
-    obstacles = Obstacles(net, heads, fully_trained, settings)
+    names = [] if settings.exclude is None else settings.exclude
+    excluded = match_names("exclude", names, matrices, "layer or parameter")
+    obstacles = Obstacles(net, heads, fully_trained, settings, excluded)
     if settings.targets is None:
         named = {name: matrix for name, matrix in matrices.items() if matrix.is_layer_weight}
         chosen = {name: matrix for name, matrix in named.items() if obstacles.by_default(matrix) is None}
     else:
-        named = chosen = match_names("targets", settings.targets, matrices, "layer or parameter")
+        matched = match_names("targets", settings.targets, matrices, "layer or parameter")
+        named = chosen = {name: matrix for name, matrix in matched.items() if name not in excluded}
         _check_named(named.values(), obstacles, settings)
     left = [matrix for name, matrix in matrices.items() if name not in chosen]
     packed = [each for each in packed_matrices(net) if each.name not in fully_trained]

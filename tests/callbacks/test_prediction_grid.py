@@ -48,7 +48,7 @@ def test_normalization_is_undone():
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(ValueError, match="images=0 is too few"):
+    with pytest.raises(ValueError, match="images=0 is not a number of images"):
         PredictionGrid(0)
 
 

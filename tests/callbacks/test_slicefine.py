@@ -492,6 +492,39 @@ def test_slices_outside_the_optimizer_are_an_error():
         trainer(SliceFineCallback(**SETTINGS)).fit(HeadOnly(), loader())
 
 
+def test_groups_that_leave_out_a_slice_are_named():
+    """The usual groups with and without weight decay, of which one forgets a parameter."""
+
+    class Groups(Module):
+        def configure_optimizers(self):
+            named = [(name, each) for name, each in self.named_parameters() if each.requires_grad]
+            return torch.optim.SGD([each for name, each in named if "bias" not in name], lr=0.1)
+
+    message = r"No optimizer holds head\.bias, although one holds other slices: the parameter groups .* leave these out"
+    with pytest.raises(MisconfigurationException, match=message):
+        trainer(SliceFineCallback(**SETTINGS)).fit(Groups(), loader())
+
+
+class Pooler(Module):
+    """A layer that the network does not use, as the pooler of an encoder with an own head."""
+
+    def __init__(self):
+        super().__init__()
+        self.pooler = nn.Sequential(nn.Linear(8, 8))
+
+
+def test_a_layer_that_is_not_used_can_be_excluded():
+    settings = {"rank": 2, "also_train": "head", "interval": 3}
+    with pytest.raises(MisconfigurationException, match=r"Leave them out with exclude=r'\^pooler\\\.0\$';"):
+        trainer(SliceFineCallback(**settings)).fit(Pooler(), loader())
+    module = Pooler()
+    pooler = copy.deepcopy(module.pooler)
+    callback = SliceFineCallback(**settings, exclude=r"^pooler\.0$")
+    trainer(callback).fit(module, loader())
+    assert list(callback.training_state()["slices"]["slices"]) == ["trunk.0", "trunk.2"]
+    assert_equal(module.pooler, pooler)
+
+
 def test_parameters_unfrozen_by_others_are_an_error():
     class Thaw(Callback):
         def setup(self, trainer, pl_module, stage):
@@ -621,6 +654,11 @@ def test_gradient_checkpointing_of_transformers(reentrant):
         ({"optimizer_state": "drop"}, "optimizer_state='drop'"),
         ({"slice_dtype": "int8"}, "slice_dtype='int8'"),
         ({"nonfinite": "ignore"}, "nonfinite='ignore'"),
+        ({"seed": "a"}, "seed='a' is not a seed; choose an integer of at least 0"),
+        ({"seed": -1}, "seed=-1 is not a seed"),
+        ({"targets": 3}, "targets=3 is not a regular expression; give a string, or a list of strings"),
+        ({"exclude": "("}, r"exclude='\(' is not a regular expression: missing \)"),
+        ({"also_train": [1]}, r"also_train=\[1\] is not a regular expression"),
         ({"backend": "sparse"}, "backend='sparse' is unknown; choose one of 'auto', 'compact', 'mask'"),
         ({"axis": "alternate", "optimizer_state": "keep"}, "choose optimizer_state='reset'"),
     ],

@@ -417,6 +417,9 @@ def test_a_run_that_ends_early_warns():
     [
         ({"sparsity": 1.0}, r"sparsity=1.0 is out of range; choose a number, 0 <= sparsity < 1"),
         ({"sparsity": "0.5"}, r"sparsity='0.5' is out of range"),
+        ({"sparsity": [0.5]}, r"sparsity=\[0.5\] is out of range"),
+        ({"seed": -1}, r"seed=-1 is not a seed"),
+        ({"targets": 3}, r"targets=3 is not a regular expression"),
         ({"start": float("nan")}, r"start=nan is not a point in training"),
         ({"sparsity": -0.1}, r"sparsity=-0.1"),
         ({"sparsity": float("nan")}, r"sparsity=nan"),

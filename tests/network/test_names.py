@@ -2,7 +2,7 @@
 
 import pytest
 
-from slicefine_pl.network.names import match_names, shortlist
+from slicefine_pl.network.names import match_names, patterns_of, shortlist
 
 NAMED = {"": 0, "layers.0.query": 1, "layers.1.query": 2, "head": 3}
 
@@ -42,3 +42,22 @@ def test_a_pattern_is_a_string(patterns):
 def test_a_shortlist_counts_the_rest():
     assert shortlist("abcde") == "a, b, c and 2 more"
     assert shortlist("", none="nothing") == "nothing"
+
+
+LAYERS = ["net.blocks.0.query", "net.blocks.1.query", "net.blocks.10.query", "net.pooler.a", "net.pooler.b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("names", "patterns"),
+    [
+        (LAYERS[3:4], [r"\.a$"]),
+        (LAYERS[:3], [r"\.query$"]),
+        (LAYERS[:2], [r"\.(0|1)\.query$"]),
+        (LAYERS[3:5], [r"^net\.pooler\."]),
+        (LAYERS[5:], ["^a$"]),
+        ([LAYERS[0], LAYERS[4]], [r"\.0\.query$", r"\.b$"]),
+    ],
+)
+def test_short_patterns_match_the_names_and_no_others(names, patterns):
+    assert patterns_of(names, LAYERS) == patterns
+    assert list(match_names("exclude", patterns, dict.fromkeys(LAYERS), "layer")) == names

@@ -200,7 +200,7 @@ def test_embeddings_are_counted_without_a_warning():
         handle = slice_model(net, rank=RANK)
     words = 100 * net.bert.embeddings.word_embeddings.weight.numel() / total
     assert f"word_embeddings: {words:.1f} %" in str(handle.frozen)
-    assert r"targets=r'\.word_embeddings$' would slice it" in str(handle.frozen)
+    assert r"not sliced by default; add it with targets=r'\.word_embeddings$'" in str(handle.frozen)
 
 
 def test_position_embeddings_and_class_tokens_do_not_warn():
@@ -231,7 +231,7 @@ def test_layers_frozen_by_the_user_are_counted_without_a_warning():
     net = network(nn.Linear(WIDTH, WIDTH).requires_grad_(False))
     handle, notice = open_slices(net)
     assert notice == ""
-    assert r"odd: 43.0 %, frozen already, targets=r'^odd$' would slice it" in str(handle.frozen)
+    assert r"odd: 43.0 %, frozen already; add it with targets=r'^odd$'" in str(handle.frozen)
 
 
 def test_the_report_says_if_nothing_is_frozen():

@@ -82,7 +82,7 @@ def test_by_default_all_supported_layers_but_the_head_are_sliced_and_the_head_is
     assert {view.name for view in handle} == linears - {"classifier"}
     assert list(handle.fully_trained) == ["classifier.weight", "classifier.bias"]
     assert handle.skipped["classifier"] == "trained in full"
-    assert handle.skipped["bert.embeddings.word_embeddings"] == "sliced only when named"
+    assert handle.skipped["bert.embeddings.word_embeddings"] == "not sliced by default"
     required = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
     assert required == {f"{name}.slicefine.trainable" for name in linears - {"classifier"}} | set(handle.fully_trained)
 
@@ -182,8 +182,8 @@ def test_too_few_rows_advise_columns():
 
 def test_layers_narrower_than_the_rank_are_left_out_and_reported():
     net = torchvision.models.resnet18(num_classes=3)
-    with pytest.warns(UserWarning, match=r"conv1: less than 0.1 %, 3 columns are fewer than rank=4\n"):
-        handle = slice_model(net, rank=4)
+    handle = slice_model(net, rank=4)  # less than 0.1 % of the parameters are worth no warning
+    assert "conv1: less than 0.1 %, 3 columns are fewer than rank=4" in str(handle.frozen)
     convolutions = {name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
     assert {view.name for view in handle} == convolutions - {"conv1"}
 
@@ -193,6 +193,21 @@ def test_embeddings_and_raw_parameters_are_sliced_when_named():
     assert [view.name for view in handle] == ["bert.embeddings.word_embeddings"]
     handle = slice_model(MODELS["timm vit"][0](), rank=2, targets="pos_embed")
     assert [view.name for view in handle] == ["pos_embed"]
+
+
+@pytest.mark.parametrize("targets", [None, r"layer\.\d+\.(attention|output)"])
+def test_excluded_layers_stay_frozen_without_a_warning(targets):
+    net = bert("BertForSequenceClassification")
+    whole = slice_model(net, rank=2, targets=targets)
+    others = {view.name for view in whole}
+    whole.close()
+    handle = slice_model(net, rank=2, targets=targets, exclude=[r"\.0\.attention", "query"])
+    left_out = {name for name in others if ".0.attention" in name or "query" in name}
+    assert left_out
+    assert {view.name for view in handle} == others - left_out
+    assert {handle.skipped[name] for name in left_out} == {"excluded"}
+    with pytest.raises(ValueError, match="exclude='poolr' does not match any layer or parameter name; similar names"):
+        slice_model(bert("BertForSequenceClassification"), rank=2, exclude="poolr")
 
 
 def test_slicing_twice_is_refused():

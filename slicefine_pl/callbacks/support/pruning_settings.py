@@ -8,9 +8,8 @@ from typing import Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
-from slicefine_pl.callbacks.support.arguments import check_count
+from slicefine_pl.arguments import check_choice, check_count
 from slicefine_pl.run_length import required_run_length, run_length
-from slicefine_pl.slicing.schedule import check_choice
 from slicefine_pl.sparsity import Schedule
 from slicefine_pl.sparsity.schedules import RAMPS, check_ramp, in_steps
 
@@ -94,7 +93,7 @@ def target_sparsity(sparsity: float | None, pattern: str, leaves: float | None) 
     """
     if sparsity is None:
         return 0.5 if leaves is None else leaves
-    if isinstance(sparsity, str) or not 0 <= sparsity < 1:
+    if not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity!r} is out of range; choose a number, 0 <= sparsity < 1.")
     if leaves is not None and not math.isclose(sparsity, leaves):
         raise ValueError(f"pattern={pattern!r} leaves a sparsity of {leaves:g}, not {sparsity}; omit sparsity.")

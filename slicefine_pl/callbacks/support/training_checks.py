@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from slicefine_pl.callbacks.support.nonfinite import NonFiniteCheck
 from slicefine_pl.callbacks.support.optimizer_slices import OptimizerSlices, has_gradients, optimizer_parameters
-from slicefine_pl.network.names import shortlist
+from slicefine_pl.network.names import patterns_of, shortlist
 from slicefine_pl.slicing import SliceHandle, SliceView
 
 
@@ -118,6 +118,12 @@ def slices_by_optimizer(handle: SliceHandle, optimizers: Sequence[Optimizer]) ->
         )
     slices = [f"the slice of {view.name}" for view in handle if id(view.parameter) not in times]
     whole = [name for name, parameter in handle.fully_trained.items() if id(parameter) not in times]
+    if (slices or whole) and any(id(view.parameter) in times for view in handle):
+        raise MisconfigurationException(
+            f"No optimizer holds {shortlist(slices + whole)}, although one holds other slices: the parameter groups of"
+            " configure_optimizers leave these out. Put every parameter that requires a gradient into a group; a"
+            " parameter without weight decay belongs into a group with weight_decay=0."
+        )
     if slices or whole:
         raise MisconfigurationException(
             f"No optimizer holds {shortlist(slices + whole)}. Collect the parameters in configure_optimizers, from"
@@ -168,11 +174,17 @@ def raise_missing_gradient(handle: SliceHandle, names: Collection[str], steps: i
     if no_grad_reasons:
         raise MisconfigurationException(
             f"The slices of {shortlist(no_grad_reasons)} received no gradient {when}: the layers run where no gradient"
-            " is recorded, as under torch.no_grad(). Run them with gradients, or leave them out with targets that match"
-            " only the others."
+            " is recorded, as under torch.no_grad(). Run them with gradients, or leave them out with"
+            f" {_exclude(handle, no_grad_reasons)}."
         )
     raise MisconfigurationException(
         f"The slices of {shortlist(names)} received no gradient {when}: the network does not use these layers, or reads"
-        " their weights without calling the module. Leave them out, for instance with targets that match only the"
-        " others; if layers take turns (experts, towers, LayerDrop), raise max_steps_without_grad."
+        f" their weights without calling the module. Leave them out with {_exclude(handle, names)}; if layers take"
+        " turns (experts, towers, LayerDrop), raise max_steps_without_grad."
     )
+
+
+def _exclude(handle: SliceHandle, names: Iterable[str]) -> str:
+    """The argument that leaves slices out: ``exclude=r'...'``, or a list of patterns."""
+    patterns = [f"r'{each}'" for each in patterns_of(names, [*(view.name for view in handle), *handle.skipped])]
+    return f"exclude={patterns[0]}" if len(patterns) == 1 else f"exclude=[{', '.join(patterns)}]"

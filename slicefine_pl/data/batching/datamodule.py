@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from torch.utils._pytree import tree_leaves
 
+from slicefine_pl.arguments import check_count, check_seed
 from slicefine_pl.data.batching.loaders import PlannedLoader, ResumableLoader
 from slicefine_pl.data.batching.plan import BatchPlan
 
@@ -27,10 +28,9 @@ class ResumableDataModule(LightningDataModule):
 
     def __init__(self, batch_size: int = 1, seed: int = 0, num_workers: int = 0) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} is too small; choose at least 1.")
-        if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers} is too small; choose 0 to load in this process, or more.")
+        check_count("batch_size", batch_size, "examples")
+        check_count("num_workers", num_workers, "processes", least=0)
+        check_seed(seed)
         self.batch_size = batch_size
         self.seed = seed
         self.num_workers = num_workers

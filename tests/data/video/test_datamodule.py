@@ -211,7 +211,8 @@ def test_listed_classes_that_are_not_scored_are_reported_in_one_warning(tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_frames": 0}, "num_frames=0 is too small"),
+        ({"num_frames": 0}, "num_frames=0 is not a number of frames"),
+        ({"fold": 4}, "fold=4 is unknown; choose one of 1, 2, 3"),
         ({"clip_seconds": 0.0}, "clip_seconds=0.0 is not a duration"),
         ({"demo_videos": 3}, "demo_videos=3 leaves a split without videos"),
     ],
