@@ -52,7 +52,9 @@ class PreemptionCheckpoint(Callback):
         callbacks = trainer_callbacks(trainer)
         later = callbacks[callbacks.index(self) + 1 :]
         if names := [type(each).__name__ for each in later if isinstance(each, ResumableCallback)]:
-            raise MisconfigurationException(f"PreemptionCheckpoint stands before {names[0]}; put it after {names[0]}.")
+            raise MisconfigurationException(
+                f"PreemptionCheckpoint is listed before {names[0]}; put it after {names[0]}."
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the signal handlers of Lightning, which restores its own at the end of the run."""

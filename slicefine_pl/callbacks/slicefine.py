@@ -1,5 +1,14 @@
 """The callback that trains slices in a Lightning run; ``slicefine_pl.slicing`` does the work.
 
+What happens in one optimizer step, in this order, and which module of ``support`` does it:
+
+1. ``on_train_batch_start``: slices whose weights other code replaced are read again (``SliceHandle.resync``).
+2. ``on_before_backward``: the loss depends on the present slices (``training_checks``).
+3. ``on_before_optimizer_step``: every slice has a gradient (``training_checks``), and all are finite (``nonfinite``).
+4. Post-step hook of the optimizer (``slice_steps``): trained values are written to the weights. At the end of an
+   interval the slices move, and their optimizer state is reset (``optimizer_slices``).
+5. ``on_train_batch_end``: metrics are logged after a move (``slice_report``).
+
 Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 """
 
@@ -123,7 +132,7 @@ class SliceFineCallback(ResumableCallback):
         >>> trainer = Trainer(callbacks=[SliceFineCallback(rank=32, interval=100)], logger=False)
     """
 
-    missing = "its optimizer contains no slices"
+    missing = "the optimizer's state of slices"
 
     def __init__(
         self,

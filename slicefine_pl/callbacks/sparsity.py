@@ -81,7 +81,7 @@ class SparsityCallback(ResumableCallback):
         >>> trainer = Trainer(callbacks=[SparsityCallback(pattern="2:4")], logger=False)
     """
 
-    missing = "it contains no masks"
+    missing = "masks"
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ def select_by_layer(
         prunable: Matrices by parameter name.
         scores: Scores of their weights, by the same names.
         target: Sparsity in [0, 1); see :meth:`slicefine_pl.sparsity.targets.PrunableWeight.sparsity` for embeddings.
-        pattern: How pruned weights lie.
+        pattern: Arrangement of the pruned weights.
 
     Returns:
         Masks by parameter name.

@@ -61,7 +61,7 @@ class NetworkMasks:
 
     Args:
         net: The network.
-        pattern: How pruned weights lie.
+        pattern: Arrangement of the pruned weights.
         criterion: Scores by which weights are pruned; see ``scores``.
         scope: ``"layer"`` gives every matrix the same sparsity; ``"global"`` ranks all weights together.
         targets: Which weights to prune; see :func:`slicefine_pl.sparsity.targets.choose_pruning_targets`.

@@ -20,7 +20,7 @@ KNOWN = "'unstructured', 'row', 'column', 'block(r,c)' or 'n:m', such as '2:4'"
 
 
 class Pattern(ABC):
-    """How pruned weights lie in a matrix.
+    """Arrangement of the pruned weights in a matrix.
 
     A *unit* is a group of weights that are kept or pruned together: one weight, a block, a row or a column.
     """

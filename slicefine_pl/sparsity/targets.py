@@ -109,7 +109,7 @@ def choose_pruning_targets(
 
     Args:
         net: The network; not changed.
-        pattern: How pruned weights lie.
+        pattern: Arrangement of the pruned weights.
         criterion: How weights are scored. ``"wanda"`` excludes torch's attention, whose inputs hooks do not see.
         targets: Regular expressions, searched in parameter names; ``None`` takes the default.
 

@@ -107,5 +107,5 @@ def test_lightnings_slurm_handler_runs_after_the_step(tmp_path, monkeypatch):
 
 
 def test_its_position_in_the_list_is_checked(tmp_path):
-    with pytest.raises(MisconfigurationException, match="PreemptionCheckpoint stands before SliceFineCallback"):
+    with pytest.raises(MisconfigurationException, match="PreemptionCheckpoint is listed before SliceFineCallback"):
         trainer(PreemptionCheckpoint(tmp_path), SliceFineCallback(**SETTINGS)).fit(Module(), loader(6))

@@ -319,7 +319,7 @@ def test_callbacks_that_read_slices_must_come_before_weight_averaging(reader, tm
         trainer(*callbacks, default_root_dir=tmp_path).fit(module, loader())
         averaged.append(module)
     assert_equal(*averaged)
-    with pytest.raises(MisconfigurationException, match=f"EMAWeightAveraging stands before {reader.__name__}"):
+    with pytest.raises(MisconfigurationException, match=f"EMAWeightAveraging is listed before {reader.__name__}"):
         trainer(SliceFineCallback(**SETTINGS), EMAWeightAveraging(), reader()).fit(Module(), loader())
 
 

@@ -352,7 +352,7 @@ def test_resuming_with_other_settings_or_without_masks_is_refused(tmp_path):
         run(tmp_path / "x", Module(), tmp_path / "step=4.ckpt", sparsity=0.7)
     plain = ModelCheckpoint(tmp_path / "plain", "{step}", every_n_train_steps=1)
     trainer(plain, enable_checkpointing=True).fit(Module(), loader(2))
-    with pytest.raises(MisconfigurationException, match=r"written without SparsityCallback, so it contains no masks"):
+    with pytest.raises(MisconfigurationException, match=r"written without SparsityCallback and lacks masks"):
         run(tmp_path / "y", Module(), next((tmp_path / "plain").glob("*.ckpt")))
 
 

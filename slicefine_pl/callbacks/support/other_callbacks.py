@@ -38,7 +38,7 @@ def check_before_weight_averaging(callback: Callback, trainer: Trainer) -> None:
         if isinstance(earlier, averaging):
             name = type(callback).__name__
             raise MisconfigurationException(
-                f"{type(earlier).__name__} stands before {name}, which needs the slices as they are trained; put"
+                f"{type(earlier).__name__} is listed before {name}, which needs the slices as they are trained; put"
                 f" {name} first in the list of callbacks."
             )
 

@@ -194,8 +194,8 @@ class ResumableCallback(Callback, ABC):
         state = checkpoint["callbacks"].get(self.state_key)
         if not state:
             raise MisconfigurationException(
-                f"The checkpoint was written without {type(self).__name__}, so {self.missing}. Resume without this"
-                f" callback, {new_run}"
+                f"The checkpoint was written without {type(self).__name__} and lacks {self.missing}. Resume without"
+                f" this callback, {new_run}"
             )
         saved, settings = state["settings"], self.settings()
         changed = [

@@ -25,6 +25,7 @@ def print_result(
         exported: Folder of the exported model, if there is one.
     """
     callbacks = trainer_callbacks(trainer)
+    probes = [each for each in callbacks if isinstance(each, LinearProbe) and "test" in each.scores]
     report = next(each for each in callbacks if isinstance(each, RunReport))
     total = sum(parameter.numel() for parameter in module.parameters())
     steps = f"{trainer.global_step} step" + "s" * (trainer.global_step != 1)
@@ -34,8 +35,7 @@ def print_result(
                 f"test/{probe.metric} before",
                 f"{probe.scores['test']:.4f}   (linear head on the frozen network, {probe.seconds:.0f} s)",
             )
-            for probe in callbacks
-            if isinstance(probe, LinearProbe) and "test" in probe.scores
+            for probe in probes
         ),
         *((f"{name} before", f"{value:.4f}   (pretrained network)") for name, value in report.scores_before.items()),
         *((f"{name} after", f"{value:.4f}") for name, value in scores.items()),
@@ -45,6 +45,12 @@ def print_result(
         ("exported model", str(exported or "none")),
     ]
     print("\n" + text_table(("Result", ""), [rows]))
+    for probe in probes:  # of their metrics, accuracy and correlation, more is better
+        if (after := scores.get(f"test/{probe.metric}")) is not None and after < probe.scores["test"]:
+            print(
+                f"\nFine-tuning ended below the linear head ({after:.4f} < {probe.scores['test']:.4f}). Train"
+                " longer, or try other learning rates (--model.lr)."
+            )
     if exported is not None:
         example: Any = getattr(module, "example")  # noqa: B009  (a module that has export has it)
         print(f"\nUse it without this package:\n\n{example(exported)}")

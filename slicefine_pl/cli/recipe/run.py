@@ -45,7 +45,7 @@ def run(
     read the ``config.yaml`` of the run that wrote the checkpoint before any other ``--config``, so that its flags need
     not be repeated. The settings of the module come from the checkpoint, and flags override them.
 
-    **Folder.** Every run writes to a new folder, even if the resumed run's folder had a name. A fit that fails before
+    **Folder.** Every run writes to a new folder, even when resuming a run in a named folder. A fit that fails before
     its first step leaves no folder.
 
     **Errors.** An error before the first training step, or because a disk is full, is reported in one sentence, with

@@ -84,11 +84,13 @@ def _beyond(real: BestSparsity) -> str:
 
 
 def advice_text(saved: SavedLaw, request: AdviceRequest, answer: dict[str, Any]) -> str:
-    """Format the whole answer for printing."""
+    """Format the whole answer for printing: advice first, then the numbers behind it, then warnings."""
     unit = saved.law.data_unit
     at_hand = f"{format_count(request.data)} {unit} available" if request.data < float("inf") else f"unlimited {unit}"
     wrapped = partial(textwrap.fill, width=WIDTH)
     lines = [
+        wrapped(f"Advice. {answer['verdict']}"),
+        "",
         f"{format_count(request.nonzero_params)} non-zero parameters, {format_count(request.flops)} FLOPs, {at_hand}, "
         f"{'with' if request.two_four else 'without'} 2:4 products.",
         f"Law: {saved.source}.",
@@ -102,7 +104,6 @@ def advice_text(saved: SavedLaw, request: AdviceRequest, answer: dict[str, Any])
         "",
         wrapped(_start_line(request, answer["start"], unit)),
         "",
-        wrapped(f"Advice. {answer['verdict']}"),
         *(wrapped(f"Warning. {line}") for line in answer["warnings"]),
     ]
     return "\n".join(lines)

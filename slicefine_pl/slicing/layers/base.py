@@ -23,7 +23,7 @@ NoGradReason = Literal["checkpoint", "no_grad"]
 
 
 class SlicedLayer(nn.Module):
-    """Base class of sliced layers. Its names begin with ``slicefine``, so that they do not hide the dense class's.
+    """Base class of sliced layers. All names start with ``slicefine`` to avoid clashes with the dense class.
 
     **State dict.** Contains the dense layer's keys only, with the trained values at their positions.
     **Reading.** ``layer.weight`` (or whichever parameter is sliced) returns the stored parameter while gradients are
@@ -33,7 +33,7 @@ class SlicedLayer(nn.Module):
         slicefine_writes_manually: Whether the training loop calls :meth:`slicefine_write` after each optimizer step.
             The stored parameters are then correct between steps, for validation, checkpoints and averages. A forward
             pass in train mode still writes if a slice was changed since, as some optimizers evaluate several times per
-            step. A compiled one never does: the write would copy the whole parameter and save it for backward.
+            step. A compiled forward pass never writes: that would copy the whole parameter and save it for backward.
         slicefine_no_grad_reason: Why a forward pass in train mode recorded no gradients; ``None`` if all of them did.
         slicefine_implementation: The subclass that computes, such as ``SlicedLinear``.
         slicefine_dense_class: The class that the layer had before it was opened.
