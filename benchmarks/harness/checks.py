@@ -63,7 +63,7 @@ def check_changes(plain: Workload, run: TrainingRun, rank: int) -> int:
 
 def _may_change(run: TrainingRun, rank: int, body: dict[str, nn.Parameter]) -> int:
     if run.handle is not None:
-        return run.handle.counts().in_slices
+        return run.handle.counts().visited  # of a slice along directions, the whole matrix
     own = dict(run.workload.net.named_parameters())
     trainable = [name for name in body if name in own and own[name].requires_grad]
     masked = run.method is METHODS["masked gradients"]

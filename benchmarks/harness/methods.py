@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slicefine_pl.slicing import SliceHandle, slice_model
+from slicefine_pl.slicing.directions import Basis
 from slicefine_pl.slicing.lr_scale import LRScale
 from slicefine_pl.slicing.schedule import AxisSchedule
 
@@ -99,14 +100,16 @@ class _RequireGradient(torch.autograd.Function):
         return None, gradient.sum()
 
 
-def slices(axis: AxisSchedule, lr_scale: LRScale = "auto") -> Prepare:
+def slices(axis: AxisSchedule, lr_scale: LRScale = "auto", basis: Basis = "standard") -> Prepare:
     """Slices in the targets that are wide enough, written into the weights after each step as the callback does."""
 
     def prepare(net: nn.Module, head: str | None, targets: list[str], rank: int) -> SliceHandle:
         names = [name for name in targets if _narrowest(net.get_submodule(name), axis) >= rank]
         patterns = [f"^{re.escape(name)}$" for name in names]
         also_train = None if head is None else f"^{re.escape(head)}"
-        handle = slice_model(net, rank=rank, axis=axis, targets=patterns, also_train=also_train, lr_scale=lr_scale)
+        handle = slice_model(
+            net, rank=rank, axis=axis, targets=patterns, also_train=also_train, lr_scale=lr_scale, basis=basis
+        )
         handle.write_manually()
         return handle
 
@@ -221,6 +224,7 @@ METHODS = {
     "slice, column": Method(slices("column"), moves=True, stores_network=True),
     "slice, row": Method(slices("row"), moves=True, stores_network=True),
     "slice, alternate": Method(slices("alternate"), moves=True, stores_network=True),
+    "slice, directions": Method(slices("column", basis="gradient"), moves=True, stores_network=True),
     "slice, static": Method(slices("column"), stores_network=True),  # PaCA's setting; peft 0.21 does not offer PaCA
     "lora": Method(lora),
     "lora, q and v": Method(lora_query_value),

@@ -9,6 +9,7 @@ LABELS = {
     "slice, column": "SliceFine, columns",
     "slice, row": "SliceFine, rows",
     "slice, alternate": "SliceFine, alternating",
+    "slice, directions": "SliceFine, directions",
     "slice, static": "static columns (PaCA's setting)",
     "lora": "LoRA",
     "lora, q and v": "LoRA, queries and values",
