@@ -245,7 +245,8 @@ class SliceFineCallback(ResumableCallback):
             alternating=self._slicing["axis"] == "alternate",
             moving=self._interval is not None or self._slicing["basis"] in ("gradient", "pca"),
             keep_state=self._optimizer_state == "keep",
-            scaled=self._slicing["lr_scale"] != 1,
+            scaled=self._slicing["lr_scale"] != 1 or self._slicing["basis"] != "standard",
+            factor=self._slicing["lr_scale"] != 1,
         )
         handle = self.opened()
         checks = TrainingChecks(handle, pl_module, self._max_steps_without_grad, self._skip_nonfinite)

@@ -84,7 +84,7 @@ class SliceSettings:
 
     @property
     def scaled(self) -> bool:
-        """Whether slices train the scaled change of their lines, rather than the lines."""
+        """Whether slices of columns and rows train the scaled change of their lines, rather than the lines."""
         return self.lr_scale != 1
 
 

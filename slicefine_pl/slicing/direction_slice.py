@@ -3,6 +3,7 @@
 Shapes:  I inputs · O outputs · R directions · K columns of a sketch · t tokens of a sample
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -84,27 +85,31 @@ class DirectionSlice(Slice):
         Raises:
             RuntimeError: The weight has a type that would round small changes away.
         """
-        if shard.values.dtype in (torch.bfloat16, torch.float16):
+        half = shard.values.dtype in (torch.bfloat16, torch.float16)
+        if (half or lines.device.type == "cpu") and not lines.any():  # on a GPU, asking would wait for the device
+            return
+        if half:
             raise RuntimeError(
                 f"Slices along directions (basis={self.basis!r}) change the weight a little in every step, which"
                 f" {str(shard.values.dtype).removeprefix('torch.')} would round away. Choose basis='standard', or keep"
                 " the weights in float32, as precision='bf16-mixed' does."
             )
         shard.add_product(lines, self.directions)
-        self._keep_written()
+        self.keep_written()
 
     @torch.no_grad()
     def read(self, shard: LocalShard) -> None:
         """Begin to train from the present weight."""
         to_local(self.trainable).zero_()
-        self._keep_written()
+        self.keep_written()
 
     @torch.no_grad()
     def reload(self, shard: LocalShard) -> None:
-        """Take the weight as it was loaded; a change that was not written is dropped."""
-        self._keep_written()
+        """Begin again from the weight that was loaded; A belonged to another one."""
+        self.read(shard)
 
-    def _keep_written(self) -> None:
+    def keep_written(self) -> None:
+        """Take the weight as one that contains A."""
         assert self.base is not None
         to_local(self.base).copy_(to_local(self.trainable))
         self._mark_synced()
@@ -141,13 +146,24 @@ class DirectionCursor(SliceCursor):
 
     def __init__(self, name: str, layer: SlicedLayer, layout: MatrixLayout, settings: SliceSettings) -> None:
         self._settings, self.layer = settings, layer
+        self._name = name
         self._key = f"{settings.seed}/{name.replace('_orig_mod.', '')}/directions"
-        self.moves, self.visited = 0, {}
         stored = layer.slicefine_stored(layout.parameter)
         self.slice_ = DirectionSlice(layout, settings.rank, stored, settings.basis, self._key)
         layer.add_module(child_name(layout.parameter, layout.part), self.slice_)
+        columns = self.slice_.shape[1]
+        self.moves, self.visited = 0, {"column": torch.zeros(columns, dtype=torch.bool)}
+        self._arrived = list(range(columns))  # each direction changes all columns
+        self._warned = False
         self.slice_.turn_to(self._random(), self._counted_scale(), self._shard())
         self._written = self._stored_version()
+
+    def resync(self) -> None:
+        """Write what was changed. If weight averaging swapped the weight and A out and in again, both are as before."""
+        if self._written == self._stored_version():
+            self.slice_.write(self._shard(), self.slice_.lines())
+        else:
+            self.slice_.keep_written()
 
     def move(self) -> None:
         self.moves += 1
@@ -155,22 +171,36 @@ class DirectionCursor(SliceCursor):
         if slice_.score is None or slice_.tokens is None:
             slice_.turn_to(self._random(), self._counted_scale(), self._shard())
             return
-        if dist.is_available() and dist.is_initialized():
+        together = dist.is_available() and dist.is_initialized()
+        if together:
             dist.all_reduce(slice_.score)  # processes see different data, and must take the same directions
-        directions = leading_directions(slice_.score, self._settings.rank)
-        if dist.is_available() and dist.is_initialized():
-            dist.broadcast(directions, 0)  # libraries may differ in rounding and sign
+        directions, found = leading_directions(slice_.score, self._settings.rank, self._random())
+        self._warn(found)
         share = input_share(slice_.tokens, directions)
-        if dist.is_available() and dist.is_initialized():
+        if together:
+            dist.broadcast(directions, 0)  # libraries may differ in rounding and sign
             dist.all_reduce(share)
-        scale = float(share[0] / share[1]) if self._settings.lr_scale == "auto" else float(self._settings.lr_scale)
-        slice_.turn_to(directions, scale, self._shard())
+        slice_.turn_to(directions, self._measured_scale(share), self._shard())
         slice_.score.zero_()
 
-    def visited_numel(self) -> int:
-        """All entries of the matrix: every direction changes all of them."""
-        outputs, inputs = self.slice_.shape
-        return outputs * inputs
+    def _warn(self, found: int) -> None:
+        rank = self._settings.rank
+        if found < rank and not self._warned:
+            self._warned = True
+            seen = {"gradient": "gradient", "pca": "inputs"}[self._settings.basis]  # random directions have no sketch
+            warnings.warn(
+                f"The {seen} of {self._name} showed {found} directions since the last move, and rank={rank} takes as"
+                " many: the others are random. A smaller rank or a longer interval avoids this. A network that reads"
+                " the weight without calling the layer shows no inputs.",
+                stacklevel=4,
+            )
+
+    def _measured_scale(self, share: Tensor) -> float:
+        """The factor of the learning rate, from sums of inputs and of their components."""
+        if self._settings.lr_scale != "auto":
+            return self._settings.lr_scale
+        inputs, components = share.tolist()
+        return inputs / components if components > 0 else self._counted_scale()
 
     def state_dict(self) -> dict[str, Any]:
         slice_ = self.slice_
@@ -178,17 +208,22 @@ class DirectionCursor(SliceCursor):
             "moves": self.moves,
             "directions": slice_.directions.cpu().clone(),
             "scale": slice_.scale,
+            "visited": {axis: columns.clone() for axis, columns in self.visited.items()},
             "score": None if slice_.score is None else slice_.score.cpu().clone(),
-            "values": [each.cpu().clone() for each in full_tensors(list(slice_.parameters()))],
+            "tokens": None if slice_.tokens is None else slice_.tokens.cpu().clone(),
+            "trainable": full_tensors([slice_.trainable])[0].cpu().clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.moves = state["moves"]
         self.slice_.turn_to(state["directions"], state["scale"], self._shard())
-        if self.slice_.score is not None:
+        self.visited = {axis: columns.clone() for axis, columns in state["visited"].items()}
+        if self.slice_.score is not None and self.slice_.tokens is not None:
             self.slice_.score.copy_(state["score"])
-        for values, saved in zip(self.slice_.parameters(), state["values"], strict=True):
-            to_local(values).copy_(local_slice_of(saved, values))
+            self.slice_.tokens.copy_(state["tokens"])
+        trainable = self.slice_.trainable
+        to_local(trainable).copy_(local_slice_of(state["trainable"], trainable))
+        self.slice_.keep_written()  # the weight was saved with its change
 
     def _random(self) -> Tensor:
         return random_directions(self.slice_.shape[1], self._settings.rank, f"{self._key}/{self.moves}")

@@ -37,22 +37,21 @@ def random_directions(size: int, rank: int, key: str) -> Tensor:
     return directions
 
 
-def leading_directions(sketch: Tensor, rank: int) -> Tensor:
-    """The leading left singular vectors of a sketch ``(I, K)``, shape ``(I, rank)``, float64.
+def leading_directions(sketch: Tensor, rank: int, others: Tensor) -> tuple[Tensor, int]:
+    """The leading left singular vectors of a sketch ``(I, K)``.
 
-    Raises:
-        ValueError: The sketch has a lower rank.
+    Args:
+        sketch: The sketch.
+        rank: Number of directions (R).
+        others: Directions ``(I, R)`` that complete them, where the sketch has a lower rank.
+
+    Returns:
+        Orthonormal directions, shape ``(I, R)``, float64, and how many of them are the sketch's.
     """
-    vectors: Tensor
     vectors, values, _ = torch.linalg.svd(sketch.double(), full_matrices=False)
-    found = int((values > values[0] * len(sketch) * torch.finfo(sketch.dtype).eps).sum())
-    if found < rank:
-        raise ValueError(
-            f"{found} directions were found, and rank={rank} needs as many. The inputs or gradients of this layer have"
-            " too low a rank, or are zero: choose a smaller rank, a longer interval, basis='random', or targets that"
-            " leave the layer out."
-        )
-    return vectors[:, :rank]
+    found = min(rank, int((values > values[0] * torch.finfo(sketch.dtype).eps).sum()))
+    completed = torch.cat([vectors[:, :found], others.to(vectors)], dim=1)
+    return torch.linalg.qr(completed).Q[:, :rank], found
 
 
 def input_share(tokens: Tensor, directions: Tensor) -> Tensor:

@@ -223,9 +223,9 @@ class SliceHandle:
         """
         if self.closed:
             return
-        self.closed = True
         for layer in self._layers.values():
             close_layer(layer)
+        self.closed = True
         self._restore_requires_grad()
 
     def _restore_requires_grad(self) -> None:
@@ -248,11 +248,16 @@ class SliceHandle:
         """Move all slices to saved positions. The weights must have been restored before.
 
         Raises:
-            ValueError: The saved slices have other names, another order, other shapes or another ``lr_scale``, or other
-                parameters were trained in full. Nothing is changed then.
+            ValueError: The saved slices have other names, another order, other shapes, or another ``lr_scale`` or
+                ``basis``; other parameters were trained in full; or an earlier version saved them. Nothing is changed
+                then.
         """
         for what, present in self._identity().items():
-            saved = state[what]
+            if (saved := state.get(what)) is None:
+                raise ValueError(
+                    f"The saved slices lack {what!r}, because an earlier version of the package saved them. Start a new"
+                    " run from the saved weights."
+                )
             # The order counts: otherwise each slice would get the optimizer state of another one.
             if list(saved) != list(present) or saved != present:
                 raise ValueError(

@@ -20,7 +20,8 @@ class SliceView:
         indices: Which columns or rows, shape ``(R,)``, int64; with directions, their numbers.
         parameter: The trainable values, shape ``(R, L)``: one line of the matrix per row, or, with ``lr_scale``, its
             change since the slice arrived, divided by ``scale``. The gradient is that of the line in both cases.
-        base: The lines when the slice arrived, shape ``(R, L)``; ``None`` if ``parameter`` contains the lines.
+        base: The lines when the slice arrived, shape ``(R, L)``; ``None`` if ``parameter`` contains the lines. With
+            directions, the values of ``parameter`` at the last write.
         scale: Factor of the change, from ``lr_scale``.
         directions: The directions of the input along which the slice lies, orthonormal columns, shape ``(I, R)``;
             ``None`` for columns and rows.

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.resumable import ResumableLoader, assert_same
 from helpers.sliced_run import SETTINGS, Module, loader, trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn, optim
@@ -65,6 +66,12 @@ def test_pruned_weights_are_refused():
     callbacks = [SliceFineCallback(**SETTINGS, basis="random"), SparsityCallback(0.5, targets="trunk")]
     with pytest.raises(ValueError, match=r"lie along directions and change all weights"):
         trainer(*callbacks).fit(Module(), loader())
+
+
+def test_an_optimizer_that_scales_with_size_is_refused_at_any_scale():
+    module = Module(lambda parameters: optim.Adafactor(parameters, 0.01))
+    with pytest.raises(MisconfigurationException, match=r"scales its steps with the size of the parameter"):
+        trainer(SliceFineCallback(**SETTINGS, basis="random", lr_scale=1)).fit(module, loader())
 
 
 def test_wrong_settings_are_refused_before_anything_runs():

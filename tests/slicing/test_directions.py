@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
@@ -223,6 +224,9 @@ def test_a_resumed_run_equals_the_uninterrupted_run(basis):
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
     with pytest.raises(ValueError, match="basis differ"):
         open_slices(network(), "standard").load_state_dict(saved[1])
+    del saved[1]["basis"]
+    with pytest.raises(ValueError, match=r"lack 'basis', because an earlier version"):
+        open_slices(network(), basis).load_state_dict(saved[1])
 
 
 @pytest.mark.parametrize("copier", ["deepcopy", "pickle"])
@@ -249,8 +253,45 @@ def test_loading_weights_while_slices_are_open_takes_them_exactly():
     handle = open_slices(net)
     train(net, optim.AdamW(trainable(net), 1e-3), range(3))
     net.load_state_dict(other.state_dict())
+    assert not any(view.parameter.count_nonzero() for view in handle)  # A belonged to the old weights
     handle.close()
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("order", ["handle first", "network first"])
+def test_the_order_of_saving_does_not_matter(order):
+    """In a plain loop the last change is written when the network is saved."""
+    net, twin = network(), network()
+    handle = open_slices(net)
+    train(net, optim.AdamW(trainable(net), 1e-2), range(3))
+    if order == "handle first":
+        state = copy.deepcopy(handle.state_dict())
+    weights = copy.deepcopy(net.state_dict())
+    if order == "network first":
+        state = copy.deepcopy(handle.state_dict())
+    again = open_slices(twin)
+    twin.load_state_dict(weights)
+    again.load_state_dict(state)
+    for each in (handle, again):
+        each.close()
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
+
+
+def test_nothing_counts_before_it_was_trained():
+    net = network()
+    handle = open_slices(net)
+    assert handle.counts().coverage == 0.0
+    train(net, optim.SGD(trainable(net), 0.1), range(1))
+    handle.write()
+    assert handle.counts().coverage == 1.0
+
+
+def test_a_network_cast_before_anything_changed_can_be_closed():
+    net = network()
+    handle = open_slices(net)
+    net.bfloat16()
+    handle.close()
+    assert type(net[0]) is nn.Linear
 
 
 def test_a_move_does_not_compile_again():
@@ -302,17 +343,50 @@ def test_what_directions_cannot_do_is_refused(settings, message):
 
 
 @pytest.mark.parametrize("basis", ["gradient", "pca"])
-def test_a_move_without_enough_directions_is_an_error(basis):
+def test_too_few_directions_are_completed_by_random_ones_with_one_warning(basis):
     net = network()
-    handle = open_slices(net, basis)
-    with pytest.raises(ValueError, match=r"0 directions were found, and rank=3 needs as many"):
-        handle.move()
+    handle = open_slices(net, basis, targets="^0$")
+    with pytest.warns(UserWarning, match=rf"showed 0 directions since the last move, and rank={R} takes as many"):
+        [view] = handle.move()
+    assert view.scale == I / R
+    space = torch.randn(I, 1, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(2):
+            net(batch(step)[0] @ space @ space.t()).square().sum().backward()
+        [view] = handle.move()
+    torch.testing.assert_close(view.directions.t() @ view.directions, torch.eye(R, dtype=torch.float64))
+    along = (view.directions.t() @ space).norm() / space.norm()
+    assert along == pytest.approx(1, abs=1e-5)
+
+
+def test_large_features_do_not_hide_the_others():
+    net = nn.Sequential(nn.Linear(64, 32)).double()
+    [view] = handle = slice_model(net, 8, targets=".", also_train=[], basis="pca")
+    x = torch.randn(256, 64, dtype=torch.float64)
+    x[:, 5] *= 1000
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(x).square().sum().backward()
+        [view] = handle.move()
+    assert view.directions[5].norm() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_weight_that_is_read_without_its_layer_trains():
+    net = nn.Sequential(nn.Linear(I, O)).double()
+    [view] = handle = slice_model(net, R, targets=".", also_train=[], basis="gradient")
+    x = torch.randn(20, I, dtype=torch.float64)
+    nn.functional.linear(x, net[0].weight).square().sum().backward()
+    [view] = handle.move()
+    assert view.scale == I / R
+    assert handle.counts().coverage == 1.0
 
 
 def test_a_cast_to_bfloat16_while_slices_are_open_is_an_error():
     """As Lightning's bf16-true casts after setup."""
     net = network().to(torch.float32)
-    open_slices(net)
+    for view in open_slices(net):
+        view.parameter.data.fill_(1.0)
     net.to(torch.bfloat16)
     with pytest.raises(RuntimeError, match="bfloat16 would round away"):
         net(torch.randn(2, I, dtype=torch.bfloat16))

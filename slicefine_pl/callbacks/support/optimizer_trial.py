@@ -40,7 +40,8 @@ class OptimizerRequirements:
         alternating: Whether columns and rows take turns; the shorter lines are then padded with zeros.
         moving: Whether slices move.
         keep_state: Whether the optimizer keeps a slice's state at a move, rather than resetting it.
-        scaled: Whether the parameter of a slice is the scaled change of its lines, which starts at zero (``lr_scale``).
+        scaled: Whether the parameter of a slice is a change that starts at zero (``lr_scale``, ``basis``).
+        factor: Whether that change counts several times (``lr_scale``).
     """
 
     compact: bool
@@ -48,6 +49,7 @@ class OptimizerRequirements:
     moving: bool
     keep_state: bool
     scaled: bool
+    factor: bool
 
 
 def prepare_optimizer(
@@ -91,7 +93,7 @@ def check_optimizer(optimizer: Optimizer, slices: Sequence[SliceView], requireme
             f"{name} needs second derivatives, which compact slices do not give; choose backend='mask' and call"
             " self.manual_backward(loss, create_graph=True), or choose another optimizer."
         )
-    if requirements.scaled and any(isinstance(each, LBFGS) for each in wrapped):
+    if requirements.factor and any(isinstance(each, LBFGS) for each in wrapped):
         raise MisconfigurationException(
             f"{name} searches along the gradient, which lr_scale does not scale with the slices; choose lr_scale=1, or"
             " another optimizer."
@@ -141,9 +143,9 @@ class _OptimizerTrial:
                 )
             if self._requirements.scaled and self._depends_on_size(start):
                 raise MisconfigurationException(
-                    f"{self._name} scales its steps with the size of the parameter. With lr_scale, the parameter of a"
-                    " slice is the change of its lines, which starts at zero. Choose lr_scale=1 and a learning rate for"
-                    " it, or an optimizer without this scaling, such as AdamW."
+                    f"{self._name} scales its steps with the size of the parameter. With lr_scale or basis, the"
+                    " parameter of a slice is a change, which starts at zero. Choose lr_scale=1, basis='standard' and a"
+                    " learning rate for them, or an optimizer without this scaling, such as AdamW."
                 )
             moving, keep_state = self._requirements.moving, self._requirements.keep_state
             if moving and not keep_state and shared and not self._resets(alone, start):

@@ -92,6 +92,8 @@ def _select(x: Tensor, selection: Tensor) -> Tensor:
 def _keep(inputs: Tensor, tokens: Tensor) -> None:
     """Copy the first of a sample's tokens, with zeros where there are too few."""
     count = min(len(inputs), len(tokens))
+    if count == 0:  # an expert that saw no token keeps its sample
+        return
     tokens.zero_()
     tokens[:count] = zero_nonfinite(inputs[:count])
 
