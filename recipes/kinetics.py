@@ -3,7 +3,7 @@
 python recipes/kinetics.py fit                                     # SYNTHETIC videos of eight motions; minutes on a CPU
 python recipes/kinetics.py fit --data.root DIR                      # videos of your own
 python recipes/kinetics.py fit --data.root /data/k400 --config recipes/configs/kinetics_real.yaml     # Kinetics
-python recipes/kinetics.py fit --slicefine null --model.lr 1.0e-4    # full fine-tuning instead
+python recipes/kinetics.py fit --slicefine null                      # full fine-tuning instead
 python recipes/kinetics.py predict --ckpt_path runs/kinetics/version_0/checkpoints/last.ckpt --data.predict_path a.mp4
 python recipes/kinetics.py predict --model.backbone runs/kinetics/version_0/export --data.predict_path folder_of_videos
 

@@ -40,7 +40,10 @@ def target_weights(net: nn.Module, targets: NamePatterns | None = None, rank: in
 
 
 def slice_parameters(slices: Iterable[SliceView]) -> list[nn.Parameter]:
-    """Return the trainable parameters of open slices; pass the handle of :func:`slicefine_pl.slicing.slice_model`."""
+    """Return the trainable parameters of open slices; pass the handle of :func:`slicefine_pl.slicing.slice_model`.
+
+    Their gradients do not contain the factors of ``lr_scale``, so a kernel of them weights all slices equally.
+    """
     return [slice_.parameter for slice_ in slices]
 
 

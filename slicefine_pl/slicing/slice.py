@@ -27,8 +27,8 @@ class Slice(nn.Module):
     **Values.** ``trainable`` contains the lines themselves if ``base`` is ``None``. Otherwise it contains their scaled
     change since the slice arrived: the lines are ``base + scale * trainable``. In both cases its gradient is that of
     the lines, *without* the factor ``scale``. A step of the optimizer therefore changes the lines by ``scale`` times
-    what it would change them otherwise, as if its learning rate were multiplied by ``scale`` for this slice alone. Weight decay
-    is not multiplied: it shrinks the change.
+    what it would change them otherwise, as if its learning rate were multiplied by ``scale`` for this slice alone.
+    Weight decay is not multiplied: it shrinks the change.
 
     **Layout.** One line per row, shape ``(R, L)``, for columns as well: on CPU the matrix product that computes their
     gradient is several times faster in this layout. Where columns and rows alternate, L is the longer of the two, and
