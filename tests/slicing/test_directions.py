@@ -1,12 +1,12 @@
 """Slices along directions of the input, against dense gradients, singular value decompositions and plain loops."""
 
 import copy
-import io
 import warnings
 
 import pytest
 import torch
 import torch._dynamo.testing
+from helpers.copying import COPIERS, copied
 from torch import nn, optim
 from transformers.pytorch_utils import Conv1D
 
@@ -229,18 +229,12 @@ def test_a_resumed_run_equals_the_uninterrupted_run(basis):
         open_slices(network(), basis).load_state_dict(saved[1])
 
 
-@pytest.mark.parametrize("copier", ["deepcopy", "pickle"])
+@pytest.mark.parametrize("copier", COPIERS)
 def test_copies_continue_like_the_original(copier):
     net = network()
     open_slices(net, "gradient")
     train(net, optim.AdamW(trainable(net), 1e-3), range(3))
-    if copier == "deepcopy":
-        twin = copy.deepcopy(net)
-    else:
-        file = io.BytesIO()
-        torch.save(net, file)
-        file.seek(0)
-        twin = torch.load(file, weights_only=False)
+    twin = copied(net, copier)
     for each in (net, twin):
         train(each, optim.AdamW(trainable(each), 1e-3), range(3))
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))

@@ -1,11 +1,11 @@
 """Slices whose learning rate is scaled, against slices and dense networks whose optimizer is given the scaled rate."""
 
 import copy
-import io
 
 import pytest
 import timm.optim
 import torch
+from helpers.copying import COPIERS, copied
 from torch import nn, optim
 
 from slicefine_pl.slicing import UpdateTracker, slice_model
@@ -156,18 +156,12 @@ def test_a_bfloat16_slice_keeps_updates_that_a_bfloat16_weight_would_lose():
     assert (nets[1][0].weight[:, view.indices] == 1 + 2.0**-5).all()
 
 
-@pytest.mark.parametrize("copier", ["deepcopy", "pickle"])
+@pytest.mark.parametrize("copier", COPIERS)
 def test_copies_continue_like_the_original(copier):
     net = network()
     open_slices(net)
     train(net, optim.AdamW([p for p in net.parameters() if p.requires_grad], 1e-3), 3)
-    if copier == "deepcopy":
-        twin = copy.deepcopy(net)
-    else:
-        file = io.BytesIO()
-        torch.save(net, file)
-        file.seek(0)
-        twin = torch.load(file, weights_only=False)
+    twin = copied(net, copier)
     for each in (net, twin):
         train(each, optim.AdamW([p for p in each.parameters() if p.requires_grad], 1e-3), 3)
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))

@@ -1,11 +1,11 @@
 """Sliced linear layers against dense linear algebra."""
 
 import copy
-import io
 import shutil
 
 import pytest
 import torch
+from helpers.copying import COPIERS, copied
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
@@ -223,16 +223,10 @@ def test_state_dict_is_the_dense_one_and_loads_both_ways(dense):
         layer.load_state_dict({"weight": dense.weight}, strict=True)
 
 
-@pytest.mark.parametrize("copier", ["deepcopy", "pickle"])
+@pytest.mark.parametrize("copier", COPIERS)
 def test_copies_are_sliced_layers_with_their_own_slice(dense, copier):
     layer = sliced(dense, "column")
-    if copier == "deepcopy":
-        twin = copy.deepcopy(layer)
-    else:
-        buffer = io.BytesIO()
-        torch.save(layer, buffer)
-        buffer.seek(0)
-        twin = torch.load(buffer, weights_only=False)
+    twin = copied(layer, copier)
     assert type(twin) is type(layer)
     with torch.no_grad():
         twin.slicefine.trainable += 1
