@@ -206,6 +206,16 @@ def test_only_components_along_the_directions_are_saved():
     assert activations.bytes == tokens * 4 * 4 + 64 * 4 * 4  # x P, and P itself
 
 
+@pytest.mark.parametrize("settings", [{"basis": "gradient"}, {"basis": "pca"}, {"order": "importance"}], ids=str)
+def test_a_sample_of_tokens_does_not_keep_the_whole_input(settings):
+    net, tokens = nn.Sequential(nn.Linear(64, 8)), 10_000
+    slice_model(net, 4, targets="0", also_train=[], **settings)
+    x = torch.randn(tokens, 64, requires_grad=True)
+    with count_activations() as activations:
+        net(x)
+    assert activations.bytes < 0.2 * x.nbytes
+
+
 @pytest.mark.parametrize("basis", BASES)
 def test_a_resumed_run_equals_the_uninterrupted_run(basis):
     net = network()

@@ -53,7 +53,7 @@ class _SlicedConv(torch.autograd.Function):
         channels = _channels(index, weight, geometry.groups, axis)
         # index_select copies: a view would keep all of x alive until backward.
         kept = x if channels is None else x.index_select(1, channels)
-        sample = None if score is None else x[:SCORE_EXAMPLES].to(y.dtype)
+        sample = None if score is None else x[:SCORE_EXAMPLES].to(y.dtype, copy=True)
         ctx.save_for_backward(kept.to(y.dtype), weight, trainable, index, sample)
         ctx.geometry, ctx.axis, ctx.score, ctx.score_axis, ctx.shape = geometry, axis, score, score_axis, x.shape
         ctx.own_groups = axis == "row" and geometry.groups > 1 and channels is not None

@@ -44,7 +44,7 @@ class _SlicedLinear(torch.autograd.Function):
     ) -> Tensor:
         y = F.linear(x, weight, bias)
         kept = _select(x, selection) if axis == "column" else x
-        sample = None if score is None else _sample(x).to(y.dtype)
+        sample = None if score is None else _sample(x).to(y.dtype, copy=True)  # a view would keep all of x alive
         ctx.save_for_backward(kept.to(y.dtype), weight, trainable, selection, sample)
         ctx.axis, ctx.score, ctx.score_axis = axis, score, score_axis
         ctx.probe, ctx.tokens, ctx.of_inputs = probe, tokens, of_inputs
