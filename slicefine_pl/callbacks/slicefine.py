@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
-from slicefine_pl.arguments import check_choice, check_count, check_seed
+from slicefine_pl.arguments import check_choice, check_count
 from slicefine_pl.callbacks.support.distributed import check_slicing_strategy
 from slicefine_pl.callbacks.support.optimizer_trial import OptimizerRequirements
 from slicefine_pl.callbacks.support.other_callbacks import (
@@ -39,9 +39,8 @@ from slicefine_pl.callbacks.support.training_checks import TrainingChecks
 from slicefine_pl.network.names import compile_patterns
 from slicefine_pl.slicing import AxisSchedule, Backend, Order, SliceHandle, SliceSummary, slice_model
 from slicefine_pl.slicing.cursor import SliceSettings, slice_type
-from slicefine_pl.slicing.directions import Basis
+from slicefine_pl.slicing.directions import SKETCHED, Basis
 from slicefine_pl.slicing.lr_scale import LRScale, checked_lr_scale
-from slicefine_pl.slicing.schedule import check_rank
 from slicefine_pl.trainer_callbacks import trainer_callbacks
 
 FIRST_MOVE = 10  # optimizer steps after which slices leave random directions for those that the batches showed
@@ -152,17 +151,13 @@ class SliceFineCallback(ResumableCallback):
         lr_scale: LRScale = "auto",
         basis: Basis = "standard",
     ) -> None:
-        check_rank(rank)
-        check_choice("axis", axis, AxisSchedule)
-        check_choice("order", order, Order)
+        dtype = slice_type(slice_dtype)
+        SliceSettings(rank, axis, order, seed, dtype, lr_scale, basis)  # checks them
         check_choice("optimizer_state", optimizer_state, OptimizerState)
         check_choice("nonfinite", nonfinite, NonFinite)
         check_choice("backend", backend, Backend)
-        dtype = slice_type(slice_dtype)
-        SliceSettings(rank, axis, order, seed, dtype, lr_scale, basis)
         check_count("interval", interval, "optimizer steps", optional=True)
         check_count("max_steps_without_grad", max_steps_without_grad, "optimizer steps")
-        check_seed(seed)
         for name, patterns in {"targets": targets, "exclude": exclude, "also_train": also_train}.items():
             compile_patterns(name, [] if patterns is None else patterns)
         if axis == "alternate" and optimizer_state == "keep":
@@ -243,14 +238,14 @@ class SliceFineCallback(ResumableCallback):
         requirements = OptimizerRequirements(
             compact=self._slicing["backend"] != "mask",
             alternating=self._slicing["axis"] == "alternate",
-            moving=self._interval is not None or self._slicing["basis"] in ("gradient", "pca"),
+            moving=self._interval is not None or self._slicing["basis"] in SKETCHED,
             keep_state=self._optimizer_state == "keep",
             scaled=self._slicing["lr_scale"] != 1 or self._slicing["basis"] != "standard",
             factor=self._slicing["lr_scale"] != 1,
         )
         handle = self.opened()
         checks = TrainingChecks(handle, pl_module, self._max_steps_without_grad, self._skip_nonfinite)
-        first = FIRST_MOVE if self._slicing["basis"] in ("gradient", "pca") else None
+        first = FIRST_MOVE if self._slicing["basis"] in SKETCHED else None
         self._steps = SliceSteps(self, trainer, handle, checks, (first, self._interval), requirements)
         self._hooks = self._steps.hooks
 

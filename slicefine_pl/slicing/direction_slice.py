@@ -13,6 +13,7 @@ from torch import Tensor
 from slicefine_pl.slicing.cursor import SliceCursor, SliceSettings
 from slicefine_pl.slicing.directions import (
     OVERSAMPLING,
+    SKETCHED,
     Basis,
     input_share,
     leading_directions,
@@ -55,7 +56,7 @@ class DirectionSlice(Slice):
         self.directions = like.new_zeros(inputs, rank)
         self.index.copy_(torch.arange(rank))
         self.basis: Basis = basis
-        if basis in ("gradient", "pca"):
+        if basis in SKETCHED:
             size = outputs if basis == "gradient" else inputs
             self.probe = random_matrix(size, rank + OVERSAMPLING, f"{key}/sketch").to(like.device, torch.float32)
             self.score = torch.zeros(inputs, rank + OVERSAMPLING, device=like.device)

@@ -22,6 +22,7 @@ from torch import Tensor
 Basis = Literal["standard", "random", "gradient", "pca"]
 """Along what a slice lies: single columns or rows, random directions, those of the gradient, or of the inputs."""
 
+SKETCHED = ("gradient", "pca")  # found from a sketch
 OVERSAMPLING = 8  # columns of a sketch beyond R
 
 

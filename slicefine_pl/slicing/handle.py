@@ -234,11 +234,9 @@ class SliceHandle:
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal in a saved state: names and shapes of slices, what is trained in full, and the scaling."""
+        kinds = {"lr_scale": [str(self._settings.lr_scale)], "basis": [self._settings.basis]}
         shapes = {view.name: list(view.parameter.shape) for view in self}
-        return {"shapes": shapes, "fully_trained": sorted(self.fully_trained), **self._kinds()}
-
-    def _kinds(self) -> dict[str, list[str]]:
-        return {"lr_scale": [str(self._settings.lr_scale)], "basis": [self._settings.basis]}
+        return {"shapes": shapes, "fully_trained": sorted(self.fully_trained), **kinds}
 
     def state_dict(self) -> dict[str, Any]:
         """Positions, visits and scores of all slices, as plain numbers, strings and tensors."""
