@@ -33,8 +33,8 @@ def prepare(method: MethodConfig, module: Module, seed: int) -> list[Callback]:
     if method.weights == "random":
         randomize(net)
     if method.kind in SLICES:
-        if method.interval is not None:
-            return [moving_slices(method, seed, layer_patterns(method, net))]
+        if method.position is None:
+            return [slice_callback(method, seed, layer_patterns(method, net))]
         fixed_slices(net, method, seed, layer_patterns(method, net))
     else:
         try:
@@ -72,8 +72,8 @@ def targets(net: nn.Module) -> list[str]:
     return names
 
 
-def moving_slices(method: MethodConfig, seed: int, layers: list[str] | None) -> SliceFineCallback:
-    assert method.interval is not None
+def slice_callback(method: MethodConfig, seed: int, layers: list[str] | None) -> SliceFineCallback:
+    """Slices that move, or that lie along directions."""
     return SliceFineCallback(
         targets=layers,
         rank=method.rank,
@@ -82,6 +82,7 @@ def moving_slices(method: MethodConfig, seed: int, layers: list[str] | None) -> 
         order=method.order,  # type: ignore[arg-type]
         seed=seed,
         lr_scale=method.lr_scale,
+        basis=method.basis,  # type: ignore[arg-type]
     )
 
 

@@ -9,6 +9,8 @@ python -m benchmarks.accuracy.run --tasks tweets products --study methods --out 
    uses the validation score instead: over several epochs the loss can grow while the accuracy still rises.
 2. Five seeds (0 to 4) are trained at that rate and scored on the test set, which takes no part in any choice.
 
+``--seeds 3 --tuning-seeds 1`` makes fewer runs, for a task whose results vary little from seed to seed.
+
 A seed sets the initial head, the order of the batches, dropout, and the positions of slices. The split of the data and
 the head's learning rate are the same for all methods. The probe, a linear head on the frozen network, is solved on all
 training data, also where the other methods see only part of it.
@@ -20,7 +22,7 @@ Every run appends a JSON line to the file. A run that is in the file is not repe
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
@@ -37,6 +39,7 @@ TUNING_SEEDS = (0, 1)
 SEEDS = (0, 1, 2, 3, 4)
 MIN_GAIN = 0.01  # relative improvement of the validation loss that continues the search
 CHOICES = ("loss", "score")
+Seeds = tuple[Sequence[int], Sequence[int]]  # those that choose a rate, and those that are trained at it
 
 
 def train(task: Task, method: MethodConfig, rate: float, seed: int) -> Row:
@@ -123,8 +126,13 @@ def tuning_loss(task: str, row: Mapping[str, Any], choose: str) -> float:
     return 1 - float(row["val"]) + 1e-6 * float(row["val_loss"])
 
 
-def compare(log: RunLog, task: str, name: str, choose: str = "loss") -> None:
-    """Find the learning rate of a method, and train all seeds."""
+def first_rate(method: MethodConfig) -> float:
+    """Where the search begins; slices that scale their rate begin with that of full fine-tuning."""
+    return studies().first_rates["full" if method.lr_scale == "auto" else method.kind]
+
+
+def compare(log: RunLog, task: str, name: str, choose: str = "loss", seeds: Seeds = (TUNING_SEEDS, SEEDS)) -> None:
+    """Find the learning rate of a method with the first seeds, and train the others at that rate."""
     method = studies().methods[name]
 
     def run(rate: float, seed: int) -> Row:
@@ -138,10 +146,10 @@ def compare(log: RunLog, task: str, name: str, choose: str = "loss") -> None:
         return
 
     def loss(rate: float) -> float:
-        return sum(tuning_loss(task, run(rate, seed), choose) for seed in TUNING_SEEDS)
+        return sum(tuning_loss(task, run(rate, seed), choose) for seed in seeds[0])
 
-    rate = search(loss, first=studies().first_rates[method.kind])
-    for seed in SEEDS:
+    rate = search(loss, first=first_rate(method))
+    for seed in seeds[1]:
         run(rate, seed)
 
 
@@ -153,8 +161,11 @@ def main() -> None:
     parser.add_argument("--study", choices=known.studies, help="a list of methods in studies.yaml")
     parser.add_argument("--methods", nargs="+", default=[], choices=known.methods, metavar="METHOD", help="names there")
     parser.add_argument("--choose", choices=CHOICES, default="loss", help="validation value that chooses the rate")
+    parser.add_argument("--seeds", type=int, choices=range(1, 6), default=5, help="seeds trained at the chosen rate")
+    parser.add_argument("--tuning-seeds", type=int, choices=(1, 2), default=2, help="seeds that choose the rate")
     parser.add_argument("--out", type=result_path, required=True)
     arguments = parser.parse_args()
+    seeds = TUNING_SEEDS[: arguments.tuning_seeds], SEEDS[: arguments.seeds]
     names = [*(known.studies[arguments.study] if arguments.study else ()), *arguments.methods]
     if not names:
         parser.error("nothing to run; give --study methods, for instance, or --methods 'lora r=16'.")
@@ -162,7 +173,7 @@ def main() -> None:
     for task in arguments.tasks:
         for name in names:
             try:
-                compare(log, task, name, arguments.choose)
+                compare(log, task, name, arguments.choose, seeds)
             except NotApplicableError as reason:
                 print(f"{task}, {name}: left out. {reason}", flush=True)
 

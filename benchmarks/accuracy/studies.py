@@ -17,6 +17,7 @@ SETTINGS: dict[str, tuple[str | int, ...] | None] = {  # allowed values; None: a
     "position": ("random", "first", "last"),
     "weights": ("pretrained", "random"),
     "lr_scale": (1, "auto"),
+    "basis": ("standard", "random", "gradient", "pca"),
 }
 ALLOWED: dict[str, tuple[str, ...]] = {  # settings of each kind; kinds in the order of the report's tables
     **dict.fromkeys(("probe", "bitfit"), ("weights",)),
@@ -39,6 +40,7 @@ class MethodConfig:
         position: Where slices lie that do not move.
         weights: Weights at the start.
         lr_scale: As in :func:`slicefine_pl.slicing.slice_model`.
+        basis: Along what slices lie, as there.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class MethodConfig:
     position: str | None = None
     weights: str = "pretrained"
     lr_scale: Any = 1
+    basis: str = "standard"
 
     @classmethod
     def read(cls, name: str, settings: Mapping[str, Any]) -> "MethodConfig":
@@ -70,8 +73,11 @@ class MethodConfig:
                 raise ValueError(f"{name!r}: {setting}={value!r} is not allowed; use {expected}.")
         if "rank" in ALLOWED[kind] and "rank" not in given:
             raise ValueError(f"{name!r}: rank is missing; add rank: 16, for instance.")
-        if kind in SLICES and ("interval" in given) == ("position" in given):
+        standard = given.get("basis", "standard") == "standard"
+        if kind in SLICES and standard and ("interval" in given) == ("position" in given):
             raise ValueError(f"{name!r}: slices move (interval: 100) or stay (position: random); set one of the two.")
+        if not standard and "position" in given:
+            raise ValueError(f"{name!r}: directions do not have a position; remove position.")
         if "order" in given and "position" in given:
             raise ValueError(f"{name!r}: slices that stay do not have an order; remove order.")
         return cls(kind, **given)

@@ -6,6 +6,7 @@ from functools import partial
 
 from lightning.pytorch import LightningDataModule
 
+from benchmarks.accuracy.film_sentences import sentences
 from benchmarks.accuracy.solar_cells import photos
 from benchmarks.harness.networks import MINILM
 from slicefine_pl.data import ImageDataModule, InstructionDataModule, TextDataModule
@@ -66,7 +67,14 @@ def answers(seed: int, lr: float, head_lr: float) -> tuple[Module, LightningData
     return CausalLanguageModel(SMOLLM, lr=lr, samples=0), data
 
 
-TASKS: dict[str, Task] = {  # 150 to 235 steps each; 40 for the language model, 724 for the long run
+def film(seed: int, lr: float, head_lr: float) -> tuple[Module, LightningDataModule]:
+    data = InstructionDataModule(
+        source=str(sentences()), max_length=64, packing=True, batch_size=4, eval_examples=256, seed=seed
+    )
+    return CausalLanguageModel(SMOLLM, lr=lr, samples=0), data
+
+
+TASKS: dict[str, Task] = {  # 150 to 235 steps each; 40 and 100 for the language model, 724 for the long run
     "tweets": Task(partial(texts, "tweets"), "MiniLM", epochs=1),
     "tweets, 4 epochs": Task(partial(texts, "tweets"), "MiniLM", epochs=4, averaged=False),
     "products": Task(partial(texts, "products"), "MiniLM", epochs=1),
@@ -76,4 +84,5 @@ TASKS: dict[str, Task] = {  # 150 to 235 steps each; 40 for the language model, 
     "digits": Task(digits, "EfficientNet-Lite0", epochs=5),
     "cells": Task(cells, "EfficientNet-Lite0", epochs=3),
     "answers": Task(answers, "SmolLM2-135M", epochs=1, score="perplexity", batches=40),
+    "film sentences": Task(film, "SmolLM2-135M", epochs=1, score="perplexity", batches=100, averaged=False),
 }
