@@ -284,6 +284,7 @@ class SliceFineCallback(ResumableCallback):
             self.log_metrics(trainer, slice_metrics(self.opened()))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.opened().merge()
         report_run(self.opened(), self._started.steps_made(), self._seconds)
         self._started.checks.nonfinite.report()
         self._close()

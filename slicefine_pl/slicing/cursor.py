@@ -70,7 +70,7 @@ class SliceSettings:
             self._check_directions()
 
     def _check_directions(self) -> None:
-        for name, only in {"axis": "column", "order": "random", "slice_dtype": None}.items():
+        for name, only in {"axis": "column", "order": "random"}.items():
             if (value := getattr(self, name)) != only:
                 raise ValueError(
                     f"{name}={value!r} is for single columns or rows; with basis={self.basis!r}, a slice lies along"
@@ -128,6 +128,15 @@ class SliceCursor:
     def write(self, lines: Tensor) -> None:
         """Copy all lines of the slice, shape ``(R, L)``, to their position in the weight, and count it as visited."""
         self.slice_.write(self._shard(), lines)
+        self.count_visit()
+
+    def merge(self, lines: Tensor) -> None:
+        """Write the lines, also where the layer adds them to its output until now."""
+        self.slice_.merge(self._shard(), lines)
+        self.count_visit()
+
+    def count_visit(self) -> None:
+        """Count the present position as visited."""
         if self._arrived is not None:
             self.visited[self.slice_.axis][self._arrived] = True
             self._arrived = None

@@ -4,11 +4,12 @@ Shapes:  I inputs · O outputs · R directions · K columns of a sketch · t tok
 """
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from slicefine_pl.slicing.cursor import SliceCursor, SliceSettings
 from slicefine_pl.slicing.directions import (
@@ -24,36 +25,48 @@ from slicefine_pl.slicing.distributed.shards import LocalShard, full_tensors, lo
 from slicefine_pl.slicing.layers.base import SlicedLayer, child_name
 from slicefine_pl.slicing.layout import MatrixLayout
 from slicefine_pl.slicing.lr_scale import lr_scale_at
+from slicefine_pl.slicing.rounding import Remainder, subtract
 from slicefine_pl.slicing.scores import zero_nonfinite
-from slicefine_pl.slicing.slice import Slice
+from slicefine_pl.slicing.slice import Slice, gather_lines
 
+HALF = (torch.bfloat16, torch.float16)
 SAMPLED_TOKENS = 16  # of the last batch; they measure what share of the inputs lies along the new directions
 
 
 class DirectionSlice(Slice):
     """A trainable matrix A (R, O) that changes a weight W (O, I) by ``scale · Aᵀ Pᵀ``.
 
-    ``trainable`` is A. It starts at zero, and ``base`` is its value at the last write. Writing adds the change since
-    then to the weight, which is the trained dense weight afterwards. All of its entries change.
+    ``trainable`` is A. It starts at zero, and ``base`` is its value when it was last added to the weight, which was the
+    trained dense weight then. All entries of the weight change.
+
+    **When it is added.** After each step to a weight in float32 or float64. bfloat16 and float16 would round most of
+    these small steps away. There the layer adds what was trained to its output, by two thin products, and the weight
+    changes at moves and at the end only.
 
     Args:
         layout: How the layer's parameter stores the matrix.
         rank: Number of directions (R).
         like: The parameter, for its shape, type and device.
+        dtype: Type of A; ``None`` takes the parameter's.
         basis: Where directions come from.
         key: Seed of random directions and of the sketch.
 
     Attributes:
         directions: P, orthonormal columns, shape ``(I, R)``, in the type of the weight.
+        factor: ``scale`` as a tensor, for compiled code: a number would be part of it.
         score: The sketch, shape ``(I, K)``, float32; ``None`` for random directions.
         probe: Ω, the random matrix of the sketch, shape ``(O, K)`` for gradients and ``(I, K)`` for inputs.
         tokens: Some inputs of the last backward pass, shape ``(t, I)``, with zeros where there were fewer.
     """
 
-    def __init__(self, layout: MatrixLayout, rank: int, like: Tensor, basis: Basis, key: str) -> None:
+    def __init__(
+        self, layout: MatrixLayout, rank: int, like: Tensor, dtype: torch.dtype | None, basis: Basis, key: str
+    ) -> None:
         outputs, inputs = layout.view(like).shape
-        super().__init__(layout, rank, outputs, like, None, scaled=True)
+        super().__init__(layout, rank, outputs, like, dtype)
+        self.base = nn.Parameter(torch.zeros_like(self.trainable), requires_grad=False)
         self.directions = like.new_zeros(inputs, rank)
+        self.factor = torch.ones((), device=like.device)
         self.index.copy_(torch.arange(rank))
         self.basis: Basis = basis
         if basis in SKETCHED:
@@ -70,31 +83,38 @@ class DirectionSlice(Slice):
     def selection(self) -> Tensor:
         return self.directions
 
+    @property
+    def adds_to_output(self) -> bool:
+        return self.directions.dtype in HALF
+
+    def output_change(self) -> Tensor | None:
+        return self._pending() * self.factor if self.adds_to_output else None
+
     def lines(self) -> Tensor:
-        """The change of the weight along each direction since the last write, shape ``(R, O)``."""
+        """The change of the weight along each direction that is not in the weight yet, shape ``(R, O)``."""
+        return self._pending() * self.scale
+
+    def _pending(self) -> Tensor:
         assert self.base is not None
-        return (self.trainable.detach() - self.base) * self.scale
+        return self.trainable.detach() - self.base
 
     @torch.no_grad()
     def write(self, shard: LocalShard, lines: Tensor) -> None:
-        """Add the change since the last write to the weight.
+        """Add the change since the last time to the weight, if its type is fine enough for small changes.
 
         Args:
             shard: The part of the matrix that this process stores.
             lines: The change, shape ``(R, O)``, from :func:`gather_lines`.
-
-        Raises:
-            RuntimeError: The weight has a type that would round small changes away.
         """
-        half = shard.values.dtype in (torch.bfloat16, torch.float16)
-        if (half or lines.device.type == "cpu") and not lines.any():  # on a GPU, asking would wait for the device
+        if self.adds_to_output:
+            self._mark_synced()
+        else:
+            self.merge(shard, lines)
+
+    @torch.no_grad()
+    def merge(self, shard: LocalShard, lines: Tensor) -> None:
+        if lines.device.type == "cpu" and not lines.any():  # on a GPU, asking would wait for the device
             return
-        if half:
-            raise RuntimeError(
-                f"Slices along directions (basis={self.basis!r}) change the weight a little in every step, which"
-                f" {str(shard.values.dtype).removeprefix('torch.')} would round away. Choose basis='standard', or keep"
-                " the weights in float32, as precision='bf16-mixed' does."
-            )
         shard.add_product(lines, self.directions)
         self.keep_written()
 
@@ -119,6 +139,7 @@ class DirectionSlice(Slice):
         """Take new directions ``(I, R)``. The change along the old ones must have been written."""
         self.directions.copy_(directions)
         self.scale = scale
+        self.factor.fill_(scale)
         self.read(shard)
 
     def select_lines(self, dense: Tensor) -> Tensor:
@@ -131,9 +152,17 @@ class DirectionSlice(Slice):
 
     def move_tensors_to(self, device: torch.device | str) -> None:
         super().move_tensors_to(device)
-        self.directions = self.directions.to(device, self.trainable.dtype)
+        self.factor = self.factor.to(device)
         self.probe = None if self.probe is None else self.probe.to(device)
         self.tokens = None if self.tokens is None else self.tokens.to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        base = to_local(self.base)
+        super()._apply(fn, recurse)
+        self.directions = fn(self.directions)
+        if self.base.dtype != self.trainable.dtype:
+            self.base.data = base.to(self.base.device)
+        return self
 
 
 class DirectionCursor(SliceCursor):
@@ -150,7 +179,7 @@ class DirectionCursor(SliceCursor):
         self._name = name
         self._key = f"{settings.seed}/{name.replace('_orig_mod.', '')}/directions"
         stored = layer.slicefine_stored(layout.parameter)
-        self.slice_ = DirectionSlice(layout, settings.rank, stored, settings.basis, self._key)
+        self.slice_ = DirectionSlice(layout, settings.rank, stored, settings.slice_dtype, settings.basis, self._key)
         layer.add_module(child_name(layout.parameter, layout.part), self.slice_)
         columns = self.slice_.shape[1]
         self.moves, self.visited = 0, {"column": torch.zeros(columns, dtype=torch.bool)}
@@ -161,7 +190,7 @@ class DirectionCursor(SliceCursor):
 
     def resync(self) -> None:
         """Write what was changed. If weight averaging swapped the weight and A out and in again, both are as before."""
-        if self._written == self._stored_version():
+        if self.slice_.adds_to_output or self._written == self._stored_version():
             self.slice_.write(self._shard(), self.slice_.lines())
         else:
             self.slice_.keep_written()
@@ -212,7 +241,8 @@ class DirectionCursor(SliceCursor):
             "visited": {axis: columns.clone() for axis, columns in self.visited.items()},
             "score": None if slice_.score is None else slice_.score.cpu().clone(),
             "tokens": None if slice_.tokens is None else slice_.tokens.cpu().clone(),
-            "trainable": full_tensors([slice_.trainable])[0].cpu().clone(),
+            "values": [each.cpu().clone() for each in full_tensors(list(slice_.parameters()))],
+            "remainder": self._remainder(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -222,9 +252,30 @@ class DirectionCursor(SliceCursor):
         if self.slice_.score is not None and self.slice_.tokens is not None:
             self.slice_.score.copy_(state["score"])
             self.slice_.tokens.copy_(state["tokens"])
-        trainable = self.slice_.trainable
-        to_local(trainable).copy_(local_slice_of(state["trainable"], trainable))
-        self.slice_.keep_written()  # the weight was saved with its change
+        for values, saved in zip(self.slice_.parameters(), state["values"], strict=True):
+            to_local(values).copy_(local_slice_of(saved, values))
+        if state["remainder"] is None:
+            self.slice_.keep_written()  # the weight was saved with its change
+        else:
+            self._take_out(Remainder(*state["remainder"]))
+
+    def _remainder(self) -> tuple[Tensor, ...] | None:
+        """What taking the change out of a saved weight does not give back; ``None`` if it stays in the weight."""
+        if not self.slice_.adds_to_output:
+            return None
+        layer, layout = self.layer, self.slice_.layout
+        before, merged = (
+            layout.view(full_tensors([each])[0]) for each in (self._stored(), layer.slicefine_merged(layout.parameter))
+        )
+        [lines] = gather_lines([self.slice_])
+        return tuple(each.cpu() for each in Remainder.of(before, merged, lines, self.slice_.directions))
+
+    def _take_out(self, remainder: Remainder) -> None:
+        """Take the change out of the weight, which was saved with it, because the layer adds it to its output."""
+        shard = self._shard()
+        [lines] = gather_lines([self.slice_])
+        own = remainder.within(shard.values.shape, shard.dim, shard.offset)
+        subtract(shard.values, shard.product(lines, self.slice_.directions), own)
 
     def _random(self) -> Tensor:
         return random_directions(self.slice_.shape[1], self._settings.rank, f"{self._key}/{self.moves}")

@@ -123,7 +123,7 @@ class SliceHandle:
             holds them, with the state of the old position. Clear that state for a fresh start.
         """
         moved = self._chosen(names)
-        self.write(moved)
+        self.merge(moved)
         for listener in self._listeners:
             listener.before_move([self._view(name) for name in moved])
         for name in moved:
@@ -148,9 +148,26 @@ class SliceHandle:
             names: Names of the slices to write; ``None`` writes all.
         """
         cursors = [self._cursors[name] for name in self._chosen(names)]
+        written = [cursor for cursor in cursors if not cursor.slice_.adds_to_output]
+        reshard(self._net)
+        for cursor, lines in zip(written, gather_lines([cursor.slice_ for cursor in written]), strict=True):
+            cursor.write(lines)
+        for cursor in cursors:
+            cursor.count_visit()
+
+    def merge(self, names: Iterable[str] | None = None) -> None:
+        """Write, also where layers add what was trained to their output until a move.
+
+        Slices along directions of a bfloat16 or float16 weight do, because the weight would round small steps away.
+        Moves and :meth:`close` merge; under FSDP2, call this before :meth:`close`, in every process.
+
+        Args:
+            names: Names of the slices to merge; ``None`` merges all.
+        """
+        cursors = [self._cursors[name] for name in self._chosen(names)]
         reshard(self._net)
         for cursor, lines in zip(cursors, gather_lines([cursor.slice_ for cursor in cursors]), strict=True):
-            cursor.write(lines)
+            cursor.merge(lines)
 
     def write_manually(self) -> None:
         """Promise to call :meth:`write` after each optimizer step.

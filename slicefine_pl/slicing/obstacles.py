@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from slicefine_pl.network.heads import Head
@@ -114,6 +113,4 @@ def no_directions(matrix: SliceableMatrix) -> str | None:
     linear = issubclass(implementation, SlicedLinear | SlicedMultiheadAttention)
     if not linear or matrix.layout not in implementation.slicefine_layouts(matrix.module):
         return "directions need a linear map whose inputs are seen; basis='standard' slices its columns"
-    if matrix.parameter.dtype in (torch.bfloat16, torch.float16):
-        return f"{str(matrix.parameter.dtype).removeprefix('torch.')} would round steps along directions away"
     return None

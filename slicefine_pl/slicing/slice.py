@@ -140,6 +140,19 @@ class Slice(nn.Module):
         shard.scatter(lines[:, : self.line_length].reshape(-1, *self.line_shape), self.axis, self.index)
         self._mark_synced()
 
+    def merge(self, shard: LocalShard, lines: Tensor) -> None:
+        """Write, also where the layer adds the change to its output instead; arguments as in :meth:`write`."""
+        self.write(shard, lines)
+
+    @property
+    def adds_to_output(self) -> bool:
+        """Whether the layer adds the trained change to its output, instead of to its weight after each step."""
+        return False
+
+    def output_change(self) -> Tensor | None:
+        """What the layer adds to its output for each component of its input along the slice, shape ``(R, O)``."""
+        return None
+
     @torch.no_grad()
     def read(self, shard: LocalShard) -> None:
         """Begin to train the lines at the present position of the weight, with their present values."""

@@ -113,12 +113,26 @@ class LocalShard(NamedTuple):
             change: Shape ``(R, O)``, equal on all processes.
             directions: Shape ``(I, R)``, equal on all processes.
         """
-        left, right = change.t().to(self.values), directions.t().to(self.values)
+        left, right = self._factors(change, directions)
+        if left.dtype == self.values.dtype:
+            self.values.addmm_(left, right)
+        else:  # rounded once
+            self.values.copy_(torch.addmm(self.values.to(left.dtype), left, right))
+
+    def product(self, change: Tensor, directions: Tensor) -> Tensor:
+        """What :meth:`add_product` adds, shape of ``values``, at least in float32."""
+        left, right = self._factors(change, directions)
+        return left @ right
+
+    def _factors(self, change: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of this process's part of the product, at least in float32."""
+        dtype = torch.promote_types(self.values.dtype, torch.float32)
+        left, right = (each.t().to(self.values.device, dtype) for each in (change, directions))
         if self.sharding is not None and self.dim == 0:
             left = left.narrow(0, min(self.offset, len(left)), len(self.values))
         elif self.sharding is not None:
             right = right.narrow(1, min(self.offset, right.shape[1]), self.values.shape[1])
-        self.values.addmm_(left, right)
+        return left, right
 
     def gather(self, axis: Axis, index: Tensor, shape: Sequence[int]) -> Tensor:
         """Collect whole lines from all processes.

@@ -75,6 +75,28 @@ class SlicedLayer(nn.Module):
             [lines] = gather_lines([slice_])
             slice_.write(self.slicefine_shard(slice_), lines)
 
+    def slicefine_merge(self) -> None:
+        """Add to the stored parameters what the layer adds to its output instead, and write the rest."""
+        for slice_ in self.slicefine_slices():
+            [lines] = gather_lines([slice_])
+            slice_.merge(self.slicefine_shard(slice_), lines)
+
+    def slicefine_merged(self, parameter: str) -> Tensor:
+        """A stored parameter with all that was trained: a copy if the layer adds a part of it to its output."""
+        stored: Tensor = self.slicefine_stored(parameter)
+        if parameter not in self.slicefine_added_to_output():
+            return stored
+        stored = stored.detach().clone()
+        for slice_ in self.slicefine_slices():
+            if slice_.layout.parameter == parameter:
+                [lines] = gather_lines([slice_])
+                LocalShard.of(slice_.layout, stored).add_product(lines, slice_.selection)
+        return stored
+
+    def slicefine_added_to_output(self) -> set[str]:
+        """Names of the parameters that lack what the layer adds to its output."""
+        return {slice_.layout.parameter for slice_ in self.slicefine_slices() if slice_.adds_to_output}
+
     def slicefine_is_sharded(self) -> bool:
         """Whether FSDP2 manages this layer. It replaces the layer's parameters before and after each use."""
         return getattr(self, "_is_fsdp_managed_module", False)
@@ -120,6 +142,8 @@ class SlicedLayer(nn.Module):
         if not self.slicefine_writes_manually:
             self.slicefine_write()
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        for parameter in self.slicefine_added_to_output():
+            destination[prefix + parameter] = self.slicefine_merged(parameter)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)

@@ -41,18 +41,22 @@ class _SlicedLinear(torch.autograd.Function):
         probe: Tensor | None,
         tokens: Tensor | None,
         of_inputs: bool,
+        change: Tensor | None,
     ) -> Tensor:
         y = F.linear(x, weight, bias)
         kept = _select(x, selection) if axis == "column" else x
+        if change is not None:
+            change = change.to(y.dtype)
+            y += kept.to(y.dtype) @ change
         sample = None if score is None else _sample(x).to(y.dtype, copy=True)  # a view would keep all of x alive
-        ctx.save_for_backward(kept.to(y.dtype), weight, trainable, selection, sample)
+        ctx.save_for_backward(kept.to(y.dtype), weight, trainable, selection, sample, change)
         ctx.axis, ctx.score, ctx.score_axis = axis, score, score_axis
         ctx.probe, ctx.tokens, ctx.of_inputs = probe, tokens, of_inputs
         return y.detach()  # torch 2.11 returns a view here, which an in-place activation may not overwrite
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight, trainable, selection, sample = ctx.saved_tensors
+        kept, weight, trainable, selection, sample, change = ctx.saved_tensors
         refuse_double_backward()
         needs_x, _, needs_bias, needs_slice, *_ = ctx.needs_input_grad
         outputs = grad_y.reshape(-1, grad_y.shape[-1])  # (T, O)
@@ -60,7 +64,10 @@ class _SlicedLinear(torch.autograd.Function):
         grad_x = None
         if needs_x:
             # As a product of two matrices: for a permuted view, torch would multiply example by example.
-            grad_x = (outputs @ weight.to(grad_y.dtype)).view(*grad_y.shape[:-1], weight.shape[1])
+            grad_x = outputs @ weight.to(grad_y.dtype)
+            if change is not None:
+                grad_x += outputs @ change.to(grad_y.dtype).t() @ selection.to(grad_y.dtype).t()
+            grad_x = grad_x.view(*grad_y.shape[:-1], weight.shape[1])
         grad_bias = outputs.sum(0) if needs_bias else None
         grad_slice = None
         if needs_slice:
@@ -74,7 +81,7 @@ class _SlicedLinear(torch.autograd.Function):
             else:
                 ctx.score += zero_nonfinite(inputs.t() @ ((inputs if ctx.of_inputs else outputs) @ ctx.probe))
                 _keep(inputs, ctx.tokens)
-        return grad_x, None, grad_bias, grad_slice, *[None] * 7  # the gradients of what follows trainable
+        return grad_x, None, grad_bias, grad_slice, *[None] * 8  # the gradients of what follows trainable
 
 
 def _select(x: Tensor, selection: Tensor) -> Tensor:
@@ -144,6 +151,7 @@ def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, slice_: Slice)
         slice_.probe,
         slice_.tokens,
         slice_.basis == "pca",
+        slice_.output_change(),
     )
     return result
 

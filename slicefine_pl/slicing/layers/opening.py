@@ -76,7 +76,9 @@ def add_slice(
 
 def close_layer(layer: SlicedLayer) -> None:
     """Turn a sliced layer back into the dense layer it was, in place. It keeps what its slices learned."""
-    if not layer.slicefine_writes_manually:
+    if any(slice_.adds_to_output for slice_ in layer.slicefine_slices()) and not layer.slicefine_is_sharded():
+        layer.slicefine_merge()
+    elif not layer.slicefine_writes_manually:
         layer.slicefine_write()
     for name in [name for name, child in layer._modules.items() if isinstance(child, Slice)]:
         del layer._modules[name]
@@ -99,16 +101,21 @@ def close_slices(net: nn.Module) -> None:
 def as_dense(net: nn.Module) -> Iterator[None]:
     """Within the context, sliced layers compute as the dense layers they were, with the values trained so far.
 
-    Use it to compute gradients of whole weights while slices are open. Nothing is copied. Do not train the slices
-    inside the context.
+    Use it to compute gradients of whole weights while slices are open. Nothing is copied, except weights in half
+    precision with slices along directions. Do not train the slices inside the context.
     """
-    opened = [(module, module.__class__) for module in net.modules() if isinstance(module, SlicedLayer)]
-    for layer, _ in opened:
+    layers = [module for module in net.modules() if isinstance(module, SlicedLayer)]
+    opened = [(layer, layer.__class__, dict(layer._parameters)) for layer in layers]
+    for layer in layers:
         if not layer.slicefine_writes_manually:
             layer.slicefine_write()
+        for parameter in layer.slicefine_added_to_output():
+            merged = layer.slicefine_merged(parameter)
+            layer._parameters[parameter] = nn.Parameter(merged, layer.slicefine_stored(parameter).requires_grad)
         layer.__class__ = cast("type[SlicedLayer]", layer.slicefine_dense_class)
     try:
         yield
     finally:
-        for layer, opened_class in opened:
+        for layer, opened_class, parameters in opened:
             layer.__class__ = opened_class
+            layer._parameters.update(parameters)

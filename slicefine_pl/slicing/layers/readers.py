@@ -46,6 +46,7 @@ def reader(parameter: str) -> property:
         if is_sharded(values):
             return values  # FSDP2 itself reads shards; a network computes with full weights
         self.slicefine_before_forward()
+        values = self.slicefine_merged(parameter)
         if not torch.is_grad_enabled():
             return values
         for slice_ in self.slicefine_slices():

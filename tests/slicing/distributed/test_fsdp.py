@@ -1,5 +1,6 @@
 """Slices of networks that FSDP2 shards over real processes, against the same network in one process."""
 
+import io
 import re
 
 import numpy
@@ -92,7 +93,7 @@ def whole(net):
     values = {}
     for name, value in net.state_dict().items():
         value = value.detach()
-        values[name] = (value.full_tensor() if hasattr(value, "full_tensor") else value).clone().numpy()
+        values[name] = (value.full_tensor() if hasattr(value, "full_tensor") else value).clone().float().numpy()
     return values
 
 
@@ -136,6 +137,55 @@ def along_directions():
 @pytest.mark.parametrize("count", [2, 3])
 def test_slices_along_directions_learn_the_same_when_sharded(count):
     check(train("column", sharded=False, slices=DIRECTIONS), processes.run(along_directions, count))
+
+
+def in_half(sharded, saved=None):
+    """Train bfloat16 weights along directions for eight steps; stop after five of them and save, or begin there."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(7, 5), nn.Linear(5, 3)])}))
+    net.forward = lambda x: net[0]["layers"][1](torch.tanh(net[0]["layers"][0](x)))
+    net.bfloat16()
+    handle = slice_model(net, 2, targets="layers", also_train=[], basis="random", slice_dtype="float32")
+    handle.write_manually()
+    if saved is not None:
+        weights, state = torch.load(io.BytesIO(saved))
+        net.load_state_dict(weights)
+        handle.load_state_dict(state)
+    if sharded:
+        torch.distributed.init_process_group("gloo")
+        shard_model(net, blocks=r"0\.layers\.\d")
+    data = torch.randn(8, 4, 7, generator=torch.Generator().manual_seed(1)).bfloat16()
+    for step in range(8) if saved is None else range(5, 8):
+        optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.02)
+        net(data[step]).float().square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        handle.write()
+        if step == 2:
+            handle.move()
+        if step == 4 and saved is None:
+            file = io.BytesIO()
+            torch.save(({name: torch.tensor(value) for name, value in whole(net).items()}, handle.state_dict()), file)
+            saved = file.getvalue()
+    handle.merge()
+    handle.close()
+    return whole(net), saved
+
+
+def in_half_sharded(saved=None):
+    return in_half(True, saved)
+
+
+@pytest.mark.distributed
+def test_half_precision_weights_along_directions_learn_the_same_when_sharded():
+    """The state of one process continues in two, and the state of two in one."""
+    expected, saved = in_half(False)
+    found = processes.run(in_half_sharded, 2)
+    continued = processes.run(in_half_sharded, 2, saved)
+    back = in_half(False, found[0][1])
+    for weights, _ in (*found, *continued, back):
+        for name, value in expected.items():
+            assert numpy.array_equal(weights[name], value), name
 
 
 OTHERS = {
