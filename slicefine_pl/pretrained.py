@@ -13,6 +13,8 @@ from typing import NamedTuple
 PACKAGE = "package:"
 RANDOM = "@random"  # suffix of a name: the architecture with random weights
 GGUF = ".gguf"
+IMAGE_LIBRARIES = ("timm", "torchvision")
+LIBRARIES = (*IMAGE_LIBRARIES, "pytorchvideo")  # their networks are named "<library>/<name>", and have no folder
 
 
 def locate(name: str) -> str:
@@ -81,7 +83,7 @@ def parse_backbone(name: str) -> BackboneSource:
     Raises:
         FileNotFoundError, ModuleNotFoundError: As in :func:`locate`.
     """
-    for library in ("timm", "torchvision"):
+    for library in IMAGE_LIBRARIES:
         if name.startswith(f"{library}/"):
             own, _, weights = name.removeprefix(f"{library}/").partition("@")
             return BackboneSource(

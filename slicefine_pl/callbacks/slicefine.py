@@ -27,6 +27,7 @@ from slicefine_pl.callbacks.support.distributed import check_slicing_strategy
 from slicefine_pl.callbacks.support.optimizer_trial import OptimizerRequirements
 from slicefine_pl.callbacks.support.other_callbacks import (
     check_before_weight_averaging,
+    check_no_average_of_changes,
     check_no_finetuning,
     check_no_second,
 )
@@ -244,6 +245,7 @@ class SliceFineCallback(ResumableCallback):
             factor=self._slicing["lr_scale"] != 1,
         )
         handle = self.opened()
+        check_no_average_of_changes(trainer, handle)
         checks = TrainingChecks(handle, pl_module, self._max_steps_without_grad, self._skip_nonfinite)
         first = FIRST_MOVE if self._slicing["basis"] in SKETCHED else None
         self._steps = SliceSteps(self, trainer, handle, checks, (first, self._interval), requirements)

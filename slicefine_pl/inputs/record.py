@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from slicefine_pl.files.safe_load import load_plain
-from slicefine_pl.pretrained import locate, read_config
+from slicefine_pl.pretrained import LIBRARIES, locate, read_config
 
 RECORD_KEY = "input"  # key of the record in checkpoints and in config.json of exports
 
@@ -33,9 +33,10 @@ def stored_record(source: str) -> Mapping[str, Any] | None:
     """Return the record stored in a checkpoint or an exported folder, or ``None`` if it contains none.
 
     Args:
-        source: Path of a ``.ckpt`` file, or a backbone's name or folder as :func:`~slicefine_pl.pretrained.locate`
-            accepts it.
+        source: Path of a ``.ckpt`` file, or the name or folder of a backbone.
     """
+    if source.split("/")[0] in LIBRARIES:
+        return None
     if Path(source).is_file() and Path(source).suffix == ".ckpt":
         found = load_plain(source, "checkpoint", mmap=True).get(RECORD_KEY)
     else:

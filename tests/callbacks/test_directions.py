@@ -6,7 +6,7 @@ from helpers.resumable import ResumableLoader, assert_same
 from helpers.sliced_run import SETTINGS, Module, loader, trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn, optim
 
 from slicefine_pl import SliceFineCallback, SparsityCallback
@@ -60,6 +60,35 @@ def test_a_resumed_run_equals_the_uninterrupted_run(basis, stop, tmp_path):
     for part in ("state_dict", "optimizer_states"):
         assert_same(rest[part], whole[part])
     assert_same(rest["callbacks"]["SliceFineCallback"], whole["callbacks"]["SliceFineCallback"])
+
+
+@pytest.mark.parametrize("stop", [3, 10, 13])
+def test_a_resumed_run_in_half_precision_equals_the_uninterrupted_run(stop, tmp_path):
+    """And the checkpoints contain the weights with the change, as the module has them at the end."""
+    data = loader(STEPS, dtype=torch.bfloat16).dataset
+
+    def train(folder, resume=None):
+        saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
+        callback = SliceFineCallback(**SETTINGS, basis="gradient", interval=6, slice_dtype="float32")
+        run = trainer(callback, saver, max_steps=STEPS, enable_checkpointing=True, precision="bf16-true")
+        torch.manual_seed(0)
+        module = Module(lambda parameters: optim.AdamW(parameters, lr=1e-3))
+        run.fit(module, ResumableLoader(data, batch_size=4), ckpt_path=resume)
+        return module
+
+    module = train(tmp_path / "whole")
+    train(tmp_path / "rest", tmp_path / "whole" / f"step={stop}.ckpt")
+    whole, rest = (torch.load(tmp_path / name / f"step={STEPS}.ckpt") for name in ("whole", "rest"))
+    for part in ("state_dict", "optimizer_states"):
+        assert_same(rest[part], whole[part])
+    assert_same(rest["callbacks"]["SliceFineCallback"], whole["callbacks"]["SliceFineCallback"])
+    assert_same(dict(module.state_dict()), whole["state_dict"])
+
+
+def test_averages_of_changes_in_half_precision_are_refused():
+    callbacks = [SliceFineCallback(**SETTINGS, basis="random"), EMAWeightAveraging()]
+    with pytest.raises(MisconfigurationException, match=r"cannot average slices along directions .* as trunk\.0"):
+        trainer(*callbacks, precision="bf16-true").fit(Module(), loader(dtype=torch.bfloat16))
 
 
 def test_pruned_weights_are_refused():

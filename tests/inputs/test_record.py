@@ -61,6 +61,11 @@ def test_records_of_checkpoints_and_folders(tmp_path):
         assert stored_input(str(place), ImageInput) is None
 
 
+@pytest.mark.parametrize("name", ["timm/a@package:b/c.pth", "torchvision/a@/b/c.pth", "pytorchvideo/x3d_s"])
+def test_networks_of_a_library_have_no_record(name):
+    assert stored_input(name, ImageInput) is None
+
+
 @pytest.mark.parametrize(
     ("kind", "record", "message"),
     [

@@ -329,18 +329,15 @@ def test_a_move_does_not_compile_again():
         ({"axis": "row"}, "axis='row' is for single columns or rows.*choose axis='column', or basis='standard'"),
         ({"axis": "alternate"}, "axis='alternate'"),
         ({"order": "sweep"}, "order='sweep'"),
-        ({"slice_dtype": "float32"}, "slice_dtype=torch.float32.*choose slice_dtype=None"),
         ({"rank": 13}, "12 columns are fewer than rank=13"),
         ({"targets": "words"}, "directions need a linear map whose inputs are seen"),
         ({"targets": "conv"}, "directions need a linear map"),
-        ({"targets": "short"}, "bfloat16 would round steps along directions away"),
         ({"backend": "mask"}, "directions need a linear map"),
     ],
 )
 def test_what_directions_cannot_do_is_refused(settings, message):
     net = nn.ModuleDict({
         "0": nn.Linear(I, O), "words": nn.Embedding(50, 20), "conv": nn.Conv2d(16, 16, 3),
-        "short": nn.Linear(I, O, dtype=torch.bfloat16),
     })  # fmt: skip
     with pytest.raises(ValueError, match=message):
         slice_model(net, **{"rank": R, "targets": "^0$", "also_train": [], "basis": "random", **settings})
@@ -384,16 +381,6 @@ def test_a_weight_that_is_read_without_its_layer_trains():
     [view] = handle.move()
     assert view.scale == I / R
     assert handle.counts().coverage == 1.0
-
-
-def test_a_cast_to_bfloat16_while_slices_are_open_is_an_error():
-    """As Lightning's bf16-true casts after setup."""
-    net = network().to(torch.float32)
-    for view in open_slices(net):
-        view.parameter.data.fill_(1.0)
-    net.to(torch.bfloat16)
-    with pytest.raises(RuntimeError, match="bfloat16 would round away"):
-        net(torch.randn(2, I, dtype=torch.bfloat16))
 
 
 def test_the_tracker_of_lines_refuses_directions():

@@ -16,6 +16,8 @@ from lightning.pytorch.callbacks import (
 )
 from torch import nn
 
+from slicefine_pl.slicing import SliceHandle
+from slicefine_pl.slicing.direction_slice import HALF
 from slicefine_pl.strategy import FullyShardedStrategy
 from slicefine_pl.trainer_callbacks import checkpoint_callbacks, trainer_callbacks
 
@@ -41,6 +43,23 @@ def check_before_weight_averaging(callback: Callback, trainer: Trainer) -> None:
                 f"{type(earlier).__name__} is listed before {name}, which needs the slices as they are trained; put"
                 f" {name} first in the list of callbacks."
             )
+
+
+def check_no_average_of_changes(trainer: Trainer, handle: SliceHandle) -> None:
+    """Check that no weight averaging meets slices that layers add to their output.
+
+    Their change is a product, and the product of averages is not the average of products.
+
+    Raises:
+        MisconfigurationException: There are both.
+    """
+    averaging = [each for each in trainer_callbacks(trainer) if isinstance(each, WeightAveraging)]
+    names = [view.name for view in handle if view.directions is not None and view.stored.dtype in HALF]
+    if averaging and names:
+        raise MisconfigurationException(
+            f"{type(averaging[0]).__name__} cannot average slices along directions of weights in half precision, such"
+            f" as {names[0]}. Keep the weights in float32 (precision='bf16-mixed'), or choose basis='standard'."
+        )
 
 
 def check_no_second(kind: type[Callback], trainer: Trainer) -> None:
