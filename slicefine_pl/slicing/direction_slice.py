@@ -157,6 +157,7 @@ class DirectionSlice(Slice):
         self.tokens = None if self.tokens is None else self.tokens.to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        assert self.base is not None
         base = to_local(self.base)
         super()._apply(fn, recurse)
         self.directions = fn(self.directions)
