@@ -123,6 +123,7 @@ class SliceHandle:
             holds them, with the state of the old position. Clear that state for a fresh start.
         """
         moved = self._chosen(names)
+        self.write(moved)
         self.merge(moved)
         for listener in self._listeners:
             listener.before_move([self._view(name) for name in moved])
@@ -156,7 +157,7 @@ class SliceHandle:
             cursor.count_visit()
 
     def merge(self, names: Iterable[str] | None = None) -> None:
-        """Write, also where layers add what was trained to their output until a move.
+        """Add to the stored weights what layers add to their output until a move.
 
         Slices along directions of a bfloat16 or float16 weight do, because the weight would round small steps away.
         Moves and :meth:`close` merge; under FSDP2, call this before :meth:`close`, in every process.
@@ -165,8 +166,9 @@ class SliceHandle:
             names: Names of the slices to merge; ``None`` merges all.
         """
         cursors = [self._cursors[name] for name in self._chosen(names)]
+        merged = [cursor for cursor in cursors if cursor.slice_.adds_to_output]
         reshard(self._net)
-        for cursor, lines in zip(cursors, gather_lines([cursor.slice_ for cursor in cursors]), strict=True):
+        for cursor, lines in zip(merged, gather_lines([cursor.slice_ for cursor in merged]), strict=True):
             cursor.merge(lines)
 
     def write_manually(self) -> None:

@@ -82,7 +82,7 @@ def test_a_resumed_run_in_half_precision_equals_the_uninterrupted_run(stop, tmp_
     for part in ("state_dict", "optimizer_states"):
         assert_same(rest[part], whole[part])
     assert_same(rest["callbacks"]["SliceFineCallback"], whole["callbacks"]["SliceFineCallback"])
-    assert_same(dict(module.state_dict()), whole["state_dict"])
+    assert_same(module.state_dict(), whole["state_dict"])
 
 
 def test_averages_of_changes_in_half_precision_are_refused():
