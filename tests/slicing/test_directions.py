@@ -7,48 +7,29 @@ import pytest
 import torch
 import torch._dynamo.testing
 from helpers.copying import COPIERS, copied
+from helpers.plain_loop import (
+    HIDDEN,
+    INPUTS,
+    assert_same_weights,
+    batch,
+    loss,
+    network,
+    slice_trunk,
+    train,
+    trainable,
+)
 from torch import nn, optim
 from transformers.pytorch_utils import Conv1D
 
 from slicefine_pl.slicing import UpdateTracker, slice_model
 from slicefine_pl.slicing.distributed.saved_activations import count_activations
 
-I, O, R = 12, 10, 3
+I, O, R = INPUTS, HIDDEN, 3
 BASES = ["random", "gradient", "pca"]
 
 
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(I, O), nn.Tanh(), nn.Linear(O, 9), nn.Tanh(), nn.Linear(9, 4)).double()
-
-
 def open_slices(net, basis="random", **settings):
-    return slice_model(net, **{"rank": R, "targets": ["^0$", "^2$"], "also_train": "^4", "basis": basis, **settings})
-
-
-def batch(step, count=16):
-    generator = torch.Generator().manual_seed(step)
-    x = torch.randn(count, I, generator=generator, dtype=torch.float64)
-    return x, torch.randint(4, (count,), generator=generator)
-
-
-def loss(net, step):
-    x, y = batch(step)
-    return nn.functional.cross_entropy(net(x), y)
-
-
-def trainable(net):
-    return [parameter for parameter in net.parameters() if parameter.requires_grad]
-
-
-def train(net, optimizer, steps, handle=None, interval=0):
-    for step in steps:
-        optimizer.zero_grad()
-        loss(net, step).backward()
-        optimizer.step()
-        if interval and (step + 1) % interval == 0:
-            for moved in handle.move():
-                optimizer.state.pop(moved.parameter, None)
+    return slice_trunk(net, basis=basis, **settings)
 
 
 def conv1d() -> nn.Module:
@@ -231,7 +212,7 @@ def test_a_resumed_run_equals_the_uninterrupted_run(basis):
     other.load_state_dict(saved[2])
     train(net, optimizer, range(5, 11), handle, 2)
     train(twin, other, range(5, 11), again, 2)
-    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
+    assert_same_weights(net, twin)
     with pytest.raises(ValueError, match="basis differ"):
         open_slices(network(), "standard").load_state_dict(saved[1])
     del saved[1]["basis"]
@@ -247,7 +228,7 @@ def test_copies_continue_like_the_original(copier):
     twin = copied(net, copier)
     for each in (net, twin):
         train(each, optim.AdamW(trainable(each), 1e-3), range(3))
-    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
+    assert_same_weights(net, twin)
 
 
 def test_loading_weights_while_slices_are_open_takes_them_exactly():
@@ -278,7 +259,7 @@ def test_the_order_of_saving_does_not_matter(order):
     again.load_state_dict(state)
     for each in (handle, again):
         each.close()
-    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
+    assert_same_weights(net, twin)
 
 
 def test_nothing_counts_before_it_was_trained():
@@ -329,7 +310,7 @@ def test_a_move_does_not_compile_again():
         ({"axis": "row"}, "axis='row' is for single columns or rows.*choose axis='column', or basis='standard'"),
         ({"axis": "alternate"}, "axis='alternate'"),
         ({"order": "sweep"}, "order='sweep'"),
-        ({"rank": 13}, "12 columns are fewer than rank=13"),
+        ({"rank": 13}, "10 columns are fewer than rank=13"),
         ({"targets": "words"}, "directions need a linear map whose inputs are seen"),
         ({"targets": "conv"}, "directions need a linear map"),
         ({"backend": "mask"}, "directions need a linear map"),

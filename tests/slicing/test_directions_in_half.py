@@ -6,47 +6,15 @@ import pytest
 import torch
 import torch._dynamo.testing
 from helpers.copying import COPIERS, copied
+from helpers.plain_loop import HIDDEN, INPUTS, assert_same_weights, batch, network, slice_trunk, train, trainable
 from torch import nn, optim
 from transformers.pytorch_utils import Conv1D
 
 from slicefine_pl.slicing import as_dense, slice_model
 from slicefine_pl.slicing.rounding import Remainder, subtract
 
-I, O, R = 12, 10, 3
+I, O, R = INPUTS, HIDDEN, 3
 HALF = [torch.bfloat16, torch.float16]
-
-
-def network(dtype=torch.bfloat16) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(I, O), nn.Tanh(), nn.Linear(O, 9), nn.Tanh(), nn.Linear(9, 4)).to(dtype)
-
-
-def open_slices(net, basis="random", **settings):
-    return slice_model(net, **{"rank": R, "targets": ["^0$", "^2$"], "also_train": "^4", "basis": basis, **settings})
-
-
-def batch(step, dtype=torch.bfloat16):
-    generator = torch.Generator().manual_seed(step)
-    return torch.randn(16, I, generator=generator).to(dtype), torch.randint(4, (16,), generator=generator)
-
-
-def trainable(net):
-    return [parameter for parameter in net.parameters() if parameter.requires_grad]
-
-
-def train(net, optimizer, steps, handle=None, interval=0):
-    for step in steps:
-        optimizer.zero_grad()
-        x, y = batch(step, net[0].bias.dtype)
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
-        if interval and (step + 1) % interval == 0:
-            for moved in handle.move():
-                optimizer.state.pop(moved.parameter, None)
-
-
-def assert_same_weights(ours, theirs):
-    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
 
 
 def conv1d() -> nn.Module:
@@ -97,10 +65,10 @@ def test_output_and_gradients_are_those_of_the_weight_with_the_change(name, dtyp
 
 def test_small_steps_are_not_rounded_away():
     """After 300 steps that are each far below the spacing of bfloat16, the change is that of a float32 weight."""
-    exact, half = network().float(), network()
+    exact, half = network(torch.bfloat16).float(), network(torch.bfloat16)
     start = exact[0].weight.detach().clone()
     for net, settings in ((exact, {}), (half, {"slice_dtype": "float32"})):
-        handle = open_slices(net, targets="^0$", also_train=[], **settings)
+        handle = slice_trunk(net, basis="random", targets="^0$", also_train=[], **settings)
         train(net, optim.AdamW(trainable(net), 1e-5, weight_decay=0), range(300))
         handle.close()
     expected, found = (net[0].weight.detach().float() - start for net in (exact, half))
@@ -112,7 +80,7 @@ def test_small_steps_are_not_rounded_away():
 @pytest.mark.parametrize("dtype", HALF)
 def test_what_is_read_saved_and_left_is_the_weight_with_the_change(dtype):
     net = network(dtype)
-    handle = open_slices(net, slice_dtype="float32")
+    handle = slice_trunk(net, basis="random", slice_dtype="float32")
     stored = net[0].slicefine_stored("weight")
     before = stored.clone()
     train(net, optim.SGD(trainable(net), 0.02), range(5))
@@ -137,7 +105,7 @@ def test_what_is_read_saved_and_left_is_the_weight_with_the_change(dtype):
 @pytest.mark.parametrize("basis", ["random", "gradient"])
 def test_a_resumed_run_equals_the_uninterrupted_run(basis, dtype):
     net, twin = network(dtype), network(dtype)
-    handle, again = (open_slices(each, basis, slice_dtype="float32") for each in (net, twin))
+    handle, again = (slice_trunk(each, basis=basis, slice_dtype="float32") for each in (net, twin))
     optimizer, other = (optim.SGD(trainable(each), 0.02, momentum=0.9) for each in (net, twin))
     train(net, optimizer, range(5), handle, 2)
     saved = copy.deepcopy((net.state_dict(), handle.state_dict(), optimizer.state_dict()))
@@ -175,8 +143,8 @@ def test_a_change_is_taken_out_bit_for_bit(size, dtype):
 
 @pytest.mark.parametrize("copier", COPIERS)
 def test_copies_continue_like_the_original(copier):
-    net = network()
-    open_slices(net, "gradient")
+    net = network(torch.bfloat16)
+    slice_trunk(net, basis="gradient")
     train(net, optim.AdamW(trainable(net), 1e-3), range(3))
     twin = copied(net, copier)
     for each in (net, twin):
@@ -186,8 +154,8 @@ def test_copies_continue_like_the_original(copier):
 
 def test_a_cast_while_slices_are_open():
     """As Lightning's bf16-true casts after setup: what was trained stays."""
-    net = network().float()
-    handle = open_slices(net)
+    net = network(torch.float32)
+    handle = slice_trunk(net, basis="random")
     train(net, optim.AdamW(trainable(net), 1e-2), range(3))
     handle.write()
     expected = net.state_dict()["0.weight"].bfloat16()
@@ -203,12 +171,12 @@ def test_a_cast_while_slices_are_open():
 def test_a_move_does_not_compile_again():
     torch.compiler.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    net = network()
-    handle = open_slices(net, "gradient")
+    net = network(torch.bfloat16)
+    handle = slice_trunk(net, basis="gradient")
     handle.write_manually()
     compiled = torch.compile(net, backend=counter)
     for step in range(4):
-        x, y = batch(step)
+        x, y = batch(step, torch.bfloat16)
         nn.functional.cross_entropy(compiled(x), y).backward()
         optim.SGD(trainable(net), 0.1).step()
         handle.write()

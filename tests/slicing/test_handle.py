@@ -4,37 +4,12 @@ import copy
 
 import pytest
 import torch
+from helpers.plain_loop import loss, network, train, trainable
 from torch import nn
 
 from slicefine_pl.slicing import close_slices, slice_model
 from slicefine_pl.slicing.distributed.saved_activations import count_activations
 from slicefine_pl.slicing.layers.opening import add_slice
-
-
-def network() -> nn.Sequential:
-    """A trunk of two linear layers (10 to 12 to 9), and a head."""
-    return nn.Sequential(nn.Linear(10, 12), nn.Tanh(), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 3)).double()
-
-
-def loss(net: nn.Module, step: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(step)
-    x, y = torch.randn(8, 10, generator=generator).double(), torch.randint(3, (8,), generator=generator)
-    return nn.functional.cross_entropy(net(x), y)
-
-
-def train(net, optimizer, steps, handle=None, interval=None):
-    for step in range(steps):
-        optimizer.zero_grad()
-        loss(net, step).backward()
-        optimizer.step()
-        if interval and (step + 1) % interval == 0:
-            for moved in handle.move():
-                optimizer.state.pop(moved.parameter, None)
-
-
-def trainable(net: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in net.parameters() if parameter.requires_grad]
-
 
 OPTIMIZERS = {
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.05, weight_decay=0.1),
@@ -144,9 +119,9 @@ def test_counts():
         handle.move()
     counts = handle.counts()
     assert counts.in_slices == 2 * (12 + 9)  # columns again
-    assert counts.in_full == 9 * 3 + 3
+    assert counts.in_full == 9 * 4 + 4
     assert counts.sliced == 10 * 12 + 12 * 9
-    assert counts.total == 10 * 12 + 12 + 12 * 9 + 9 + 9 * 3 + 3
+    assert counts.total == 10 * 12 + 12 + 12 * 9 + 9 + 9 * 4 + 4
     assert f"{counts.trained} of {counts.total} parameters are trained at a time" in str(handle.summary())
     assert copy.deepcopy(handle.summary()).counts == counts
     # Two moves have left two columns and two rows of each weight, which share four entries.
@@ -237,7 +212,7 @@ def test_indices_move_with_the_module(copier):
             {"rank": 11, "targets": "^0"},
             r"targets='\^0' matches 0 \(10 columns are fewer than rank=11\).* at most 10\.$",
         ),
-        ({"rank": 4, "axis": "alternate", "targets": "4"}, r"matches 4 \(3 rows are fewer than rank=4\)"),
+        ({"rank": 5, "axis": "alternate", "targets": "4"}, r"matches 4 \(4 rows are fewer than rank=5\)"),
         ({"backend": "sparse"}, "backend='sparse' is unknown; choose one of 'auto', 'compact', 'mask'"),
         ({"axis": "diagonal"}, "axis='diagonal' is unknown; choose one of 'column', 'row', 'alternate'"),
         ({"order": "best"}, "order='best' is unknown"),

@@ -6,37 +6,13 @@ import pytest
 import timm.optim
 import torch
 from helpers.copying import COPIERS, copied
+from helpers.plain_loop import assert_same_weights, network, slice_trunk, train, trainable
 from torch import nn, optim
 
 from slicefine_pl.slicing import UpdateTracker, slice_model
 
 R = 3
 MATRICES = {"0": (10, 12), "2": (12, 9)}  # inputs, outputs
-
-
-def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(10, 12), nn.Tanh(), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 4)).to(dtype)
-
-
-def open_slices(net, **settings):
-    return slice_model(net, **{"rank": R, "targets": ["^0$", "^2$"], "also_train": "^4", **settings})
-
-
-def loss(net, step):
-    generator = torch.Generator().manual_seed(step)
-    x = torch.randn(16, 10, generator=generator, dtype=torch.float64).to(net[0].weight.dtype)
-    return nn.functional.cross_entropy(net(x), torch.randint(4, (16,), generator=generator))
-
-
-def train(net, optimizer, steps, handle=None, interval=0):
-    for step in range(steps):
-        optimizer.zero_grad()
-        loss(net, step).backward()
-        optimizer.step()
-        if interval and (step + 1) % interval == 0:
-            for moved in handle.move():
-                optimizer.state.pop(moved.parameter, None)
 
 
 OPTIMIZERS = {
@@ -55,16 +31,16 @@ OPTIMIZERS = {
 def test_the_scale_equals_a_learning_rate_of_its_own_for_each_slice(name, axis):
     """SGD included: the gradient is that of the lines, so the factor counts once and not twice."""
     lr, scaled, plain = 1e-3, network(), network()
-    handle = open_slices(scaled, axis=axis)
+    handle = slice_trunk(scaled, axis=axis)
     train(
         scaled,
-        OPTIMIZERS[name]([{"params": [p for p in scaled.parameters() if p.requires_grad], "lr": lr}]),
+        OPTIMIZERS[name]([{"params": trainable(scaled), "lr": lr}]),
         9,
         handle,
         4,
     )
     handle.close()
-    handle = open_slices(plain, axis=axis, lr_scale=1)
+    handle = slice_trunk(plain, axis=axis, lr_scale=1)
     groups = [{"params": [view.parameter], "lr": lr * MATRICES[view.name][axis == "row"] / R} for view in handle]
     train(plain, OPTIMIZERS[name]([*groups, {"params": list(plain[4].parameters()), "lr": lr}]), 9, handle, 4)
     handle.close()
@@ -76,7 +52,7 @@ def test_a_slice_as_wide_as_the_weight_trains_like_full_fine_tuning():
     net, dense = network(), network()
     for name, parameter in dense.named_parameters():
         parameter.requires_grad_(name in ("0.weight", "4.weight", "4.bias"))
-    handle = open_slices(net, rank=10, targets="^0$")
+    handle = slice_trunk(net, rank=10, targets="^0$")
     assert [view.scale for view in handle] == [1.0]
     for model in (net, dense):
         train(model, optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.01, weight_decay=0.0), 12)
@@ -89,7 +65,7 @@ def test_weight_decay_pulls_towards_the_values_at_the_start_of_the_visit():
     """Without gradients, the change of the lines shrinks by 1 - lr * weight_decay in each step."""
     net = network()
     before = net[0].weight.detach().clone()
-    [view] = handle = open_slices(net, targets="^0$")
+    [view] = handle = slice_trunk(net, targets="^0$")
     optimizer = optim.AdamW([view.parameter], lr=0.1, weight_decay=0.5)
     with torch.no_grad():
         view.parameter.fill_(0.3)
@@ -108,7 +84,7 @@ def test_weights_outside_the_slice_and_lines_without_change_are_bit_equal(lr_sca
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         net = network(dtype)
         before = copy.deepcopy(net.state_dict())
-        handle = open_slices(net, lr_scale=lr_scale, slice_dtype="float32")
+        handle = slice_trunk(net, lr_scale=lr_scale, slice_dtype="float32")
         for _ in range(7):
             handle.move()
         handle.close()
@@ -135,7 +111,7 @@ def test_the_factor_is_the_share_of_the_lines_that_are_trained():
 
 def test_alternating_slices_change_their_factor_at_a_move():
     net = network()
-    handle = open_slices(net, axis="alternate")
+    handle = slice_trunk(net, axis="alternate")
     assert {view.name: view.scale for view in handle} == {"0": 10 / R, "2": 12 / R}
     handle.move()
     assert {view.name: view.scale for view in handle} == {"0": 12 / R, "2": 9 / R}
@@ -159,19 +135,19 @@ def test_a_bfloat16_slice_keeps_updates_that_a_bfloat16_weight_would_lose():
 @pytest.mark.parametrize("copier", COPIERS)
 def test_copies_continue_like_the_original(copier):
     net = network()
-    open_slices(net)
+    slice_trunk(net)
     train(net, optim.AdamW([p for p in net.parameters() if p.requires_grad], 1e-3), 3)
     twin = copied(net, copier)
     for each in (net, twin):
         train(each, optim.AdamW([p for p in each.parameters() if p.requires_grad], 1e-3), 3)
-    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
+    assert_same_weights(net, twin)
 
 
 def test_loading_weights_while_slices_are_open_takes_them_exactly():
     net, other = network(torch.float32), network(torch.float32)
     for parameter in other.parameters():
         parameter.data.mul_(1.1)
-    handle = open_slices(net)
+    handle = slice_trunk(net)
     train(net, optim.AdamW([p for p in net.parameters() if p.requires_grad], 1e-3), 3)
     trained = copy.deepcopy(net.state_dict())
     net.load_state_dict(trained)  # the same weights: the slices keep their change
@@ -185,24 +161,24 @@ def test_loading_weights_while_slices_are_open_takes_them_exactly():
 def test_a_saved_state_restores_slices_bit_for_bit():
     """The change cannot be read from the weight, where it is rounded."""
     net = network(torch.float32)
-    handle = open_slices(net)
+    handle = slice_trunk(net)
     train(net, optim.AdamW([p for p in net.parameters() if p.requires_grad], 1e-3), 5, handle, 2)
     state, weights = copy.deepcopy(handle.state_dict()), copy.deepcopy(net.state_dict())
     twin = network(torch.float32)
     twin.load_state_dict(weights)
-    again = open_slices(twin)
+    again = slice_trunk(twin)
     again.load_state_dict(state)
     for ours, theirs in zip(again, handle, strict=True):
         assert torch.equal(ours.parameter, theirs.parameter)
         assert torch.equal(ours.base, theirs.base)
     with pytest.raises(ValueError, match=r"lr_scale differ .*only saved: \['auto'\]"):
-        open_slices(network(torch.float32), lr_scale=1).load_state_dict(state)
+        slice_trunk(network(torch.float32), lr_scale=1).load_state_dict(state)
 
 
 def test_the_tracker_of_updates_records_the_change_of_the_weight():
     net = network()
     before = net[0].weight.detach().clone()
-    handle = open_slices(net, targets="^0$")
+    handle = slice_trunk(net, targets="^0$")
     tracker = UpdateTracker(handle)
     train(net, optim.AdamW([p for p in net.parameters() if p.requires_grad], 1e-3), 6, handle, 3)
     handle.close()
@@ -214,4 +190,4 @@ def test_the_tracker_of_updates_records_the_change_of_the_weight():
 @pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), "fast", None, True, [2.0]])
 def test_bad_scales_are_refused(bad):
     with pytest.raises(ValueError, match=r"lr_scale=.* choose 'auto', 1 \(no scaling\), or another number"):
-        open_slices(network(), lr_scale=bad)
+        slice_trunk(network(), lr_scale=bad)
