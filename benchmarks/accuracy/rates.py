@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--tasks", nargs="+", choices=TASKS, required=True)
     result.add_argument("--methods", nargs="+", choices=studies().methods, default=studies().studies[STUDY])
     result.add_argument("--factors", nargs="+", type=float, choices=FACTORS, default=list(FACTORS))
+    result.add_argument("--seeds", type=int, choices=range(1, 6), default=5, help="largest number of seeds")
     result.add_argument("--chosen", type=Path, required=True, help="file with the searched rates of full fine-tuning")
     result.add_argument("--out", type=result_path, required=True)
     return result
@@ -56,7 +57,7 @@ def main() -> None:
     runs = [
         (task, name, float(f"{rates[task] * factor:.3g}"), seed)
         for factor in arguments.factors
-        for seed in FACTORS[factor]
+        for seed in FACTORS[factor][: arguments.seeds]
         for task in arguments.tasks
         for name in arguments.methods
     ]
