@@ -10,6 +10,7 @@ Names are imported when they are first used, so that ``import slicefine_pl`` loa
 from typing import TYPE_CHECKING
 
 from slicefine_pl.optional import lazy_names
+from slicefine_pl.version import __version__
 
 if TYPE_CHECKING:
     from slicefine_pl.callbacks.slicefine import SliceFineCallback
@@ -28,4 +29,3 @@ else:
     )
 
 __all__ = ["FullyShardedStrategy", "SliceFineCallback", "SparsityCallback", "__version__", "shard_sliced_model"]
-__version__ = "0.2.0"

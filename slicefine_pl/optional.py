@@ -22,7 +22,6 @@ OPTIONAL = {  # each package of an extra in pyproject.toml, by its name in Pytho
     "jinja2": "plots",
     "jsonargparse": "recipes",
     "rich": "recipes",
-    "safetensors": "recipes",
 }
 EXTRAS = OPTIONAL | {"tokenizers": "text", "PIL": "image"}  # these two come with transformers and torchvision
 

@@ -15,6 +15,7 @@ MATHS = {"torch", "numpy"}
 # For each part of the package: which other parts, and which packages, it may import. The parts are listed from the
 # lowest to the highest: each may import only parts before it.
 RULES: dict[str, tuple[set[str], set[str]]] = {
+    "version": (set(), set()),
     "optional": (set(), set()),
     "arguments": (set(), set()),
     "text_table": (set(), set()),
@@ -24,7 +25,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "trainer_callbacks": (set(), {"lightning"}),
     "run_length": ({"trainer_callbacks"}, {"lightning"}),
     "inputs": ({"pretrained", "files"}, set()),
-    "slicing": ({"arguments", "text_table", "network"}, {"torch"}),
+    "slicing": ({"version", "arguments", "text_table", "network", "files"}, {"torch", "safetensors"}),
     "sparsity": ({"text_table", "network"}, {"torch"}),
     "scaling": ({"optional"}, {"numpy", "scipy"}),
     "analysis": ({"slicing", "files", "network"}, MATHS | {"matplotlib"}),
@@ -54,7 +55,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         | {"lightning"}
         | {"PIL", "av", "datasets", "pyarrow", "timm", "tokenizers", "torchvision", "transformers"},
     ),
-    "__init__": ({"optional", "callbacks", "strategy"}, set()),
+    "__init__": ({"version", "optional", "callbacks", "strategy"}, set()),
     "cli": (
         {"optional", "text_table", "network", "files", "pretrained", "inputs", "slicing", "sparsity", "scaling"}
         | {"analysis", "strategy", "trainer_callbacks", "callbacks", "modules", "data"},

@@ -39,7 +39,7 @@ def test_every_public_name_exists(package):
 def test_every_file_gives_the_same_version():
     """pyproject.toml takes the version from the package."""
     assert PROJECT["project"]["dynamic"] == ["version"]
-    assert PROJECT["tool"]["hatch"]["version"]["path"] == "slicefine_pl/__init__.py"
+    assert PROJECT["tool"]["hatch"]["version"]["path"] == "slicefine_pl/version.py"
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == __version__
     assert re.findall(r"^## \[(\d\S*)\]", CHANGELOG, re.MULTILINE)[0] == __version__
 

@@ -9,16 +9,19 @@ Needs torch only, and works in any training loop. With Lightning, use ``SliceFin
 Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 """
 
+from slicefine_pl.slicing.applied import AppliedSlices, SliceTasks, apply_slices
 from slicefine_pl.slicing.frozen import FrozenReport
 from slicefine_pl.slicing.handle import SliceHandle, slice_model
 from slicefine_pl.slicing.layers.opening import as_dense, close_slices
 from slicefine_pl.slicing.layers.registry import Backend
 from slicefine_pl.slicing.schedule import Axis, AxisSchedule, Order
+from slicefine_pl.slicing.slice_file import SavedLines, SliceFile
 from slicefine_pl.slicing.summary import SliceCounts, SliceSummary
 from slicefine_pl.slicing.updates import LineUpdates, UpdateTracker
 from slicefine_pl.slicing.view import MoveListener, SliceView
 
 __all__ = [
+    "AppliedSlices",
     "Axis",
     "AxisSchedule",
     "Backend",
@@ -26,11 +29,15 @@ __all__ = [
     "LineUpdates",
     "MoveListener",
     "Order",
+    "SavedLines",
     "SliceCounts",
+    "SliceFile",
     "SliceHandle",
     "SliceSummary",
+    "SliceTasks",
     "SliceView",
     "UpdateTracker",
+    "apply_slices",
     "as_dense",
     "close_slices",
     "slice_model",

@@ -5,7 +5,7 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513, for the movement. Choosing
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from slicefine_pl.slicing.schedule import (
     visiting_order,
     visits_before,
 )
+from slicefine_pl.slicing.untouched import Untouched
 
 SLICE_TYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -77,6 +78,11 @@ class SliceSettings:
                     f" directions of the input: choose {name}={only!r}, or basis='standard'."
                 )
 
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain values, for a file."""
+        dtype = None if self.slice_dtype is None else str(self.slice_dtype).removeprefix("torch.")
+        return {**asdict(self), "slice_dtype": dtype}
+
     @property
     def axes(self) -> tuple[Axis, ...]:
         """The axes that slices take."""
@@ -102,11 +108,11 @@ class SliceCursor:
         slice_: The slice.
         moves: How often the slice has moved.
         visited: For each axis, which lines have been trained and written, shape ``(I,)`` or ``(O,)``, bool.
+        untouched: The entries at which the slice has never been; ``None`` if it changes all.
     """
 
-    _arrived: list[int] | None = (
-        None  # lines of a visit that has not counted yet, on the host: reading them never waits
-    )
+    _arrived: list[int] | None = None  # of a visit that has not counted yet; on the host, so that reading never waits
+    untouched: Untouched | None = None
 
     def __init__(self, name: str, layer: SlicedLayer, layout: MatrixLayout, settings: SliceSettings) -> None:
         matrix = layout.view(layer.slicefine_stored(layout.parameter))
@@ -122,6 +128,7 @@ class SliceCursor:
         line_length = max(matrix.numel() // sizes[axis] for axis in settings.axes)
         self.layer = layer
         self.slice_ = add_slice(layer, layout, settings.rank, line_length, settings.slice_dtype, settings.scaled)
+        self.untouched = Untouched(matrix, settings.axes)
         self._move_to(*self._scheduled())
         self._written = self._stored_version()
 
@@ -187,6 +194,7 @@ class SliceCursor:
             "visited": {axis: lines.clone() for axis, lines in self.visited.items()},
             "score": None if slice_.score is None else slice_.score.cpu().clone(),
             "values": values,
+            "untouched": None if self.untouched is None else self.untouched.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -194,6 +202,8 @@ class SliceCursor:
         self.moves = state["moves"]
         self.visited = {axis: lines.clone() for axis, lines in state["visited"].items()}
         self._move_to(state["axis"], state["index"].tolist())
+        if self.untouched is not None:
+            self.untouched.load_state_dict(state["untouched"])
         if self.slice_.score is not None:
             self.slice_.score.copy_(state["score"])
         for values, saved in zip(self.slice_.parameters(), state["values"], strict=False):  # none saved: the weight's
@@ -208,6 +218,8 @@ class SliceCursor:
     def _move_to(self, axis: Axis, indices: Sequence[int]) -> None:
         size = len(self.visited[axis])
         scale = lr_scale_at(self._settings.lr_scale, self.layer, axis, size, self._settings.rank)
+        if self.untouched is not None:
+            self.untouched.leave_out(axis, indices, self._shard())
         self.slice_.move_to(axis, indices, self._shard(), scale)
         self._arrived = list(indices)
         if self._settings.order == "importance":

@@ -17,9 +17,11 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 import math
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from slicefine_pl.arguments import check_choice
@@ -35,8 +37,10 @@ from slicefine_pl.slicing.lr_scale import LRScale, checked_lr_scale
 from slicefine_pl.slicing.obstacles import TargetSettings
 from slicefine_pl.slicing.schedule import AxisSchedule, Order
 from slicefine_pl.slicing.slice import duplicated_numel, gather_lines
+from slicefine_pl.slicing.slice_file import SliceFile
 from slicefine_pl.slicing.summary import SliceCounts, SliceSummary, summarize
 from slicefine_pl.slicing.targets import TargetSelection, find_targets
+from slicefine_pl.slicing.training_record import TrainingRecord
 from slicefine_pl.slicing.view import MoveListener, SliceView
 
 
@@ -60,6 +64,7 @@ class SliceHandle:
         self._fully_trained = list(selection.fully_trained)
         self._listeners: list[MoveListener] = []
         self._required_grad = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
+        self._record = TrainingRecord(net, selection.chosen, self._fully_trained, settings.as_dict())
         net.requires_grad_(False)
         for parameter in selection.fully_trained.values():
             parameter.requires_grad_(True)
@@ -171,6 +176,31 @@ class SliceHandle:
         for cursor, lines in zip(merged, gather_lines([cursor.slice_ for cursor in merged]), strict=True):
             cursor.merge(lines)
 
+    def save(self, path: str | Path, base_model: str = "", root: str = "", base: nn.Module | None = None) -> SliceFile:
+        """Write what was trained to a slice file; also after :meth:`close`, as long as the network stays as it is.
+
+        The file contains the visited lines, and the parameters that were trained whole. :func:`apply_slices` makes the
+        base model equal to the trained one, bit for bit. Where FSDP2 shards weights, every process calls this.
+
+        Args:
+            path: File to write, usually ``*.safetensors``.
+            base_model: Name of the base model, for the reader of the file.
+            root: Name of the module inside the network to which names in the file refer, such as ``"model"``.
+            base: The base model itself. With it the file also contains the base's lines, so that the trained model can
+                be turned back into the base without it.
+
+        Raises:
+            OSError: The file cannot be written.
+            ValueError: Weights outside of the slices have changed, for example by pruning; slices lie along
+                directions; or a value is not finite. Nothing is written then.
+        """
+        if not self.closed:
+            self.write()
+        file = self._record.collect(self._opened, root, base_model, base)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            file.write(path)
+        return file
+
     def write_manually(self) -> None:
         """Promise to call :meth:`write` after each optimizer step.
 
@@ -259,7 +289,8 @@ class SliceHandle:
 
     def state_dict(self) -> dict[str, Any]:
         """Positions, visits and scores of all slices, as plain numbers, strings and tensors."""
-        return {**self._identity(), "slices": {name: each.state_dict() for name, each in self._cursors.items()}}
+        slices = {name: each.state_dict() for name, each in self._cursors.items()}
+        return {**self._identity(), "slices": slices, "base": self._record.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Move all slices to saved positions. The weights must have been restored before.
@@ -283,6 +314,7 @@ class SliceHandle:
                 )
         for name, cursor in self._cursors.items():
             cursor.load_state_dict(state["slices"][name])
+        self._record.load_state_dict(state["base"])
         for listener in self._listeners:
             listener.after_move(list(self))
 

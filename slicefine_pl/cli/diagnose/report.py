@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from slicefine_pl.cli.diagnose.config import DiagnoseConfig
+from slicefine_pl.cli.diagnose.config import DiagnoseConfig, model_kind
 from slicefine_pl.cli.diagnose.diagnosed_model import DiagnosedModel, load, without_pretraining
 from slicefine_pl.cli.diagnose.head import count
 from slicefine_pl.cli.diagnose.measurements import Measurements, measure_model
@@ -30,6 +30,7 @@ from slicefine_pl.cli.recipe.preflight import check_output_folder
 from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.optional import require
 
+LOADERS = {"text": "transformers", "image": "torchvision"}  # needed for any model of a kind
 LIBRARIES = ("slicefine-pl", "torch", "transformers", "lightning", "numpy", "matplotlib")
 REPORT_BYTES = 20_000_000
 
@@ -48,7 +49,7 @@ def write_report(config: DiagnoseConfig, folder: Path, *, control: bool, overwri
         OSError: The folder contains a report, or cannot be written.
         ImportError: A package is not installed.
     """
-    for package in ("matplotlib", "jinja2"):
+    for package in (LOADERS[model_kind(config.model, config.kind)], "matplotlib", "jinja2"):
         require(package)
     _check_folder(folder, overwrite=overwrite)
     began, cpu = time.perf_counter(), time.process_time()

@@ -196,6 +196,13 @@ def local_slice_of(full: Tensor, like: Tensor) -> Tensor:
     return full.narrow(sharding.dim, sharding.offset, local.shape[sharding.dim]) if local.numel() else local
 
 
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full values of a tensor of any shape, outside autograd; a collective if it is sharded."""
+    if not isinstance(tensor, DTensor):
+        return tensor.data
+    return cast("DTensor", tensor.to(Sharding.of(tensor).device)).full_tensor().data
+
+
 def full_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The full values of tensors ``(R, L)``, outside autograd.
 
@@ -213,7 +220,7 @@ def _all_gather(sharded: Sequence[DTensor]) -> list[Tensor]:
     dim, _, group, device = shardings[0]
     alike = {(each.dim, each.group, tensor.dtype) for each, tensor in zip(shardings, sharded, strict=True)}
     if len(alike) > 1 or dim != 0:
-        return [cast("DTensor", tensor.to(device)).full_tensor().data for tensor in sharded]
+        return [full_tensor(tensor) for tensor in sharded]
     size = dist.get_world_size(group)
     rows = [-(-tensor.shape[0] // size) for tensor in sharded]  # of each process but the last ones
     padded = [F.pad(to_local(t), (0, 0, 0, count - len(to_local(t)))) for t, count in zip(sharded, rows, strict=True)]

@@ -1,0 +1,74 @@
+"""Recognize the weights that a slice file belongs to, by a sum over the bits of every entry.
+
+The sum is exact: it does not depend on the device or on the order of summation, changes with any bit, and may be
+updated. A matrix without some of its lines has the fingerprint of the whole minus theirs, which is how it is known at
+the end of training that nothing outside the slices has changed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+MODULUS = 1 << 64
+# Each dimension's index is multiplied by an odd number, so that entries cannot be exchanged.
+FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5, 0x85EBCA77C2B2AE63)
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an entry
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Type, shape, bits and size of a tensor.
+
+    Attributes:
+        dtype: Type, such as ``"float32"``.
+        shape: Shape.
+        bits: The sum over the bits, below 2^64.
+        norm: Euclidean norm; shows by how much two tensors differ.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    bits: int
+    norm: float
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Fingerprint":
+        """The fingerprint of a tensor."""
+        values = tensor.detach()
+        norm = float(torch.linalg.vector_norm(values.float() if values.dtype.itemsize < 4 else values.double()))
+        return cls(str(values.dtype).removeprefix("torch."), tuple(values.shape), sum_of_bits(values), norm)
+
+    def same_bits(self, other: "Fingerprint") -> bool:
+        """Whether both tensors have the same type, shape and bits. Norms may differ by how they were computed."""
+        return (self.dtype, self.shape, self.bits) == (other.dtype, other.shape, other.bits)
+
+
+def sum_of_bits(values: Tensor, positions: dict[int, Tensor] | None = None) -> int:
+    """The sum over all entries of their bits times a number that depends on their position.
+
+    Args:
+        values: Any tensor of at most five dimensions.
+        positions: For a part of a larger tensor: by dimension, the indices there of the part, where they differ.
+    """
+    if values.numel() == 0:
+        return 0
+    bits = values.detach().contiguous().view(INTEGERS[values.dtype.itemsize])
+    total = int(bits.sum(dtype=torch.int64))
+    for dim in range(bits.dim()):
+        others = [each for each in range(bits.dim()) if each != dim]
+        sums = bits.sum(others, dtype=torch.int64) if others else bits.to(torch.int64)
+        index = (positions or {}).get(dim)
+        index = torch.arange(bits.shape[dim], device=bits.device) if index is None else index.to(bits.device)
+        total += FACTORS[dim] * int((sums * index.to(torch.int64)).sum())
+    return total % MODULUS
+
+
+def persistent_tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a network and the buffers that its state dict contains, each once, with their names."""
+    yield from net.named_parameters()
+    for prefix, module in net.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}" if prefix else name, buffer

@@ -1,0 +1,145 @@
+"""What a run trained, and what the base was: enough to write a slice file, also after the slices were closed."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slicefine_pl.slicing.cursor import SliceCursor
+from slicefine_pl.slicing.distributed.shards import LocalShard, full_tensor
+from slicefine_pl.slicing.fingerprint import Fingerprint, persistent_tensors
+from slicefine_pl.slicing.layers.registry import SliceableMatrix
+from slicefine_pl.slicing.layout import MatrixLayout, lines_along
+from slicefine_pl.slicing.slice_file import SavedLines, SliceFile, stored_tensors
+from slicefine_pl.version import __version__
+
+
+class TrainingRecord:
+    """What a run trained.
+
+    Args:
+        net: The network, before its slices are opened.
+        chosen: The matrices that will be sliced.
+        whole: Names of the parameters that will be trained whole.
+        settings: The settings of the slices, for the file.
+    """
+
+    def __init__(
+        self, net: nn.Module, chosen: Iterable[SliceableMatrix], whole: Iterable[str], settings: Mapping[str, Any]
+    ) -> None:
+        self._net = net
+        self._whole = set(whole)
+        self._settings = dict(settings)
+        names = {id(module): name for name, module in net.named_modules()}
+        self._matrices = {each.name: (_joined(names[id(each.module)], each.layout), each.layout) for each in chosen}
+        sliced = {parameter for parameter, _ in self._matrices.values()}
+        self._base = {
+            _plain(name): Fingerprint.of(tensor)
+            for name, tensor in persistent_tensors(net)
+            if name not in self._whole and name not in sliced and not tensor.is_meta
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The fingerprints of the base, which a resumed run cannot take anew."""
+        return {name: dataclasses.astuple(each) for name, each in self._base.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the base of a saved run."""
+        self._base = {name: Fingerprint(*values) for name, values in state.items()}
+
+    def collect(
+        self, cursors: Mapping[str, SliceCursor], root: str = "", base_model: str = "", base: nn.Module | None = None
+    ) -> SliceFile:
+        """Collect what was trained from the network. Where weights are sharded, every process calls this.
+
+        Args:
+            cursors: The slices, by name; open and written, or closed.
+            root: Name of the module inside the network to which the names in the file refer.
+            base_model: Name of the base model.
+            base: The base model itself, whose lines are stored as well.
+
+        Raises:
+            ValueError: Something else than the slices changed, or lies outside of ``root``.
+        """
+        prefix = f"{root}." if root else ""
+        tensors = stored_tensors(self._net)
+        originals = None if base is None else stored_tensors(base)
+        lines, prints, whole = [], dict[str, Fingerprint](), dict[str, Tensor]()
+        for name, cursor in cursors.items():
+            parameter, layout = self._matrices[name]
+            found = list(_visited(cursor, _relative(parameter, prefix), layout, tensors[parameter]))
+            if originals is not None:
+                found = [dataclasses.replace(each, base=each.read(originals[each.parameter]).cpu()) for each in found]
+            lines += found
+            assert cursor.untouched is not None
+            if cursor.untouched.base is None:
+                raise ValueError(f"The slices of {name} were opened before the network had weights.")
+            prints[_matrix_name(_relative(parameter, prefix), layout)] = cursor.untouched.base
+        for name in self._whole:
+            whole[_relative(name, prefix)] = _full(tensors[name])
+        buffers = {name for name, _ in self._net.named_buffers()}
+        for name, before in self._base.items():
+            if not name.startswith(prefix):
+                continue
+            if Fingerprint.of(_full(tensors[name])).bits == before.bits:
+                prints[name.removeprefix(prefix)] = before
+            elif name in buffers:
+                whole[name.removeprefix(prefix)] = _full(tensors[name])
+            else:
+                raise ValueError(f"{name} is frozen, and has changed. {NO_FILE}")
+        return SliceFile(lines, whole, prints, base_model, self._settings, __version__)
+
+
+NO_FILE = "A slice file contains what slices train, and cannot reproduce this network; save the whole model."
+
+
+@torch.no_grad()
+def _visited(cursor: SliceCursor, parameter: str, layout: MatrixLayout, stored: Tensor) -> Iterable[SavedLines]:
+    """The lines of one matrix at which a slice has been.
+
+    Raises:
+        ValueError: The slice changes the whole matrix, or something else has changed it.
+    """
+    if cursor.untouched is None:
+        raise ValueError(
+            f"The slice of {parameter} lies along directions, and changes the whole matrix, so that a slice file would"
+            " be as large as the model; save the whole model, or choose basis='standard'."
+        )
+    shard = LocalShard.of(layout, stored)
+    shape = cursor.slice_.shape
+    if not cursor.untouched.is_unchanged(layout.view(_full(stored))):
+        raise ValueError(f"{parameter} has changed outside of its slices. {NO_FILE}")
+    rows = None if layout.num_rows is None else (layout.first_row, layout.num_rows)
+    for axis, visited in cursor.visited.items():
+        index = visited.nonzero().flatten()
+        if len(index):
+            values = lines_along(shard.gather(axis, index, shape), axis).cpu().contiguous()
+            yield SavedLines(parameter, axis, rows, tuple(layout.order(stored.dim())), index, values)
+
+
+def _full(stored: Tensor) -> Tensor:
+    return full_tensor(stored).cpu().clone()
+
+
+def _matrix_name(parameter: str, layout: MatrixLayout) -> str:
+    if layout.num_rows is None:
+        return parameter
+    return f"{parameter}[{layout.first_row}:{layout.first_row + layout.num_rows}]"
+
+
+def _relative(name: str, prefix: str) -> str:
+    plain = _plain(name)
+    if not plain.startswith(prefix):
+        raise ValueError(f"{plain} was trained, and lies outside of {prefix.removesuffix('.')!r}.")
+    return plain.removeprefix(prefix)
+
+
+def _joined(module: str, layout: MatrixLayout) -> str:
+    return f"{module}.{layout.parameter}" if module else layout.parameter
+
+
+def _plain(name: str) -> str:
+    """The name that a tensor has in the network without ``torch.compile``."""
+    return name.replace("_orig_mod.", "")

@@ -1,0 +1,348 @@
+"""Slice files: the base with a file applied equals the trained network, bit for bit, and the base comes back."""
+
+import copy
+import json
+from random import Random
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn, optim
+from transformers.pytorch_utils import Conv1D
+
+from slicefine_pl.slicing import SliceFile, SliceTasks, apply_slices, slice_file, slice_model
+from slicefine_pl.slicing.applied import take_out
+
+
+class Everything(nn.Module):
+    """One matrix of every kind, buffers that training changes, and a head."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.conv = nn.Conv1d(8, 8, 3, padding=1, groups=2)
+        self.norm = nn.BatchNorm1d(8)
+        self.gpt = Conv1D(12, 8)
+        self.linear = nn.Linear(12, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.is_transposed = True
+        self.experts = nn.Parameter(torch.randn(3, 8, 6))
+        self.head = nn.Linear(8, classes)
+        nn.init.normal_(self.gpt.weight)
+
+    def forward(self, tokens):
+        x = self.norm(self.conv(self.words(tokens).transpose(1, 2))).transpose(1, 2).contiguous()
+        x = x + self.linear(torch.tanh(self.gpt(x)))
+        x = x + self.attention(x, x, x)[0]
+        x = x + sum(x @ expert @ expert.t() for expert in self.experts) / 100
+        return self.head(x.mean(1))
+
+
+TARGETS = ["words", "conv", "gpt", "linear", "attention", "experts"]
+
+
+def network(dtype=torch.float32, classes=3, seed=0):
+    torch.manual_seed(seed)
+    return Everything(classes).to(dtype)
+
+
+def train(net, steps=7, interval=2, targets=TARGETS, **settings):
+    """Train slices with three moves; the slices are left open."""
+    handle = slice_model(net, **{"rank": 2, "targets": targets, "also_train": "head", **settings})
+    optimizer = optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.05)
+    generator = torch.Generator().manual_seed(5)
+    net.train()
+    for step in range(steps):
+        optimizer.zero_grad()
+        net(torch.randint(20, (4, 5), generator=generator)).float().square().sum().sqrt().backward()
+        optimizer.step()
+        if interval and (step + 1) % interval == 0:
+            handle.move()
+    return handle
+
+
+def assert_same(ours, theirs):
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"axis": "row"}, {"axis": "alternate"}, {"interval": 0}, {"lr_scale": 1}, {"order": "importance"}],
+    ids=str,
+)
+def test_the_base_with_the_file_is_the_trained_network(settings, dtype, tmp_path):
+    base = network(dtype)
+    net = copy.deepcopy(base)
+    handle = train(net, **settings)
+    handle.save(tmp_path / "open.safetensors", "some/base")
+    handle.close()
+    handle.save(tmp_path / "closed.safetensors", "some/base")
+    assert (tmp_path / "open.safetensors").read_bytes() == (tmp_path / "closed.safetensors").read_bytes()
+    fresh = copy.deepcopy(base)
+    applied = apply_slices(fresh, tmp_path / "open.safetensors")
+    assert_same(fresh, net)
+    applied.remove()
+    applied.remove()
+    assert_same(fresh, base)
+    assert applied.file.base_model == "some/base"
+    assert applied.file.settings["rank"] == 2
+
+
+def test_the_file_contains_only_what_was_trained(tmp_path):
+    net = network()
+    handle = train(net, targets=["linear"], interval=3)
+    handle.save(tmp_path / "a.safetensors")
+    file = SliceFile.read(tmp_path / "a.safetensors")
+    [lines] = file.lines
+    assert lines.values.shape == (8, 6)  # three positions of two columns
+    assert lines.index.tolist() == sorted(
+        handle.state_dict()["slices"]["linear"]["visited"]["column"].nonzero().flatten().tolist()
+    )
+    assert sorted(file.whole) == [
+        "head.bias",
+        "head.weight",
+        "norm.num_batches_tracked",
+        "norm.running_mean",
+        "norm.running_var",
+    ]
+
+
+def test_a_file_is_read_without_the_package(tmp_path):
+    """The code of docs/guides/slice-files.md."""
+    base = network()
+    net = copy.deepcopy(base)
+    train(net, axis="alternate").save(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file, torch.no_grad():
+        state, content = base.state_dict(), json.loads(file.metadata()["slicefine"])["content"]
+        for entry in content["lines"]:
+            weight = state[entry["parameter"]]
+            if entry["rows"] is not None:
+                weight = weight.narrow(0, *entry["rows"])
+            weight = weight.permute(entry["order"])
+            index, values = file.get_tensor(entry["index"]), file.get_tensor(entry["values"])
+            if entry["axis"] == "column":
+                weight[:, index] = values
+            else:
+                weight[index] = values
+        for name in content["whole"]:
+            state[name].copy_(file.get_tensor(name))
+    assert_same(base, net)
+
+
+def test_pruned_weights_stay_zero(tmp_path):
+    base = network()
+    with torch.no_grad():
+        base.linear.weight[torch.rand_like(base.linear.weight) < 0.5] = 0
+    net = copy.deepcopy(base)
+    handle = train(net, targets=["linear"], interval=0)
+    for layer in net.modules():
+        for slice_ in getattr(layer, "slicefine_slices", list)():
+            slice_.pruning_mask = base.linear.weight != 0
+    handle.save(tmp_path / "a.safetensors")
+    fresh = copy.deepcopy(base)
+    apply_slices(fresh, tmp_path / "a.safetensors")
+    assert torch.equal(fresh.linear.weight, net.linear.slicefine_stored("weight"))
+    assert (fresh.linear.weight[base.linear.weight == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda net: net.linear.slicefine_stored("weight").data[0].zero_(), "linear.weight has changed outside"),
+        (lambda net: net.conv.bias.data.zero_(), "conv.bias is frozen, and has changed"),
+    ],
+)
+def test_other_changes_are_found_before_anything_is_written(change, message, tmp_path):
+    net = network()
+    handle = train(net)
+    change(net)
+    with pytest.raises(ValueError, match=message):
+        handle.save(tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_that_are_not_finite_are_not_written(tmp_path):
+    net = network()
+    handle = train(net)
+    net.head.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"head\.weight has values that are not finite"):
+        handle.save(tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: network(seed=1), r"experts has other values than the base model .*norm .*some/base"),
+        (lambda: network(torch.bfloat16), "is bfloat16 here, and was float32 in training"),
+        (lambda: nn.Sequential(nn.Linear(2, 2)), "The network lacks"),
+    ],
+)
+def test_another_base_is_refused_and_stays_as_it_is(other, message, tmp_path):
+    train(network()).save(tmp_path / "a.safetensors", "some/base")
+    net = other()
+    before = copy.deepcopy(net)
+    with pytest.raises(ValueError, match=message):
+        apply_slices(net, tmp_path / "a.safetensors")
+    assert_same(net, before)
+
+
+def test_a_second_file_on_top_of_the_first_is_refused(tmp_path):
+    base = network()
+    train(copy.deepcopy(base)).save(tmp_path / "a.safetensors")
+    apply_slices(base, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="take another slice file out of it first"):
+        apply_slices(base, tmp_path / "a.safetensors")
+
+
+def test_a_network_that_was_trained_on_keeps_what_it_learned(tmp_path):
+    base = network()
+    train(copy.deepcopy(base)).save(tmp_path / "a.safetensors")
+    applied = apply_slices(base, tmp_path / "a.safetensors")
+    base.head.weight.data += 1
+    with pytest.raises(RuntimeError, match=r"head\.weight has changed since"):
+        applied.remove()
+
+
+def test_with_the_lines_of_the_base_the_file_is_taken_out_of_the_trained_network(tmp_path):
+    base = network()
+    net = copy.deepcopy(base)
+    handle = train(net, also_train=[], targets=["linear", "gpt"])
+    handle.save(tmp_path / "a.safetensors", base=base)
+    handle.save(tmp_path / "b.safetensors")
+    handle.close()
+    with pytest.raises(ValueError, match="does not contain the base's values"):
+        take_out(net, SliceFile.read(tmp_path / "b.safetensors"))
+    take_out(net, SliceFile.read(tmp_path / "a.safetensors"))
+    for name in ("linear.weight", "gpt.weight"):
+        assert torch.equal(net.get_parameter(name), base.get_parameter(name))
+    with pytest.raises(ValueError, match="does not contain this file"):
+        take_out(net, SliceFile.read(tmp_path / "a.safetensors"))
+
+
+def test_tasks_with_different_heads_are_exchanged(tmp_path):
+    base = network()
+    trained = {}
+    for name, classes in (("one", 3), ("two", 5)):
+        trained[name] = copy.deepcopy(base)
+        trained[name].head = nn.Linear(8, classes)
+        train(trained[name], seed=classes).save(tmp_path / name)
+    net = copy.deepcopy(base)
+    tasks = SliceTasks(net, {name: tmp_path / name for name in trained})
+    for name in ("one", "two", "one"):
+        tasks.use(name)
+        assert_same(net, trained[name])
+    with tasks.using("two"):
+        assert_same(net, trained["two"])
+    assert tasks.current == "one"
+    tasks.use(None)
+    assert_same(net, base)
+    with pytest.raises(ValueError, match="task='three' is unknown; choose one of 'one', 'two', or None"):
+        tasks.use("three")
+
+
+def test_a_resumed_run_saves_the_same_file(tmp_path):
+    """A run that resumes opens its slices in a network that may have other weights until the checkpoint is loaded."""
+    net = network()
+    handle = train(net, steps=3)
+    saved = copy.deepcopy((net.state_dict(), handle.state_dict()))
+    twin = network(seed=9)
+    again = slice_model(twin, 2, targets=TARGETS, also_train="head")
+    twin.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    for number, each in enumerate((handle, again)):
+        each.move()
+        each.save(tmp_path / f"{number}")
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
+
+
+def mutations(content: bytes):
+    """Flipped bits, exchanged, inserted, removed and repeated bytes; half of them in the header."""
+    random = Random(0)
+    header = 8 + int.from_bytes(content[:8], "little")
+    for number in range(500):
+        place = random.randrange(header if number % 2 else len(content))
+        other = random.randrange(len(content))
+        damaged = bytearray(content)
+        match number % 5:
+            case 0:
+                damaged[place] ^= 1 << random.randrange(8)
+            case 1:
+                damaged[place], damaged[other] = damaged[other], damaged[place]
+            case 2:
+                damaged[place:place] = random.randbytes(random.randrange(1, 9))
+            case 3:
+                del damaged[place : place + random.randrange(1, 9)]
+            case 4:
+                del damaged[place:]
+        yield bytes(damaged)
+
+
+def test_a_damaged_file_is_an_error_or_gives_the_exact_network(tmp_path):
+    base = network()
+    net = copy.deepcopy(base)
+    train(net, axis="alternate").save(tmp_path / "a.safetensors", base=base)
+    messages = []
+    for damaged in mutations((tmp_path / "a.safetensors").read_bytes()):
+        (tmp_path / "b.safetensors").write_bytes(damaged)
+        fresh = copy.deepcopy(base)
+        try:
+            apply_slices(fresh, tmp_path / "b.safetensors")
+        except ValueError as error:
+            messages.append(str(error))
+            assert_same(fresh, base)
+        else:
+            assert_same(fresh, net)
+    assert len(messages) > 450
+    assert all("b.safetensors" in message for message in messages)
+
+
+def rewritten(path, change):
+    """A file with another content and the right checksum, as only somebody who means it would write one."""
+    file = SliceFile.read(path)
+    change(file)
+    file.write(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.lines.append(file.lines[0]), "stores the same lines twice"),
+        (lambda file: file.lines[0].index.neg_(), "not ascending whole numbers"),
+        (lambda file: file.lines[0].index.fill_(1), "not ascending whole numbers"),
+        (lambda file: file.lines[0].index.add_(1000), "and not 10"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(change, message, tmp_path):
+    base = network()
+    train(copy.deepcopy(base)).save(tmp_path / "a.safetensors")
+    rewritten(tmp_path / "a.safetensors", change)
+    with pytest.raises(ValueError, match=message):
+        apply_slices(base, tmp_path / "a.safetensors")
+
+
+def test_what_is_not_a_slice_file_is_refused(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors")
+    torch.save({"a": torch.ones(2)}, tmp_path / "pickle.safetensors")
+    for name, message in (("other", "not a slice file"), ("pickle", "damaged or not a safetensors file")):
+        with pytest.raises(ValueError, match=message):
+            apply_slices(network(), tmp_path / f"{name}.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors' does not exist"):
+        apply_slices(network(), tmp_path / "none.safetensors")
+
+
+def test_a_newer_version_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(slice_file, "VERSION", 2)
+        train(network()).save(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="has format version 2, and this package reads 1; install a newer one"):
+        SliceFile.read(tmp_path / "a.safetensors")
+
+
+def test_directions_have_no_lines(tmp_path):
+    with pytest.raises(ValueError, match="lies along directions, and changes the whole matrix"):
+        train(network(), targets=["linear"], basis="random").save(tmp_path / "a.safetensors")
