@@ -14,12 +14,13 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from slicefine_pl.arguments import check_choice, check_count
@@ -38,7 +39,7 @@ from slicefine_pl.callbacks.support.slice_report import report_run, report_short
 from slicefine_pl.callbacks.support.slice_steps import SliceSteps
 from slicefine_pl.callbacks.support.training_checks import TrainingChecks
 from slicefine_pl.network.names import compile_patterns
-from slicefine_pl.slicing import AxisSchedule, Backend, Order, SliceHandle, SliceSummary, slice_model
+from slicefine_pl.slicing import AxisSchedule, Backend, Order, SliceFile, SliceHandle, SliceSummary, slice_model
 from slicefine_pl.slicing.cursor import SliceSettings, slice_type
 from slicefine_pl.slicing.directions import SKETCHED, Basis
 from slicefine_pl.slicing.lr_scale import LRScale, checked_lr_scale
@@ -190,6 +191,7 @@ class SliceFineCallback(ResumableCallback):
             "basis": basis,
         }
         self._handle: SliceHandle | None = None
+        self._closed: SliceHandle | None = None  # of the last fit
         self._steps: SliceSteps | None = None
         self._closed_state: dict[str, Any] = {}
         self._steps_before: dict[int, int] = {}  # steps of each optimizer in earlier parts of the run
@@ -229,6 +231,21 @@ class SliceFineCallback(ResumableCallback):
         if self._handle is None:
             raise RuntimeError("The slices are not open; SliceFineCallback opens them in setup('fit').")
         return self._handle
+
+    def save(self, path: str | Path, base_model: str = "", base: nn.Module | None = None) -> SliceFile:
+        """Write what was trained to a slice file, during a fit or after it; see :meth:`SliceHandle.save`.
+
+        The names in the file are those of the network inside the LightningModule, if all parameters belong to one:
+        ``self.model``, for example. After a fit, load the checkpoint that you want first, as ``trainer.test`` does.
+
+        Raises:
+            RuntimeError: There was no fit.
+            ValueError: The file cannot reproduce the network, for example because it was pruned.
+        """
+        handle = self._handle or self._closed
+        if handle is None:
+            raise RuntimeError("Nothing was trained with this callback yet; call save() during or after a fit.")
+        return handle.save(path, base_model, None, base)
 
     def summary(self) -> SliceSummary:
         """Return a table of how each matrix is trained, or why it is not, while a fit is running."""
@@ -310,6 +327,7 @@ class SliceFineCallback(ResumableCallback):
         """Close the slices, and remove every hook."""
         if self._handle is not None:
             self._handle.close()
+            self._closed = self._handle
         self._handle, self._steps = None, None
         super().release()
 

@@ -185,7 +185,8 @@ class SliceHandle:
         Args:
             path: File to write, usually ``*.safetensors``.
             base_model: Name of the base model, for the reader of the file.
-            root: Name of the module inside the network to which names in the file refer, such as ``"model"``.
+            root: Name of the module inside the network to which names in the file refer, such as ``"model"``. ``None``
+                takes the only child that has parameters, if there is only one.
             base: The base model itself. With it the file also contains the base's lines, so that the trained model can
                 be turned back into the base without it.
 
@@ -196,6 +197,9 @@ class SliceHandle:
         """
         if not self.closed:
             self.write()
+        if root is None:
+            owners = [name for name, child in self._net.named_children() if any(True for _ in child.parameters())]
+            root = owners[0] if len(owners) == 1 and not self._net._parameters else ""
         file = self._record.collect(self._opened, root, base_model, base)
         if not dist.is_initialized() or dist.get_rank() == 0:
             file.write(path)

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from slicefine_pl.callbacks.slice_map import SliceMap
+from slicefine_pl.callbacks.slicefine import slicefine_of
 from slicefine_pl.callbacks.support.parameter_table import use_parameter_table
 from slicefine_pl.cli.recipe.best_checkpoint import best_path, monitor_first_metric
 from slicefine_pl.cli.recipe.preflight import check_output_folder
@@ -93,11 +94,22 @@ class RecipeCLI(RecipeArguments):
         [scores] = self._evaluate(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
         folder = self._folder.path / "export"  # a collective call: all processes read it
         if self.trainer.is_global_zero:
-            exported = None
+            exported, slices = None, None
             try:
                 exported = self._export(best, folder)
+                slices = self._save_slices(self._folder.path / "slices.safetensors")
             finally:  # scores and checkpoints are shown even if the export fails
-                print_result(self.trainer, self.model, scores, best, exported)
+                print_result(self.trainer, self.model, scores, best, exported, slices)
+
+    def _save_slices(self, path: Path) -> Path | None:
+        """Write what the slices learned; ``None`` if there are none, or if a file of lines cannot contain it."""
+        callback = slicefine_of(self.trainer)
+        if callback is None or self._sharded or self._get(self.config_init, "sparsity") is not None:
+            return None
+        if callback.settings()["basis"] != "standard":
+            return None
+        callback.save(path, getattr(self.model, "backbone", ""))
+        return path
 
     def _export(self, best: str, folder: Path) -> Path | None:
         """Export the trained module; ``None`` if it has no ``export``."""

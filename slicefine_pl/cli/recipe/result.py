@@ -13,7 +13,12 @@ from slicefine_pl.trainer_callbacks import trainer_callbacks
 
 
 def print_result(
-    trainer: Trainer, module: LightningModule, scores: Mapping[str, float], best: str, exported: Path | None
+    trainer: Trainer,
+    module: LightningModule,
+    scores: Mapping[str, float],
+    best: str,
+    exported: Path | None,
+    slices: Path | None,
 ) -> None:
     """Print the table, and Python code that loads the exported model without this package.
 
@@ -23,6 +28,7 @@ def print_result(
         scores: Scores of the best checkpoint, by metric.
         best: Path of that checkpoint; empty if none was written.
         exported: Folder of the exported model, if there is one.
+        slices: The slice file, if there is one.
     """
     callbacks = trainer_callbacks(trainer)
     probes = [each for each in callbacks if isinstance(each, LinearProbe) and "test" in each.scores]
@@ -43,6 +49,7 @@ def print_result(
         ("training", f"{report.seconds:.0f} s, {steps}"),
         ("best checkpoint", best or "none"),
         ("exported model", str(exported or "none")),
+        *([] if slices is None else [("slice file", f"{slices}   ({slices.stat().st_size / 1e6:.1f} MB)")]),
     ]
     print("\n" + text_table(("Result", ""), [rows]))
     for probe in probes:  # of their metrics, accuracy and correlation, more is better

@@ -14,7 +14,7 @@ def test_a_result_below_the_linear_head_is_said(after, worse, capsys):
     probe, report = LinearProbe(), RunReport()
     probe.scores, report.trainable = {"test": 0.7}, 1
     trainer = Trainer(callbacks=[probe, report], logger=False, enable_checkpointing=False, accelerator="cpu")
-    print_result(trainer, BoringModel(), {"test/accuracy": after, "test/loss": 1.0}, "", None)
+    print_result(trainer, BoringModel(), {"test/accuracy": after, "test/loss": 1.0}, "", None, None)
     output = capsys.readouterr().out
     assert f"test/accuracy after   {after:.4f}" in output
     assert ("Fine-tuning ended below the linear head (0.5000 < 0.7000)" in output) == worse
