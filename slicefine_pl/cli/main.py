@@ -17,6 +17,9 @@ from slicefine_pl.optional import optional_imports
 COMMANDS = {
     "advise": ("slicefine_pl.cli.scaling.advise", "how sparse to train, before you train"),
     "fit-law": ("slicefine_pl.cli.scaling.fit_law", "fit the scaling law L(S, N, D) to your runs"),
+    "file": ("slicefine_pl.cli.slices.show", "what is in a slice file"),
+    "apply": ("slicefine_pl.cli.slices.apply", "base model + slice file = trained model"),
+    "remove": ("slicefine_pl.cli.slices.remove", "trained model - slice file = base model"),
     "diagnose": ("slicefine_pl.cli.diagnose.command", "measure your model and data before training slices"),
     "doctor": ("slicefine_pl.cli.doctor.command", "check what this machine can train with"),
 }
@@ -30,7 +33,7 @@ def make_parser(chosen: str | None) -> argparse.ArgumentParser:
     """
     parser = OneSentenceParser(
         prog="slicefine",
-        description="Scaling laws of sparse models, diagnosis of a model before slicing, and a check of the machine.",
+        description="Slice files, scaling laws of sparse models, diagnosis of a model, and a check of the machine.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (module, summary) in COMMANDS.items():

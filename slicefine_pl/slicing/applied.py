@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from slicefine_pl.slicing.slice_file import SavedLines, SliceFile, stored_tensors
+from slicefine_pl.slicing.slice_file import SavedLines, SliceFile, Tensors, stored_tensors
 
 
 class AppliedSlices:
@@ -24,7 +24,7 @@ class AppliedSlices:
         self._lines = [each.read(tensors[each.parameter]) for each in file.lines]
         self._whole = {name: tensors[name].detach().clone() for name in file.whole}  # may have other shapes
         self._removed = False
-        _write(net, file.lines, [each.values for each in file.lines], file.whole)
+        put_in(net, file)
 
     def remove(self) -> None:
         """Give the network the values back that it had before, bit for bit. Removing twice does nothing.
@@ -61,9 +61,13 @@ def apply_slices(net: nn.Module, path: str | Path | SliceFile) -> AppliedSlices:
     return AppliedSlices(net, file)
 
 
-def changed_lines(net: nn.Module, file: SliceFile) -> str | None:
-    """Name of the first tensor that differs from what the file contains; ``None`` if the file is in the network."""
-    tensors = stored_tensors(net)
+def changed_lines(net: Tensors, file: SliceFile) -> str | None:
+    """Name of the first tensor that differs from what the file contains; ``None`` if the file is in the network.
+
+    Raises:
+        ValueError: The network lacks a matrix of the file.
+    """
+    tensors = file.check_shapes(net)
     for each in file.lines:
         if not torch.equal(each.read(tensors[each.parameter]).cpu(), each.values.cpu()):
             return each.name
@@ -72,22 +76,29 @@ def changed_lines(net: nn.Module, file: SliceFile) -> str | None:
     )
 
 
-def take_out(net: nn.Module, file: SliceFile) -> None:
-    """Turn a trained model back into its base, with the base's lines in the file.
+def take_out(net: Tensors, file: SliceFile) -> None:
+    """Turn a trained model back into its base, with the base's values in the file.
+
+    Parameters that were trained whole and that the base did not have, such as a new head, stay as they are.
 
     Raises:
         ValueError: The file does not contain them, or is not in the network. Nothing is changed then.
     """
-    if missing := [each.name for each in file.lines if each.base is None]:
+    if missing := [each.name for each in file.lines if each.base is None][:1]:
         raise ValueError(
             f"The file does not contain the base's values of {missing[0]}; use the base model, or save with base=."
         )
     if changed := changed_lines(net, file):
         raise ValueError(f"The network does not contain this file: {changed} differs.")
-    _write(net, file.lines, [each.base for each in file.lines if each.base is not None], {})
+    _write(net, file.lines, [each.base for each in file.lines if each.base is not None], file.whole_base)
 
 
-def _write(net: nn.Module, lines: Sequence[SavedLines], values: Sequence[Tensor], whole: Mapping[str, Tensor]) -> None:
+def put_in(net: Tensors, file: SliceFile) -> None:
+    """Replace the base's values by those of a file, without a way back; check the base first."""
+    _write(net, file.lines, [each.values for each in file.lines], file.whole)
+
+
+def _write(net: Tensors, lines: Sequence[SavedLines], values: Sequence[Tensor], whole: Mapping[str, Tensor]) -> None:
     tensors = stored_tensors(net)
     for each, own in zip(lines, values, strict=True):
         each.write(tensors[each.parameter], own)

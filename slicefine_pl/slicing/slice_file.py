@@ -7,7 +7,8 @@ entry, because safetensors stores several in any order. The hash is that of the 
 - ``settings``: rank, axis and the other settings of the slices
 - ``lines``: for each set of lines ``parameter``, ``axis``, ``rows``, ``order``, and the names of its tensors:
   ``index``, ``values`` and perhaps ``base``
-- ``whole``: names of the parameters and buffers that are stored whole, under these names
+- ``whole``: names of the parameters and buffers that are stored whole, under these names; ``whole_base``: those of
+  which the base's values are stored as well, under the name followed by ``.base``
 - ``base``: fingerprints of the base's tensors, ``[type, shape, bits, norm]`` by name
 
 A matrix (O, I, ...) is the parameter, narrowed to ``rows`` = [first, count] if that is not null, with its dimensions
@@ -32,6 +33,7 @@ from slicefine_pl.files.atomic import write_atomic
 from slicefine_pl.slicing.fingerprint import Fingerprint
 from slicefine_pl.slicing.schedule import Axis
 
+Tensors = nn.Module | Mapping[str, Tensor]
 KEY, VERSION = "slicefine", 1
 AXES = {"column": 1, "row": 0}  # dimension along which lines are stored
 
@@ -86,6 +88,7 @@ class SliceFile:
     Attributes:
         lines: The trained lines, by matrix.
         whole: Parameters that were trained whole, and buffers that training changed, by name.
+        whole_base: Their values in the base, where these were saved.
         base: Fingerprints of the base: of each matrix that has lines, by :attr:`SavedLines.name`, and of every other
             tensor, by its name.
         base_model: Name of the base model; may be empty.
@@ -98,6 +101,7 @@ class SliceFile:
     base: dict[str, Fingerprint]
     base_model: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    whole_base: dict[str, Tensor] = field(default_factory=dict)
     package_version: str = ""
 
     def write(self, path: str | Path) -> Path:
@@ -124,6 +128,7 @@ class SliceFile:
             "settings": self.settings,
             "lines": entries,
             "whole": sorted(self.whole),
+            "whole_base": sorted(self.whole_base),
             "base": {name: list(asdict(each).values()) for name, each in self.base.items()},
         }
         stored = {name: values.contiguous() for name, values in self._tensors()}
@@ -143,6 +148,7 @@ class SliceFile:
             if each.base is not None:
                 yield f"{name}.base", each.base
         yield from self.whole.items()
+        yield from ((f"{name}.base", values) for name, values in self.whole_base.items())
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -181,18 +187,20 @@ class SliceFile:
                 raise ValueError("is damaged: its checksum does not fit its content.")
             lines = [_parse_lines(each, tensors) for each in content["lines"]]
             whole = {str(name): tensors[name] for name in content["whole"]}
+            whole_base = {str(name): tensors[f"{name}.base"] for name in content["whole_base"]}
             base = {str(name): _parse_fingerprint(*values) for name, values in content["base"].items()}
             settings = dict(content["settings"])
             base_model, package = str(content["base_model"]), str(content["package_version"])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"has damaged metadata ({type(error).__name__}: {error}).") from None
-        found = cls(lines, whole, base, base_model, settings, package)
+        found = cls(lines, whole, base, base_model, settings, whole_base, package)
         found._check(tensors)
         return found
 
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
         own = dict(self._tensors())
-        if len(own) != sum(2 + (each.base is not None) for each in self.lines) + len(self.whole):
+        lines = sum(2 + (each.base is not None) for each in self.lines)
+        if len(own) != lines + len(self.whole) + len(self.whole_base):
             raise ValueError("stores the same lines twice.")
         if own.keys() != tensors.keys():
             raise ValueError(f"has tensors that its metadata does not name, such as {sorted(tensors.keys() - own)[0]}.")
@@ -200,18 +208,16 @@ class SliceFile:
             if values.is_floating_point() and not values.isfinite().all():
                 raise ValueError(f"has values in {name} that are not finite.")
 
-    def check_base(self, net: nn.Module) -> None:
+    def check_base(self, net: Tensors) -> None:
         """Check that a network is the base of this file, before anything is changed.
+
+        Args:
+            net: The network, or its tensors by name.
 
         Raises:
             ValueError: Something is missing, has another shape or type, or has other values.
         """
-        tensors = stored_tensors(net)
-        for name in [*self.whole, *(each.parameter for each in self.lines), *self.base]:
-            if (plain := name.split("[")[0]) not in tensors:
-                raise ValueError(f"The network lacks {plain!r}; use the base model of the file{self._named_base()}.")
-        for each in self.lines:
-            self._check_lines(each, tensors[each.parameter])
+        tensors = self.check_shapes(net)
         for name, values in self.whole.items():
             if values.dtype != tensors[name].dtype:
                 raise ValueError(f"{self._wrong_type(name, tensors[name].dtype, values.dtype)}{self._named_base()}.")
@@ -222,6 +228,20 @@ class SliceFile:
             found = Fingerprint.of(matrices[name].matrix(stored) if name in matrices else stored)
             if not found.same_bits(expected):
                 raise ValueError(f"{self._difference(name, found, expected)}{self._named_base()}.")
+
+    def check_shapes(self, net: Tensors) -> Mapping[str, Tensor]:
+        """Check that a network has the matrices of this file; returns its tensors by name.
+
+        Raises:
+            ValueError: Something is missing or has another shape.
+        """
+        tensors = stored_tensors(net)
+        for name in [*self.whole, *(each.parameter for each in self.lines), *self.base]:
+            if (plain := name.split("[")[0]) not in tensors:
+                raise ValueError(f"The network lacks {plain!r}; use the base model of the file{self._named_base()}.")
+        for each in self.lines:
+            self._check_lines(each, tensors[each.parameter])
+        return tensors
 
     def _check_lines(self, lines: SavedLines, stored: Tensor) -> None:
         try:
@@ -257,8 +277,10 @@ class SliceFile:
         return f" ({self.base_model})" if self.base_model else ""
 
 
-def stored_tensors(net: nn.Module) -> dict[str, Tensor]:
+def stored_tensors(net: Tensors) -> Mapping[str, Tensor]:
     """All parameters of a network, also those that share another one's storage, and its buffers, by name."""
+    if not isinstance(net, nn.Module):
+        return net
     return {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers(remove_duplicate=False))}
 
 

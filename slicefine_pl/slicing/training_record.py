@@ -89,7 +89,8 @@ class TrainingRecord:
                 whole[name.removeprefix(prefix)] = _full(tensors[name])
             else:
                 raise ValueError(f"{name} is frozen, and has changed. {NO_FILE}")
-        return SliceFile(lines, whole, prints, base_model, self._settings, __version__)
+        whole_base = {name: _full(originals[name]) for name in whole if originals is not None and name in originals}
+        return SliceFile(lines, whole, prints, base_model, self._settings, whole_base, __version__)
 
 
 NO_FILE = "A slice file contains what slices train, and cannot reproduce this network; save the whole model."

@@ -1,0 +1,1 @@
+"""The commands ``slicefine file``, ``apply`` and ``remove``: slice files and folders of weights."""

@@ -1,0 +1,36 @@
+"""``slicefine apply``: write the trained model, from its base and a slice file."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``slicefine apply``."""
+    parser.description = (
+        "Write the trained model: the base model with the trained lines of a slice file, bit for bit.\n"
+        "OUT has the form of BASE, a folder or a file, and the names of the trained model."
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "base", help="base model: folder with model.safetensors, safetensors file, or package:NAME/PLACE"
+    )
+    parser.add_argument("file", type=Path, help="slice file")
+    parser.add_argument("out", type=Path, help="folder or file to write")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the model; returns the exit code."""
+    from slicefine_pl.cli.slices.weights import read_weights, with_names_of, write_weights
+    from slicefine_pl.slicing import SliceFile
+    from slicefine_pl.slicing.applied import put_in
+
+    file = SliceFile.read(arguments.file)
+    source, tensors = read_weights(arguments.base)
+    trained = with_names_of(file, tensors)
+    file.check_base(trained)
+    put_in(trained, file)
+    write_weights(source, trained, arguments.out)
+    print(
+        f"{arguments.out}: {len(file.lines)} matrices have trained lines, {len(file.whole)} tensors were trained whole."
+    )
+    return 0

@@ -1,0 +1,91 @@
+"""Read and write the weights of a model: a safetensors file, or a folder of them with the model's other files."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
+
+from slicefine_pl.files.atomic import atomic_folder, write_atomic
+from slicefine_pl.pretrained import PACKAGE, locate
+from slicefine_pl.slicing import SliceFile
+
+SUFFIX = ".safetensors"
+SINGLE, INDEX = f"model{SUFFIX}", f"model{SUFFIX}.index.json"
+METADATA = {"format": "pt"}  # transformers refuses files without it
+
+
+def read_weights(model: str) -> tuple[Path, dict[str, Tensor]]:
+    """Read all weights of a model.
+
+    Args:
+        model: A safetensors file; a folder with ``model.safetensors`` or its parts; or
+            ``"package:<package>/<folder>"``.
+
+    Returns:
+        The file or folder, and the tensors by name.
+
+    Raises:
+        FileNotFoundError: There are no such files.
+        ValueError: A file is damaged.
+    """
+    place = Path(locate(model) if model.startswith(PACKAGE) else model)
+    if not place.exists():
+        raise FileNotFoundError(f"{model!r} is not a file or folder; give a folder with {SINGLE}, or such a file.")
+    tensors: dict[str, Tensor] = {}
+    for file in [place] if place.is_file() else _files(place):
+        try:
+            tensors |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{str(file)!r} is damaged or not a safetensors file ({error}).") from None
+    return place, tensors
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        names = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(names))]
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    raise FileNotFoundError(f"{str(folder)!r} contains neither {SINGLE} nor {INDEX}; save the model as safetensors.")
+
+
+def write_weights(source: Path, tensors: Mapping[str, Tensor], out: Path) -> None:
+    """Write weights in the form of ``source``: a file, or a folder with the other files of that folder.
+
+    Raises:
+        FileExistsError: ``out`` exists.
+        OSError: It cannot be written. Nothing is left then.
+    """
+    if out.exists():
+        raise FileExistsError(f"{str(out)!r} exists; give a new name.")
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    if source.is_file():
+        write_atomic(out, save(plain, METADATA))
+        return
+    with atomic_folder(out) as new:
+        shutil.copytree(source, new, ignore=shutil.ignore_patterns(f"*{SUFFIX}", f"*{SUFFIX}.index.json", "*.bin"))
+        save_file(plain, new / SINGLE, METADATA)
+
+
+def with_names_of(file: SliceFile, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a base under the names that they have in a slice file.
+
+    A network with a new head names its backbone ``"bert."``, for instance, where the base has no such prefix, or the
+    other way round. Parameters that the base lacks, such as the new head, are added.
+    """
+    wanted = {name.split("[")[0] for name in file.base}
+    first = next(iter(sorted(wanted)), "")
+    parts = first.split(".")
+    added = [".".join([*parts[:count], ""]) for count in range(1, len(parts))]
+    removed = [name.removesuffix(first) for name in tensors if first and name.endswith(f".{first}")]
+    candidates = [
+        dict(tensors),
+        *({prefix + name: tensor for name, tensor in tensors.items()} for prefix in added),
+        *({name.removeprefix(prefix): tensor for name, tensor in tensors.items()} for prefix in removed),
+    ]
+    found = next((each for each in candidates if wanted <= each.keys()), candidates[0])
+    return {**{name: values.clone() for name, values in file.whole.items()}, **found}

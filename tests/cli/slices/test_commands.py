@@ -1,0 +1,113 @@
+"""``slicefine file``, ``apply`` and ``remove`` on folders that transformers wrote, against the trained network."""
+
+import copy
+import json
+import re
+
+import pytest
+import torch
+from torch import optim
+from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+from slicefine_pl.cli.main import main
+from slicefine_pl.slicing import slice_model
+
+SIZE = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "vocab_size": 30,
+    "max_position_embeddings": 16,
+}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A base without a head, the trained network with a new head, and two slice files."""
+    torch.manual_seed(0)
+    bert = BertModel(BertConfig(**SIZE))
+    bert.save_pretrained(tmp_path / "base")
+    net = BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    base = copy.deepcopy(net)
+    handle = slice_model(net, 2, targets="query|dense", also_train="classifier")
+    optimizer = optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(4):
+        tokens = torch.randint(30, (4, 6))
+        net(tokens, labels=torch.randint(3, (4,))).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        handle.move()
+    handle.save(tmp_path / "a.safetensors", "some/bert")
+    handle.save(tmp_path / "b.safetensors", base=base)
+    handle.close()
+    return tmp_path, net
+
+
+def load(folder):
+    return BertForSequenceClassification.from_pretrained(folder, num_labels=3)
+
+
+def test_a_folder_is_turned_into_the_trained_network_and_back(folders, capsys):
+    root, net = folders
+    assert main(["apply", str(root / "base"), str(root / "a.safetensors"), str(root / "trained")]) == 0
+    for name, value in load(root / "trained").state_dict().items():
+        assert torch.equal(value, net.state_dict()[name]), name
+    assert main(["remove", str(root / "trained"), str(root / "b.safetensors"), str(root / "back")]) == 0
+    back = BertModel.from_pretrained(root / "back").state_dict()
+    assert all(
+        torch.equal(value, back[name]) for name, value in BertModel.from_pretrained(root / "base").state_dict().items()
+    )
+    assert "matrices have trained lines" in capsys.readouterr().out
+
+
+def test_a_single_file_and_parts(folders):
+    root, net = folders
+    whole = root / "base" / "model.safetensors"
+    assert main(["apply", str(whole), str(root / "a.safetensors"), str(root / "trained.safetensors")]) == 0
+    BertModel.from_pretrained(root / "base").save_pretrained(root / "parts", max_shard_size="2KB")
+    assert len(list((root / "parts").glob("*.safetensors"))) > 1
+    assert main(["apply", str(root / "parts"), str(root / "a.safetensors"), str(root / "trained")]) == 0
+    assert (root / "trained" / "model.safetensors").read_bytes() == (root / "trained.safetensors").read_bytes()
+    assert torch.equal(load(root / "trained").classifier.weight, net.classifier.weight)
+
+
+def test_what_is_in_a_file(folders, capsys):
+    root, _ = folders
+    assert main(["file", str(root / "a.safetensors")]) == 0
+    text = capsys.readouterr().out
+    assert "Base model: some/bert" in text
+    assert "rank=2" in text
+    assert "does not contain the values of the base" in text
+    assert main(["file", str(root / "b.safetensors"), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["lines"][0]["matrix"] == "bert.encoder.layer.0.attention.self.query.weight"
+    assert content["lines"][0]["base"]
+    assert content["whole"]["classifier.weight"] == [3, 8]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["file", "none"], "slice file '.*none' does not exist"),
+        (["file", "base/model.safetensors"], "is a safetensors file, but not a slice file"),
+        (["apply", "none", "a.safetensors", "out"], "none' is not a"),
+        (["apply", "empty", "a.safetensors", "out"], "contains neither model.safetensors nor"),
+        (["apply", "other", "a.safetensors", "out"], "has other values than the base model of the file"),
+        (["apply", "base", "a.safetensors", "base"], "base' exists; give a new name"),
+        (["remove", "base", "a.safetensors", "out"], "does not contain the base's values"),
+        (["remove", "other", "b.safetensors", "out"], "lacks 'classifier"),
+    ],
+)
+def test_errors_are_one_sentence_and_leave_nothing(folders, arguments, message, capsys):
+    root, _ = folders
+    (root / "empty").mkdir()
+    torch.manual_seed(1)
+    BertModel(BertConfig(**SIZE)).save_pretrained(root / "other")
+    before = sorted(root.rglob("*"))
+    capsys.readouterr()
+    assert main([arguments[0], *(str(root / each) for each in arguments[1:])]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert error.count("\n") == 1
+    assert sorted(root.rglob("*")) == before
