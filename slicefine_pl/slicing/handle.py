@@ -176,7 +176,9 @@ class SliceHandle:
         for cursor, lines in zip(merged, gather_lines([cursor.slice_ for cursor in merged]), strict=True):
             cursor.merge(lines)
 
-    def save(self, path: str | Path, base_model: str = "", root: str = "", base: nn.Module | None = None) -> SliceFile:
+    def save(
+        self, path: str | Path, base_model: str = "", root: str | None = "", base: nn.Module | None = None
+    ) -> SliceFile:
         """Write what was trained to a slice file; also after :meth:`close`, as long as the network stays as it is.
 
         The file contains the visited lines, and the parameters that were trained whole. :func:`apply_slices` makes the
