@@ -278,10 +278,19 @@ class SliceFile:
 
 
 def stored_tensors(net: Tensors) -> Mapping[str, Tensor]:
-    """All parameters of a network, also those that share another one's storage, and its buffers, by name."""
+    """All parameters of a network, also those that share another one's storage, and its buffers, by name.
+
+    The names are those without ``torch.compile``.
+    """
     if not isinstance(net, nn.Module):
         return net
-    return {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers(remove_duplicate=False))}
+    tensors = *net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)
+    return {plain_name(name): tensor for name, tensor in tensors}
+
+
+def plain_name(name: str) -> str:
+    """The name that a tensor has in the network without ``torch.compile``."""
+    return name.replace("_orig_mod.", "")
 
 
 def _checksum(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -12,7 +12,7 @@ from slicefine_pl.slicing.distributed.shards import LocalShard, full_tensor
 from slicefine_pl.slicing.fingerprint import Fingerprint, persistent_tensors
 from slicefine_pl.slicing.layers.registry import SliceableMatrix
 from slicefine_pl.slicing.layout import MatrixLayout, lines_along
-from slicefine_pl.slicing.slice_file import SavedLines, SliceFile, stored_tensors
+from slicefine_pl.slicing.slice_file import SavedLines, SliceFile, plain_name, stored_tensors
 from slicefine_pl.version import __version__
 
 
@@ -30,14 +30,16 @@ class TrainingRecord:
         self, net: nn.Module, chosen: Iterable[SliceableMatrix], whole: Iterable[str], settings: Mapping[str, Any]
     ) -> None:
         self._net = net
-        self._whole = set(whole)
+        self._whole = {plain_name(name) for name in whole}
         self._settings = dict(settings)
         names = {id(module): name for name, module in net.named_modules()}
-        self._matrices = {each.name: (_joined(names[id(each.module)], each.layout), each.layout) for each in chosen}
+        self._matrices = {
+            each.name: (plain_name(_joined(names[id(each.module)], each.layout)), each.layout) for each in chosen
+        }
         sliced = {parameter for parameter, _ in self._matrices.values()}
         self._base = {
-            _plain(name): Fingerprint.of(tensor)
-            for name, tensor in persistent_tensors(net)
+            name: Fingerprint.of(tensor)
+            for name, tensor in ((plain_name(name), tensor) for name, tensor in persistent_tensors(net))
             if name not in self._whole and name not in sliced and not tensor.is_meta
         }
 
@@ -79,7 +81,7 @@ class TrainingRecord:
             prints[_matrix_name(_relative(parameter, prefix), layout)] = cursor.untouched.base
         for name in self._whole:
             whole[_relative(name, prefix)] = _full(tensors[name])
-        buffers = {name for name, _ in self._net.named_buffers()}
+        buffers = {plain_name(name) for name, _ in self._net.named_buffers()}
         for name, before in self._base.items():
             if not name.startswith(prefix):
                 continue
@@ -131,16 +133,10 @@ def _matrix_name(parameter: str, layout: MatrixLayout) -> str:
 
 
 def _relative(name: str, prefix: str) -> str:
-    plain = _plain(name)
-    if not plain.startswith(prefix):
-        raise ValueError(f"{plain} was trained, and lies outside of {prefix.removesuffix('.')!r}.")
-    return plain.removeprefix(prefix)
+    if not name.startswith(prefix):
+        raise ValueError(f"{name} was trained, and lies outside of {prefix.removesuffix('.')!r}.")
+    return name.removeprefix(prefix)
 
 
 def _joined(module: str, layout: MatrixLayout) -> str:
     return f"{module}.{layout.parameter}" if module else layout.parameter
-
-
-def _plain(name: str) -> str:
-    """The name that a tensor has in the network without ``torch.compile``."""
-    return name.replace("_orig_mod.", "")

@@ -244,6 +244,21 @@ def test_tasks_with_different_heads_are_exchanged(tmp_path):
         tasks.use("three")
 
 
+def test_compiled_networks_have_the_names_of_plain_ones(tmp_path):
+    base = network()
+    net = nn.ModuleDict({"model": torch.compile(copy.deepcopy(base), backend="eager")})
+    net.forward = lambda tokens: net["model"](tokens)
+    handle = slice_model(net, 2, targets="linear", also_train="head")
+    net(torch.randint(20, (4, 5))).sum().backward()
+    optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.05).step()
+    handle.save(tmp_path / "a.safetensors", root=None)
+    compiled = torch.compile(copy.deepcopy(base), backend="eager")
+    for each in (base, compiled):
+        apply_slices(each, tmp_path / "a.safetensors")
+    assert_same(base, net["model"]._orig_mod)
+    assert_same(compiled._orig_mod, base)
+
+
 def test_a_resumed_run_saves_the_same_file(tmp_path):
     """A run that resumes opens its slices in a network that may have other weights until the checkpoint is loaded."""
     net = network()

@@ -149,7 +149,8 @@ class LocalShard(NamedTuple):
         if self.sharding is None:
             return own.index_select(0, index)
         outputs, inputs, *kernel = shape
-        lines = own.new_zeros(len(index), outputs if axis == "column" else inputs, *kernel)
+        length = outputs if axis == "column" else inputs
+        lines = own.new_full((len(index), length, *kernel), -0.0)  # adding it keeps the sign of a zero
         dim = _dim_along(self.dim, axis)
         if own.numel() and dim == 0:
             here = self._stores(index, len(own))
@@ -157,7 +158,7 @@ class LocalShard(NamedTuple):
         elif own.numel():
             lines.narrow(dim, self.offset, own.shape[dim]).copy_(own.index_select(0, index))
         lines = lines.to(self.sharding.device)
-        dist.all_reduce(lines, group=self.sharding.group)  # one process has each number, the others add zero
+        dist.all_reduce(lines, group=self.sharding.group)  # one process has each number
         return lines
 
     def _stores(self, index: Tensor, count: int) -> Tensor:

@@ -139,6 +139,40 @@ def test_slices_along_directions_learn_the_same_when_sharded(count):
     check(train("column", sharded=False, slices=DIRECTIONS), processes.run(along_directions, count))
 
 
+def saved(sharded, axis, path):
+    """Train four steps with integers, whose sums no order of addition changes, and save what was trained."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(7, 11), nn.Linear(11, 7)])}), nn.Linear(7, 2))
+    net.forward = lambda x: net[1](net[0]["layers"][1](net[0]["layers"][0](x)))
+    for parameter in net.parameters():
+        parameter.data.copy_((4 * parameter.data).round())
+    handle = slice_model(net, 2, axis=axis, targets="layers", also_train="^1", lr_scale=1)
+    handle.write_manually()
+    if sharded:
+        torch.distributed.init_process_group("gloo")
+        shard_model(net, blocks=r"0\.layers\.\d")
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1 / 1024)
+    for step in range(4):
+        net(torch.full((2, 7), float(step))).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        handle.write()
+        handle.move()
+    handle.save(path)
+
+
+def saved_sharded(axis, path):
+    saved(True, axis, path)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("axis", ["column", "row", "alternate"])
+def test_a_sharded_network_writes_the_same_slice_file(axis, tmp_path):
+    saved(False, axis, tmp_path / "one")
+    processes.run(saved_sharded, 2, axis, tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
 def in_half(sharded, saved=None):
     """Train bfloat16 weights along directions for eight steps; stop after five of them and save, or begin there."""
     torch.manual_seed(3)
