@@ -5,6 +5,7 @@ updated. A matrix without some of its lines has the fingerprint of the whole min
 the end of training that nothing outside the slices has changed.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 MODULUS = 1 << 64
 # Each dimension's index is multiplied by an odd number, so that entries cannot be exchanged.
 FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5, 0x85EBCA77C2B2AE63)
+BLOCK = 1 << 16  # entries
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an entry
 
 
@@ -37,8 +39,12 @@ class Fingerprint:
     def of(cls, tensor: Tensor) -> "Fingerprint":
         """The fingerprint of a tensor."""
         values = tensor.detach()
-        norm = float(torch.linalg.vector_norm(values.float() if values.dtype.itemsize < 4 else values.double()))
-        return cls(str(values.dtype).removeprefix("torch."), tuple(values.shape), sum_of_bits(values), norm)
+        squares = [
+            block.to(torch.promote_types(block.dtype, torch.float32)).square().sum() for block in _blocks(values)
+        ]
+        norm = float(torch.stack(squares).double().sum().sqrt()) if squares else 0.0
+        dtype = str(values.dtype).removeprefix("torch.")
+        return cls(dtype, tuple(values.shape), sum_of_bits(values), norm)
 
     def same_bits(self, other: "Fingerprint") -> bool:
         """Whether both tensors have the same type, shape and bits. Norms may differ by how they were computed."""
@@ -54,15 +60,28 @@ def sum_of_bits(values: Tensor, positions: dict[int, Tensor] | None = None) -> i
     """
     if values.numel() == 0:
         return 0
-    bits = values.detach().contiguous().view(INTEGERS[values.dtype.itemsize])
-    total = int(bits.sum(dtype=torch.int64))
-    for dim in range(bits.dim()):
-        others = [each for each in range(bits.dim()) if each != dim]
-        sums = bits.sum(others, dtype=torch.int64) if others else bits.to(torch.int64)
-        index = (positions or {}).get(dim)
-        index = torch.arange(bits.shape[dim], device=bits.device) if index is None else index.to(bits.device)
-        total += FACTORS[dim] * int((sums * index.to(torch.int64)).sum())
+    bits = values.detach().view(INTEGERS[values.dtype.itemsize])
+    if not bits.dim():
+        return int(bits) % MODULUS
+    firsts, others = [], [torch.zeros(size, dtype=torch.int64, device=bits.device) for size in bits.shape[1:]]
+    for block in _blocks(bits):
+        wide = block.to(torch.int64)
+        firsts.append(wide.flatten(1).sum(1) if wide.dim() > 1 else wide)
+        for dim, sums in enumerate(others, start=1):
+            sums += wide.sum([each for each in range(wide.dim()) if each != dim])
+    by_index = [torch.cat(firsts), *others]  # sums over all entries with the same index, for each dimension
+    total = int(by_index[0].sum())
+    for dim, sums in enumerate(by_index):
+        index = (positions or {}).get(dim, torch.arange(len(sums))).to(sums.device)
+        total += FACTORS[dim] * int((sums * index).sum())
     return total % MODULUS
+
+
+def _blocks(values: Tensor) -> Iterator[Tensor]:
+    """Parts along the first dimension that fit into a cache of the processor: several times faster than the whole."""
+    entries = BLOCK if values.device.type == "cpu" else 64 * BLOCK
+    rows = max(1, entries // max(1, math.prod(values.shape[1:])))
+    yield from values.split(rows) if values.dim() and values.numel() else [values][: values.numel()]
 
 
 def persistent_tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
