@@ -48,7 +48,7 @@ def sizes() -> dict[str, dict[str, float]]:
     result: dict[str, dict[str, float]] = {}
     for name, (config, width) in SHAPES.items():
         with torch.device("meta"):
-            net = AutoModel.from_config(config or AutoConfig.from_pretrained(locate(MINILM)))
+            net = AutoModel.from_config(config or AutoConfig.from_pretrained(locate(MINILM)))  # type: ignore[no-untyped-call]
         maps = [module for module in net.modules() if isinstance(module, nn.Linear)]
         row = {"whole model": width * sum(parameter.numel() for parameter in net.parameters()) / 1e6}
         for rank in RANKS:
@@ -132,7 +132,7 @@ def main() -> None:
     times = {"MiniLM": switching(minilm, minilm, tokens, arguments.rank)}
     with tempfile.TemporaryDirectory() as scratch:
         with torch.device("meta"):
-            net = AutoModel.from_config(LlamaConfig(**LLAMA_1B), dtype=torch.bfloat16)
+            net = AutoModel.from_config(LlamaConfig(**LLAMA_1B), dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
         net = net.to_empty(device="cpu")
         for parameter in net.parameters():
             torch.nn.init.constant_(parameter, 0.01)

@@ -81,7 +81,7 @@ def _blocks(values: Tensor) -> Iterator[Tensor]:
     """Parts along the first dimension that fit into a cache of the processor: several times faster than the whole."""
     entries = BLOCK if values.device.type == "cpu" else 64 * BLOCK
     rows = max(1, entries // max(1, math.prod(values.shape[1:])))
-    yield from values.split(rows) if values.dim() and values.numel() else [values][: values.numel()]
+    yield from torch.split(values, rows) if values.dim() and values.numel() else [values][: values.numel()]
 
 
 def persistent_tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
