@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -130,37 +131,48 @@ class SliceTasks:
     def __init__(self, net: nn.Module, files: Mapping[str, str | Path | SliceFile]) -> None:
         self._net = net
         self.current: str | None = None
-        self._files = {
-            name: file if isinstance(file, SliceFile) else SliceFile.read(file) for name, file in files.items()
-        }
-        for name, file in self._files.items():
+        device = next(net.parameters()).device  # switching then copies within one device
+        self._tasks: dict[str, tuple[SliceFile, SliceFile]] = {}  # the trained values, and those of the base
+        tensors = stored_tensors(net)
+        for name, given in files.items():
+            file = given if isinstance(given, SliceFile) else SliceFile.read(given)
             try:
                 file.check_base(net)
             except ValueError as error:
                 raise ValueError(f"Task {name!r}: {error}") from None
-        device = next(net.parameters()).device  # switching then copies within one device
-        self._files = {name: file.to(device) for name, file in self._files.items()}
-        self._applied: AppliedSlices | None = None
+            file = file.to(device)
+            lines = [replace(each, values=each.read(tensors[each.parameter])) for each in file.lines]
+            whole = {name: tensors[name].detach().clone() for name in file.whole}
+            self._tasks[name] = file, replace(file, lines=lines, whole=whole)
+        self._versions = self._present_versions()
 
     @property
     def names(self) -> list[str]:
         """The tasks."""
-        return list(self._files)
+        return list(self._tasks)
 
     def use(self, task: str | None) -> None:
         """Switch to a task; ``None`` gives the base back.
 
         Raises:
             ValueError: There is no such task.
-            RuntimeError: The network has changed since the last switch.
+            RuntimeError: A parameter has changed since the last switch; changes of ``parameter.data`` are not noticed.
         """
-        if task is not None and task not in self._files:
-            raise ValueError(f"task={task!r} is unknown; choose one of {', '.join(map(repr, self._files))}, or None.")
-        if self._applied is not None:
-            self._applied.remove()
-            self._applied = self.current = None
+        if task is not None and task not in self._tasks:
+            raise ValueError(f"task={task!r} is unknown; choose one of {', '.join(map(repr, self._tasks))}, or None.")
+        if (present := self._present_versions()) != self._versions:
+            changed = next(name for name, version in present.items() if version != self._versions.get(name))
+            raise RuntimeError(f"{changed} has changed since the last switch; switching would lose that change.")
+        if self.current is not None:
+            put_in(self._net, self._tasks[self.current][1])
         if task is not None:
-            self._applied, self.current = AppliedSlices(self._net, self._files[task]), task
+            put_in(self._net, self._tasks[task][0])
+        self.current = task
+        self._versions = self._present_versions()
+
+    def _present_versions(self) -> dict[str, int]:
+        """Torch's version counters of the parameters, which every change in place increases."""
+        return {name: tensor._version for name, tensor in self._net.named_parameters() if not tensor.is_inference()}
 
     @contextmanager
     def using(self, task: str | None) -> Iterator[nn.Module]:

@@ -242,6 +242,12 @@ def test_tasks_with_different_heads_are_exchanged(tmp_path):
     assert_same(net, base)
     with pytest.raises(ValueError, match="task='three' is unknown; choose one of 'one', 'two', or None"):
         tasks.use("three")
+    optim.SGD(net.linear.parameters(), lr=0.1).step()  # without gradients: nothing changes
+    tasks.use("two")
+    with torch.no_grad():
+        net.linear.weight.add_(1)
+    with pytest.raises(RuntimeError, match=r"linear\.weight has changed since the last switch"):
+        tasks.use("one")
 
 
 def test_compiled_networks_have_the_names_of_plain_ones(tmp_path):
