@@ -306,12 +306,13 @@ class SliceHandle:
                 ``basis``; other parameters were trained in full; or an earlier version saved them. Nothing is changed
                 then.
         """
+        if missing := [what for what in (*self._identity(), "base") if state.get(what) is None]:
+            raise ValueError(
+                f"The saved slices lack {missing[0]!r}, because an earlier version of the package saved them. Start a"
+                " new run from the saved weights."
+            )
         for what, present in self._identity().items():
-            if (saved := state.get(what)) is None:
-                raise ValueError(
-                    f"The saved slices lack {what!r}, because an earlier version of the package saved them. Start a new"
-                    " run from the saved weights."
-                )
+            saved = state[what]
             # The order counts: otherwise each slice would get the optimizer state of another one.
             if list(saved) != list(present) or saved != present:
                 raise ValueError(
