@@ -14,6 +14,7 @@ from slicefine_pl.slicing.frozen import FrozenReport
 from slicefine_pl.slicing.handle import SliceHandle, slice_model
 from slicefine_pl.slicing.layers.opening import as_dense, close_slices
 from slicefine_pl.slicing.layers.registry import Backend
+from slicefine_pl.slicing.lora import LoraExport, export_lora
 from slicefine_pl.slicing.schedule import Axis, AxisSchedule, Order
 from slicefine_pl.slicing.slice_file import SavedLines, SliceFile
 from slicefine_pl.slicing.summary import SliceCounts, SliceSummary
@@ -27,6 +28,7 @@ __all__ = [
     "Backend",
     "FrozenReport",
     "LineUpdates",
+    "LoraExport",
     "MoveListener",
     "Order",
     "SavedLines",
@@ -40,5 +42,6 @@ __all__ = [
     "apply_slices",
     "as_dense",
     "close_slices",
+    "export_lora",
     "slice_model",
 ]
