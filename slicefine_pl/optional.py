@@ -23,7 +23,8 @@ OPTIONAL = {  # each package of an extra in pyproject.toml, by its name in Pytho
     "jsonargparse": "recipes",
     "rich": "recipes",
 }
-EXTRAS = OPTIONAL | {"tokenizers": "text", "PIL": "image"}  # these two come with transformers and torchvision
+# These come with transformers and torchvision.
+EXTRAS = OPTIONAL | {"tokenizers": "text", "huggingface_hub": "text", "PIL": "image"}
 
 
 class MissingExtraError(ModuleNotFoundError):

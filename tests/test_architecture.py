@@ -25,7 +25,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "trainer_callbacks": (set(), {"lightning"}),
     "run_length": ({"trainer_callbacks"}, {"lightning"}),
     "inputs": ({"pretrained", "files"}, set()),
-    "slicing": ({"version", "arguments", "text_table", "network", "files"}, {"torch", "safetensors"}),
+    "slicing": (
+        {"version", "optional", "arguments", "text_table", "network", "files"},
+        {"torch", "safetensors", "huggingface_hub"},
+    ),
     "sparsity": ({"text_table", "network"}, {"torch"}),
     "scaling": ({"optional"}, {"numpy", "scipy"}),
     "analysis": ({"slicing", "files", "network"}, MATHS | {"matplotlib"}),

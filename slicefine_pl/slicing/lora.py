@@ -14,6 +14,7 @@ from torch import nn
 
 from slicefine_pl.arguments import check_count
 from slicefine_pl.files.atomic import atomic_folder
+from slicefine_pl.slicing.hub import check_repository, upload
 from slicefine_pl.slicing.lora_adapter import LoraAdapter
 from slicefine_pl.slicing.lora_card import model_card
 from slicefine_pl.slicing.lora_plan import lora_plan
@@ -32,6 +33,7 @@ class LoraExport:
         lost: With ``max_rank``, the relative error of the change of each weight that was cut, in the Frobenius norm.
         total_lost: The relative error of all changes together.
         num_bytes: Size of the adapter's tensors.
+        url: Address of the commit, if the folder was pushed.
     """
 
     folder: Path
@@ -41,6 +43,7 @@ class LoraExport:
     lost: dict[str, float]
     total_lost: float
     num_bytes: int
+    url: str | None = None
 
 
 def export_lora(
@@ -51,6 +54,7 @@ def export_lora(
     max_rank: int | None = None,
     store_whole: bool = False,
     leave_out: bool = False,
+    push: str | None = None,
 ) -> LoraExport:
     """Write what slices trained as a LoRA adapter, for ``peft.PeftModel.from_pretrained(base, out)``.
 
@@ -66,17 +70,22 @@ def export_lora(
         max_rank: Largest rank; each weight then gets the best adapter of that rank. ``None`` keeps all of the change.
         store_whole: Store modules whole that LoRA cannot express. The result is exact, and may be large.
         leave_out: Leave out what peft cannot express, instead of refusing.
+        push: Repository on the Hugging Face Hub, ``"owner/name"``, to which the folder is then uploaded. One that does
+            not exist yet is created, and is private. Needs ``huggingface_hub``, and its login.
 
     Returns:
         Ranks, size, and what is not in the adapter.
 
     Raises:
         FileNotFoundError: The slice file does not exist.
-        OSError: The folder cannot be written.
+        MissingExtraError: ``push`` is set, and ``huggingface_hub`` is not installed.
+        OSError: The folder cannot be written, or not be uploaded. It is complete in the second case.
         ValueError: The network is not the base of the file, or peft cannot express what was trained. Nothing is
             written then.
     """
     check_count("max_rank", max_rank, "ranks", optional=True)
+    if push is not None:
+        check_repository(push)
     file = path if isinstance(path, SliceFile) else SliceFile.read(path)
     file.check_base(base)
     _check_shapes(file, base)
@@ -90,15 +99,16 @@ def export_lora(
     for name, place in plan.places.items():
         adapter.add(name, place)
     adapter.save_modules(plan.saved)
-    _write(adapter, Path(out), file.base_model, plan.left_out)
+    _write(adapter, Path(out), file.base_model, plan.left_out, push)
+    url = None if push is None else upload(out, push)
     num_bytes = sum(each.nbytes for each in adapter.tensors.values())
     return LoraExport(
-        Path(out), adapter.ranks, adapter.saved, plan.left_out, adapter.lost, adapter.total_lost, num_bytes
+        Path(out), adapter.ranks, adapter.saved, plan.left_out, adapter.lost, adapter.total_lost, num_bytes, url
     )
 
 
-def _write(adapter: LoraAdapter, out: Path, base_model: str, left_out: Mapping[str, str]) -> None:
-    card = model_card(base_model, out.name, adapter.ranks, adapter.saved, left_out, adapter.total_lost)
+def _write(adapter: LoraAdapter, out: Path, base_model: str, left_out: Mapping[str, str], push: str | None) -> None:
+    card = model_card(base_model, push or out.name, adapter.ranks, adapter.saved, left_out, adapter.total_lost)
     with atomic_folder(out) as folder:
         folder.mkdir()
         save_file(adapter.tensors, folder / "adapter_model.safetensors", {"format": "pt"})

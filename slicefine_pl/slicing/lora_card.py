@@ -27,7 +27,7 @@ def model_card(
 
     Args:
         base_model: Name of the base model; may be empty.
-        folder: Name of the folder, for the example.
+        folder: Name of the folder or repository, for the example.
         ranks: Rank by module.
         saved: Modules that the adapter contains whole.
         left_out: For each tensor that it lacks, why.
