@@ -1,8 +1,9 @@
 """Upload a folder to the Hugging Face Hub, with the optional package ``huggingface_hub``."""
 
+import re
 from pathlib import Path
 
-from slicefine_pl.optional import optional_imports
+from slicefine_pl.optional import optional_imports, require
 
 
 def check_repository(name: str) -> None:
@@ -12,15 +13,8 @@ def check_repository(name: str) -> None:
         MissingExtraError: ``huggingface_hub`` is not installed.
         ValueError: The name is not of the form ``"owner/name"``.
     """
-    with optional_imports():
-        from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id
-    try:
-        validate_repo_id(name)
-        valid = name.count("/") == 1
-    except HFValidationError:
-        valid = False
-    if not valid:
+    require("huggingface_hub")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
         raise ValueError(f'push={name!r} is not the name of a repository; it has the form "owner/name".')
 
 

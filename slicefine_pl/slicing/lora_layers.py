@@ -96,8 +96,6 @@ def lora_place(net: nn.Module, parameter: str) -> LoraPlace:
         raise NotExpressible(f"{type(module).__name__} computes something of its own")
     if isinstance(module, CONVOLUTIONS) and (module.padding_mode != "zeros" or set(module.dilation) != {1}):
         raise NotExpressible("peft adapts only convolutions without dilation that are padded with zeros")
-    if isinstance(module, nn.Embedding) and module.max_norm is not None:
-        raise NotExpressible("peft limits the norm of the adapter of an embedding with max_norm")
     if isinstance(module, nn.MultiheadAttention):
         return LoraPlace(owner, unchanged=(f"{owner}.base_layer.out_proj", module.out_proj.weight.shape))
     if isinstance(module, CONVOLUTIONS):

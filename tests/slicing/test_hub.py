@@ -113,7 +113,7 @@ def test_a_name_that_is_not_of_a_repository_is_refused(name, tiny):
 
 def test_pushing_needs_huggingface_hub(tiny, monkeypatch):
     base, folder = tiny
-    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingExtraError, match=r"'huggingface_hub' is not installed; run: pip install .*\[text\]"):
         export_lora(folder / "a.safetensors", base, folder / "adapter", push="me/adapter")
     assert not (folder / "adapter").exists()

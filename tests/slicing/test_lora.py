@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from collections import OrderedDict
 from dataclasses import replace
 
 import pytest
@@ -311,6 +312,7 @@ def test_an_encoder_layer_of_torch_is_stored_whole(tmp_path):
         export_lora(tmp_path / "a.safetensors", base, tmp_path / "adapter")
     export = export_lora(tmp_path / "a.safetensors", base, tmp_path / "adapter", store_whole=True)
     assert export.saved == ["encoder.layers.0", "encoder.layers.1"]
+    assert not export.left_out
     check(net, base, inputs, tmp_path / "adapter", 1e-12)
 
 
@@ -343,6 +345,37 @@ def test_a_layer_with_two_names_is_stored_whole(tmp_path):
     export = export_lora(tmp_path / "a.safetensors", base, tmp_path / "adapter", store_whole=True)
     assert export.saved == ["first", "second"]
     check(net, base, inputs, tmp_path / "adapter", 1e-12)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (Doubled(8, 8), "Doubled computes something of its own"),
+        (nn.Conv1d(8, 8, 3, dilation=2), "only convolutions without dilation"),
+        (nn.Conv1d(8, 8, 3, padding_mode="circular"), "that are padded with zeros"),
+        (nn.MultiheadAttention(8, 2, kdim=4, vdim=4), "it is a parameter of MultiheadAttention"),
+        (nn.ParameterList([torch.zeros(8, 8)]), "it is a parameter of ParameterList"),
+    ],
+)
+def test_layers_that_peft_does_not_adapt_exactly(layer, reason, tmp_path):
+    base = nn.Sequential(layer, nn.Linear(8, 8))
+    slice_model(copy.deepcopy(base), 2, targets=["^0", "^1"], also_train=[]).save(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=reason):
+        export_lora(tmp_path / "a.safetensors", base, tmp_path / "adapter")
+    assert export_lora(tmp_path / "a.safetensors", base, tmp_path / "adapter", leave_out=True).ranks == {"1": 2}
+
+
+def test_a_head_whose_name_peft_cannot_tell_from_a_sliced_layer(tmp_path):
+    base = nn.Sequential(OrderedDict(my_head=nn.Linear(8, 8), head=nn.Linear(8, 3)))
+    handle = slice_model(copy.deepcopy(base), 2, targets="my_head", also_train="^head")
+    handle.save(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="peft would store my_head as well, because its name ends alike"):
+        export_lora(tmp_path / "a.safetensors", base, tmp_path / "adapter")
 
 
 def test_nothing_to_adapt(tmp_path):
