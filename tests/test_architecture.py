@@ -49,7 +49,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         MATHS | {"lightning", "matplotlib"},
     ),
     "modules": (
-        {"optional", "pretrained", "inputs", "run_length", "files", "network"},
+        {"optional", "pretrained", "inputs", "run_length", "files", "network", "slicing"},
         MATHS | {"lightning", "torchmetrics"} | {"pytorchvideo", "safetensors", "timm", "torchvision", "transformers"},
     ),
     "data": (

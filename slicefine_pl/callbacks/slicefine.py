@@ -12,6 +12,7 @@ What happens in one optimizer step, in this order, and which module of ``support
 Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,6 +238,7 @@ class SliceFineCallback(ResumableCallback):
 
         The names in the file are those of the network inside the LightningModule, if all parameters belong to one:
         ``self.model``, for example. After a fit, load the checkpoint that you want first, as ``trainer.test`` does.
+        The file also contains the module's hyperparameters, as far as JSON can store them, and the record of its input.
 
         Raises:
             RuntimeError: There was no fit.
@@ -245,7 +247,7 @@ class SliceFineCallback(ResumableCallback):
         handle = self._handle or self._closed
         if handle is None:
             raise RuntimeError("Nothing was trained with this callback yet; call save() during or after a fit.")
-        return handle.save(path, base_model, None, base)
+        return handle.save(path, base_model, None, base, _settings_of(handle.network))
 
     def summary(self) -> SliceSummary:
         """Return a table of how each matrix is trained, or why it is not, while a fit is running."""
@@ -349,6 +351,17 @@ class SliceFineCallback(ResumableCallback):
     def per_rank_sums(self, state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
         """Yield the importance of lines, which each process sums over its own examples."""
         return ((each, "score") for each in state["slices"]["slices"].values() if each["score"] is not None)
+
+
+def _settings_of(module: nn.Module) -> dict[str, Any]:
+    """What builds the module again: class, hyperparameters and the record of its input, as JSON stores them."""
+    settings = {"module": type(module).__name__, "hyper_parameters": dict(getattr(module, "hparams", {}))}
+    stored: dict[str, Any] = json.loads(json.dumps(settings | getattr(module, "input_record", {}), default=_no_json))
+    return stored
+
+
+def _no_json(value: object) -> None:
+    """Objects that JSON cannot store become ``null``."""
 
 
 def slicefine_of(trainer: Trainer) -> SliceFineCallback | None:

@@ -4,11 +4,12 @@ It contains neither losses nor metrics. Parameters that do not require a gradien
 trained, so callbacks decide what is trained.
 """
 
+import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -21,6 +22,7 @@ from slicefine_pl.modules.export_folder import write_export
 from slicefine_pl.modules.keyword_settings import explicit_signature
 from slicefine_pl.modules.lr_schedule import LRDecay, ReplannableLR, WarmupDecay
 from slicefine_pl.run_length import required_run_length
+from slicefine_pl.slicing import SliceFile, apply_slices
 
 
 class FineTuningModule(LightningModule):
@@ -45,6 +47,7 @@ class FineTuningModule(LightningModule):
     """
 
     backbone: Any
+    model: Any
     has_random_weights = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -93,6 +96,51 @@ class FineTuningModule(LightningModule):
             OSError: The folder cannot be written, e.g. because the disk is full or read-only.
         """
         return write_export(path, self.write_files)
+
+    @classmethod
+    def from_slices(cls, path: str | Path, **settings: Any) -> Self:
+        """Build the module with which a slice file was trained, with the network that it trained.
+
+        Args:
+            path: The slice file, from ``SliceFineCallback.save``.
+            settings: Arguments of the module; others come from the file.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+            ValueError: It is damaged, or belongs to another base or other classes.
+        """
+        module = cls(**(cls.settings_of_slices(path) | settings))
+        module.take_slices(path)
+        return module
+
+    @classmethod
+    def settings_of_slices(cls, path: str | Path) -> dict[str, Any]:
+        """The arguments with which the module of a slice file was made.
+
+        Raises:
+            FileNotFoundError, ValueError: As in :meth:`from_slices`.
+        """
+        saved = cls._slice_file(path).extra.get("hyper_parameters", {})
+        return {name: value for name, value in saved.items() if name in inspect.signature(cls).parameters}
+
+    def take_slices(self, path: str | Path) -> None:
+        """Make the network equal to the one that a slice file was saved from, with the head and the input of training.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+            ValueError: It is damaged, or belongs to another base or other classes. Nothing is changed then.
+        """
+        file = self._slice_file(path)
+        file.check_base(self.model)
+        self.on_load_checkpoint(file.extra)
+        apply_slices(self.model, file)
+
+    @classmethod
+    def _slice_file(cls, path: str | Path) -> SliceFile:
+        file = SliceFile.read(path)
+        if (trained := file.extra.get("module", cls.__name__)) != cls.__name__:
+            raise ValueError(f"slice file {str(path)!r} was trained with {trained}, and this is {cls.__name__}.")
+        return file
 
     @abstractmethod
     def write_files(self, folder: Path) -> None:

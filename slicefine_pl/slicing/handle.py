@@ -16,7 +16,7 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,11 @@ class SliceHandle:
             close_slices(net)
             self._restore_requires_grad()
             raise
+
+    @property
+    def network(self) -> nn.Module:
+        """The network whose slices these are."""
+        return self._net
 
     @property
     def fully_trained(self) -> dict[str, nn.Parameter]:
@@ -177,7 +182,12 @@ class SliceHandle:
             cursor.merge(lines)
 
     def save(
-        self, path: str | Path, base_model: str = "", root: str | None = "", base: nn.Module | None = None
+        self,
+        path: str | Path,
+        base_model: str = "",
+        root: str | None = "",
+        base: nn.Module | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> SliceFile:
         """Write what was trained to a slice file; also after :meth:`close`, as long as the network stays as it is.
 
@@ -191,6 +201,7 @@ class SliceHandle:
                 takes the only child that has parameters, if there is only one.
             base: The base model itself. With it the file also contains the base's lines, so that the trained model can
                 be turned back into the base without it.
+            extra: Values for the code that builds the network, such as the names of the classes, as JSON stores them.
 
         Raises:
             OSError: The file cannot be written.
@@ -202,7 +213,7 @@ class SliceHandle:
         if root is None:
             owners = [name for name, child in self._net.named_children() if any(True for _ in child.parameters())]
             root = owners[0] if len(owners) == 1 and not self._net._parameters else ""
-        file = self._record.collect(self._opened, root, base_model, base)
+        file = self._record.collect(self._opened, root, base_model, base, extra)
         if not dist.is_initialized() or dist.get_rank() == 0:
             file.write(path)
         return file

@@ -4,7 +4,7 @@ A slice file is a safetensors file. The entry ``slicefine`` of its metadata is J
 entry, because safetensors stores several in any order. The hash is that of the content and of all tensors. The content:
 
 - ``format_version``: 1; ``package_version``: of the package that wrote it; ``base_model``: name, may be empty
-- ``settings``: rank, axis and the other settings of the slices
+- ``settings``: rank, axis and the other settings of the slices; ``extra``: values for the code that builds the network
 - ``lines``: for each set of lines ``parameter``, ``axis``, ``rows``, ``order``, and the names of its tensors:
   ``index``, ``values`` and perhaps ``base``
 - ``whole``: names of the parameters and buffers that are stored whole, under these names; ``whole_base``: those of
@@ -93,6 +93,7 @@ class SliceFile:
             tensor, by its name.
         base_model: Name of the base model; may be empty.
         settings: The settings of the slices.
+        extra: Plain values for the code that builds the network, such as the names of the classes.
         package_version: Version of the package that wrote the file.
     """
 
@@ -102,6 +103,7 @@ class SliceFile:
     base_model: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     whole_base: dict[str, Tensor] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
     package_version: str = ""
 
     def write(self, path: str | Path) -> Path:
@@ -126,6 +128,7 @@ class SliceFile:
             "package_version": self.package_version,
             "base_model": self.base_model,
             "settings": self.settings,
+            "extra": self.extra,
             "lines": entries,
             "whole": sorted(self.whole),
             "whole_base": sorted(self.whole_base),
@@ -189,11 +192,11 @@ class SliceFile:
             whole = {str(name): tensors[name] for name in content["whole"]}
             whole_base = {str(name): tensors[f"{name}.base"] for name in content["whole_base"]}
             base = {str(name): _parse_fingerprint(*values) for name, values in content["base"].items()}
-            settings = dict(content["settings"])
+            settings, extra = dict(content["settings"]), dict(content["extra"])
             base_model, package = str(content["base_model"]), str(content["package_version"])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"has damaged metadata ({type(error).__name__}: {error}).") from None
-        found = cls(lines, whole, base, base_model, settings, whole_base, package)
+        found = cls(lines, whole, base, base_model, settings, whole_base, extra, package)
         found._check(tensors)
         return found
 

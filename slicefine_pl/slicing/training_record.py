@@ -52,7 +52,12 @@ class TrainingRecord:
         self._base = {name: Fingerprint(*values) for name, values in state.items()}
 
     def collect(
-        self, cursors: Mapping[str, SliceCursor], root: str = "", base_model: str = "", base: nn.Module | None = None
+        self,
+        cursors: Mapping[str, SliceCursor],
+        root: str = "",
+        base_model: str = "",
+        base: nn.Module | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> SliceFile:
         """Collect what was trained from the network. Where weights are sharded, every process calls this.
 
@@ -61,6 +66,7 @@ class TrainingRecord:
             root: Name of the module inside the network to which the names in the file refer.
             base_model: Name of the base model.
             base: The base model itself, whose lines are stored as well.
+            extra: Plain values for the code that builds the network.
 
         Raises:
             ValueError: Something else than the slices changed, or lies outside of ``root``.
@@ -92,7 +98,7 @@ class TrainingRecord:
             else:
                 raise ValueError(f"{name} is frozen, and has changed. {NO_FILE}")
         whole_base = {name: _full(originals[name]) for name in whole if originals is not None and name in originals}
-        return SliceFile(lines, whole, prints, base_model, self._settings, whole_base, __version__)
+        return SliceFile(lines, whole, prints, base_model, self._settings, whole_base, dict(extra or {}), __version__)
 
 
 NO_FILE = "A slice file contains what slices train, and cannot reproduce this network; save the whole model."

@@ -59,6 +59,13 @@ class RecipeArguments(LightningCLI):
         parser.add_argument(
             "--score_before", type=bool, default=False, help="Whether fit tests the pretrained network before training."
         )
+        if hasattr(self._model_class, "from_slices"):
+            parser.add_argument(
+                "--model.slices",
+                type=str | None,
+                default=None,
+                help="Slice file of a fit: use the network that it trained, with its settings.",
+            )
         for source, target in LINKS:
             if hasattr(self._datamodule_class, source.removeprefix("data.")):
                 parser.link_arguments(source, target, apply_on="instantiate")
@@ -89,14 +96,21 @@ class RecipeArguments(LightningCLI):
         """Let flags override the settings that a checkpoint contains; Lightning ignores the flags."""
         command = self.config.subcommand
         before = self.config[command].get("model", {})  # a class without arguments has no section
+        self._slices = before.get("slices")
         given = {name: before[name] for name in settings_given("model", self._words) if name in before}
+        given.pop("slices", None)
+        self._given = given
         super()._parse_ckpt_path()
+        if self._slices is not None:  # the data module is told the backbone
+            saved = cast("Any", self._model_class).settings_of_slices(self._slices)
+            self.config = self.parser.parse_object({command: {"model": saved}}, self.config)
         if given:
             self.config = self.parser.parse_object({command: {"model": given}}, self.config)
 
     def before_instantiate_classes(self) -> None:
         """Prepare data as for the checkpoint's training, if it is recorded; let ``predict`` print predictions only."""
         settings = self.config[self.subcommand]
+        settings.get("model", {}).pop("slices", None)  # no argument of the module
         if "processor" in settings.get("data", {}) and settings.ckpt_path and stored_record(str(settings.ckpt_path)):
             settings.data.processor = str(settings.ckpt_path)
         if self.subcommand == "predict":

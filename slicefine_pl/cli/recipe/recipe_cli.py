@@ -28,6 +28,8 @@ class RecipeCLI(RecipeArguments):
     def instantiate_classes(self) -> None:
         """Create model, data and trainer, and note the run's folder before the trainer is used."""
         super().instantiate_classes()
+        if self._slices is not None:
+            self.model = type(self.model).from_slices(self._slices, **self._given)
         self._folder = RunFolder(self.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -93,7 +93,7 @@ class CausalLanguageModel(InputRecorder, FineTuningModule):
         self._selects_logits = "logits_to_keep" in signature(self.model.forward).parameters
         self._supports_packing = False  # whether that was tested
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -21,10 +21,11 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from slicefine_pl import SliceFineCallback
 from slicefine_pl.data import TextDataModule
 from slicefine_pl.data.text.tokenization import TextTokenizer
 from slicefine_pl.inputs import TextInput
-from slicefine_pl.modules import TextClassifier
+from slicefine_pl.modules import CausalLanguageModel, TextClassifier
 from slicefine_pl.modules.text.mean_pooling import MeanPoolingConfig
 from slicefine_pl.pretrained import locate
 
@@ -433,3 +434,25 @@ def test_missing_backbones(tmp_path):
         TextClassifier(str(tmp_path))
     assert locate("bert-base-uncased") == "bert-base-uncased"
     assert Path(locate("package:slicefine_pl/data")).is_dir()
+
+
+def test_a_slice_file_builds_the_trained_module(tiny_bert, batch, tmp_path):
+    names = ["no", "maybe", "yes"]
+    module = TextClassifier(str(tiny_bert), label_names=names, pooling="mean", lr=0.01)
+    module.input = TextInput(columns=("text",), max_length=9)
+    slices = SliceFineCallback(rank=2, interval=1)
+    trainer(tmp_path, callbacks=[slices], max_epochs=1).fit(module, loader(batch, torch.tensor([0, 1, 2, 0])))
+    slices.save(tmp_path / "a.safetensors")
+    twin = TextClassifier.from_slices(tmp_path / "a.safetensors")
+    assert twin.label_names == names
+    assert twin.input == module.input
+    assert not twin.untrained_head
+    assert twin.lr == 0.01
+    for name, value in module.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], value), name
+    assert TextClassifier.from_slices(tmp_path / "a.safetensors", lr=0.5).lr == 0.5
+    with pytest.raises(ValueError, match="was trained with TextClassifier, and this is CausalLanguageModel"):
+        CausalLanguageModel.from_slices(tmp_path / "a.safetensors")
+    other = TextClassifier(str(tiny_bert), label_names=["a", "b", "c"], pooling="mean")
+    with pytest.raises(ValueError, match="the first that differs is 'no' there and 'a' here"):
+        other.take_slices(tmp_path / "a.safetensors")
