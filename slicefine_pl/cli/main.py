@@ -20,6 +20,7 @@ COMMANDS = {
     "file": ("slicefine_pl.cli.slices.show", "what is in a slice file"),
     "apply": ("slicefine_pl.cli.slices.apply", "base model + slice file = trained model"),
     "remove": ("slicefine_pl.cli.slices.remove", "trained model - slice file = base model"),
+    "to-lora": ("slicefine_pl.cli.slices.to_lora", "slice file -> LoRA adapter for peft"),
     "diagnose": ("slicefine_pl.cli.diagnose.command", "measure your model and data before training slices"),
     "doctor": ("slicefine_pl.cli.doctor.command", "check what this machine can train with"),
 }

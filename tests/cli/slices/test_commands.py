@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import optim
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
@@ -86,6 +87,20 @@ def test_what_is_in_a_file(folders, capsys):
     assert content["whole"]["classifier.weight"] == [3, 8]
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_computes_what_was_trained(folders, capsys):
+    root, net = folders
+    name = ["--class", "BertForSequenceClassification", "--labels", "3"]
+    where = [str(root / "a.safetensors"), str(root / "lora"), "--base", str(root / "base")]
+    assert main(["to-lora", *where, *name]) == 0
+    assert re.search(r"modules, rank 8, 0\.0\d MB", capsys.readouterr().out)
+    adapted = PeftModel.from_pretrained(load(root / "base"), root / "lora").eval()
+    tokens = torch.randint(30, (4, 6))
+    torch.testing.assert_close(adapted(tokens).logits, net.eval()(tokens).logits, rtol=1e-5, atol=1e-6)
+    assert main(["to-lora", *where, *name, "--max-rank", "2"]) == 0
+    assert "of the change is lost" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -95,6 +110,7 @@ def test_what_is_in_a_file(folders, capsys):
         (["apply", "empty", "a.safetensors", "out"], "contains neither model.safetensors nor"),
         (["apply", "other", "a.safetensors", "out"], "has other values than the base model of the file"),
         (["apply", "base", "a.safetensors", "base"], "base' exists; give a new name"),
+        (["to-lora", "b.safetensors", "out"], "does not name its base model; give --base"),
         (["remove", "base", "a.safetensors", "out"], "does not contain the base's values"),
         (["remove", "other", "b.safetensors", "out"], "lacks 'classifier"),
     ],
