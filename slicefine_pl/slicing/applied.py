@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.slice_file import SavedLines, SliceFile, Tensors, stored_tensors
 
 
@@ -31,7 +32,7 @@ class AppliedSlices:
         """Give the network the values back that it had before, bit for bit. Removing twice does nothing.
 
         Raises:
-            RuntimeError: The network has changed since, so that this would lose what it learned.
+            RuntimeError: The network has changed since, so that this would lose what it learned, or slices are open.
         """
         if self._removed:
             return
@@ -55,7 +56,8 @@ def apply_slices(net: nn.Module, path: str | Path | SliceFile) -> AppliedSlices:
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is damaged, or the network is not its base. Nothing is changed then.
+        RuntimeError: Slices of the network are open.
+        ValueError: The file is damaged, or the network is not its base. Nothing is changed in any case.
     """
     file = path if isinstance(path, SliceFile) else SliceFile.read(path)
     file.check_base(net)
@@ -100,6 +102,7 @@ def put_in(net: Tensors, file: SliceFile) -> None:
 
 
 def _write(net: Tensors, lines: Sequence[SavedLines], values: Sequence[Tensor], whole: Mapping[str, Tensor]) -> None:
+    _refuse_open_slices(net)
     tensors = stored_tensors(net)
     for each, own in zip(lines, values, strict=True):
         each.write(tensors[each.parameter], own)
@@ -109,6 +112,11 @@ def _write(net: Tensors, lines: Sequence[SavedLines], values: Sequence[Tensor], 
             stored.data.copy_(own)
         else:  # the head of a task with another number of classes
             stored.data = own.to(stored.device, copy=True)
+
+
+def _refuse_open_slices(net: Tensors) -> None:
+    if isinstance(net, nn.Module) and any(isinstance(module, SlicedLayer) for module in net.modules()):
+        raise RuntimeError("Slices of the network are open, and would overwrite the file's lines; close them first.")
 
 
 class SliceTasks:
@@ -156,10 +164,12 @@ class SliceTasks:
 
         Raises:
             ValueError: There is no such task.
-            RuntimeError: A parameter has changed since the last switch; changes of ``parameter.data`` are not noticed.
+            RuntimeError: A parameter has changed since the last switch, or slices are open. Changes of
+                ``parameter.data`` are not noticed.
         """
         if task is not None and task not in self._tasks:
             raise ValueError(f"task={task!r} is unknown; choose one of {', '.join(map(repr, self._tasks))}, or None.")
+        _refuse_open_slices(self._net)
         if (present := self._present_versions()) != self._versions:
             changed = next(name for name, version in present.items() if version != self._versions.get(name))
             raise RuntimeError(f"{changed} has changed since the last switch; switching would lose that change.")
@@ -170,9 +180,10 @@ class SliceTasks:
         self.current = task
         self._versions = self._present_versions()
 
-    def _present_versions(self) -> dict[str, int]:
-        """Torch's version counters of the parameters, which every change in place increases."""
-        return {name: tensor._version for name, tensor in self._net.named_parameters() if not tensor.is_inference()}
+    def _present_versions(self) -> dict[str, tuple[int, torch.dtype]]:
+        """Torch's version counters of the parameters, which every change in place increases, and their types."""
+        present = self._net.named_parameters()
+        return {name: (tensor._version, tensor.dtype) for name, tensor in present if not tensor.is_inference()}
 
     @contextmanager
     def using(self, task: str | None) -> Iterator[nn.Module]:

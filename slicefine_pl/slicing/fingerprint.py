@@ -27,7 +27,7 @@ class Fingerprint:
         dtype: Type, such as ``"float32"``.
         shape: Shape.
         bits: The sum over the bits, below 2^64.
-        norm: Euclidean norm; shows by how much two tensors differ.
+        norm: Euclidean norm, of types of one byte that of their codes; shows by how much two tensors differ.
     """
 
     dtype: str
@@ -38,13 +38,10 @@ class Fingerprint:
     @classmethod
     def of(cls, tensor: Tensor) -> "Fingerprint":
         """The fingerprint of a tensor."""
-        values = tensor.detach()
-        squares = [
-            block.to(torch.promote_types(block.dtype, torch.float32)).square().sum() for block in _blocks(values)
-        ]
-        norm = float(torch.stack(squares).double().sum().sqrt()) if squares else 0.0
-        dtype = str(values.dtype).removeprefix("torch.")
-        return cls(dtype, tuple(values.shape), sum_of_bits(values), norm)
+        parts = list(_plain_tensors(tensor.detach()))
+        bits = sum((2 * place + 1) * sum_of_bits(part) for place, part in enumerate(parts)) % MODULUS
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return cls(dtype, tuple(tensor.shape), bits, math.hypot(*map(_norm, parts)))
 
     def same_bits(self, other: "Fingerprint") -> bool:
         """Whether both tensors have the same type, shape and bits. Norms may differ by how they were computed."""
@@ -75,6 +72,33 @@ def sum_of_bits(values: Tensor, positions: dict[int, Tensor] | None = None) -> i
         index = (positions or {}).get(dim, torch.arange(len(sums))).to(sums.device)
         total += FACTORS[dim] * int((sums * index).sum())
     return total % MODULUS
+
+
+def _plain_tensors(values: Tensor) -> Iterator[Tensor]:
+    """The numbers that a tensor stores, as dense tensors of at most five dimensions.
+
+    Frozen tensors may have any form: quantized, complex, sparse, or of a subclass that consists of several tensors. A
+    subclass that does not name them yields nothing; its type and shape have to do.
+    """
+    if type(values).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # of torchao, for example
+        names = values.__tensor_flatten__()[0] if hasattr(values, "__tensor_flatten__") else []
+        for name in names:
+            yield from _plain_tensors(getattr(values, name))
+        return
+    if values.is_quantized:
+        values = values.int_repr()
+    elif values.layout != torch.strided:
+        values = values.to_dense()
+    if values.is_complex():
+        values = torch.view_as_real(values.resolve_conj())
+    yield values.flatten(4) if values.dim() > 5 else values
+
+
+def _norm(values: Tensor) -> float:
+    codes = values.view(torch.int8) if values.dtype.itemsize == 1 else values
+    dtype = torch.promote_types(codes.dtype, torch.float32)
+    squares = [block.to(dtype).square().sum() for block in _blocks(codes)]
+    return float(torch.stack(squares).double().sum().sqrt()) if squares else 0.0
 
 
 def _blocks(values: Tensor) -> Iterator[Tensor]:

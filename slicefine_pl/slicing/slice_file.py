@@ -19,7 +19,7 @@ Shapes:  O outputs · I inputs · n lines
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -211,6 +211,11 @@ class SliceFile:
             if values.is_floating_point() and not values.isfinite().all():
                 raise ValueError(f"has values in {name} that are not finite.")
 
+    def base_tensors(self) -> dict[str, str]:
+        """Names of the base's tensors, by the names of their fingerprints, which may be those of single matrices."""
+        matrices = {each.name: each.parameter for each in self.lines}
+        return {name: matrices.get(name, name) for name in self.base}
+
     def check_base(self, net: Tensors) -> None:
         """Check that a network is the base of this file, before anything is changed.
 
@@ -224,11 +229,21 @@ class SliceFile:
         for name, values in self.whole.items():
             if values.dtype != tensors[name].dtype:
                 raise ValueError(f"{self._wrong_type(name, tensors[name].dtype, values.dtype)}{self._named_base()}.")
+        self.check_values(tensors)
+
+    def check_values(self, tensors: Mapping[str, Tensor]) -> None:
+        """Check that tensors have the base's values, apart from those that the file contains whole.
+
+        Raises:
+            ValueError: Something is missing, has another shape or type, or has other values.
+        """
+        stored = self.base_tensors()
+        self._check_names(tensors, stored.values())
         matrices = {each.name: each for each in self.lines}
         places = {name: place for place, name in enumerate(tensors)}
-        for name, expected in sorted(self.base.items(), key=lambda item: places[item[0].split("[")[0]]):
-            stored = tensors[name.split("[")[0]]
-            found = Fingerprint.of(matrices[name].matrix(stored) if name in matrices else stored)
+        for name, expected in sorted(self.base.items(), key=lambda item: places[stored[item[0]]]):
+            tensor = tensors[stored[name]]
+            found = Fingerprint.of(matrices[name].matrix(tensor) if name in matrices else tensor)
             if not found.same_bits(expected):
                 raise ValueError(f"{self._difference(name, found, expected)}{self._named_base()}.")
 
@@ -239,12 +254,15 @@ class SliceFile:
             ValueError: Something is missing or has another shape.
         """
         tensors = stored_tensors(net)
-        for name in [*self.whole, *(each.parameter for each in self.lines), *self.base]:
-            if (plain := name.split("[")[0]) not in tensors:
-                raise ValueError(f"The network lacks {plain!r}; use the base model of the file{self._named_base()}.")
+        names = [*self.whole, *(each.parameter for each in self.lines), *self.base_tensors().values()]
+        self._check_names(tensors, names)
         for each in self.lines:
             self._check_lines(each, tensors[each.parameter])
         return tensors
+
+    def _check_names(self, tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+        if missing := [name for name in names if name not in tensors]:
+            raise ValueError(f"The network lacks {missing[0]!r}; use the base model of the file{self._named_base()}.")
 
     def _check_lines(self, lines: SavedLines, stored: Tensor) -> None:
         try:

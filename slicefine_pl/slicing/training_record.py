@@ -69,21 +69,16 @@ class TrainingRecord:
             extra: Plain values for the code that builds the network.
 
         Raises:
-            ValueError: Something else than the slices changed, or lies outside of ``root``.
+            ValueError: Something else than the slices changed, or lies outside of ``root``; or ``base`` is another one.
         """
         prefix = f"{root}." if root else ""
         tensors = stored_tensors(self._net)
-        originals = None if base is None else stored_tensors(base)
-        lines, prints, whole = [], dict[str, Fingerprint](), dict[str, Tensor]()
+        lines, prints, whole = list[SavedLines](), dict[str, Fingerprint](), dict[str, Tensor]()
         for name, cursor in cursors.items():
             parameter, layout = self._matrices[name]
-            found = list(_visited(cursor, _relative(parameter, prefix), layout, tensors[parameter]))
-            if originals is not None:
-                found = [dataclasses.replace(each, base=each.read(originals[each.parameter]).cpu()) for each in found]
-            lines += found
+            lines += _trained_lines(cursor, _relative(parameter, prefix), layout, tensors[parameter])
             assert cursor.untouched is not None
-            if cursor.untouched.base is None:
-                raise ValueError(f"The slices of {name} were opened before the network had weights.")
+            assert cursor.untouched.base is not None
             prints[_matrix_name(_relative(parameter, prefix), layout)] = cursor.untouched.base
         for name in self._whole:
             whole[_relative(name, prefix)] = _full(tensors[name])
@@ -97,16 +92,24 @@ class TrainingRecord:
                 whole[name.removeprefix(prefix)] = _full(tensors[name])
             else:
                 raise ValueError(f"{name} is frozen, and has changed. {NO_FILE}")
-        whole_base = {name: _full(originals[name]) for name in whole if originals is not None and name in originals}
-        return SliceFile(lines, whole, prints, base_model, self._settings, whole_base, dict(extra or {}), __version__)
+        file = SliceFile(lines, whole, prints, base_model, self._settings, {}, dict(extra or {}), __version__)
+        return file if base is None else _with_base(file, stored_tensors(base))
+
+
+def _with_base(file: SliceFile, base: Mapping[str, Tensor]) -> SliceFile:
+    """The file with the base's lines as well, and with what the base has of the parameters trained whole."""
+    file.check_values(base)
+    lines = [dataclasses.replace(each, base=each.read(base[each.parameter]).cpu()) for each in file.lines]
+    whole = {name: _full(base[name]) for name in file.whole if name in base}
+    return dataclasses.replace(file, lines=lines, whole_base=whole)
 
 
 NO_FILE = "A slice file contains what slices train, and cannot reproduce this network; save the whole model."
 
 
 @torch.no_grad()
-def _visited(cursor: SliceCursor, parameter: str, layout: MatrixLayout, stored: Tensor) -> Iterable[SavedLines]:
-    """The lines of one matrix at which a slice has been.
+def _trained_lines(cursor: SliceCursor, parameter: str, layout: MatrixLayout, stored: Tensor) -> Iterable[SavedLines]:
+    """The lines of one matrix that a slice has trained.
 
     Raises:
         ValueError: The slice changes the whole matrix, or something else has changed it.
@@ -118,11 +121,14 @@ def _visited(cursor: SliceCursor, parameter: str, layout: MatrixLayout, stored: 
         )
     shard = LocalShard.of(layout, stored)
     shape = cursor.slice_.shape
-    if not cursor.untouched.is_unchanged(layout.view(_full(stored))):
+    if cursor.untouched.base is None:
+        raise ValueError(f"The slices of {parameter} were opened before the network had weights.")
+    trained = cursor.untouched.trained(layout.view(_full(stored)))
+    if trained is None:
         raise ValueError(f"{parameter} has changed outside of its slices. {NO_FILE}")
     rows = None if layout.num_rows is None else (layout.first_row, layout.num_rows)
-    for axis, visited in cursor.visited.items():
-        index = visited.nonzero().flatten()
+    for axis, chosen in trained.items():
+        index = chosen.nonzero().flatten()
         if len(index):
             values = lines_along(shard.gather(axis, index, shape), axis).cpu().contiguous()
             yield SavedLines(parameter, axis, rows, tuple(layout.order(stored.dim())), index, values)

@@ -12,6 +12,8 @@ from slicefine_pl.slicing.fingerprint import MODULUS, Fingerprint, sum_of_bits
 from slicefine_pl.slicing.layout import lines_along
 from slicefine_pl.slicing.schedule import Axis
 
+Covered = dict[Axis, Tensor]  # which lines, by axis
+
 
 class Untouched:
     """The entries outside all lines at which a slice has been.
@@ -33,6 +35,7 @@ class Untouched:
         self._bits = 0 if self.base is None else self.base.bits
         sizes = {"row": matrix.shape[0], "column": matrix.shape[1]}
         self.covered = {axis: torch.zeros(sizes[axis], dtype=torch.bool) for axis in axes}
+        self._before = self._bits, self.covered  # without the last position
 
     def leave_out(self, axis: Axis, indices: Sequence[int], shard: LocalShard) -> None:
         """Leave out lines at which a slice arrives, before they are trained. Where weights are sharded: a collective.
@@ -50,34 +53,57 @@ class Untouched:
         if other in self.covered:  # entries of both axes were left out before
             lines = lines.masked_fill(_along(self.covered[other], lines), 0)
         part = lines_along(lines, axis)
+        self._before = self._bits, _copied(self.covered)
         self._bits = (self._bits - sum_of_bits(part, {1 if axis == "column" else 0: new})) % MODULUS
         self.covered[axis][new] = True
 
-    def is_unchanged(self, matrix: Tensor) -> bool:
-        """Whether the entries have the values of the beginning.
+    def trained(self, matrix: Tensor) -> Covered | None:
+        """The lines that contain all changes since the beginning; ``None`` if other entries have changed.
+
+        Lines at which a slice has just arrived are not among them if they have not changed since, unless there are no
+        others.
 
         Args:
             matrix: The whole matrix, shape ``(O, I, ...)``.
+
+        Returns:
+            For each axis, which lines, shape ``(I,)`` or ``(O,)``, bool.
         """
-        rest = matrix.clone()
-        for axis, covered in self.covered.items():
-            lines_along(rest, axis)[covered.to(rest.device)] = 0
-        return sum_of_bits(rest) == self._bits
+        states = self._before, (self._bits, self.covered)
+        return next((each for bits, each in states if _any(each) and _sum_outside(matrix, each) == bits), None)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sum, and which lines are left out of it."""
-        base = None if self.base is None else astuple(self.base)
+        """The sum, and which lines are left out of it; also without the last position."""
+        bits, covered = self._before
         return {
-            "base": base,
+            "base": None if self.base is None else astuple(self.base),
             "bits": self._bits,
-            "covered": {axis: lines.clone() for axis, lines in self.covered.items()},
+            "covered": _copied(self.covered),
+            "before": {"bits": bits, "covered": _copied(covered)},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
         self.base = None if state["base"] is None else Fingerprint(*state["base"])
         self._bits = state["bits"]
-        self.covered = {axis: lines.clone() for axis, lines in state["covered"].items()}
+        self.covered = _copied(state["covered"])
+        self._before = state["before"]["bits"], _copied(state["before"]["covered"])
+
+
+def _copied(covered: Covered) -> Covered:
+    return {axis: lines.clone() for axis, lines in covered.items()}
+
+
+def _any(covered: Covered) -> bool:
+    return any(bool(lines.any()) for lines in covered.values())
+
+
+def _sum_outside(matrix: Tensor, covered: Covered) -> int:
+    """The sum over the bits of the entries outside of lines."""
+    rest = matrix.clone()
+    for axis, lines in covered.items():
+        lines_along(rest, axis)[lines.to(rest.device)] = 0
+    return sum_of_bits(rest)
 
 
 def _along(covered: Tensor, lines: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn, optim
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers.pytorch_utils import Conv1D
 
 from slicefine_pl.slicing import SliceFile, SliceTasks, apply_slices, slice_file, slice_model
@@ -90,6 +91,25 @@ def test_the_base_with_the_file_is_the_trained_network(settings, dtype, tmp_path
     assert_same(fresh, base)
     assert applied.file.base_model == "some/base"
     assert applied.file.settings["rank"] == 2
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7, 8])
+def test_slices_may_be_closed_before_the_first_save(steps, tmp_path):
+    base = network()
+    net = copy.deepcopy(base)
+    handle = train(net, steps, axis="alternate")
+    handle.close()
+    handle.save(tmp_path / "a.safetensors")
+    apply_slices(base, tmp_path / "a.safetensors")
+    assert_same(base, net)
+
+
+def test_lines_at_which_a_slice_only_arrived_are_left_out(tmp_path):
+    net = network()
+    handle = train(net, steps=4, targets=["linear"])  # the second move follows the last step
+    handle.close()
+    [lines] = handle.save(tmp_path / "a.safetensors").lines
+    assert len(lines.index) == 4
 
 
 def test_the_file_contains_only_what_was_trained(tmp_path):
@@ -199,6 +219,38 @@ def test_a_second_file_on_top_of_the_first_is_refused(tmp_path):
         apply_slices(base, tmp_path / "a.safetensors")
 
 
+def test_open_slices_are_refused(tmp_path):
+    """They would overwrite the file's lines at the next forward pass."""
+    base = network()
+    train(copy.deepcopy(base)).save(tmp_path / "a.safetensors")
+    tasks = SliceTasks(base, {"a": tmp_path / "a.safetensors"})
+    handle = slice_model(base, 2, targets="linear", also_train=[])
+    for change in (lambda: apply_slices(base, tmp_path / "a.safetensors"), lambda: tasks.use("a")):
+        with pytest.raises(RuntimeError, match="are open, and would overwrite the file's lines; close them"):
+            change()
+    handle.close()
+    assert_same(base, network())
+
+
+def test_what_slices_learned_between_two_tasks_is_not_lost(tmp_path):
+    base = network()
+    train(copy.deepcopy(base)).save(tmp_path / "a.safetensors")
+    tasks = SliceTasks(base, {"a": tmp_path / "a.safetensors"})
+    tasks.use("a")
+    train(base, targets="linear", also_train=[]).close()
+    with pytest.raises(RuntimeError, match=r"linear\.weight has changed since the last switch"):
+        tasks.use(None)
+
+
+def test_a_network_of_another_type_is_not_switched(tmp_path):
+    base = network()
+    train(copy.deepcopy(base)).save(tmp_path / "a.safetensors")
+    tasks = SliceTasks(base, {"a": tmp_path / "a.safetensors"})
+    base.half()
+    with pytest.raises(RuntimeError, match="has changed since the last switch"):
+        tasks.use("a")
+
+
 def test_a_network_that_was_trained_on_keeps_what_it_learned(tmp_path):
     base = network()
     train(copy.deepcopy(base)).save(tmp_path / "a.safetensors")
@@ -221,6 +273,52 @@ def test_with_the_lines_of_the_base_the_file_is_taken_out_of_the_trained_network
     assert_same(net, base)
     with pytest.raises(ValueError, match="does not contain this file"):
         take_out(net, SliceFile.read(tmp_path / "a.safetensors"))
+
+
+def test_another_base_is_not_stored(tmp_path):
+    handle = train(network())
+    with pytest.raises(ValueError, match="has other values than the base model of the file"):
+        handle.save(tmp_path / "a.safetensors", base=network(seed=1))
+    assert not list(tmp_path.iterdir())
+
+
+class Frozen(nn.Module):
+    """A linear map, and a frozen tensor."""
+
+    def __init__(self, frozen):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleDict({"map[0]": nn.Linear(6, 6)})
+        self.register_buffer("frozen", frozen())
+
+    def forward(self, x):
+        return self.layers["map[0]"](x)
+
+
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        lambda: torch.arange(64.0).view(2, 2, 2, 2, 2, 2),
+        lambda: torch.eye(3).to(torch.float8_e4m3fn),
+        lambda: torch.eye(3, dtype=torch.complex128),
+        lambda: torch.eye(3).to_sparse(),
+        lambda: TwoTensor(torch.eye(3), torch.ones(3, 3)),
+    ],
+    ids=["six dimensions", "float8", "complex", "sparse", "subclass"],
+)
+def test_frozen_tensors_may_have_any_form(frozen, tmp_path):
+    base = Frozen(frozen)
+    net = copy.deepcopy(base)
+    handle = slice_model(net, 2, also_train=[])
+    net(torch.randn(4, 6)).square().sum().backward()
+    optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.05).step()
+    handle.close()
+    handle.save(tmp_path / "a.safetensors")
+    apply_slices(base, tmp_path / "a.safetensors")
+    assert torch.equal(base.layers["map[0]"].weight, net.layers["map[0]"].weight)
+    other = Frozen(lambda: torch.zeros_like(frozen()))
+    with pytest.raises(ValueError, match="frozen has other values than the base model"):
+        apply_slices(other, tmp_path / "a.safetensors")
 
 
 def test_tasks_with_different_heads_are_exchanged(tmp_path):

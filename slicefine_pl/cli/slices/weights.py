@@ -77,7 +77,7 @@ def with_names_of(file: SliceFile, tensors: Mapping[str, Tensor]) -> dict[str, T
     A network with a new head names its backbone ``"bert."``, for instance, where the base has no such prefix, or the
     other way round. Parameters that the base lacks, such as the new head, are added.
     """
-    wanted = {name.split("[")[0] for name in file.base}
+    wanted = set(file.base_tensors().values())
     first = next(iter(sorted(wanted)), "")
     parts = first.split(".")
     added = [".".join([*parts[:count], ""]) for count in range(1, len(parts))]

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from slicefine_pl.slicing.distributed.shards import is_sharded
 from slicefine_pl.slicing.layers.base import SlicedLayer, child_name, sliced_class
 from slicefine_pl.slicing.layers.registry import SliceableMatrix
 from slicefine_pl.slicing.layout import MatrixLayout
@@ -82,9 +83,17 @@ def close_layer(layer: SlicedLayer) -> None:
         layer.slicefine_write()
     for name in [name for name, child in layer._modules.items() if isinstance(child, Slice)]:
         del layer._modules[name]
+    for parameter in layer.slicefine_parameters:
+        _count_change(layer.slicefine_stored(parameter))
     del layer.slicefine_writes_manually
     layer.__dict__.pop("slicefine_no_grad_reason", None)
     layer.__class__ = cast("type[SlicedLayer]", layer.slicefine_dense_class)
+
+
+def _count_change(stored: nn.Parameter) -> None:
+    """Count what slices wrote as a change in torch's version counter: writes themselves do not."""
+    if not (stored.is_inference() or is_sharded(stored)):
+        torch.autograd.graph.increment_version(stored)
 
 
 def close_slices(net: nn.Module) -> None:
