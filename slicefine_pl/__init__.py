@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slicefine_pl.callbacks.slicefine import SliceFineCallback
     from slicefine_pl.callbacks.sparsity import SparsityCallback
     from slicefine_pl.callbacks.support.deferred_setup import shard_sliced_model
+    from slicefine_pl.slicing.checkpoint import complete_checkpoint
     from slicefine_pl.strategy import FullyShardedStrategy
 else:
     __getattr__ = lazy_names(
@@ -24,8 +25,16 @@ else:
             "FullyShardedStrategy": "slicefine_pl.strategy",
             "SliceFineCallback": "slicefine_pl.callbacks.slicefine",
             "SparsityCallback": "slicefine_pl.callbacks.sparsity",
+            "complete_checkpoint": "slicefine_pl.slicing.checkpoint",
             "shard_sliced_model": "slicefine_pl.callbacks.support.deferred_setup",
         },
     )
 
-__all__ = ["FullyShardedStrategy", "SliceFineCallback", "SparsityCallback", "__version__", "shard_sliced_model"]
+__all__ = [
+    "FullyShardedStrategy",
+    "SliceFineCallback",
+    "SparsityCallback",
+    "__version__",
+    "complete_checkpoint",
+    "shard_sliced_model",
+]

@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_map
 from slicefine_pl.files.atomic import replace_folder
 from slicefine_pl.files.safe_load import check_sharded_checkpoint, load_plain
 from slicefine_pl.network.names import NamePatterns
+from slicefine_pl.slicing.checkpoint import complete_checkpoint
 from slicefine_pl.slicing.distributed.fsdp import shard_model, sharded_bytes
 from slicefine_pl.slicing.distributed.saved_activations import count_activations
 from slicefine_pl.slicing.distributed.shards import is_sharded, local_slice_of, to_local
@@ -76,6 +77,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
         self._blocks: NamePatterns | None = blocks
         self._offload = offload
         self._activations_reported = False
+
+    @property
+    def saves_shards(self) -> bool:
+        """Whether a checkpoint is a folder of shards."""
+        return self._save_distributed_checkpoint
 
     def setup_environment(self) -> None:
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
@@ -174,6 +180,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=False)
         else:
             checkpoint = load_plain(path, "ckpt_path", mmap=True)
+        complete_checkpoint(checkpoint, self.lightning_module)
         weights = checkpoint.pop("state_dict")
         _load_full(self.lightning_module, weights, self.lightning_module.strict_loading)
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):

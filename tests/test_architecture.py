@@ -58,7 +58,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         | {"lightning"}
         | {"PIL", "av", "datasets", "pyarrow", "timm", "tokenizers", "torchvision", "transformers"},
     ),
-    "__init__": ({"version", "optional", "callbacks", "strategy"}, set()),
+    "__init__": ({"version", "optional", "slicing", "callbacks", "strategy"}, set()),
     "cli": (
         {"optional", "text_table", "network", "files", "pretrained", "inputs", "slicing", "sparsity", "scaling"}
         | {"analysis", "strategy", "trainer_callbacks", "callbacks", "modules", "data"},

@@ -38,6 +38,13 @@ from slicefine_pl.callbacks.support.random_state import TrainingRandomState
 from slicefine_pl.callbacks.support.resume import ResumableCallback
 from slicefine_pl.callbacks.support.slice_report import report_run, report_short_run, slice_metrics
 from slicefine_pl.callbacks.support.slice_steps import SliceSteps
+from slicefine_pl.callbacks.support.small_checkpoints import (
+    check_can_save_slices,
+    check_has_weights,
+    complete_at_load,
+    keep_base,
+    save_slices,
+)
 from slicefine_pl.callbacks.support.training_checks import TrainingChecks
 from slicefine_pl.network.names import compile_patterns
 from slicefine_pl.slicing import AxisSchedule, Backend, Order, SliceFile, SliceHandle, SliceSummary, slice_model
@@ -50,6 +57,7 @@ FIRST_MOVE = 10  # optimizer steps after which slices leave random directions fo
 
 OptimizerState = Literal["reset", "keep"]
 NonFinite = Literal["raise", "skip"]
+Checkpoint = Literal["model", "slices"]
 SliceDtype = Literal["float64", "float32", "bfloat16", "float16"]
 
 
@@ -65,10 +73,11 @@ class SliceFineCallback(ResumableCallback):
     gradient is lost. Intervals count the *optimizer* steps of each optimizer, not batches and not steps that a loss
     scaler skipped. ``on_fit_end``, or an exception, closes the slices.
 
-    **Checkpoint.** Contains the module's own keys and shapes at any time. On a local disk, a new file replaces an old
-    one only when it is complete. The callback's state contains positions, visits, scores and the random state of every
-    process. A run that stops at any step and resumes with as many processes equals an uninterrupted run, if its data
-    resume as well (docs/guides/resuming.md). Other settings, or a checkpoint written without this callback, raise.
+    **Checkpoint.** Contains the module's own keys and shapes at any time, or only what was trained (``checkpoint``). On
+    a local disk, a new file replaces an old one only when it is complete. The callback's state contains positions,
+    visits, scores and the random state of every process. A run that stops at any step and resumes with as many
+    processes equals an uninterrupted run, if its data resume as well (docs/guides/resuming.md). Other settings, or a
+    checkpoint written without this callback, raise.
     **Several processes.** All processes train the same lines, which is checked after each move. DDP and
     ``FullyShardedStrategy`` are supported; other strategies that shard weights raise (docs/guides/distributed.md).
 
@@ -125,6 +134,9 @@ class SliceFineCallback(ResumableCallback):
         basis: ``"standard"`` trains single columns or rows; ``"random"``, ``"gradient"`` and ``"pca"`` train along
             directions of the input, see :func:`slicefine_pl.slicing.slice_model`. The last two move for the first time
             after 10 optimizer steps, also with ``interval=None``.
+        checkpoint: What Lightning's checkpoints contain: ``"model"`` all weights, ``"slices"`` what was trained, and
+            a fingerprint of the frozen weights. A run that resumes needs the same pretrained weights then
+            (docs/guides/resuming.md).
 
     Raises:
         ValueError: A setting is out of range.
@@ -153,12 +165,14 @@ class SliceFineCallback(ResumableCallback):
         backend: Backend = "auto",
         lr_scale: LRScale = "auto",
         basis: Basis = "standard",
+        checkpoint: Checkpoint = "model",
     ) -> None:
         dtype = slice_type(slice_dtype)
         SliceSettings(rank, axis, order, seed, dtype, lr_scale, basis)  # checks them
         check_choice("optimizer_state", optimizer_state, OptimizerState)
         check_choice("nonfinite", nonfinite, NonFinite)
         check_choice("backend", backend, Backend)
+        check_choice("checkpoint", checkpoint, Checkpoint)
         check_count("interval", interval, "optimizer steps", optional=True)
         check_count("max_steps_without_grad", max_steps_without_grad, "optimizer steps")
         for name, patterns in {"targets": targets, "exclude": exclude, "also_train": also_train}.items():
@@ -173,7 +187,13 @@ class SliceFineCallback(ResumableCallback):
                 "optimizer_state='keep' does not work with directions, because moments along one direction mean nothing"
                 " along another; choose optimizer_state='reset', or basis='standard'."
             )
+        if basis != "standard" and checkpoint == "slices":
+            raise ValueError(
+                "checkpoint='slices' does not work with directions, which change all of a weight; choose"
+                " checkpoint='model', or basis='standard'."
+            )
         super().__init__()
+        self._checkpoint = checkpoint
         self._interval = interval
         self._optimizer_state = optimizer_state
         self._skip_nonfinite = nonfinite == "skip"
@@ -207,8 +227,16 @@ class SliceFineCallback(ResumableCallback):
         check_no_finetuning(self, trainer)
         check_before_weight_averaging(self, trainer)
         check_slicing_strategy(trainer)
+        if self._checkpoint == "slices":
+            check_can_save_slices(self, trainer)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        complete_at_load(trainer)
+        super().setup(trainer, pl_module, stage)
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._checkpoint == "slices":
+            check_has_weights(pl_module)
         patch_model_summary()
         use_parameter_table(trainer, pl_module)
         self._handle = slice_model(pl_module, **self._slicing)
@@ -217,11 +245,14 @@ class SliceFineCallback(ResumableCallback):
             rank_zero_info(f"SliceFine: {frozen}")
         self._handle.write_manually()  # SliceSteps writes them
         self._seconds = 0.0
-        if trainer.global_step > 0 and self._closed_state:  # the same trainer starts another fit
+        continued = trainer.global_step > 0 and bool(self._closed_state)  # the same trainer starts another fit
+        if continued:
             self._handle.load_state_dict(self._closed_state["slices"])
             self._steps_before = self._closed_state["steps"]
         else:
             self._steps_before, self.random = {}, TrainingRandomState()
+        if self._checkpoint == "slices":
+            keep_base(self._handle, pl_module, continued)
 
     def opened(self) -> SliceHandle:
         """Return the open slices, while a fit is running.
@@ -332,6 +363,14 @@ class SliceFineCallback(ResumableCallback):
             self._closed = self._handle
         self._handle, self._steps = None, None
         super().release()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        handle = self._handle or self._closed
+        if self._checkpoint == "model" or handle is None or not handle.belongs_to(pl_module):
+            return
+        if self.state_key in checkpoint["callbacks"]:
+            save_slices(trainer, pl_module, handle, checkpoint)
 
     def training_state(self) -> dict[str, Any]:
         if self._handle is None:

@@ -23,6 +23,7 @@ from slicefine_pl.modules.keyword_settings import explicit_signature
 from slicefine_pl.modules.lr_schedule import LRDecay, ReplannableLR, WarmupDecay
 from slicefine_pl.run_length import required_run_length
 from slicefine_pl.slicing import SliceFile, apply_slices
+from slicefine_pl.slicing.checkpoint import complete_checkpoint
 
 
 class FineTuningModule(LightningModule):
@@ -167,7 +168,12 @@ class FineTuningModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Mark the weights as trained."""
+        """Complete a checkpoint of slices from the pretrained weights, and mark the weights as trained.
+
+        Raises:
+            ValueError: The checkpoint contains slices of other weights.
+        """
+        complete_checkpoint(checkpoint, self)
         self.has_random_weights = False
 
     def on_train_start(self) -> None:

@@ -6,7 +6,7 @@ the end of training that nothing outside the slices has changed.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,13 +39,17 @@ class Fingerprint:
     def of(cls, tensor: Tensor) -> "Fingerprint":
         """The fingerprint of a tensor."""
         parts = list(_plain_tensors(tensor.detach()))
-        bits = sum((2 * place + 1) * sum_of_bits(part) for place, part in enumerate(parts)) % MODULUS
         dtype = str(tensor.dtype).removeprefix("torch.")
-        return cls(dtype, tuple(tensor.shape), bits, math.hypot(*map(_norm, parts)))
+        return cls(dtype, tuple(tensor.shape), _bits(parts), math.hypot(*map(_norm, parts)))
 
-    def same_bits(self, other: "Fingerprint") -> bool:
-        """Whether both tensors have the same type, shape and bits. Norms may differ by how they were computed."""
-        return (self.dtype, self.shape, self.bits) == (other.dtype, other.shape, other.bits)
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether a tensor has the same type, shape and bits. Norms may differ by how they were computed."""
+        same = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) == (self.dtype, self.shape)
+        return same and _bits(_plain_tensors(tensor.detach())) == self.bits
+
+
+def _bits(parts: Iterable[Tensor]) -> int:
+    return sum((2 * place + 1) * sum_of_bits(part) for place, part in enumerate(parts)) % MODULUS
 
 
 def sum_of_bits(values: Tensor, positions: dict[int, Tensor] | None = None) -> int:

@@ -37,7 +37,7 @@ from slicefine_pl.slicing.lr_scale import LRScale, checked_lr_scale
 from slicefine_pl.slicing.obstacles import TargetSettings
 from slicefine_pl.slicing.schedule import AxisSchedule, Order
 from slicefine_pl.slicing.slice import duplicated_numel, gather_lines
-from slicefine_pl.slicing.slice_file import SliceFile
+from slicefine_pl.slicing.slice_file import SavedLines, SliceFile
 from slicefine_pl.slicing.summary import SliceCounts, SliceSummary, summarize
 from slicefine_pl.slicing.targets import TargetSelection, find_targets
 from slicefine_pl.slicing.training_record import TrainingRecord
@@ -217,6 +217,29 @@ class SliceHandle:
         if not dist.is_initialized() or dist.get_rank() == 0:
             file.write(path)
         return file
+
+    def snapshot(self) -> SliceFile:
+        """What was trained so far, for a checkpoint of these slices; the stored weights must be up to date.
+
+        Where FSDP2 shards weights, every process calls this.
+
+        Raises:
+            ValueError: As for :meth:`save`, except that values may be infinite or NaN.
+        """
+        reshard(self._net)
+        return self._record.collect(self._opened)
+
+    def belongs_to(self, net: nn.Module) -> bool:
+        """Whether the slices are, or were, open in this network."""
+        return net is self._net
+
+    def stored_lines(self, names: Iterable[str] | None = None) -> Iterator[SavedLines]:
+        """The lines at which slices are, as the stored weights contain them, in CPU memory.
+
+        Args:
+            names: Names of the slices; ``None`` takes all. Where FSDP2 shards weights, every process calls this.
+        """
+        return self._record.present({name: self._cursors[name] for name in self._chosen(names)})
 
     def write_manually(self) -> None:
         """Promise to call :meth:`write` after each optimizer step.

@@ -19,6 +19,7 @@ Shapes:  O outputs · I inputs · n lines
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from slicefine_pl.slicing.schedule import Axis
 
 Tensors = nn.Module | Mapping[str, Tensor]
 KEY, VERSION = "slicefine", 1
+ROWS = re.compile(r"\[(\d+):(\d+)\]$")  # after the name of a parameter, the rows that are meant
 AXES = {"column": 1, "row": 0}  # dimension along which lines are stored
 
 
@@ -89,8 +91,8 @@ class SliceFile:
         lines: The trained lines, by matrix.
         whole: Parameters that were trained whole, and buffers that training changed, by name.
         whole_base: Their values in the base, where these were saved.
-        base: Fingerprints of the base: of each matrix that has lines, by :attr:`SavedLines.name`, and of every other
-            tensor, by its name.
+        base: Fingerprints of the base: of each matrix that has lines, by :attr:`SavedLines.name`, and of everything
+            else, by the name of the tensor, or ``name[first:stop]`` for rows of one.
         base_model: Name of the base model; may be empty.
         settings: The settings of the slices.
         extra: Plain values for the code that builds the network, such as the names of the classes.
@@ -116,6 +118,12 @@ class SliceFile:
         for name, values in self._tensors():
             if values.is_floating_point() and not values.isfinite().all():
                 raise ValueError(f"{name} has values that are not finite; {str(path)!r} was not written.")
+        content, tensors = self.pack()
+        entry = json.dumps({"sha256": _checksum(content, tensors), "content": content})
+        return write_atomic(path, save(tensors, {KEY: entry}))
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The content as plain values, and the tensors to which it refers, by name."""
         entries = []
         for each in self.lines:
             tensors = {"index": f"{each.name}.{each.axis}s.index", "values": f"{each.name}.{each.axis}s"}
@@ -123,7 +131,7 @@ class SliceFile:
                 tensors["base"] = f"{each.name}.{each.axis}s.base"
             place = {"parameter": each.parameter, "axis": each.axis, "rows": each.rows, "order": each.order}
             entries.append({**place, **tensors})
-        metadata = {
+        content = {
             "format_version": VERSION,
             "package_version": self.package_version,
             "base_model": self.base_model,
@@ -134,9 +142,7 @@ class SliceFile:
             "whole_base": sorted(self.whole_base),
             "base": {name: list(asdict(each).values()) for name, each in self.base.items()},
         }
-        stored = {name: values.contiguous() for name, values in self._tensors()}
-        entry = json.dumps({"sha256": _checksum(metadata, stored), "content": metadata})
-        return write_atomic(path, save(stored, {KEY: entry}))
+        return content, {name: values.contiguous() for name, values in self._tensors()}
 
     def to(self, device: torch.device) -> "SliceFile":
         """The same file, with its tensors on a device."""
@@ -180,21 +186,34 @@ class SliceFile:
             raise ValueError("is a safetensors file, but not a slice file; give one that handle.save() wrote.")
         try:
             entry = json.loads(metadata[KEY])
-            content = entry["content"]
-            version = content["format_version"]
-            if type(version) is not int or not 0 < version <= VERSION:
-                raise ValueError(
-                    f"has format version {version!r}, and this package reads {VERSION}; install a newer one."
-                )
-            if entry["sha256"] != _checksum(content, tensors):
+            checksum, content = entry["sha256"], entry["content"]
+            _check_version(content["format_version"])
+            if checksum != _checksum(content, tensors):
                 raise ValueError("is damaged: its checksum does not fit its content.")
+        except (KeyError, TypeError, json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"has damaged metadata ({type(error).__name__}: {error}).") from None
+        found = cls.unpack(content, tensors)
+        for name, values in tensors.items():
+            if values.is_floating_point() and not values.isfinite().all():
+                raise ValueError(f"has values in {name} that are not finite.")
+        return found
+
+    @classmethod
+    def unpack(cls, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Make a file of what :meth:`pack` returned.
+
+        Raises:
+            ValueError: The content is damaged, or was written by a newer version.
+        """
+        try:
+            _check_version(content["format_version"])
             lines = [_parse_lines(each, tensors) for each in content["lines"]]
             whole = {str(name): tensors[name] for name in content["whole"]}
             whole_base = {str(name): tensors[f"{name}.base"] for name in content["whole_base"]}
             base = {str(name): _parse_fingerprint(*values) for name, values in content["base"].items()}
             settings, extra = dict(content["settings"]), dict(content["extra"])
             base_model, package = str(content["base_model"]), str(content["package_version"])
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"has damaged metadata ({type(error).__name__}: {error}).") from None
         found = cls(lines, whole, base, base_model, settings, whole_base, extra, package)
         found._check(tensors)
@@ -207,14 +226,10 @@ class SliceFile:
             raise ValueError("stores the same lines twice.")
         if own.keys() != tensors.keys():
             raise ValueError(f"has tensors that its metadata does not name, such as {sorted(tensors.keys() - own)[0]}.")
-        for name, values in own.items():
-            if values.is_floating_point() and not values.isfinite().all():
-                raise ValueError(f"has values in {name} that are not finite.")
 
     def base_tensors(self) -> dict[str, str]:
-        """Names of the base's tensors, by the names of their fingerprints, which may be those of single matrices."""
-        matrices = {each.name: each.parameter for each in self.lines}
-        return {name: matrices.get(name, name) for name in self.base}
+        """Names of the base's tensors, by the names of their fingerprints, which may be those of some of their rows."""
+        return {name: ROWS.sub("", name) for name in self.base}
 
     def check_base(self, net: Tensors) -> None:
         """Check that a network is the base of this file, before anything is changed.
@@ -242,10 +257,10 @@ class SliceFile:
         matrices = {each.name: each for each in self.lines}
         places = {name: place for place, name in enumerate(tensors)}
         for name, expected in sorted(self.base.items(), key=lambda item: places[stored[item[0]]]):
-            tensor = tensors[stored[name]]
-            found = Fingerprint.of(matrices[name].matrix(tensor) if name in matrices else tensor)
-            if not found.same_bits(expected):
-                raise ValueError(f"{self._difference(name, found, expected)}{self._named_base()}.")
+            part = matrices[name].matrix(tensors[stored[name]]) if name in matrices else named_part(tensors, name)
+            if not expected.fits(part):
+                difference = self._difference(name, Fingerprint.of(part), expected)
+                raise ValueError(f"{difference}{self._named_base()}.")
 
     def check_shapes(self, net: Tensors) -> Mapping[str, Tensor]:
         """Check that a network has the matrices of this file; returns its tensors by name.
@@ -314,6 +329,12 @@ def plain_name(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
+def named_part(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """The tensor of a name: a parameter, a buffer, or some rows of one, ``parameter[first:stop]``."""
+    rows = ROWS.search(name)
+    return tensors[name] if rows is None else tensors[name[: rows.start()]][int(rows[1]) : int(rows[2])]
+
+
 def _checksum(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """The SHA-256 of the content and of all tensors, with their names, types and shapes."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
@@ -321,6 +342,11 @@ def _checksum(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
         digest.update(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _check_version(version: object) -> None:
+    if type(version) is not int or not 0 < version <= VERSION:
+        raise ValueError(f"has format version {version!r}, and this package reads {VERSION}; install a newer one.")
 
 
 def _parse_fingerprint(dtype: str, shape: list[int], bits: int, norm: float) -> Fingerprint:

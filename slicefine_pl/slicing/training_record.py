@@ -1,7 +1,7 @@
 """What a run trained, and what the base was: enough to write a slice file, also after the slices were closed."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from slicefine_pl.slicing.distributed.shards import LocalShard, full_tensor
 from slicefine_pl.slicing.fingerprint import Fingerprint, persistent_tensors
 from slicefine_pl.slicing.layers.registry import SliceableMatrix
 from slicefine_pl.slicing.layout import MatrixLayout, lines_along
-from slicefine_pl.slicing.slice_file import SavedLines, SliceFile, plain_name, stored_tensors
+from slicefine_pl.slicing.schedule import Axis
+from slicefine_pl.slicing.slice_file import ROWS, SavedLines, SliceFile, named_part, plain_name, stored_tensors
 from slicefine_pl.version import __version__
 
 
@@ -42,6 +43,9 @@ class TrainingRecord:
             for name, tensor in ((plain_name(name), tensor) for name, tensor in persistent_tensors(net))
             if name not in self._whole and name not in sliced and not tensor.is_meta
         }
+        with_values = {name: tensor for name, tensor in stored_tensors(net).items() if not tensor.is_meta}
+        for name in _unsliced_rows(self._matrices.values(), with_values):
+            self._base[name] = Fingerprint.of(named_part(with_values, name))
 
     def state_dict(self) -> dict[str, Any]:
         """The fingerprints of the base, which a resumed run cannot take anew."""
@@ -50,6 +54,19 @@ class TrainingRecord:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the base of a saved run."""
         self._base = {name: Fingerprint(*values) for name, values in state.items()}
+
+    @torch.no_grad()
+    def present(self, cursors: Mapping[str, SliceCursor]) -> Iterator[SavedLines]:
+        """The lines at which slices are, as the weights contain them. A collective where weights are sharded.
+
+        Args:
+            cursors: The slices, by name.
+        """
+        tensors = stored_tensors(self._net)
+        for name, cursor in cursors.items():
+            parameter, layout = self._matrices[name]
+            slice_, index = cursor.slice_, cursor.slice_.index.cpu().sort().values
+            yield _lines(parameter, layout, tensors[parameter], slice_.shape, slice_.axis, index)
 
     def collect(
         self,
@@ -86,7 +103,7 @@ class TrainingRecord:
         for name, before in self._base.items():
             if not name.startswith(prefix):
                 continue
-            if Fingerprint.of(_full(tensors[name])).bits == before.bits:
+            if before.fits(_whole_part(tensors, name)):
                 prints[name.removeprefix(prefix)] = before
             elif name in buffers:
                 whole[name.removeprefix(prefix)] = _full(tensors[name])
@@ -119,19 +136,41 @@ def _trained_lines(cursor: SliceCursor, parameter: str, layout: MatrixLayout, st
             f"The slice of {parameter} lies along directions, and changes the whole matrix, so that a slice file would"
             " be as large as the model; save the whole model, or choose basis='standard'."
         )
-    shard = LocalShard.of(layout, stored)
-    shape = cursor.slice_.shape
     if cursor.untouched.base is None:
         raise ValueError(f"The slices of {parameter} were opened before the network had weights.")
-    trained = cursor.untouched.trained(layout.view(_full(stored)))
+    trained = cursor.untouched.trained(layout.view(full_tensor(stored)))
     if trained is None:
         raise ValueError(f"{parameter} has changed outside of its slices. {NO_FILE}")
-    rows = None if layout.num_rows is None else (layout.first_row, layout.num_rows)
     for axis, chosen in trained.items():
         index = chosen.nonzero().flatten()
         if len(index):
-            values = lines_along(shard.gather(axis, index, shape), axis).cpu().contiguous()
-            yield SavedLines(parameter, axis, rows, tuple(layout.order(stored.dim())), index, values)
+            yield _lines(parameter, layout, stored, cursor.slice_.shape, axis, index)
+
+
+def _lines(
+    parameter: str, layout: MatrixLayout, stored: Tensor, shape: tuple[int, ...], axis: Axis, index: Tensor
+) -> SavedLines:
+    lines = LocalShard.of(layout, stored).gather(axis, index, shape)
+    rows = None if layout.num_rows is None else (layout.first_row, layout.num_rows)
+    values = lines_along(lines, axis).cpu().contiguous()
+    return SavedLines(parameter, axis, rows, tuple(layout.order(stored.dim())), index, values)
+
+
+def _unsliced_rows(matrices: Iterable[tuple[str, MatrixLayout]], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Rows of fused parameters that belong to no sliced matrix, as ``parameter[first:stop]``."""
+    fused: dict[str, list[tuple[int, int]]] = {}
+    for parameter, layout in matrices:
+        if layout.num_rows is not None and parameter in tensors:
+            fused.setdefault(parameter, []).append((layout.first_row, layout.first_row + layout.num_rows))
+    for parameter, parts in fused.items():
+        stops = [0, *(stop for _, stop in sorted(parts))]
+        starts = [*(first for first, _ in sorted(parts)), len(tensors[parameter])]
+        yield from (f"{parameter}[{stop}:{start}]" for stop, start in zip(stops, starts, strict=True) if stop < start)
+
+
+def _whole_part(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    whole = ROWS.sub("", name)
+    return named_part({whole: full_tensor(tensors[whole])}, name)
 
 
 def _full(stored: Tensor) -> Tensor:

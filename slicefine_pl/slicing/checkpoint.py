@@ -1,0 +1,123 @@
+"""Checkpoints that contain what slices trained, and not the frozen base.
+
+Such a checkpoint has the entry ``slicefine_slices``, with the content and the tensors of a :class:`SliceFile`. Its
+``state_dict`` cannot be loaded, with ``strict=False`` neither, until :func:`complete_checkpoint` has completed it.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slicefine_pl.slicing.applied import put_in
+from slicefine_pl.slicing.base_lines import BaseLines
+from slicefine_pl.slicing.distributed.shards import full_tensor, reshard
+from slicefine_pl.slicing.slice_file import SliceFile, plain_name, stored_tensors
+
+KEY = "slicefine_slices"
+HINT = (  # a key of the state dict, so that torch's error message for unexpected keys contains it
+    "This checkpoint contains slices only. Build the module with its pretrained weights, and call"
+    " slicefine_pl.complete_checkpoint(checkpoint, module) before its weights are loaded, as in the module's"
+    " on_load_checkpoint."
+)
+
+
+def shrink_checkpoint(checkpoint: dict[str, Any], net: nn.Module, file: SliceFile) -> None:
+    """Replace the weights in a checkpoint by what was trained.
+
+    Args:
+        checkpoint: A checkpoint with the entry ``"state_dict"``, which is replaced.
+        net: The network whose state it contains.
+        file: What was trained.
+    """
+    content, tensors = file.pack()
+    weights, own = checkpoint["state_dict"], stored_tensors(net)
+    rest = {name: value for name, value in weights.items() if plain_name(name) not in own}  # such as extra state
+    first = [name for name in weights if name not in rest and own[plain_name(name)].dim()][:1]
+    # A wrong shape is an error, even with strict=False.
+    checkpoint["state_dict"] = {name: torch.empty(0) for name in (HINT, *first)} | rest
+    checkpoint[KEY] = {"content": content, "tensors": tensors}
+
+
+def complete_checkpoint(checkpoint: dict[str, Any], module: nn.Module) -> None:
+    """Complete the weights of a checkpoint that contains slices only, from the module, which is not changed.
+
+    The checkpoint's ``state_dict`` is then that of the whole trained model, bit for bit. Other checkpoints stay as they
+    are. Where FSDP2 shards weights, every process calls this.
+
+    ``SliceFineCallback``, ``FullyShardedStrategy`` and the modules of this package do it automatically. A module of
+    your own calls it in ``on_load_checkpoint``, for ``load_from_checkpoint`` and for trainers without the callback.
+
+    Args:
+        checkpoint: What ``torch.load`` returned; changed in place.
+        module: The module with the weights from which training started; or, after a fit, the module that was trained.
+
+    Raises:
+        ValueError: The module has other weights, types or shapes; the message names the first that differs. Nothing is
+            changed then.
+
+    Example:
+        >>> from lightning.pytorch import LightningModule
+        >>> class Module(LightningModule):
+        ...     def on_load_checkpoint(self, checkpoint):
+        ...         complete_checkpoint(checkpoint, self)
+    """
+    if KEY not in checkpoint:
+        return
+    file = SliceFile.unpack(checkpoint[KEY]["content"], checkpoint[KEY]["tensors"])
+    tensors, names = _whole_tensors(module)
+    known = BaseLines.of(module)
+    base = _in_types_of(file, tensors if known is None else known.restored(tensors))
+    try:
+        file.check_base(base)
+    except ValueError as error:
+        raise ValueError(
+            f"The checkpoint contains slices only, and this module has another base: {error}{_types(base, tensors)}"
+            " Build the module anew with the weights from which training started. Weights that its constructor draws at"
+            " random must be drawn with the same seed, or trained whole (also_train)."
+        ) from None
+    if known is not None:
+        known.add(replace(each, values=each.read(base[each.parameter]).cpu()) for each in file.lines)
+    changed = {*file.whole, *(each.parameter for each in file.lines)}
+    trained = {name: tensor.clone() if name in changed else tensor for name, tensor in base.items()}
+    put_in(trained, file)
+    saved = checkpoint["state_dict"]
+    rest = {name: value for name, value in saved.items() if name != HINT and plain_name(name) not in names}
+    order = list(module.state_dict())
+    weights = rest | {name: trained[names[plain_name(name)]] for name in order if plain_name(name) in names}
+    checkpoint["state_dict"] = {name: weights[name] for name in dict.fromkeys([*order, *rest]) if name in weights}
+    del checkpoint[KEY]
+
+
+def _whole_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a module by their first name, and the first name of each name."""
+    reshard(module)
+    first: dict[int, str] = {}
+    tensors, names = {}, {}
+    for name, tensor in stored_tensors(module).items():
+        if id(tensor) not in first:
+            first[id(tensor)] = name
+            tensors[name] = full_tensor(tensor)
+        names[name] = first[id(tensor)]
+    return tensors, names
+
+
+def _in_types_of(file: SliceFile, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert tensors to the types that they had in training, as the trainer's precision does."""
+    types = {name.split("[")[0]: getattr(torch, each.dtype, None) for name, each in file.base.items()}
+    types |= {name: values.dtype for name, values in file.whole.items()}
+    known = {name: each for name, each in types.items() if isinstance(each, torch.dtype)}
+    return {
+        name: tensor.to(known.get(name, tensor.dtype)) if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _types(converted: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
+    """Which types differ from those in training, as a sentence for a message."""
+    for name, tensor in tensors.items():
+        if converted[name].dtype != tensor.dtype:
+            here, there = (str(each.dtype).removeprefix("torch.") for each in (tensor, converted[name]))
+            return f" The module is in {here} here, and was in {there} in training."
+    return ""
