@@ -168,7 +168,7 @@ class SliceFile:
             ValueError: It is not a slice file, is damaged, or was written by a newer version.
         """
         if not Path(path).is_file():
-            raise FileNotFoundError(f"slice file {str(path)!r} does not exist; give the path of one.")
+            raise FileNotFoundError(f"slice file {str(path)!r} does not exist, or is not a file; give the path of one.")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

@@ -1,6 +1,7 @@
 """Read and write the weights of a model: a safetensors file, or a folder of them with the model's other files."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,10 @@ from slicefine_pl.slicing import SliceFile
 SUFFIX = ".safetensors"
 SINGLE, INDEX = f"model{SUFFIX}", f"model{SUFFIX}.index.json"
 METADATA = {"format": "pt"}  # transformers refuses files without it
+# The weights of the whole model, and the same in other forms. Folders inside may contain parts of it, such as the last
+# layer of sentence-transformers.
+OWN_WEIGHTS = (f"*{SUFFIX}", f"*{SUFFIX}.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")
+OTHER_FORMS = ("onnx", "openvino", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf")
 
 
 def read_weights(model: str) -> tuple[Path, dict[str, Tensor]]:
@@ -46,8 +51,11 @@ def read_weights(model: str) -> tuple[Path, dict[str, Tensor]]:
 
 def _files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
-        names = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(names))]
+        try:
+            names = set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{str(folder / INDEX)!r} is damaged ({type(error).__name__}: {error}).") from None
+        return [folder / name for name in sorted(names)]
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     raise FileNotFoundError(f"{str(folder)!r} contains neither {SINGLE} nor {INDEX}; save the model as safetensors.")
@@ -56,18 +64,28 @@ def _files(folder: Path) -> list[Path]:
 def write_weights(source: Path, tensors: Mapping[str, Tensor], out: Path) -> None:
     """Write weights in the form of ``source``: a file, or a folder with the other files of that folder.
 
+    Weights in other forms, such as ONNX, are left out: they would be those of ``source``.
+
     Raises:
         FileExistsError: ``out`` exists.
+        ValueError: ``out`` lies inside of the folder ``source``.
         OSError: It cannot be written. Nothing is left then.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise FileExistsError(f"{str(out)!r} exists; give a new name.")
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
     if source.is_file():
         write_atomic(out, save(plain, METADATA))
         return
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{str(out)!r} lies inside of {str(source)!r}, which is copied; give another folder.")
+    own, others = shutil.ignore_patterns(*OWN_WEIGHTS), shutil.ignore_patterns(*OTHER_FORMS)
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        return others(folder, names) | (own(folder, names) if Path(folder) == source else set())
+
     with atomic_folder(out) as new:
-        shutil.copytree(source, new, ignore=shutil.ignore_patterns(f"*{SUFFIX}", f"*{SUFFIX}.index.json", "*.bin"))
+        shutil.copytree(source, new, ignore=left_out)
         save_file(plain, new / SINGLE, METADATA)
 
 

@@ -73,6 +73,16 @@ def test_a_single_file_and_parts(folders):
     assert torch.equal(load(root / "trained").classifier.weight, net.classifier.weight)
 
 
+def test_of_the_other_files_only_those_of_the_trained_model_are_copied(folders):
+    root, _ = folders
+    for name in ("tokenizer.json", "2_Dense/model.safetensors", "onnx/model.onnx", "tf_model.h5", "pytorch_model.bin"):
+        (root / "base" / name).parent.mkdir(exist_ok=True)
+        (root / "base" / name).write_text("other")
+    assert main(["apply", str(root / "base"), str(root / "a.safetensors"), str(root / "trained")]) == 0
+    files = {str(each.relative_to(root / "trained")) for each in (root / "trained").rglob("*") if each.is_file()}
+    assert files == {"config.json", "model.safetensors", "tokenizer.json", "2_Dense/model.safetensors"}
+
+
 def test_what_is_in_a_file(folders, capsys):
     root, _ = folders
     assert main(["file", str(root / "a.safetensors")]) == 0
@@ -110,6 +120,8 @@ def test_an_adapter_computes_what_was_trained(folders, capsys):
         (["apply", "empty", "a.safetensors", "out"], "contains neither model.safetensors nor"),
         (["apply", "other", "a.safetensors", "out"], "has other values than the base model of the file"),
         (["apply", "base", "a.safetensors", "base"], "base' exists; give a new name"),
+        (["apply", "base", "a.safetensors", "base/out"], "base/out' lies inside of '.*base', which is copied"),
+        (["apply", "index", "a.safetensors", "out"], "index.json' is damaged .KeyError: 'weight_map'"),
         (["to-lora", "b.safetensors", "out"], "does not name its base model; give --base"),
         (["remove", "base", "a.safetensors", "out"], "does not contain the base's values"),
         (["remove", "other", "b.safetensors", "out"], "lacks 'classifier"),
@@ -118,6 +130,8 @@ def test_an_adapter_computes_what_was_trained(folders, capsys):
 def test_errors_are_one_sentence_and_leave_nothing(folders, arguments, message, capsys):
     root, _ = folders
     (root / "empty").mkdir()
+    (root / "index").mkdir()
+    (root / "index" / "model.safetensors.index.json").write_text("{}")
     torch.manual_seed(1)
     BertModel(BertConfig(**SIZE)).save_pretrained(root / "other")
     before = sorted(root.rglob("*"))
