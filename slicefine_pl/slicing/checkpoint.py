@@ -105,7 +105,8 @@ def _whole_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]
 
 def _in_types_of(file: SliceFile, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convert tensors to the types that they had in training, as the trainer's precision does."""
-    types = {name.split("[")[0]: getattr(torch, each.dtype, None) for name, each in file.base.items()}
+    stored = file.base_tensors()
+    types = {stored[name]: getattr(torch, each.dtype, None) for name, each in file.base.items()}
     types |= {name: values.dtype for name, values in file.whole.items()}
     known = {name: each for name, each in types.items() if isinstance(each, torch.dtype)}
     return {
