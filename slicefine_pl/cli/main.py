@@ -19,6 +19,7 @@ COMMANDS = {
     "fit-law": ("slicefine_pl.cli.scaling.fit_law", "fit the scaling law L(S, N, D) to your runs"),
     "file": ("slicefine_pl.cli.slices.show", "what is in a slice file"),
     "apply": ("slicefine_pl.cli.slices.apply", "base model + slice file = trained model"),
+    "merge": ("slicefine_pl.cli.slices.apply", "the same as apply; also for small checkpoints"),
     "remove": ("slicefine_pl.cli.slices.remove", "trained model - slice file = base model"),
     "to-lora": ("slicefine_pl.cli.slices.to_lora", "slice file -> LoRA adapter for peft"),
     "diagnose": ("slicefine_pl.cli.diagnose.command", "measure your model and data before training slices"),

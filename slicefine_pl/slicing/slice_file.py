@@ -144,6 +144,16 @@ class SliceFile:
         }
         return content, {name: values.contiguous() for name, values in self._tensors()}
 
+    def without_prefix(self, prefix: str) -> "SliceFile":
+        """The same file with shorter names, all of which begin with ``prefix``."""
+        lines = [replace(each, parameter=each.parameter.removeprefix(prefix)) for each in self.lines]
+        whole, whole_base = (
+            {name.removeprefix(prefix): values for name, values in each.items()}
+            for each in (self.whole, self.whole_base)
+        )
+        base = {name.removeprefix(prefix): each for name, each in self.base.items()}
+        return replace(self, lines=lines, whole=whole, whole_base=whole_base, base=base)
+
     def to(self, device: torch.device) -> "SliceFile":
         """The same file, with its tensors on a device."""
         lines = [replace(each, index=each.index.to(device), values=each.values.to(device)) for each in self.lines]

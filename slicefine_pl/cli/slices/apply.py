@@ -1,11 +1,11 @@
-"""``slicefine apply``: write the trained model, from its base and a slice file."""
+"""``slicefine apply`` and ``merge``: write the trained model, from its base and what slices trained."""
 
 import argparse
 from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``slicefine apply``."""
+    """Add the arguments of ``slicefine apply`` and ``merge``."""
     parser.description = (
         "Write the trained model: the base model with the trained lines of a slice file, bit for bit.\n"
         "OUT has the form of BASE, a folder or a file, and the names of the trained model."
@@ -14,17 +14,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "base", help="base model: folder with model.safetensors, safetensors file, or package:NAME/PLACE"
     )
-    parser.add_argument("file", type=Path, help="slice file")
+    parser.add_argument("file", type=Path, help="slice file, or a checkpoint of slices (.ckpt)")
     parser.add_argument("out", type=Path, help="folder or file to write")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the model; returns the exit code."""
-    from slicefine_pl.cli.slices.weights import read_weights, with_names_of, write_weights
-    from slicefine_pl.slicing import SliceFile
+    from slicefine_pl.cli.slices.weights import read_slices, read_weights, with_names_of, write_weights
     from slicefine_pl.slicing.applied import put_in
 
-    file = SliceFile.read(arguments.file)
+    file = read_slices(arguments.file)
     source, tensors = read_weights(arguments.base)
     trained = with_names_of(file, tensors)
     file.check_base(trained)

@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from slicefine_pl.files.atomic import atomic_folder, write_atomic
+from slicefine_pl.files.safe_load import load_plain
 from slicefine_pl.pretrained import PACKAGE, locate
 from slicefine_pl.slicing import SliceFile
+from slicefine_pl.slicing.checkpoint import KEY
 
-SUFFIX = ".safetensors"
+SUFFIX, CHECKPOINT = ".safetensors", ".ckpt"
 SINGLE, INDEX = f"model{SUFFIX}", f"model{SUFFIX}.index.json"
 METADATA = {"format": "pt"}  # transformers refuses files without it
 # The weights of the whole model, and the same in other forms. Folders inside may contain parts of it, such as the last
@@ -87,6 +89,31 @@ def write_weights(source: Path, tensors: Mapping[str, Tensor], out: Path) -> Non
     with atomic_folder(out) as new:
         shutil.copytree(source, new, ignore=left_out)
         save_file(plain, new / SINGLE, METADATA)
+
+
+def read_slices(path: Path) -> SliceFile:
+    """Read a slice file, or the slices in a Lightning checkpoint of ``SliceFineCallback(checkpoint="slices")``.
+
+    The names in a checkpoint are those of the LightningModule; the name of its only child, such as ``model.``, is left
+    out, as in slice files.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: It is damaged, or contains something else.
+    """
+    if path.suffix != CHECKPOINT:
+        return SliceFile.read(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist; give the path of one.")
+    saved = load_plain(path, "checkpoint")
+    if not isinstance(saved, dict) or KEY not in saved:
+        raise ValueError(
+            f"checkpoint {str(path)!r} contains the whole model; slicefine merge completes those of"
+            " SliceFineCallback(checkpoint='slices')."
+        )
+    file = SliceFile.unpack(saved[KEY]["content"], saved[KEY]["tensors"])
+    first = {name.split(".")[0] for name in (*file.whole, *file.base)}
+    return file.without_prefix(f"{first.pop()}.") if len(first) == 1 else file
 
 
 def with_names_of(file: SliceFile, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

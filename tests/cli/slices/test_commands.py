@@ -6,10 +6,13 @@ import re
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from peft import PeftModel
 from torch import optim
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
+from slicefine_pl import SliceFineCallback
 from slicefine_pl.cli.main import main
 from slicefine_pl.slicing import slice_model
 
@@ -95,6 +98,35 @@ def test_what_is_in_a_file(folders, capsys):
     assert content["lines"][0]["matrix"] == "bert.encoder.layer.0.attention.self.query.weight"
     assert content["lines"][0]["base"]
     assert content["whole"]["classifier.weight"] == [3, 8]
+
+
+def test_a_small_checkpoint_is_completed(folders, tmp_path):
+    """As a run of SliceFineCallback(checkpoint="slices") leaves it."""
+    root, _ = folders
+
+    class Module(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = load(root / "base")
+
+        def training_step(self, batch, batch_idx):
+            return self.model(batch[0], labels=batch[1]).loss
+
+        def configure_optimizers(self):
+            return optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+    torch.manual_seed(4)
+    module = Module()
+    data = DataLoader(TensorDataset(torch.randint(30, (8, 6)), torch.randint(3, (8,))), batch_size=4)
+    slices = SliceFineCallback(rank=2, interval=1, also_train="classifier", checkpoint="slices")
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(callbacks=[slices], max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "small.ckpt")
+    arguments = [str(root / "base"), str(tmp_path / "small.ckpt"), str(tmp_path / "merged")]
+    assert main(["merge", *arguments]) == 0
+    for name, value in load(tmp_path / "merged").state_dict().items():
+        assert torch.equal(value, module.model.state_dict()[name]), name
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
