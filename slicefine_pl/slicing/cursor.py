@@ -142,6 +142,11 @@ class SliceCursor:
         self.slice_.merge(self._shard(), lines)
         self.count_visit()
 
+    def loses_change(self) -> bool:
+        """Whether closing the layer would lose a change, because merging it needs the other processes as well."""
+        slice_ = self.slice_
+        return slice_.adds_to_output and self.layer.slicefine_is_sharded() and bool(to_local(slice_.lines()).any())
+
     def count_visit(self) -> None:
         """Count the present position as visited."""
         if self._arrived is not None:
@@ -196,6 +201,13 @@ class SliceCursor:
             "values": values,
             "untouched": None if self.untouched is None else self.untouched.state_dict(),
         }
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Check that the weight is the one with which a state was saved, where the state is no use without it.
+
+        Raises:
+            ValueError: It is another one.
+        """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the position and history of a saved slice. The weight must have been restored before."""

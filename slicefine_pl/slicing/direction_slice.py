@@ -22,6 +22,7 @@ from slicefine_pl.slicing.directions import (
     random_matrix,
 )
 from slicefine_pl.slicing.distributed.shards import LocalShard, full_tensors, local_slice_of, to_local
+from slicefine_pl.slicing.fingerprint import sum_of_bits
 from slicefine_pl.slicing.layers.base import SlicedLayer, child_name
 from slicefine_pl.slicing.layout import MatrixLayout
 from slicefine_pl.slicing.lr_scale import lr_scale_at
@@ -243,8 +244,16 @@ class DirectionCursor(SliceCursor):
             "score": None if slice_.score is None else slice_.score.cpu().clone(),
             "tokens": None if slice_.tokens is None else slice_.tokens.cpu().clone(),
             "values": [each.cpu().clone() for each in full_tensors(list(slice_.parameters()))],
-            "remainder": self._remainder(),
+            **self._added(),
         }
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        if state["merged"] is None or sum_of_bits(self._matrix(self._stored())) == state["merged"]:
+            return
+        raise ValueError(
+            f"The weight of {self._name} is not the one with which the slices were saved, so that their change cannot"
+            " be taken out of it; load the network's state_dict of the same checkpoint first, and each once."
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.moves = state["moves"]
@@ -260,16 +269,24 @@ class DirectionCursor(SliceCursor):
         else:
             self._take_out(Remainder(*state["remainder"]))
 
-    def _remainder(self) -> tuple[Tensor, ...] | None:
-        """What taking the change out of a saved weight does not give back; ``None`` if it stays in the weight."""
+    def _added(self) -> dict[str, Any]:
+        """What a state contains of a change that the saved weight contains, and the layer adds to its output.
+
+        ``remainder`` is what taking the change out of that weight does not give back, ``None`` if it stays in the
+        weight; ``merged`` is the sum over the weight's bits, ``None`` if there is no change.
+        """
         if not self.slice_.adds_to_output:
-            return None
-        layer, layout = self.layer, self.slice_.layout
-        before, merged = (
-            layout.view(full_tensors([each])[0]) for each in (self._stored(), layer.slicefine_merged(layout.parameter))
-        )
+            return {"remainder": None, "merged": None}
+        parameter = self.slice_.layout.parameter
+        before, merged = (self._matrix(each) for each in (self._stored(), self.layer.slicefine_merged(parameter)))
         [lines] = gather_lines([self.slice_])
-        return tuple(each.cpu() for each in Remainder.of(before, merged, lines, self.slice_.directions))
+        remainder = Remainder.of(before, merged, lines, self.slice_.directions)
+        bits = sum_of_bits(merged) if lines.any() else None
+        return {"remainder": tuple(each.cpu() for each in remainder), "merged": bits}
+
+    def _matrix(self, stored: Tensor) -> Tensor:
+        """The whole matrix, shape ``(O, I)``, in a parameter that may be sharded."""
+        return self.slice_.layout.view(full_tensors([stored])[0])
 
     def _take_out(self, remainder: Remainder) -> None:
         """Take the change out of the weight, which was saved with it, because the layer adds it to its output."""

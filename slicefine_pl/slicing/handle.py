@@ -312,6 +312,12 @@ class SliceHandle:
         """
         if self.closed:
             return
+        if lost := [name for name, cursor in self._opened.items() if cursor.loses_change()]:
+            warnings.warn(
+                f"What {lost[0]} learned since the last move is lost: where FSDP2 shards weights, call handle.merge()"
+                " before handle.close(), in every process.",
+                stacklevel=2,
+            )
         for layer in self._layers.values():
             close_layer(layer)
         self.closed = True
@@ -337,8 +343,8 @@ class SliceHandle:
 
         Raises:
             ValueError: The saved slices have other names, another order, other shapes, or another ``lr_scale`` or
-                ``basis``; other parameters were trained in full; or an earlier version saved them. Nothing is changed
-                then.
+                ``basis``; other parameters were trained in full; an earlier version saved them; or, for slices along
+                directions of half-precision weights, the weights were not restored. Nothing is changed then.
         """
         if missing := [what for what in (*self._identity(), "base") if state.get(what) is None]:
             raise ValueError(
@@ -353,6 +359,8 @@ class SliceHandle:
                     f"The saved slices do not fit this network: {what} differ in {_difference(saved, present)}."
                     " Use the targets, also_train, rank, lr_scale and basis of the run that was saved."
                 )
+        for name, cursor in self._cursors.items():
+            cursor.check_state(state["slices"][name])
         for name, cursor in self._cursors.items():
             cursor.load_state_dict(state["slices"][name])
         self._record.load_state_dict(state["base"])

@@ -186,3 +186,27 @@ def test_a_move_does_not_compile_again():
             graphs = counter.frame_count
     assert counter.frame_count == graphs
     torch.testing.assert_close(compiled(x), net(x), rtol=0.02, atol=0.02)
+
+
+def test_a_state_without_its_weights_is_refused():
+    """The change would be taken out of weights that do not contain it."""
+    net, twin = network(torch.bfloat16), network(torch.bfloat16)
+    handle, again = (slice_trunk(each, basis="random", slice_dtype="float32") for each in (net, twin))
+    train(net, optim.SGD(trainable(net), 0.02), range(3))
+    weights, saved = copy.deepcopy((net.state_dict(), handle.state_dict()))
+    twin.load_state_dict(weights)
+    again.load_state_dict(saved)
+    for opened, own in ((again, twin), (handle, net)):  # a second time, and without the network's state
+        with pytest.raises(ValueError, match="is not the one with which the slices were saved"):
+            opened.load_state_dict(saved)
+        assert all(torch.equal(value, weights[name]) for name, value in own.state_dict().items())
+
+
+def test_a_change_that_closing_would_lose_is_reported():
+    net = network(torch.bfloat16)
+    handle = slice_trunk(net, basis="random", slice_dtype="float32")
+    handle.write_manually()
+    train(net, optim.SGD(trainable(net), 0.02), range(3))
+    net[0]._is_fsdp_managed_module = True  # FSDP2 marks modules in this way
+    with pytest.warns(UserWarning, match=r"What 0 learned since the last move is lost: .* call handle\.merge\(\)"):
+        handle.close()
