@@ -32,9 +32,10 @@ def shrink_checkpoint(checkpoint: dict[str, Any], net: nn.Module, file: SliceFil
         file: What was trained.
     """
     content, tensors = file.pack()
-    weights, own = checkpoint["state_dict"], stored_tensors(net)
-    rest = {name: value for name, value in weights.items() if plain_name(name) not in own}  # such as extra state
-    first = [name for name in weights if name not in rest and own[plain_name(name)].dim()][:1]
+    weights = checkpoint["state_dict"]
+    in_file = _names_in(file, net)
+    rest = {name: value for name, value in weights.items() if name not in in_file}  # such as extra state
+    first = [name for name in in_file if name in weights and weights[name].dim()][:1]
     # A wrong shape is an error, even with strict=False.
     checkpoint["state_dict"] = {name: torch.empty(0) for name in (HINT, *first)} | rest
     checkpoint[KEY] = {"content": content, "tensors": tensors}
@@ -66,7 +67,7 @@ def complete_checkpoint(checkpoint: dict[str, Any], module: nn.Module) -> None:
     if KEY not in checkpoint:
         return
     file = SliceFile.unpack(checkpoint[KEY]["content"], checkpoint[KEY]["tensors"])
-    tensors, names = _whole_tensors(module)
+    tensors = _whole_tensors(module)
     known = BaseLines.of(module)
     base = _in_types_of(file, tensors if known is None else known.restored(tensors))
     try:
@@ -82,25 +83,33 @@ def complete_checkpoint(checkpoint: dict[str, Any], module: nn.Module) -> None:
     changed = {*file.whole, *(each.parameter for each in file.lines)}
     trained = {name: tensor.clone() if name in changed else tensor for name, tensor in base.items()}
     put_in(trained, file)
-    saved = checkpoint["state_dict"]
-    rest = {name: value for name, value in saved.items() if name != HINT and plain_name(name) not in names}
-    order = list(module.state_dict())
-    weights = rest | {name: trained[names[plain_name(name)]] for name in order if plain_name(name) in names}
-    checkpoint["state_dict"] = {name: weights[name] for name in dict.fromkeys([*order, *rest]) if name in weights}
+    names = _names_in(file, module)
+    weights = {name: value for name, value in checkpoint["state_dict"].items() if name not in (HINT, *names)}
+    weights |= {name: trained[first] for name, first in names.items()}
+    order = dict.fromkeys([*module.state_dict(), *weights])
+    checkpoint["state_dict"] = {name: weights[name] for name in order if name in weights}
     del checkpoint[KEY]
 
 
-def _whole_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a module by their first name, and the first name of each name."""
-    reshard(module)
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """For each name of a tensor its first one: tied parameters have several."""
     first: dict[int, str] = {}
-    tensors, names = {}, {}
-    for name, tensor in stored_tensors(module).items():
-        if id(tensor) not in first:
-            first[id(tensor)] = name
-            tensors[name] = full_tensor(tensor)
-        names[name] = first[id(tensor)]
-    return tensors, names
+    return {name: first.setdefault(id(tensor), name) for name, tensor in stored_tensors(module).items()}
+
+
+def _whole_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module, each by its first name. A collective where they are sharded."""
+    reshard(module)
+    tensors = stored_tensors(module)
+    return {name: full_tensor(tensors[name]) for name, first in _first_names(module).items() if name == first}
+
+
+def _names_in(file: SliceFile, module: nn.Module) -> dict[str, str]:
+    """The names in a module's state dict of what a file determines, and the first name of each tensor."""
+    determined = {*file.whole, *file.base_tensors().values(), *(each.parameter for each in file.lines)}
+    first = _first_names(module)
+    found = ((name, first.get(plain_name(name), "")) for name in module.state_dict())
+    return {name: tensor for name, tensor in found if tensor in determined}
 
 
 def _in_types_of(file: SliceFile, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from transformers.pytorch_utils import Conv1D
 
 from slicefine_pl import FullyShardedStrategy, SliceFineCallback, SparsityCallback, complete_checkpoint
+from slicefine_pl.modules.fine_tuning import FineTuningModule
 
 LAST = "step=15.ckpt"
 
@@ -290,6 +291,31 @@ def test_load_from_checkpoint(runs):
         Module.load_from_checkpoint(path, seed=1)
 
 
+class Ours(FineTuningModule):
+    """A module of the package, which needs no line."""
+
+    def __init__(self, seed=0):
+        super().__init__(lr=0.01)
+        self.save_hyperparameters()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.trunk, self.head_ = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)), nn.Linear(5, 3)
+
+    def write_files(self, folder):
+        raise NotImplementedError
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.head_(self.trunk(batch[0])), batch[1])
+
+
+def test_modules_of_the_package_load_a_checkpoint_of_slices(tmp_path):
+    train(tmp_path, module := Ours(), "slices", also_train="head_")
+    found = Ours.load_from_checkpoint(tmp_path / "step=10.ckpt", weights_only=True)
+    assert_same(dict(found.state_dict()), dict(module.state_dict()))
+    with pytest.raises(ValueError, match=r"trunk\.0\.weight has other values"):
+        Ours.load_from_checkpoint(tmp_path / "step=10.ckpt", weights_only=True, seed=1)
+
+
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
 def test_other_stages_load_a_checkpoint_of_slices(verb, runs):
     """With the callback any module does, without it the module needs its line."""
@@ -375,6 +401,19 @@ def test_a_file_of_weights_alone_contains_the_whole_model(tmp_path):
     callback = SliceFineCallback(**resumable.SETTINGS, checkpoint="slices")
     quiet(callback, ModelCheckpoint(tmp_path, "a", save_weights_only=True), max_epochs=1).fit(Plain(), data())
     Plain.load_from_checkpoint(tmp_path / "a.ckpt")
+
+
+class Late(Callback):
+    """Add a buffer after the slices were opened."""
+
+    def on_train_start(self, trainer, pl_module):
+        pl_module.register_buffer("late", torch.arange(4.0))
+
+
+def test_what_the_slices_were_opened_without_is_saved_whole(tmp_path):
+    callback = SliceFineCallback(**resumable.SETTINGS, checkpoint="slices")
+    quiet(callback, Late(), ModelCheckpoint(tmp_path, "a"), max_epochs=1).fit(module := Plain(), data())
+    assert_same(completed(tmp_path / "a.ckpt")["state_dict"], dict(module.state_dict()))
 
 
 class Clamp(Callback):
