@@ -2,6 +2,7 @@
 
 import copy
 import math
+from datetime import date
 from functools import partial
 
 import pytest
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from slicefine_pl import SliceFineCallback
 from slicefine_pl.callbacks import KernelDrift, SliceMap
-from slicefine_pl.slicing import slice_model
+from slicefine_pl.slicing import apply_slices, slice_model
 
 
 class Watch(Callback):
@@ -252,6 +253,20 @@ def test_a_second_fit_continues_the_first():
     run.fit_loop.max_epochs = 2
     run.fit(module, loader())
     assert twice.places == once.places
+
+
+def test_a_slice_file_contains_the_run_and_the_module_settings(tmp_path):
+    """Also those that JSON cannot store, as far as it can."""
+    module, callback = Module(), SliceFineCallback(**SETTINGS, interval=3)
+    with pytest.raises(RuntimeError, match="Nothing was trained with this callback yet"):
+        callback.save(tmp_path / "a.safetensors")
+    module.save_hyperparameters({"width": 8, "started": date(2026, 1, 2), "table": {(1, 2): 3}})
+    base = copy.deepcopy(module)
+    trainer(callback).fit(module, loader())
+    callback.save(tmp_path / "a.safetensors", "some/base")
+    applied = apply_slices(base, tmp_path / "a.safetensors")
+    assert_equal(base, module)
+    assert applied.file.extra["hyper_parameters"] == {"width": 8, "started": None, "table": {}}
 
 
 def test_a_new_trainer_starts_from_zero_with_the_same_callback():

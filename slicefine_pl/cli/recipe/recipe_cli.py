@@ -16,6 +16,7 @@ from slicefine_pl.cli.recipe.recipe_arguments import RecipeArguments
 from slicefine_pl.cli.recipe.result import print_result
 from slicefine_pl.cli.recipe.run_folder import RunFolder
 from slicefine_pl.cli.recipe.run_report import RunReport
+from slicefine_pl.files.atomic import warn_on_error
 from slicefine_pl.strategy import FullyShardedStrategy
 from slicefine_pl.trainer_callbacks import trainer_callbacks
 
@@ -110,8 +111,11 @@ class RecipeCLI(RecipeArguments):
             return None
         if callback.settings()["basis"] != "standard":
             return None
-        callback.save(path, getattr(self.model, "backbone", ""))
-        return path
+        path.unlink(missing_ok=True)  # of an earlier run with the same version
+        with warn_on_error(path, (OSError, ValueError)):  # frozen weights changed: averages round them, for example
+            callback.save(path, getattr(self.model, "backbone", ""))
+            return path
+        return None
 
     def _export(self, best: str, folder: Path) -> Path | None:
         """Export the trained module; ``None`` if it has no ``export``."""

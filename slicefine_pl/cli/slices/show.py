@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         "package version": file.package_version,
         "size in bytes": arguments.file.stat().st_size,
         "settings": file.settings,
+        "extra": file.extra,
     }
     if arguments.json:
         print(json.dumps({**facts, "lines": lines, "whole": whole}, indent=1))

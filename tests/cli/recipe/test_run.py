@@ -178,6 +178,21 @@ def test_without_a_test_split_the_table_shows_validation_under_its_own_name(reci
     assert refused("test", "--ckpt_path", "runs/t/version_0/checkpoints/best.ckpt").endswith("'d' has no test split")
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_slice_file_lies_beside_the_export_if_slices_explain_the_network(recipe, recwarn, monkeypatch, changed):
+    """Some callbacks change frozen weights: a fit without a slice file is no failure."""
+
+    def change(self, outputs, batch, batch_idx):
+        next(self.parameters()).data.mul_(0.5 if changed else 1)
+
+    monkeypatch.setattr(TextClassifier, "on_train_batch_end", change)
+    recipe("fit", "--slicefine", "SliceFineCallback", "--slicefine.rank", "2")
+    folder = Path("runs/t/version_0")
+    assert (folder / "slices.safetensors").is_file() != changed
+    assert (folder / "export" / "model.safetensors").is_file()
+    assert any("slices.safetensors was not written" in str(each.message) for each in recwarn) == changed
+
+
 def test_a_fixed_version_can_be_run_twice(recipe):
     for rate in ("0.01", "0.02"):
         recipe("fit", "--trainer.logger.init_args.version", "same", "--trainer.max_epochs", "1", "--model.lr", rate)
