@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 MODULUS = 1 << 64
-# Each dimension's index is multiplied by an odd number, so that entries cannot be exchanged.
-FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5, 0x85EBCA77C2B2AE63)
+# An entry's factor is the product of one number for each of its indices. A factor that is linear in the indices would
+# not tell one permutation matrix from another.
+SEEDS = (0x1E3779B97F4A7C15, 0x42B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5, 0x05EBCA77C2B2AE63)
 BLOCK = 1 << 16  # entries
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an entry
 
@@ -64,18 +65,22 @@ def sum_of_bits(values: Tensor, positions: dict[int, Tensor] | None = None) -> i
     bits = values.detach().view(INTEGERS[values.dtype.itemsize])
     if not bits.dim():
         return int(bits) % MODULUS
-    firsts, others = [], [torch.zeros(size, dtype=torch.int64, device=bits.device) for size in bits.shape[1:]]
+    indices = ((positions or {}).get(dim, torch.arange(size)) for dim, size in enumerate(bits.shape))
+    first, *others = (_factors(dim, each).to(bits.device) for dim, each in enumerate(indices))
+    sums = []
     for block in _blocks(bits):
-        wide = block.to(torch.int64)
-        firsts.append(wide.flatten(1).sum(1) if wide.dim() > 1 else wide)
-        for dim, sums in enumerate(others, start=1):
-            sums += wide.sum([each for each in range(wide.dim()) if each != dim])
-    by_index = [torch.cat(firsts), *others]  # sums over all entries with the same index, for each dimension
-    total = int(by_index[0].sum())
-    for dim, sums in enumerate(by_index):
-        index = (positions or {}).get(dim, torch.arange(len(sums))).to(sums.device)
-        total += FACTORS[dim] * int((sums * index).sum())
-    return total % MODULUS
+        for factors in reversed(others):
+            block = (block * factors).sum(-1)  # int64, which wraps around
+        sums.append(block)
+    return int((torch.cat(sums) * first).sum()) % MODULUS
+
+
+def _factors(dim: int, index: Tensor) -> Tensor:
+    """Odd numbers without a pattern, one for each index along a dimension, int64."""
+    mixed = (index + 1) * SEEDS[dim]
+    for _ in range(2):
+        mixed = (mixed ^ (mixed >> 29)) * SEEDS[-1]
+    return mixed | 1
 
 
 def _plain_tensors(values: Tensor) -> Iterator[Tensor]:

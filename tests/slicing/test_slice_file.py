@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from slicefine_pl.slicing import SliceFile, SliceTasks, apply_slices, slice_file, slice_model
 from slicefine_pl.slicing.applied import take_out
+from slicefine_pl.slicing.fingerprint import Fingerprint
 
 
 class Everything(nn.Module):
@@ -319,6 +320,28 @@ def test_frozen_tensors_may_have_any_form(frozen, tmp_path):
     other = Frozen(lambda: torch.zeros_like(frozen()))
     with pytest.raises(ValueError, match="frozen has other values than the base model"):
         apply_slices(other, tmp_path / "a.safetensors")
+
+
+def carried(matrix):
+    """Other last bits at the corners of a rectangle: the sums along rows and columns stay the same."""
+    bits = matrix.clone().view(torch.int32)
+    bits[:2, :2] += torch.tensor([[1, -1], [-1, 1]])
+    return bits.view(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "other"),
+    [
+        (torch.eye(6), torch.eye(6).flip(0)),
+        (torch.eye(6) == 1, torch.eye(6).roll(1, 0) == 1),
+        (torch.eye(6, dtype=torch.int64), torch.eye(6, dtype=torch.int64).roll(2, 0)),
+        (torch.ones(6, 6), carried(torch.ones(6, 6))),
+    ],
+    ids=["permutations", "masks", "integers", "last bits"],
+)
+def test_matrices_with_equal_sums_are_told_apart(matrix, other):
+    assert not Fingerprint.of(matrix).fits(other)
+    assert Fingerprint.of(matrix).fits(matrix.t().contiguous().t())
 
 
 def test_tasks_with_different_heads_are_exchanged(tmp_path):
