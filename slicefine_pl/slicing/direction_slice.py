@@ -221,8 +221,8 @@ class DirectionCursor(SliceCursor):
             self._warned = True
             seen = {"gradient": "gradient", "pca": "inputs"}[self._settings.basis]  # random directions have no sketch
             warnings.warn(
-                f"The {seen} of {self._name} showed {found} directions since the last move, and rank={rank} takes as"
-                " many: the others are random. A smaller rank or a longer interval avoids this. A network that reads"
+                f"The {seen} of {self._name} showed {found} directions since the last move, fewer than rank={rank}: the"
+                " others are random. A smaller rank or a longer interval avoids this. A network that reads"
                 " the weight without calling the layer shows no inputs.",
                 stacklevel=4,
             )

@@ -191,7 +191,7 @@ class SliceHandle:
     ) -> SliceFile:
         """Write what was trained to a slice file; also after :meth:`close`, as long as the network stays as it is.
 
-        The file contains the visited lines, and the parameters that were trained whole. :func:`apply_slices` makes the
+        The file contains the trained lines, and the parameters that were trained whole. :func:`apply_slices` makes the
         base model equal to the trained one, bit for bit. Where FSDP2 shards weights, every process calls this.
 
         Args:

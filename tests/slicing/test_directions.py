@@ -328,7 +328,7 @@ def test_what_directions_cannot_do_is_refused(settings, message):
 def test_too_few_directions_are_completed_by_random_ones_with_one_warning(basis):
     net = network()
     handle = open_slices(net, basis, targets="^0$")
-    with pytest.warns(UserWarning, match=rf"showed 0 directions since the last move, and rank={R} takes as many"):
+    with pytest.warns(UserWarning, match=rf"showed 0 directions since the last move, fewer than rank={R}: the"):
         [view] = handle.move()
     assert view.scale == I / R
     space = torch.randn(I, 1, dtype=torch.float64)
