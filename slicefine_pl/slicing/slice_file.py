@@ -9,7 +9,8 @@ entry, because safetensors stores several in any order. The hash is that of the 
   ``index``, ``values`` and perhaps ``base``
 - ``whole``: names of the parameters and buffers that are stored whole, under these names; ``whole_base``: those of
   which the base's values are stored as well, under the name followed by ``.base``
-- ``base``: fingerprints of the base's tensors, ``[type, shape, bits, norm]`` by name
+- ``base``: fingerprints of the base's tensors, ``[type, shape, bits, norm]`` by name; ``tied``: the first name of each
+  parameter that has several, by the others
 
 A matrix (O, I, ...) is the parameter, narrowed to ``rows`` = [first, count] if that is not null, with its dimensions
 permuted to ``order``. Columns are stored as (O, n, ...), rows as (n, I, ...), with their indices (n,) beside them.
@@ -97,6 +98,7 @@ class SliceFile:
         settings: The settings of the slices.
         extra: Plain values for the code that builds the network, such as the names of the classes.
         package_version: Version of the package that wrote the file.
+        tied: For each further name of a parameter that has several, the first, under which it is stored.
     """
 
     lines: list[SavedLines]
@@ -107,6 +109,7 @@ class SliceFile:
     whole_base: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     package_version: str = ""
+    tied: dict[str, str] = field(default_factory=dict)
 
     def write(self, path: str | Path) -> Path:
         """Write the file: a process that is killed meanwhile leaves the old file or none.
@@ -137,6 +140,7 @@ class SliceFile:
             "base_model": self.base_model,
             "settings": self.settings,
             "extra": self.extra,
+            "tied": self.tied,
             "lines": entries,
             "whole": sorted(self.whole),
             "whole_base": sorted(self.whole_base),
@@ -223,9 +227,10 @@ class SliceFile:
             base = {str(name): _parse_fingerprint(*values) for name, values in content["base"].items()}
             settings, extra = dict(content["settings"]), dict(content["extra"])
             base_model, package = str(content["base_model"]), str(content["package_version"])
+            tied = {str(name): str(first) for name, first in content["tied"].items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"has damaged metadata ({type(error).__name__}: {error}).") from None
-        found = cls(lines, whole, base, base_model, settings, whole_base, extra, package)
+        found = cls(lines, whole, base, base_model, settings, whole_base, extra, package, tied)
         found._check(tensors)
         return found
 
@@ -262,6 +267,7 @@ class SliceFile:
         Raises:
             ValueError: Something is missing, has another shape or type, or has other values.
         """
+        self._check_tied(tensors)
         stored = self.base_tensors()
         self._check_names(tensors, stored.values())
         matrices = {each.name: each for each in self.lines}
@@ -271,6 +277,17 @@ class SliceFile:
             if not expected.fits(part):
                 difference = self._difference(name, Fingerprint.of(part), expected)
                 raise ValueError(f"{difference}{self._named_base()}.")
+
+    def _check_tied(self, tensors: Mapping[str, Tensor]) -> None:
+        trained = {*self.whole, *(each.parameter for each in self.lines)}
+        for name, first in self.tied.items():
+            own, shared = tensors.get(name), tensors.get(first)
+            if own is None or shared is None or own is shared:
+                continue
+            if first in trained or not torch.equal(own, shared):
+                raise ValueError(
+                    f"{name} is not tied to {first} here, and was in training; tie them first{self._named_base()}."
+                )
 
     def check_shapes(self, net: Tensors) -> Mapping[str, Tensor]:
         """Check that a network has the matrices of this file; returns its tensors by name.

@@ -109,8 +109,18 @@ class TrainingRecord:
                 whole[name.removeprefix(prefix)] = _full(tensors[name])
             else:
                 raise ValueError(f"{name} is frozen, and has changed. {NO_FILE}")
-        file = SliceFile(lines, whole, prints, base_model, self._settings, {}, dict(extra or {}), __version__)
+        settings, more, tied = self._settings, dict(extra or {}), _tied(tensors, prefix)
+        file = SliceFile(lines, whole, prints, base_model, settings, {}, more, __version__, tied)
         return file if base is None else _with_base(file, stored_tensors(base))
+
+
+def _tied(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
+    """For each further name of a tensor, its first name; names without the prefix."""
+    first, tied = dict[int, str](), dict[str, str]()
+    for name, tensor in tensors.items():
+        if name.startswith(prefix) and first.setdefault(id(tensor), name) != name:
+            tied[name.removeprefix(prefix)] = first[id(tensor)].removeprefix(prefix)
+    return tied
 
 
 def _with_base(file: SliceFile, base: Mapping[str, Tensor]) -> SliceFile:

@@ -322,6 +322,35 @@ def test_frozen_tensors_may_have_any_form(frozen, tmp_path):
         apply_slices(other, tmp_path / "a.safetensors")
 
 
+class Tied(nn.Module):
+    """An output layer that shares the weight of the embedding, or one of its own."""
+
+    def __init__(self, tied=True, equal=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.linear, self.out = nn.Embedding(20, 6), nn.Linear(6, 6), nn.Linear(6, 20, bias=False)
+        if equal:
+            self.out.weight = self.words.weight if tied else nn.Parameter(self.words.weight.detach().clone())
+
+    def forward(self, tokens):
+        return self.out(self.linear(self.words(tokens)))
+
+
+@pytest.mark.parametrize("also_train", [[], ["words"]], ids=["frozen", "trained"])
+def test_weights_that_were_tied_must_be_tied(also_train, tmp_path):
+    net = Tied()
+    train(net, targets=["linear"], also_train=also_train).save(tmp_path / "a.safetensors")
+    base = Tied()
+    apply_slices(base, tmp_path / "a.safetensors").remove()
+    assert_same(base, Tied())
+    for equal in (False, True):
+        if equal and not also_train:  # nothing depends on it
+            apply_slices(Tied(tied=False), tmp_path / "a.safetensors")
+            continue
+        with pytest.raises(ValueError, match=r"out\.weight is not tied to words\.weight here, and was in training"):
+            apply_slices(Tied(tied=False, equal=equal), tmp_path / "a.safetensors")
+
+
 def carried(matrix):
     """Other last bits at the corners of a rectangle: the sums along rows and columns stay the same."""
     bits = matrix.clone().view(torch.int32)
