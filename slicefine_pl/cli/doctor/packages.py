@@ -8,7 +8,12 @@ from slicefine_pl import __version__
 from slicefine_pl.cli.doctor.finding import LIBRARY_ERRORS, Finding, Verdict, first_line
 from slicefine_pl.optional import OPTIONAL
 
-REQUIRED = ("torch", "lightning", "torchmetrics")  # each package has the same name on the registry and in Python
+REQUIRED = (
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "safetensors",
+)  # each package has the same name on the registry and in Python
 
 
 def check_packages() -> list[Finding]:

@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from slicefine_pl.modules import TextClassifier
+from slicefine_pl.slicing import SliceFile
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet")]
 
@@ -36,7 +37,7 @@ def table(output):
     rows = output.partition("\nResult")[2].split("\n\n")[0].splitlines()[2:]
     pairs = (re.split(r" {2,}", row, maxsplit=1) for row in rows)
     return {name: re.sub(r"\d+ s\b", "", value).strip() for name, value in pairs
-            if "checkpoint" not in name and "exported" not in name}  # fmt: skip
+            if not re.search("checkpoint|exported|file", name)}  # fmt: skip
 
 
 def test_the_best_of_the_first_part_is_tested_exported_and_reported(recipe, capsys, falling, monkeypatch):
@@ -70,6 +71,11 @@ def test_the_best_of_the_first_part_is_tested_exported_and_reported(recipe, caps
     exports = [load_file(folder / "export" / "model.safetensors") for folder in (one, other)]
     saved = [torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True) for folder in (one, other)]
     assert saved[0]["global_step"] == saved[1]["global_step"] == 6
+    files = [SliceFile.read(folder / "slices.safetensors") for folder in (one, other)]
+    assert [each.name for each in files[0].lines] == [each.name for each in files[1].lines]
+    for ours, theirs in zip(files[0].lines, files[1].lines, strict=True):
+        assert torch.equal(ours.index, theirs.index)
+        assert torch.equal(ours.values, theirs.values)
     for pair in (exports, [each["state_dict"] for each in saved]):
         assert all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0])
 

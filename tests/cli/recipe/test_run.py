@@ -37,7 +37,7 @@ def test_fit_tests_exports_and_reports_then_predicts_from_both(recipe, capsys):
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert (saved["model"]["lr"], saved["trainer"]["max_epochs"]) == (0.01, 2)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "checkpoints", "config.yaml", "export", "hparams.yaml", "metrics.csv",
+        "checkpoints", "config.yaml", "export", "hparams.yaml", "metrics.csv", "slices.safetensors",
     ]  # fmt: skip
 
     Path("lines.txt").write_text("good film\nbad film movie\n")
