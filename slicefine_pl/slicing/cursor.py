@@ -203,7 +203,7 @@ class SliceCursor:
         }
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Check that the weight is the one with which a state was saved, where the state is no use without it.
+        """Check that the weight is the one with which a state was saved, where the state depends on it.
 
         Raises:
             ValueError: It is another one.

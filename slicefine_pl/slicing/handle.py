@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from slicefine_pl.arguments import check_choice
 from slicefine_pl.network.names import NamePatterns
@@ -159,12 +159,11 @@ class SliceHandle:
             names: Names of the slices to write; ``None`` writes all.
         """
         cursors = [self._cursors[name] for name in self._chosen(names)]
-        written = [cursor for cursor in cursors if not cursor.slice_.adds_to_output]
-        reshard(self._net)
-        for cursor, lines in zip(written, gather_lines([cursor.slice_ for cursor in written]), strict=True):
+        for cursor, lines in self._gathered(cursor for cursor in cursors if not cursor.slice_.adds_to_output):
             cursor.write(lines)
         for cursor in cursors:
-            cursor.count_visit()
+            if cursor.slice_.adds_to_output:
+                cursor.count_visit()
 
     def merge(self, names: Iterable[str] | None = None) -> None:
         """Add to the stored weights what layers add to their output until a move.
@@ -176,10 +175,14 @@ class SliceHandle:
             names: Names of the slices to merge; ``None`` merges all.
         """
         cursors = [self._cursors[name] for name in self._chosen(names)]
-        merged = [cursor for cursor in cursors if cursor.slice_.adds_to_output]
-        reshard(self._net)
-        for cursor, lines in zip(merged, gather_lines([cursor.slice_ for cursor in merged]), strict=True):
+        for cursor, lines in self._gathered(cursor for cursor in cursors if cursor.slice_.adds_to_output):
             cursor.merge(lines)
+
+    def _gathered(self, cursors: Iterable[SliceCursor]) -> Iterator[tuple[SliceCursor, Tensor]]:
+        """Slices with their whole lines; one collective for all of a type where weights are sharded."""
+        chosen = list(cursors)
+        reshard(self._net)
+        return zip(chosen, gather_lines([cursor.slice_ for cursor in chosen]), strict=True)
 
     def save(
         self,

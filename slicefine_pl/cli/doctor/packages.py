@@ -8,12 +8,8 @@ from slicefine_pl import __version__
 from slicefine_pl.cli.doctor.finding import LIBRARY_ERRORS, Finding, Verdict, first_line
 from slicefine_pl.optional import OPTIONAL
 
-REQUIRED = (
-    "torch",
-    "lightning",
-    "torchmetrics",
-    "safetensors",
-)  # each package has the same name on the registry and in Python
+# Each package has the same name on the registry and in Python.
+REQUIRED = ("torch", "lightning", "torchmetrics", "safetensors")
 
 
 def check_packages() -> list[Finding]:

@@ -101,7 +101,7 @@ class RecipeArguments(LightningCLI):
         given.pop("slices", None)
         self._given = given
         super()._parse_ckpt_path()
-        if self._slices is not None:  # the data module is told the backbone
+        if self._slices is not None:  # before parsing ends, because data takes the backbone's name from here
             saved = cast("Any", self._model_class).settings_of_slices(self._slices)
             self.config = self.parser.parse_object({command: {"model": saved}}, self.config)
         if given:

@@ -180,7 +180,7 @@ def test_without_a_test_split_the_table_shows_validation_under_its_own_name(reci
 
 @pytest.mark.parametrize("changed", [False, True])
 def test_a_slice_file_lies_beside_the_export_if_slices_explain_the_network(recipe, recwarn, monkeypatch, changed):
-    """Some callbacks change frozen weights: a fit without a slice file is no failure."""
+    """Some callbacks change frozen weights: the fit succeeds without a slice file."""
 
     def change(self, outputs, batch, batch_idx):
         next(self.parameters()).data.mul_(0.5 if changed else 1)
