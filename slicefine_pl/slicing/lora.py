@@ -45,6 +45,11 @@ class LoraExport:
     num_bytes: int
     url: str | None = None
 
+    def __str__(self) -> str:
+        ranks = sorted(set(self.ranks.values()))
+        rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+        return f"{len(self.ranks)} modules, {rank}, {self.num_bytes / 1e6:.2f} MB"
+
 
 def export_lora(
     path: str | Path | SliceFile,

@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 
 from slicefine_pl.cli.errors import USER_ERRORS, message_of
+from slicefine_pl.cli.recipe.adapter import NoAdapterError
 from slicefine_pl.cli.recipe.run_report import RunReport
 from slicefine_pl.files.safe_load import describe_unpickling_error
 
@@ -28,7 +29,8 @@ def sentence(error: Exception, report: RunReport) -> str | None:
     """
     disk = isinstance(error, OSError) and (report.training_ended or error.errno in DISK_ERRORS)
     late = report.steps or (report.batches and isinstance(error, LIBRARY_ERRORS))
-    if os.environ.get("SLICEFINE_DEBUG") or (late and not disk):
+    expected = disk or isinstance(error, NoAdapterError)
+    if os.environ.get("SLICEFINE_DEBUG") or (late and not expected):
         return None
     message = describe(error)
     if isinstance(error, IsADirectoryError) and report.checkpoint and Path(report.checkpoint).is_dir():

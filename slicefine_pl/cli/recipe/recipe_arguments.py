@@ -9,6 +9,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_info
 
 from slicefine_pl.callbacks import SliceFineCallback, SparsityCallback
+from slicefine_pl.cli.recipe.adapter import ExportKind
 from slicefine_pl.cli.recipe.command_line import (
     clear_version,
     flag_value,
@@ -58,6 +59,12 @@ class RecipeArguments(LightningCLI):
         )
         parser.add_argument(
             "--score_before", type=bool, default=False, help="Whether fit tests the pretrained network before training."
+        )
+        parser.add_argument(
+            "--export",
+            type=ExportKind,
+            default="model",
+            help="What fit writes beside the slice file: the trained model, or a LoRA adapter for peft.",
         )
         if hasattr(self._model_class, "from_slices"):
             parser.add_argument(

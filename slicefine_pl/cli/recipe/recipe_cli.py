@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from slicefine_pl.callbacks.slice_map import SliceMap
 from slicefine_pl.callbacks.slicefine import slicefine_of
 from slicefine_pl.callbacks.support.parameter_table import use_parameter_table
+from slicefine_pl.cli.recipe.adapter import check_adapter, write_adapter
 from slicefine_pl.cli.recipe.best_checkpoint import best_path, monitor_first_metric
 from slicefine_pl.cli.recipe.preflight import check_output_folder
 from slicefine_pl.cli.recipe.recipe_arguments import RecipeArguments
@@ -61,6 +62,9 @@ class RecipeCLI(RecipeArguments):
 
     def before_fit(self) -> None:
         """Check and claim the output folder; score the pretrained network if requested."""
+        if self._exports_adapter:
+            slicefine, sparsity = (self._get(self.config_init, name) for name in ("slicefine", "sparsity"))
+            check_adapter(self.model, slicefine, sparsity is not None, self._sharded)
         size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
         needed = 4 * size  # best and last checkpoint, export, and one being written
         check_output_folder(self._folder.path, needed, FOLDER_SETTING)
@@ -97,12 +101,15 @@ class RecipeCLI(RecipeArguments):
         [scores] = self._evaluate(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
         folder = self._folder.path / "export"  # a collective call: all processes read it
         if self.trainer.is_global_zero:
-            exported, slices = None, None
+            exported, slices, adapter = None, None, None
             try:
-                exported = self._export(best, folder)
+                if not self._exports_adapter:
+                    exported = self._export(best, folder)
                 slices = self._save_slices(self._folder.path / "slices.safetensors")
+                if self._exports_adapter and slices is not None:
+                    adapter = write_adapter(self.model, slices, self._folder.path / "lora")
             finally:  # scores and checkpoints are shown even if the export fails
-                print_result(self.trainer, self.model, scores, best, exported, slices)
+                print_result(self.trainer, self.model, scores, best, exported, slices, adapter)
 
     def _save_slices(self, path: Path) -> Path | None:
         """Write what the slices learned; ``None`` if there are none, or if a file of lines cannot contain it."""
@@ -140,6 +147,10 @@ class RecipeCLI(RecipeArguments):
     def _evaluate(self) -> Any:
         """The trainer's ``test``, or ``validate`` if the data have no test split, so that scores keep their names."""
         return self.trainer.test if getattr(self.datamodule, "has_test", True) else self.trainer.validate
+
+    @property
+    def _exports_adapter(self) -> bool:
+        return bool(self.config.fit.export == "lora")
 
     @property
     def _sharded(self) -> bool:

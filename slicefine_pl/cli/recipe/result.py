@@ -7,7 +7,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from slicefine_pl.callbacks.linear_probe import LinearProbe
+from slicefine_pl.cli.recipe.adapter import adapter_example
 from slicefine_pl.cli.recipe.run_report import RunReport
+from slicefine_pl.slicing import LoraExport
 from slicefine_pl.text_table import text_table
 from slicefine_pl.trainer_callbacks import trainer_callbacks
 
@@ -19,8 +21,9 @@ def print_result(
     best: str,
     exported: Path | None,
     slices: Path | None,
+    adapter: LoraExport | None = None,
 ) -> None:
-    """Print the table, and Python code that loads the exported model without this package.
+    """Print the table, and Python code that loads the exported model or adapter without this package.
 
     Args:
         trainer: Trainer with a ``RunReport`` among its callbacks.
@@ -29,6 +32,7 @@ def print_result(
         best: Path of that checkpoint; empty if none was written.
         exported: Folder of the exported model, if there is one.
         slices: The slice file, if there is one.
+        adapter: The LoRA adapter, if one was written.
     """
     callbacks = trainer_callbacks(trainer)
     probes = [each for each in callbacks if isinstance(each, LinearProbe) and "test" in each.scores]
@@ -48,8 +52,9 @@ def print_result(
         ("trained parameters", f"{report.trainable:,} at a time, of {total:,} ({report.trainable / total:.2%})"),
         ("training", f"{report.seconds:.0f} s, {steps}"),
         ("best checkpoint", best or "none"),
-        ("exported model", str(exported or "none")),
+        *([("exported model", str(exported or "none"))] if adapter is None else []),
         *([] if slices is None else [("slice file", f"{slices}   ({slices.stat().st_size / 1e6:.1f} MB)")]),
+        *([] if adapter is None else [("LoRA adapter", f"{adapter.folder}   ({adapter})")]),
     ]
     print("\n" + text_table(("Result", ""), [rows]))
     for probe in probes:  # of their metrics, accuracy and correlation, more is better
@@ -61,3 +66,5 @@ def print_result(
     if exported is not None:
         example: Any = getattr(module, "example")  # noqa: B009  (a module that has export has it)
         print(f"\nUse it without this package:\n\n{example(exported)}")
+    if adapter is not None:
+        print(f"\nUse it with peft:\n\n{adapter_example(type(module), slices, adapter.folder)}")

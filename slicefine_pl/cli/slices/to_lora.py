@@ -44,9 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         leave_out=arguments.leave_out,
         push=arguments.push,
     )
-    ranks = sorted(set(export.ranks.values()))
-    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    print(f"{arguments.out}: {len(export.ranks)} modules, {rank}, {export.num_bytes / 1e6:.2f} MB.")
+    print(f"{arguments.out}: {export}.")
     if export.lost:
         print(f"With this rank, {export.total_lost:.1%} of the change is lost (relative Frobenius norm).")
     if export.left_out:

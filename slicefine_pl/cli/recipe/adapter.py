@@ -1,0 +1,69 @@
+"""``fit --export lora``: a LoRA adapter in place of the whole trained model."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule
+
+from slicefine_pl.callbacks import SliceFineCallback
+from slicefine_pl.slicing import LoraExport, export_lora
+
+ExportKind = Literal["model", "lora"]
+
+
+class NoAdapterError(ValueError):
+    """peft cannot express what was trained. The slice file contains it."""
+
+
+def check_adapter(module: LightningModule, slices: SliceFineCallback | None, pruned: bool, sharded: bool) -> None:
+    """Check, before training, that the result can be an adapter.
+
+    Args:
+        module: The module before training.
+        slices: The callback that slices it, if there is one.
+        pruned: Whether the run prunes.
+        sharded: Whether weights are sharded.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    reasons = {
+        f"{type(module).__name__} has no from_slices()": not hasattr(module, "from_slices"),
+        "this run trains all weights": slices is None,
+        "this run prunes, which changes all weights": pruned,
+        "weights are sharded": sharded,
+        "the base has random weights, which nobody else has": getattr(module, "has_random_weights", False),
+    }
+    if found := [reason for reason, applies in reasons.items() if applies]:
+        raise ValueError(f"--export lora writes what slices train of a pretrained model, and {found[0]}; leave it out.")
+
+
+def write_adapter(module: Any, slices: Path, out: Path) -> LoraExport:
+    """Write a slice file as a LoRA adapter.
+
+    Args:
+        module: The module that was trained; the base is built again as it was built.
+        slices: The slice file.
+        out: Folder to write.
+
+    Raises:
+        NoAdapterError: peft cannot express what was trained.
+    """
+    module_class = type(module)
+    base = module_class(**module_class.settings_of_slices(slices)).model
+    try:
+        return export_lora(slices, base, out)
+    except ValueError as error:
+        command = f"slicefine to-lora {slices} {out} --store-whole"
+        raise NoAdapterError(f"{error} Nothing is lost: {command!r} stores such modules whole.") from None
+
+
+def adapter_example(module_class: type[LightningModule], slices: Path | None, folder: Path) -> str:
+    """Return Python code that loads an adapter with peft, onto the base as the module builds it."""
+    name = module_class.__name__
+    return (
+        "from peft import PeftModel\n"
+        f"from {module_class.__module__} import {name}\n"
+        f"base = {name}(**{name}.settings_of_slices({str(slices)!r})).model\n"
+        f"model = PeftModel.from_pretrained(base, {str(folder)!r}).eval()"
+    )
