@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn, optim
 from transformers.pytorch_utils import Conv1D
 
-from slicefine_pl.slicing import SavedLines, SliceFile, export_lora, slice_model
+from slicefine_pl.slicing import SavedLines, SliceFile, SliceTasks, export_lora, slice_model
 from slicefine_pl.slicing.low_rank import LineChanges
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -153,6 +153,26 @@ def test_the_tensors_are_those_that_peft_writes(maker, tmp_path):
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], values) for name, values in theirs.items())
     assert export.num_bytes == sum(each.nbytes for each in ours.values())
+
+
+@pytest.mark.parametrize("maker", [bert, gpt2, resnet])
+def test_two_tasks_are_switched_alike_as_slices_and_as_adapters(maker, tmp_path):
+    base, inputs, own = made(maker)
+    expected = {
+        "reviews": outputs(trained(base, inputs, tmp_path / "reviews", **own), inputs),
+        "tweets": outputs(trained(base, inputs, tmp_path / "tweets", rank=3, seed=1, **own), inputs),
+    }
+    assert error(expected["reviews"], expected["tweets"]) > 1e-3
+    for task in expected:
+        export_lora(tmp_path / task, base, tmp_path / f"{task}-lora")
+    tasks = SliceTasks(copy.deepcopy(base), {task: tmp_path / task for task in expected})
+    adapted = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "reviews-lora", adapter_name="reviews")
+    adapted.load_adapter(tmp_path / "tweets-lora", "tweets")
+    for task in ("reviews", "tweets", "reviews"):
+        adapted.set_adapter(task)
+        with tasks.using(task) as net:
+            assert torch.equal(outputs(net, inputs), expected[task])
+        assert error(outputs(adapted, inputs), expected[task]) < TOLERANCE[torch.float64]
 
 
 class Kinds(nn.Module):
