@@ -132,12 +132,12 @@ def _nothing_to_slice(selection: TargetSelection, ranks: list[int], settings: Ta
 
 def _head_notice(selection: TargetSelection, also_train: NamePatterns | None, heads: Iterable[Head]) -> str | None:
     """The notice that an output head stays frozen, or that no head was found."""
-    names = [head.name for head in heads]
+    found = list(heads)
     if also_train is not None:
-        trained = tuple(selection.fully_trained)
-        frozen = [head for head in names if not any(name.startswith(head + ".") for name in trained)]
+        trained = {id(parameter) for parameter in selection.fully_trained.values()}  # tied ones have other names
+        frozen = [head.name for head in found if trained.isdisjoint(map(id, head.module.parameters()))]
         return f"also_train={also_train!r} leaves the output head {shortlist(frozen)} frozen." if frozen else None
-    if names:
+    if found:
         return None
     last = [matrix.name for matrix in selection.chosen[-3:]]
     return (

@@ -339,8 +339,7 @@ def test_an_encoder_layer_of_torch_is_stored_whole(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings:UserWarning")  # peft's merge unties them
 def test_tied_weights_are_stored_for_each_module(tmp_path):
     base, inputs, _ = made(gpt2)
-    with pytest.warns(UserWarning, match="leaves the output head lm_head frozen"):
-        net = trained(base, inputs, tmp_path / "a.safetensors", targets=["mlp"], also_train="wte")
+    net = trained(base, inputs, tmp_path / "a.safetensors", targets=["mlp"], also_train="wte")
     export = export_lora(tmp_path / "a.safetensors", base, tmp_path / "adapter")
     assert export.saved == ["transformer.wte", "lm_head"]
     check(net, base, inputs, tmp_path / "adapter", 1e-12)

@@ -118,6 +118,14 @@ def test_patterns_that_leave_the_head_frozen_warn():
     assert "bert.embeddings.LayerNorm.weight" in handle.fully_trained
 
 
+def test_a_head_that_is_trained_under_another_name_does_not_warn():
+    net = bert("BertForMaskedLM")  # cls.predictions.decoder is tied to the embeddings
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        handle = slice_model(net, rank=2, also_train="word_embeddings")
+    assert handle.fully_trained["bert.embeddings.word_embeddings.weight"] is net.get_output_embeddings().weight
+
+
 def test_targets_and_also_train_are_searched_as_regular_expressions():
     net = bert("BertForSequenceClassification")
     handle = slice_model(
