@@ -11,10 +11,11 @@ Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 
 from slicefine_pl.slicing.applied import AppliedSlices, SliceTasks, apply_slices
 from slicefine_pl.slicing.frozen import FrozenReport
-from slicefine_pl.slicing.handle import SliceHandle, slice_model
+from slicefine_pl.slicing.handle import SliceHandle
 from slicefine_pl.slicing.layers.opening import as_dense, close_slices
 from slicefine_pl.slicing.layers.registry import Backend
 from slicefine_pl.slicing.lora import LoraExport, export_lora
+from slicefine_pl.slicing.open import slice_model
 from slicefine_pl.slicing.schedule import Axis, AxisSchedule, Order
 from slicefine_pl.slicing.slice_file import SavedLines, SliceFile
 from slicefine_pl.slicing.summary import SliceCounts, SliceSummary
