@@ -457,19 +457,23 @@ def test_ranks(tmp_path):
         assert config["r"] == config["lora_alpha"] == max(expected)
 
 
+def lines(axis, index, values, rows=None):
+    return SavedLines(parameter="w", rows=rows, order=(0, 1), axis=axis, index=index, values=values)
+
+
 def test_crossing_entries_are_counted_once():
     """Columns and rows of one part of a weight, and columns of another part."""
     torch.manual_seed(0)
     base, net = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
-    lines = [
-        SavedLines("w", "column", (0, 3), (0, 1), torch.tensor([1, 4]), net[:3, [1, 4]]),
-        SavedLines("w", "row", (0, 3), (0, 1), torch.tensor([2]), net[[2]]),
-        SavedLines("w", "row", (3, 3), (0, 1), torch.tensor([0]), net[[3]]),
+    saved = [
+        lines("column", torch.tensor([1, 4]), net[:3, [1, 4]], (0, 3)),
+        lines("row", torch.tensor([2]), net[[2]], (0, 3)),
+        lines("row", torch.tensor([0]), net[[3]], (3, 3)),
     ]
     expected = base.clone()
-    for each in lines:
+    for each in saved:
         each.write(expected, each.values)
-    found = LineChanges.of(base, lines).block(0, 6)
+    found = LineChanges.of(base, saved).block(0, 6)
     assert found.rank == 4
     torch.testing.assert_close(base + found.left @ found.right, expected, rtol=0, atol=1e-15)
 
@@ -478,11 +482,11 @@ def test_crossing_entries_are_counted_once():
 def test_the_rank_is_at_most_that_of_the_matrix(shape):
     base, net = torch.zeros(shape), torch.randn(shape)
     every = [torch.arange(size) for size in shape]
-    lines = [
-        SavedLines("w", "column", None, (0, 1), every[1], net),
-        SavedLines("w", "row", None, (0, 1), every[0], net),
+    saved = [
+        lines("column", every[1], net),
+        lines("row", every[0], net),
     ]
-    found = LineChanges.of(base, lines).block(0, shape[0])
+    found = LineChanges.of(base, saved).block(0, shape[0]).at_most_full()
     assert found.rank == 3
     assert torch.equal(found.left @ found.right, net.double())
 
