@@ -117,6 +117,11 @@ class DirectionCursor(SliceCursor):
         }
 
     def check_state(self, state: dict[str, Any]) -> None:
+        if "been" not in state:
+            raise ValueError(
+                f"The saved slice of {self._name} lacks the directions at which it has been, because an earlier version"
+                " of the package saved it. Start a new run from the saved weights."
+            )
         if state["merged"] is None or sum_of_bits(self._matrix(self._stored())) == state["merged"]:
             return
         raise ValueError(

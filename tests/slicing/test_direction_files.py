@@ -9,7 +9,7 @@ from helpers.slice_files import assert_same, mutations, read_as_documented, rewr
 from torch import nn, optim
 from transformers.pytorch_utils import Conv1D
 
-from slicefine_pl.slicing import LostEntries, SliceFile, SliceTasks, apply_slices, slice_model
+from slicefine_pl.slicing import LostEntries, SliceFile, SliceTasks, apply_slices, slice_model, thin_products
 from slicefine_pl.slicing.applied import take_out
 from slicefine_pl.slicing.fingerprint import Fingerprint
 from slicefine_pl.slicing.visited_directions import VisitedDirections
@@ -149,6 +149,26 @@ def test_a_resumed_run_saves_the_same_file(dtype, tmp_path):
     for number, (each, own) in enumerate(((net, handle), (twin, again))):
         advance(each, own, range(5, 8)).save(tmp_path / f"{number}")
     assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
+
+
+def test_a_state_of_an_earlier_version_is_refused():
+    state = train(network()).state_dict()
+    del state["slices"]["first"]["been"]
+    with pytest.raises(
+        ValueError, match=r"saved slice of first lacks the directions .* Start a new run from the saved"
+    ):
+        train(network(), steps=0).load_state_dict(state)
+
+
+def test_large_matrices_are_multiplied_in_blocks(monkeypatch):
+    torch.manual_seed(0)
+    matrix, change, directions = torch.randn(O, I), torch.randn(O, 3), torch.randn(I, 3)
+    monkeypatch.setattr(thin_products, "BLOCK", 7 * I)  # of seven rows, and the last one of six
+    whole = matrix.double() @ directions.double()
+    torch.testing.assert_close(thin_products.along(matrix, directions), whole, rtol=1e-14, atol=1e-14)
+    for factor in (1, -1):
+        expected = (matrix.double() + factor * change.double() @ directions.double().t()).float()
+        assert torch.equal(thin_products.add_product(matrix, change, directions, factor), expected)
 
 
 def test_weights_of_an_earlier_step_give_the_file_of_that_step(tmp_path):
