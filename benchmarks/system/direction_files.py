@@ -43,7 +43,7 @@ def tokens(count: int, seed: int) -> Tensor:
 
 def train(net: nn.Module, steps: int, interval: int | None) -> SliceHandle:
     """Train slices along directions; they stay open."""
-    handle = slice_model(net, RANK, also_train=[], basis="gradient", slice_dtype="float32")
+    handle = slice_model(net, RANK, also_train=[], exclude="pooler", basis="gradient", slice_dtype="float32")
     optimizer = torch.optim.AdamW([each for each in net.parameters() if each.requires_grad], 5e-5)
     head = torch.randn(384, 2, generator=torch.Generator().manual_seed(0))
     for step in range(1, steps + 1):
