@@ -18,6 +18,8 @@ from slicefine_pl.slicing.fingerprint import Fingerprint
 from slicefine_pl.slicing.rounding import HALF
 from slicefine_pl.slicing.thin_products import along
 
+SMALLEST = 1e-13  # length of a direction that adds something; shorter ones are rounding errors of float64
+
 
 class ThinChange(NamedTuple):
     """The change ``change directionsᵀ`` of a matrix.
@@ -63,7 +65,7 @@ class VisitedDirections:
         before = self._directions
         if before is None or matrix.is_meta:
             return
-        new = _beyond(before.double(), directions.cpu().double()).to(before.dtype)
+        new = _beyond(before, directions.cpu())
         count = before.shape[1] + new.shape[1]
         if before.shape[1] and count * sum(matrix.shape) > matrix.numel():
             self._directions, self._components = None, self._components[:, :0]
@@ -123,13 +125,17 @@ class VisitedDirections:
 
 
 def _beyond(before: Tensor, directions: Tensor) -> Tensor:
-    """An orthonormal basis of what directions ``(I, R)`` add to the space of others ``(I, n)``, float64.
+    """An orthonormal basis of what directions ``(I, R)`` add to the space of others ``(I, n)``, in the type of those.
 
-    What lies in that space up to the rounding of float32 adds nothing.
+    What lies in that space up to rounding adds nothing.
     """
-    rest = directions
-    for _ in range(2):  # once leaves rounding errors
-        rest = rest - before @ (before.t() @ rest)
-    vectors, lengths, _ = torch.linalg.svd(rest, full_matrices=False)
-    new: Tensor = vectors[:, lengths > 4 * torch.finfo(torch.float32).eps]
-    return new
+    known = before.double()
+    vectors, lengths, _ = torch.linalg.svd(_without(known, directions.double()), full_matrices=False)
+    new = vectors[:, lengths > max(4 * torch.finfo(before.dtype).eps, SMALLEST)]
+    basis: Tensor = torch.linalg.qr(_without(known, new)).Q  # short vectors had large relative errors
+    return basis.to(before.dtype)
+
+
+def _without(space: Tensor, vectors: Tensor) -> Tensor:
+    """Vectors ``(I, m)`` without their components in the space of orthonormal ones ``(I, n)``."""
+    return vectors - space @ (space.t() @ vectors)

@@ -248,17 +248,34 @@ def test_too_many_moves_are_refused_and_forgotten(tmp_path):
     assert wide.save(tmp_path / "wide.safetensors").directions[0].directions.shape == (I, 20)
 
 
-def test_directions_that_return_add_nothing():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_directions_that_return_add_nothing(dtype):
     torch.manual_seed(0)
-    matrix, directions = torch.randn(O, I), torch.linalg.qr(torch.randn(I, 4)).Q
+    matrix, directions = torch.randn(O, I, dtype=dtype), torch.linalg.qr(torch.randn(I, 4, dtype=dtype)).Q
     been = VisitedDirections(matrix, "key")
     been.arrive(directions, matrix)
-    trained = matrix + torch.randn(O, 4) @ directions.t()
+    trained = matrix + torch.randn(O, 4, dtype=dtype) @ directions.t()
     been.arrive(directions[:, [2, 0]], trained)
-    been.arrive(torch.linalg.qr(directions @ torch.randn(4, 2)).Q, trained)
+    been.arrive(torch.linalg.qr(directions @ torch.randn(4, 2, dtype=dtype)).Q, trained)
     found = been.changed(trained)
     assert found.directions.shape == (I, 4)
     torch.testing.assert_close(found.change @ found.directions.t(), trained - matrix)
+
+
+@pytest.mark.parametrize("distance", [1e-3, 1e-6, 1e-9, 1e-12])
+def test_directions_close_to_earlier_ones_are_not_counted_twice(distance):
+    torch.manual_seed(0)
+    matrix, old, new = (torch.randn(*shape, dtype=torch.float64) for shape in ((O, I), (I, 2), (I, 2)))
+    old = torch.linalg.qr(old).Q
+    close = torch.linalg.qr(old + distance * new).Q
+    been = VisitedDirections(matrix, "key")
+    been.arrive(old, matrix)
+    trained = matrix + torch.randn(O, 2, dtype=torch.float64) @ old.t()
+    been.arrive(close, trained)
+    trained = trained + torch.randn(O, 2, dtype=torch.float64) @ close.t()
+    found = been.changed(trained)
+    torch.testing.assert_close(found.directions.t() @ found.directions, torch.eye(4, dtype=torch.float64))
+    torch.testing.assert_close(found.change @ found.directions.t(), trained - matrix, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
