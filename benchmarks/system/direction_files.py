@@ -50,7 +50,8 @@ def train(net: nn.Module, steps: int, interval: int | None) -> SliceHandle:
         words = tokens(4, step)
         optimizer.zero_grad()
         logits = net(words).last_hidden_state[:, 0].float() @ head
-        nn.functional.cross_entropy(logits, (words[:, 1] > 10_000).long()).backward()
+        loss = nn.functional.cross_entropy(logits, (words[:, 1] > 10_000).long())
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step == FIRST_MOVE or (interval and step % interval == 0 and step < steps):
             for moved in handle.move():
