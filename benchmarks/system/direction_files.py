@@ -2,8 +2,8 @@
 
 python -m benchmarks.system.direction_files --out FILE
 
-MiniLM is trained along directions of the gradient, R = 8, with AdamW at 5e-5, on random tokens, of which it tells the
-second one's half of the vocabulary. Then the file is applied to the base. Compared are all trained matrices: the norm
+MiniLM is trained along random directions, or those of the gradient, R = 8, with AdamW at 5e-5, on random tokens: it
+tells in which half of the vocabulary the second one is. Then the file is applied to the base. Compared are all trained matrices: the norm
 of the difference, relative to the norm of the weights and to that of what training changed, and the share of entries
 that are equal; and the outputs for other tokens. Times are single measurements.
 """
@@ -24,15 +24,19 @@ from benchmarks.harness.networks import MINILM
 from benchmarks.harness.results import argument_parser, markdown_table, result_path, write_result
 from slicefine_pl.pretrained import locate
 from slicefine_pl.slicing import SliceFile, SliceHandle, SliceTasks, apply_slices, slice_model
+from slicefine_pl.slicing.directions import SKETCHED, Basis
 
 RANK, FIRST_MOVE = 8, 10
-RUNS: dict[str, tuple[torch.dtype, int, int | None]] = {  # type, steps, interval
-    "float32, 100 steps, 2 positions": (torch.float32, 100, None),
-    "float32, 400 steps, 2 positions": (torch.float32, 400, None),
-    "float32, 100 steps, 5 positions": (torch.float32, 100, 25),
-    "bfloat16, 100 steps, 2 positions": (torch.bfloat16, 100, None),
-    "bfloat16, 100 steps, 5 positions": (torch.bfloat16, 100, 25),
-    "float16, 100 steps, 2 positions": (torch.float16, 100, None),
+RUNS: dict[str, tuple[torch.dtype, Basis, int, int | None]] = {  # type, basis, steps, interval
+    "float32, 100 steps, 1 position": (torch.float32, "random", 100, None),
+    "float32, 100 steps, 2 positions": (torch.float32, "gradient", 100, None),
+    "float32, 400 steps, 2 positions": (torch.float32, "gradient", 400, None),
+    "float32, 100 steps, 5 positions": (torch.float32, "gradient", 100, 25),
+    "bfloat16, 100 steps, 1 position": (torch.bfloat16, "random", 100, None),
+    "bfloat16, 100 steps, 2 positions": (torch.bfloat16, "gradient", 100, None),
+    "bfloat16, 100 steps, 5 positions": (torch.bfloat16, "gradient", 100, 25),
+    "float16, 100 steps, 1 position": (torch.float16, "random", 100, None),
+    "float16, 100 steps, 2 positions": (torch.float16, "gradient", 100, None),
 }
 
 
@@ -41,9 +45,9 @@ def tokens(count: int, seed: int) -> Tensor:
     return torch.randint(1000, 20_000, (count, 32), generator=torch.Generator().manual_seed(seed))
 
 
-def train(net: nn.Module, steps: int, interval: int | None) -> SliceHandle:
+def train(net: nn.Module, basis: Basis, steps: int, interval: int | None) -> SliceHandle:
     """Train slices along directions; they stay open."""
-    handle = slice_model(net, RANK, also_train=[], exclude="pooler", basis="gradient", slice_dtype="float32")
+    handle = slice_model(net, RANK, also_train=[], exclude="pooler", basis=basis, slice_dtype="float32")
     optimizer = torch.optim.AdamW([each for each in net.parameters() if each.requires_grad], 5e-5)
     head = torch.randn(384, 2, generator=torch.Generator().manual_seed(0))
     for step in range(1, steps + 1):
@@ -53,7 +57,7 @@ def train(net: nn.Module, steps: int, interval: int | None) -> SliceHandle:
         loss = nn.functional.cross_entropy(logits, (words[:, 1] > 10_000).long())
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        if step == FIRST_MOVE or (interval and step % interval == 0 and step < steps):
+        if (step == FIRST_MOVE and basis in SKETCHED) or (interval and step % interval == 0 and step < steps):
             for moved in handle.move():
                 optimizer.state.pop(moved.parameter, None)
     return handle
@@ -86,11 +90,11 @@ def timed(action: Callable[[], Any]) -> tuple[Any, float]:
     return result, round(1e3 * (time.perf_counter() - start), 1)
 
 
-def measure(start: nn.Module, dtype: torch.dtype, steps: int, interval: int | None) -> dict[str, float]:
+def measure(start: nn.Module, dtype: torch.dtype, basis: Basis, steps: int, interval: int | None) -> dict[str, float]:
     """Train, save, apply and compare."""
     base = copy.deepcopy(start).to(dtype)
     net = copy.deepcopy(base)
-    handle = train(net, steps, interval)
+    handle = train(net, basis, steps, interval)
     record = sum(_bytes(state["been"]) for state in handle.state_dict()["slices"].values())
     handle.close()
     with tempfile.TemporaryDirectory() as scratch:

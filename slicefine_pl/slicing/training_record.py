@@ -107,21 +107,27 @@ class TrainingRecord:
                 directions.append(_trained_directions(cursor, parameter, layout, tensors[stored]))
             else:
                 lines += _trained_lines(cursor, parameter, layout, tensors[stored])
-        for name in self._whole:
+        for name in (*self._whole, *self._changed_buffers(tensors, prefix)):
             whole[_relative(name, prefix)] = _full(tensors[name])
-        buffers = {plain_name(name) for name, _ in self._net.named_buffers()}
-        for name, before in self._base.items():
-            if not name.startswith(prefix):
-                continue
-            if before.fits(_whole_part(tensors, name)):
-                prints[name.removeprefix(prefix)] = before
-            elif name in buffers:
-                whole[name.removeprefix(prefix)] = _full(tensors[name])
-            else:
-                raise ValueError(f"{name} is frozen, and has changed. {NO_FILE}")
+        frozen = {name.removeprefix(prefix): each for name, each in self._base.items() if name.startswith(prefix)}
+        prints |= {name: each for name, each in frozen.items() if name not in whole}
         settings, more, tied = self._settings, dict(extra or {}), _tied(tensors, prefix)
         file = SliceFile(lines, whole, prints, base_model, settings, {}, more, __version__, tied, directions)
         return file if base is None else _with_base(file, stored_tensors(base))
+
+    def _changed_buffers(self, tensors: Mapping[str, Tensor], prefix: str) -> Iterator[str]:
+        """Names of the buffers that training changed; nothing else that is frozen may have changed.
+
+        Raises:
+            ValueError: It has.
+        """
+        buffers = {plain_name(name) for name, _ in self._net.named_buffers()}
+        for name, before in self._base.items():
+            if not name.startswith(prefix) or before.fits(_whole_part(tensors, name)):
+                continue
+            if name not in buffers:
+                raise ValueError(f"{name} is frozen, and has changed. {NO_FILE}")
+            yield name
 
 
 def _tied(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
