@@ -3,9 +3,9 @@
 python -m benchmarks.system.direction_files --out FILE
 
 MiniLM is trained along random directions, or those of the gradient, R = 8, with AdamW at 5e-5, on random tokens: it
-tells in which half of the vocabulary the second one is. Then the file is applied to the base. Compared are all trained matrices: the norm
-of the difference, relative to the norm of the weights and to that of what training changed, and the share of entries
-that are equal; and the outputs for other tokens. Times are single measurements.
+tells in which half of the vocabulary the second one is. Then the file is applied to the base. Compared are all trained
+matrices: the norm of the difference, relative to the norm of the weights and to that of what training changed, and the
+share of entries that are equal; and the outputs for other tokens. Times are single measurements.
 """
 
 import copy

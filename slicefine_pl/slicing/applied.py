@@ -28,7 +28,7 @@ class AppliedSlices:
         self._net = net
         self._base = _parts(stored_tensors(net), file)
         put_in(net, file)
-        self._trained = _fingerprints(stored_tensors(net), file)
+        self._trained = [Fingerprint.of(part) for _, part in _replaced(stored_tensors(net), file)]
         self._removed = False
 
     def remove(self) -> None:
@@ -39,11 +39,12 @@ class AppliedSlices:
         """
         if self._removed:
             return
-        present = _fingerprints(self.file.check_shapes(self._net), self.file)
-        if changed := [name for (name, after), (_, now) in zip(self._trained, present, strict=True) if after != now]:
-            raise RuntimeError(
-                f"{changed[0]} has changed since the slice file was applied; removing the file would lose that change."
-            )
+        present = _replaced(self.file.check_shapes(self._net), self.file)
+        for trained, (name, part) in zip(self._trained, present, strict=True):
+            if not trained.fits(part):
+                raise RuntimeError(
+                    f"{name} has changed since the slice file was applied; removing the file would lose that change."
+                )
         _write(self._net, self.file, *self._base)
         self._removed = True
 
@@ -121,11 +122,10 @@ def _parts(tensors: Mapping[str, Tensor], file: SliceFile) -> Parts:
     return parts, {name: tensors[name].detach().clone() for name in file.whole}  # may have other shapes
 
 
-def _fingerprints(tensors: Mapping[str, Tensor], file: SliceFile) -> list[tuple[str, Fingerprint]]:
-    """Names and fingerprints of what a file replaces."""
-    parts = ((each.name, each.read(tensors[each.parameter])) for each in file.matrices)
-    whole = ((name, tensors[name]) for name in file.whole)
-    return [(name, Fingerprint.of(part)) for each in (parts, whole) for name, part in each]
+def _replaced(tensors: Mapping[str, Tensor], file: SliceFile) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of what a file replaces."""
+    yield from ((each.name, each.read(tensors[each.parameter])) for each in file.matrices)
+    yield from ((name, tensors[name]) for name in file.whole)
 
 
 def _write(net: Tensors, file: SliceFile, parts: Sequence[Tensor], whole: Mapping[str, Tensor]) -> None:
