@@ -53,12 +53,14 @@ def lr_scale_at(lr_scale: LRScale, layer: nn.Module, axis: Axis, shape: Sequence
         rank: How many columns or rows are trained, R.
 
     Returns:
-        For ``"auto"``, ``min(O, I) / rank``, and its root for convolutions; never less than 1. It is 1 for rows of an
-        embedding, each of which is the vector of one token and learns at the speed of full fine-tuning.
+        For ``"auto"``, ``min(O, I) / rank``, but at least 1; the root of ``I / rank`` or ``O / rank`` for convolutions;
+        1 for rows of an embedding, each of which is the vector of one token and learns at the speed of full
+        fine-tuning without a factor.
     """
     if lr_scale != "auto":
         return lr_scale
     if axis == "row" and isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         return 1.0
-    share = max(1.0, min(shape[:2]) / rank)
-    return math.sqrt(share) if isinstance(layer, _ConvNd) else share
+    if isinstance(layer, _ConvNd):
+        return math.sqrt(shape[1 if axis == "column" else 0] / rank)
+    return max(1.0, min(shape[:2]) / rank)
