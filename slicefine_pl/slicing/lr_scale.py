@@ -5,7 +5,9 @@ columns therefore lowers the loss by about ``lr · Σ|g|`` over the whole matrix
 by the share of these columns, about R / I. A slice learns as fast as its layer would in full fine-tuning if its own
 learning rate is larger by the inverse of that share. The learning rate of full fine-tuning then suits every rank.
 
-The same holds for rows, and for optimizers whose steps scale with the gradient, such as SGD.
+The share is one of lines that are linearly independent. A matrix with more inputs than outputs has only O of them, so
+the factor is O / R there, also for columns: with I / R, its steps are too long. The same holds for rows, and for
+optimizers whose steps scale with the gradient, such as SGD.
 
 Convolutions are usually followed by a normalization over the batch, which makes the length of their weight irrelevant.
 What counts is the length of a step relative to it, and the rates of full fine-tuning are so high that noise dominates
