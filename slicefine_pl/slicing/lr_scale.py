@@ -15,6 +15,7 @@ Shapes:  I inputs · O outputs · R lines of the slice
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import nn
@@ -41,22 +42,23 @@ def checked_lr_scale(lr_scale: LRScale) -> LRScale:
     return lr_scale if lr_scale == "auto" else float(lr_scale)
 
 
-def lr_scale_at(lr_scale: LRScale, layer: nn.Module, axis: Axis, size: int, rank: int) -> float:
+def lr_scale_at(lr_scale: LRScale, layer: nn.Module, axis: Axis, shape: Sequence[int], rank: int) -> float:
     """The factor of one slice at its present position.
 
     Args:
         lr_scale: The setting.
         layer: The layer that owns the matrix.
         axis: Columns or rows.
-        size: How many of them the matrix has, I or O.
-        rank: How many of them are trained, R.
+        shape: Shape of the matrix, ``(O, I, ...)``.
+        rank: How many columns or rows are trained, R.
 
     Returns:
-        For ``"auto"``, ``size / rank``, and its root for convolutions; 1 for rows of an embedding, each of which is the
-        vector of one token and learns at the speed of full fine-tuning without a factor.
+        For ``"auto"``, ``min(O, I) / rank``, and its root for convolutions; never less than 1. It is 1 for rows of an
+        embedding, each of which is the vector of one token and learns at the speed of full fine-tuning.
     """
     if lr_scale != "auto":
         return lr_scale
     if axis == "row" and isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         return 1.0
-    return math.sqrt(size / rank) if isinstance(layer, _ConvNd) else size / rank
+    share = max(1.0, min(shape[:2]) / rank)
+    return math.sqrt(share) if isinstance(layer, _ConvNd) else share
