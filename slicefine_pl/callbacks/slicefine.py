@@ -189,8 +189,8 @@ class SliceFineCallback(ResumableCallback):
             )
         if basis != "standard" and checkpoint == "slices":
             raise ValueError(
-                "checkpoint='slices' does not work with directions, which change all of a weight; choose"
-                " checkpoint='model', or basis='standard'."
+                "checkpoint='slices' does not work with directions: their change gives a weight back up to rounding,"
+                " and a run resumes bit for bit. Choose checkpoint='model', or basis='standard'."
             )
         super().__init__()
         self._checkpoint = checkpoint

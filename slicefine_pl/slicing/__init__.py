@@ -16,8 +16,10 @@ from slicefine_pl.slicing.layers.opening import as_dense, close_slices
 from slicefine_pl.slicing.layers.registry import Backend
 from slicefine_pl.slicing.lora import LoraExport, export_lora
 from slicefine_pl.slicing.open import slice_model
+from slicefine_pl.slicing.saved_directions import LostEntries, SavedDirections
+from slicefine_pl.slicing.saved_lines import SavedLines
 from slicefine_pl.slicing.schedule import Axis, AxisSchedule, Order
-from slicefine_pl.slicing.slice_file import SavedLines, SliceFile
+from slicefine_pl.slicing.slice_file import SliceFile
 from slicefine_pl.slicing.summary import SliceCounts, SliceSummary
 from slicefine_pl.slicing.updates import LineUpdates, UpdateTracker
 from slicefine_pl.slicing.view import MoveListener, SliceView
@@ -30,8 +32,10 @@ __all__ = [
     "FrozenReport",
     "LineUpdates",
     "LoraExport",
+    "LostEntries",
     "MoveListener",
     "Order",
+    "SavedDirections",
     "SavedLines",
     "SliceCounts",
     "SliceFile",

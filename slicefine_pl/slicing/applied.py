@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from slicefine_pl.slicing.fingerprint import Fingerprint
 from slicefine_pl.slicing.layers.base import SlicedLayer
-from slicefine_pl.slicing.slice_file import SavedLines, SliceFile, Tensors, stored_tensors
+from slicefine_pl.slicing.named_tensors import Tensors, stored_tensors
+from slicefine_pl.slicing.saved_matrix import SavedMatrix
+from slicefine_pl.slicing.slice_file import SliceFile
 
 
 class AppliedSlices:
     """A slice file that was applied to a network; :func:`apply_slices` returns one.
+
+    It keeps what the file replaced: the base's lines, and the base's whole matrices where the file contains directions.
 
     Attributes:
         file: The file.
@@ -22,11 +26,10 @@ class AppliedSlices:
     def __init__(self, net: nn.Module, file: SliceFile) -> None:
         self.file = file
         self._net = net
-        tensors = stored_tensors(net)
-        self._lines = [each.read(tensors[each.parameter]) for each in file.lines]
-        self._whole = {name: tensors[name].detach().clone() for name in file.whole}  # may have other shapes
-        self._removed = False
+        self._base = _parts(stored_tensors(net), file)
         put_in(net, file)
+        self._trained = _fingerprints(stored_tensors(net), file)
+        self._removed = False
 
     def remove(self) -> None:
         """Give the network the values back that it had before, bit for bit. Removing twice does nothing.
@@ -36,23 +39,24 @@ class AppliedSlices:
         """
         if self._removed:
             return
-        if changed := changed_lines(self._net, self.file):
+        present = _fingerprints(self.file.check_shapes(self._net), self.file)
+        if changed := [name for (name, after), (_, now) in zip(self._trained, present, strict=True) if after != now]:
             raise RuntimeError(
-                f"{changed} has changed since the slice file was applied; removing the file would lose that change."
+                f"{changed[0]} has changed since the slice file was applied; removing the file would lose that change."
             )
-        _write(self._net, self.file.lines, self._lines, self._whole)
+        _write(self._net, self.file, *self._base)
         self._removed = True
 
 
 def apply_slices(net: nn.Module, path: str | Path | SliceFile) -> AppliedSlices:
-    """Make a base model equal to the trained one, bit for bit.
+    """Make a base model equal to the trained one: bit for bit, or to rounding where slices lay along directions.
 
     Args:
         net: The base model.
         path: A slice file, from :meth:`SliceHandle.save`.
 
     Returns:
-        An object whose ``remove()`` gives the base back.
+        An object whose ``remove()`` gives the base back, bit for bit.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -64,48 +68,75 @@ def apply_slices(net: nn.Module, path: str | Path | SliceFile) -> AppliedSlices:
     return AppliedSlices(net, file)
 
 
-def changed_lines(net: Tensors, file: SliceFile) -> str | None:
-    """Name of the first tensor that differs from what the file contains; ``None`` if the file is in the network.
-
-    Raises:
-        ValueError: The network lacks a matrix of the file.
-    """
-    tensors = file.check_shapes(net)
-    for each in file.lines:
-        if not torch.equal(each.read(tensors[each.parameter]).cpu(), each.values.cpu()):
-            return each.name
-    return next(
-        (name for name, values in file.whole.items() if not torch.equal(tensors[name].cpu(), values.cpu())), None
-    )
-
-
 def take_out(net: Tensors, file: SliceFile) -> None:
-    """Turn a trained model back into its base, with the base's values in the file.
+    """Turn a trained model back into its base, bit for bit, with what the file contains of the base.
+
+    A model that was trained along directions differs from the one that :func:`apply_slices` makes by rounding. Only the
+    second one can be turned back.
 
     Parameters that were trained whole and that the base did not have, such as a new head, stay as they are.
 
     Raises:
-        ValueError: The file does not contain them, or is not in the network. Nothing is changed then.
+        ValueError: The file does not contain what that needs, or is not in the network. Nothing is changed then.
     """
-    if missing := [each.name for each in file.lines if each.base is None][:1]:
+    if missing := [each.name for each in file.matrices if not each.has_base][:1]:
         raise ValueError(
             f"The file does not contain the base's values of {missing[0]}; use the base model, or save with base=."
         )
-    if changed := changed_lines(net, file):
-        raise ValueError(f"The network does not contain this file: {changed} differs.")
-    _write(net, file.lines, [each.base for each in file.lines if each.base is not None], file.whole_base)
+    tensors = file.check_shapes(net)
+    parts = list[Tensor]()
+    for each in file.matrices:
+        part = each.taken_out(tensors[each.parameter], file.base[each.name])
+        if part is None:
+            raise ValueError(f"The network does not contain this file: {each.name} differs{_hint(each)}.")
+        parts.append(part)
+    for name, values in file.whole.items():
+        if not torch.equal(tensors[name].cpu(), values.cpu()):
+            raise ValueError(f"The network does not contain this file: {name} differs.")
+    _write(net, file, parts, file.whole_base)
 
 
 def put_in(net: Tensors, file: SliceFile) -> None:
-    """Replace the base's values by those of a file, without a way back; check the base first."""
-    _write(net, file.lines, [each.values for each in file.lines], file.whole)
-
-
-def _write(net: Tensors, lines: Sequence[SavedLines], values: Sequence[Tensor], whole: Mapping[str, Tensor]) -> None:
+    """Put what was trained into the base, without a way back; check the base first."""
     _refuse_open_slices(net)
     tensors = stored_tensors(net)
-    for each, own in zip(lines, values, strict=True):
-        each.write(tensors[each.parameter], own)
+    for each in file.matrices:
+        stored = tensors[each.parameter]
+        each.write(stored, each.trained(stored))
+    _write_whole(tensors, file.whole)
+
+
+Parts = tuple[list[Tensor], dict[str, Tensor]]  # of each matrix, and of what is stored whole
+
+
+def _hint(matrix: SavedMatrix) -> str:
+    if not matrix.replaces_all:
+        return ""
+    return " (a model that was trained along directions differs by rounding from the one that apply_slices makes)"
+
+
+def _parts(tensors: Mapping[str, Tensor], file: SliceFile) -> Parts:
+    """Copies of what a file replaces."""
+    parts = [each.read(tensors[each.parameter]) for each in file.matrices]
+    return parts, {name: tensors[name].detach().clone() for name in file.whole}  # may have other shapes
+
+
+def _fingerprints(tensors: Mapping[str, Tensor], file: SliceFile) -> list[tuple[str, Fingerprint]]:
+    """Names and fingerprints of what a file replaces."""
+    parts = ((each.name, each.read(tensors[each.parameter])) for each in file.matrices)
+    whole = ((name, tensors[name]) for name in file.whole)
+    return [(name, Fingerprint.of(part)) for each in (parts, whole) for name, part in each]
+
+
+def _write(net: Tensors, file: SliceFile, parts: Sequence[Tensor], whole: Mapping[str, Tensor]) -> None:
+    _refuse_open_slices(net)
+    tensors = stored_tensors(net)
+    for each, part in zip(file.matrices, parts, strict=True):
+        each.write(tensors[each.parameter], part)
+    _write_whole(tensors, whole)
+
+
+def _write_whole(tensors: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
     for name, own in whole.items():
         stored = tensors[name]
         if stored.shape == own.shape:
@@ -120,9 +151,10 @@ def _refuse_open_slices(net: Tensors) -> None:
 
 
 class SliceTasks:
-    """Several tasks on one base: each is a slice file, and switching exchanges lines.
+    """Several tasks on one base: each is a slice file, and switching exchanges lines, or whole matrices.
 
-    Nothing is added to the network, and nothing is computed when it runs. Heads may have different shapes.
+    Nothing is added to the network, and nothing is computed when it runs. Heads may have different shapes. Where files
+    contain directions, the base's matrices are kept as well, once for all tasks; a switch computes the trained ones.
 
     Args:
         net: The base model.
@@ -140,18 +172,19 @@ class SliceTasks:
         self._net = net
         self.current: str | None = None
         device = next(net.parameters()).device  # switching then copies within one device
-        self._tasks: dict[str, tuple[SliceFile, SliceFile]] = {}  # the trained values, and those of the base
-        tensors = stored_tensors(net)
+        self._tasks: dict[str, tuple[SliceFile, Parts]] = {}  # and what the base has instead
+        tensors, matrices = stored_tensors(net), dict[str, Tensor]()
         for name, given in files.items():
             file = given if isinstance(given, SliceFile) else SliceFile.read(given)
             try:
                 file.check_base(net)
             except ValueError as error:
                 raise ValueError(f"Task {name!r}: {error}") from None
-            file = file.to(device)
-            lines = [replace(each, values=each.read(tensors[each.parameter])) for each in file.lines]
-            whole = {name: tensors[name].detach().clone() for name in file.whole}
-            self._tasks[name] = file, replace(file, lines=lines, whole=whole)
+            parts, whole = _parts(tensors, file)
+            for number, each in enumerate(file.matrices):
+                if each.replaces_all:
+                    parts[number] = matrices.setdefault(each.name, parts[number])
+            self._tasks[name] = file.to(device), (parts, whole)
         self._versions = self._present_versions()
 
     @property
@@ -174,7 +207,8 @@ class SliceTasks:
             changed = next(name for name, version in present.items() if version != self._versions.get(name))
             raise RuntimeError(f"{changed} has changed since the last switch; switching would lose that change.")
         if self.current is not None:
-            put_in(self._net, self._tasks[self.current][1])
+            file, base = self._tasks[self.current]
+            _write(self._net, file, *base)
         if task is not None:
             put_in(self._net, self._tasks[task][0])
         self.current = task

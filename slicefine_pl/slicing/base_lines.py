@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from slicefine_pl.slicing.fingerprint import persistent_tensors
-from slicefine_pl.slicing.slice_file import AXES, SavedLines, plain_name
+from slicefine_pl.slicing.named_tensors import plain_name
+from slicefine_pl.slicing.saved_lines import AXES, SavedLines
 
 ATTRIBUTE = "slicefine_base_lines"  # of the network: what its base had
 

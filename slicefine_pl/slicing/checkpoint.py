@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from slicefine_pl.slicing.applied import put_in
 from slicefine_pl.slicing.base_lines import BaseLines
 from slicefine_pl.slicing.distributed.shards import full_tensor, reshard
-from slicefine_pl.slicing.slice_file import SliceFile, plain_name, stored_tensors
+from slicefine_pl.slicing.named_tensors import plain_name, stored_tensors
+from slicefine_pl.slicing.slice_file import SliceFile
 
 KEY = "slicefine_slices"
 HINT = (  # a key of the state dict, so that torch's error message for unexpected keys contains it
@@ -80,7 +81,7 @@ def complete_checkpoint(checkpoint: dict[str, Any], module: nn.Module) -> None:
         ) from None
     if known is not None:
         known.add(replace(each, values=each.read(base[each.parameter]).cpu()) for each in file.lines)
-    changed = {*file.whole, *(each.parameter for each in file.lines)}
+    changed = {*file.whole, *(each.parameter for each in file.matrices)}
     trained = {name: tensor.clone() if name in changed else tensor for name, tensor in base.items()}
     put_in(trained, file)
     names = _names_in(file, module)
@@ -106,7 +107,7 @@ def _whole_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _names_in(file: SliceFile, module: nn.Module) -> dict[str, str]:
     """The names in a module's state dict of what a file determines, and the first name of each tensor."""
-    determined = {*file.whole, *file.base_tensors().values(), *(each.parameter for each in file.lines)}
+    determined = {*file.whole, *file.base_tensors().values(), *(each.parameter for each in file.matrices)}
     first = _first_names(module)
     found = ((name, first.get(plain_name(name), "")) for name in module.state_dict())
     return {name: tensor for name, tensor in found if tensor in determined}

@@ -15,6 +15,7 @@ from torch import Tensor
 from slicefine_pl.arguments import check_choice, check_seed
 from slicefine_pl.slicing.directions import Basis
 from slicefine_pl.slicing.distributed.shards import LocalShard, full_tensors, local_slice_of, to_local
+from slicefine_pl.slicing.fingerprint import Fingerprint
 from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.layers.opening import add_slice
 from slicefine_pl.slicing.layout import MatrixLayout
@@ -131,6 +132,11 @@ class SliceCursor:
         self.untouched = Untouched(matrix, settings.axes)
         self._move_to(*self._scheduled())
         self._written = self._stored_version()
+
+    @property
+    def base(self) -> Fingerprint | None:
+        """Fingerprint of the matrix before training; ``None`` if it had no values yet."""
+        return None if self.untouched is None else self.untouched.base
 
     def write(self, lines: Tensor) -> None:
         """Copy all lines of the slice, shape ``(R, L)``, to their position in the weight, and count it as visited."""

@@ -10,12 +10,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from slicefine_pl.slicing.cursor import SliceCursor, SliceSettings
-from slicefine_pl.slicing.direction_slice import DirectionCursor, DirectionSlice
+from slicefine_pl.slicing.direction_cursor import DirectionCursor
+from slicefine_pl.slicing.direction_slice import DirectionSlice
 from slicefine_pl.slicing.distributed.shards import reshard
 from slicefine_pl.slicing.layers.base import NoGradReason
 from slicefine_pl.slicing.layers.opening import close_layer, close_slices, open_layers
+from slicefine_pl.slicing.saved_lines import SavedLines
 from slicefine_pl.slicing.slice import duplicated_numel, gather_lines
-from slicefine_pl.slicing.slice_file import SavedLines, SliceFile
+from slicefine_pl.slicing.slice_file import SliceFile
 from slicefine_pl.slicing.summary import SliceCounts, SliceSummary, summarize
 from slicefine_pl.slicing.targets import TargetSelection
 from slicefine_pl.slicing.training_record import TrainingRecord
@@ -173,7 +175,9 @@ class SliceHandle:
         """Write what was trained to a slice file; also after :meth:`close`, as long as the network stays as it is.
 
         The file contains the trained lines, and the parameters that were trained whole. :func:`apply_slices` makes the
-        base model equal to the trained one, bit for bit. Where FSDP2 shards weights, every process calls this.
+        base model equal to the trained one, bit for bit. For slices along directions, the file contains the change of
+        each matrix as two thin factors, and the base becomes equal up to rounding. Where FSDP2 shards weights, every
+        process calls this.
 
         Args:
             path: File to write, usually ``*.safetensors``.
@@ -181,13 +185,15 @@ class SliceHandle:
             root: Name of the module inside the network to which names in the file refer, such as ``"model"``. ``None``
                 takes the only child that has parameters, if there is only one.
             base: The base model itself. With it the file also contains the base's lines, so that the trained model can
-                be turned back into the base without it.
+                be turned back into the base without it. For directions these are the entries that subtracting the
+                change does not give back, and the model that can be turned back is the one that ``apply_slices`` makes.
             extra: Values for the code that builds the network, such as the names of the classes, as JSON stores them.
 
         Raises:
             OSError: The file cannot be written.
-            ValueError: Weights outside of the slices have changed, for example by pruning; slices lie along
-                directions; or a value is not finite. Nothing is written then.
+            ValueError: Weights outside of the slices have changed, for example by pruning; a slice moved to so many
+                directions that the file would be as large as the matrix; or a value is not finite. Nothing is written
+                then.
         """
         if not self.closed:
             self.write()

@@ -18,7 +18,8 @@ from slicefine_pl.slicing.hub import check_repository, upload
 from slicefine_pl.slicing.lora_adapter import LoraAdapter
 from slicefine_pl.slicing.lora_card import model_card
 from slicefine_pl.slicing.lora_plan import lora_plan
-from slicefine_pl.slicing.slice_file import SliceFile, stored_tensors
+from slicefine_pl.slicing.named_tensors import stored_tensors
+from slicefine_pl.slicing.slice_file import SliceFile
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def export_lora(
     file = path if isinstance(path, SliceFile) else SliceFile.read(path)
     file.check_base(base)
     _check_shapes(file, base)
-    sliced = list(dict.fromkeys(each.parameter for each in file.lines))
+    sliced = list(dict.fromkeys(each.parameter for each in file.matrices))
     plan = lora_plan(base, sliced, list(file.whole), store_whole)
     if plan.left_out and not leave_out:
         raise ValueError(_refusal(plan.left_out, store_whole))

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from slicefine_pl.network.layers import transformers_conv1d
 from slicefine_pl.slicing.lora_layers import PREFIX, LoraPlace
-from slicefine_pl.slicing.low_rank import LineChanges, LowRank
-from slicefine_pl.slicing.slice_file import SavedLines, SliceFile, stored_tensors
+from slicefine_pl.slicing.low_rank import LineChanges, LowRank, change_along
+from slicefine_pl.slicing.named_tensors import stored_tensors
+from slicefine_pl.slicing.saved_matrix import SavedMatrix
+from slicefine_pl.slicing.slice_file import SliceFile
 
 
 class LoraAdapter:
@@ -56,13 +58,11 @@ class LoraAdapter:
             ValueError: ``max_rank`` is too small for a convolution with groups.
         """
         stored = self._stored[name].detach()
-        changes = LineChanges.of(stored, self._lines(name))
-        size = len(stored) // place.groups
-        blocks = [changes.block(group * size, size) for group in range(place.groups)]
+        blocks = self._blocks(name, stored, place.groups)
         if self._max_rank is not None:
             blocks = self._cut(name, place, blocks, self._max_rank)
         rank = max(1, *(each.rank for each in blocks))
-        self.tensors |= place.tensors([each.padded(rank) for each in blocks], stored.shape, stored.dtype)
+        self.tensors |= place.tensors([each.padded(rank) for each in blocks], stored.shape, self._type(name, stored))
         self.ranks[place.module] = rank * place.groups
 
     def _cut(self, name: str, place: LoraPlace, blocks: Sequence[LowRank], max_rank: int) -> list[LowRank]:
@@ -80,20 +80,34 @@ class LoraAdapter:
             self.lost[name] = (missing / energy) ** 0.5
         return [each for each, _ in best]
 
-    def _lines(self, name: str) -> list[SavedLines]:
-        return [each for each in self._file.lines if each.parameter == name]
+    def _blocks(self, name: str, stored: Tensor, groups: int) -> list[LowRank]:
+        """The change of a weight in each group of a convolution; other weights are one group."""
+        lines = LineChanges.of(stored, [each for each in self._file.lines if each.parameter == name])
+        size = len(stored) // groups
+        blocks = [lines.block(group * size, size) for group in range(groups)]
+        for each in self._file.directions:  # of linear maps only
+            if each.parameter == name:
+                blocks = [blocks[0] + change_along(stored, each)]
+        return [each.at_most_full() for each in blocks]
+
+    def _type(self, name: str, stored: Tensor) -> torch.dtype:
+        """The type of the factors in the file; that of lines is the weight's."""
+        return next((each.change.dtype for each in self._file.directions if each.parameter == name), stored.dtype)
+
+    def _trained(self, name: str) -> list[SavedMatrix]:
+        return [each for each in self._file.matrices if each.parameter == name]
 
     def save_modules(self, modules: Sequence[str]) -> None:
         """Add modules whole: what was trained, and the rest as it is in the base."""
         self.saved = [*modules]
         trained = {id(self._stored[name]): values for name, values in self._file.whole.items()}
-        sliced = {id(self._stored[each.parameter]): each.parameter for each in self._file.lines}
+        sliced = {id(self._stored[each.parameter]): each.parameter for each in self._file.matrices}
         for module in modules:
             for key in self._base.get_submodule(module).state_dict():
                 stored = self._stored[f"{module}.{key}"]
                 values = trained.get(id(stored), stored).detach().cpu().clone(memory_format=torch.contiguous_format)
-                for each in self._lines(sliced.get(id(stored), "")):
-                    each.write(values, each.values)
+                for each in self._trained(sliced.get(id(stored), "")):
+                    each.write(values, each.trained(values))
                 self.tensors[f"{PREFIX}{module}.{key}"] = values
 
     def config(self) -> dict[str, Any]:

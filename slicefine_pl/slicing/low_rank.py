@@ -1,7 +1,8 @@
 """The change of a matrix as a product of two thin factors.
 
 What columns and rows change is a product without any decomposition: one factor contains the changes, the other one
-picks the lines. A product of a smaller rank comes from a singular value decomposition of the thin factors.
+picks the lines. A change along directions is stored as such factors. A product of a smaller rank comes from a singular
+value decomposition of the thin factors.
 
 Shapes:  O first dimension of the parameter · I second · k entries of the kernel · K = I · k · n lines · r rank
 """
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slicefine_pl.slicing.slice_file import AXES, SavedLines
+from slicefine_pl.slicing.saved_directions import SavedDirections
+from slicefine_pl.slicing.saved_lines import AXES, SavedLines
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,15 @@ class LowRank:
             torch.nn.functional.pad(self.left, (0, more)), torch.nn.functional.pad(self.right, (0, 0, 0, more))
         )
 
-    def _at_most_full(self) -> "LowRank":
-        """The same matrix, exactly, with a rank of at most its own size."""
+    def __add__(self, other: "LowRank") -> "LowRank":
+        """The sum; its rank is the sum of both ranks."""
+        return LowRank(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right]))
+
+    def at_most_full(self) -> "LowRank":
+        """The same matrix with a rank of at most its own size; exactly, if it is the change of lines."""
         if self.rank <= min(self.left.shape[0], self.right.shape[1]):
             return self
-        dense = self.left @ self.right  # exact: no two terms of a sum differ from zero
+        dense = self.left @ self.right  # of lines, no two terms of a sum differ from zero
         if dense.shape[0] <= dense.shape[1]:
             return LowRank(_unit_rows(torch.arange(dense.shape[0]), dense.shape[0]), dense)
         return LowRank(dense, _unit_rows(torch.arange(dense.shape[1]), dense.shape[1]))
@@ -114,7 +120,17 @@ class LineChanges:
         rows = self.first[inside] - start
         left = [self.second_values[start : start + count].flatten(1), _unit_rows(rows, count).T]
         right = [_unit_rows(columns, others * kernel), self.first_values[inside].flatten(1)]
-        return LowRank(torch.cat(left, 1), torch.cat(right))._at_most_full()
+        return LowRank(torch.cat(left, 1), torch.cat(right))
+
+
+def change_along(stored: Tensor, directions: SavedDirections) -> LowRank:
+    """The change of a parameter ``(O, I)`` or ``(I, O)`` along directions, of which it may be some rows."""
+    left, right = directions.change.double(), directions.directions.double().T
+    if directions.order == (1, 0):
+        left, right = right.T, left.T
+    start, count = directions.rows or (0, len(stored))
+    before_and_after = (0, 0, start, len(stored) - start - count)
+    return LowRank(torch.nn.functional.pad(left, before_and_after), right)
 
 
 def _dim(lines: SavedLines) -> int:

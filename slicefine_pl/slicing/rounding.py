@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+HALF = (torch.bfloat16, torch.float16)
 MARGIN = 1e-5  # error of a product in float32, relative to the lengths of its factors; depends on how it is computed
 
 

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from slicefine_pl.slicing.cursor import SliceCursor
+from slicefine_pl.slicing.direction_cursor import DirectionCursor
 from slicefine_pl.slicing.distributed.shards import LocalShard, full_tensor
 from slicefine_pl.slicing.fingerprint import Fingerprint, persistent_tensors
+from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.layers.registry import SliceableMatrix
 from slicefine_pl.slicing.layout import MatrixLayout, lines_along
+from slicefine_pl.slicing.named_tensors import name_of_rows, named_part, plain_name, stored_tensors, tensor_name
+from slicefine_pl.slicing.saved_directions import SavedDirections
+from slicefine_pl.slicing.saved_lines import SavedLines
 from slicefine_pl.slicing.schedule import Axis
-from slicefine_pl.slicing.slice_file import ROWS, SavedLines, SliceFile, named_part, plain_name, stored_tensors
+from slicefine_pl.slicing.slice_file import SliceFile
 from slicefine_pl.version import __version__
 
 
@@ -82,7 +87,7 @@ class TrainingRecord:
             cursors: The slices, by name; open and written, or closed.
             root: Name of the module inside the network to which the names in the file refer.
             base_model: Name of the base model.
-            base: The base model itself, whose lines are stored as well.
+            base: The base model itself, of which the file then contains what turns the trained model back.
             extra: Plain values for the code that builds the network.
 
         Raises:
@@ -90,13 +95,18 @@ class TrainingRecord:
         """
         prefix = f"{root}." if root else ""
         tensors = stored_tensors(self._net)
-        lines, prints, whole = list[SavedLines](), dict[str, Fingerprint](), dict[str, Tensor]()
+        lines, directions = list[SavedLines](), list[SavedDirections]()
+        prints, whole = dict[str, Fingerprint](), dict[str, Tensor]()
         for name, cursor in cursors.items():
-            parameter, layout = self._matrices[name]
-            lines += _trained_lines(cursor, _relative(parameter, prefix), layout, tensors[parameter])
-            assert cursor.untouched is not None
-            assert cursor.untouched.base is not None
-            prints[_matrix_name(_relative(parameter, prefix), layout)] = cursor.untouched.base
+            stored, layout = self._matrices[name]
+            parameter = _relative(stored, prefix)
+            if cursor.base is None:
+                raise ValueError(f"The slices of {parameter} were opened before the network had weights.")
+            prints[name_of_rows(parameter, _rows(layout))] = cursor.base
+            if isinstance(cursor, DirectionCursor):
+                directions.append(_trained_directions(cursor, parameter, layout, tensors[stored]))
+            else:
+                lines += _trained_lines(cursor, parameter, layout, tensors[stored])
         for name in self._whole:
             whole[_relative(name, prefix)] = _full(tensors[name])
         buffers = {plain_name(name) for name, _ in self._net.named_buffers()}
@@ -110,7 +120,7 @@ class TrainingRecord:
             else:
                 raise ValueError(f"{name} is frozen, and has changed. {NO_FILE}")
         settings, more, tied = self._settings, dict(extra or {}), _tied(tensors, prefix)
-        file = SliceFile(lines, whole, prints, base_model, settings, {}, more, __version__, tied)
+        file = SliceFile(lines, whole, prints, base_model, settings, {}, more, __version__, tied, directions)
         return file if base is None else _with_base(file, stored_tensors(base))
 
 
@@ -124,30 +134,25 @@ def _tied(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
 
 
 def _with_base(file: SliceFile, base: Mapping[str, Tensor]) -> SliceFile:
-    """The file with the base's lines as well, and with what the base has of the parameters trained whole."""
+    """The file with what turns its matrices back as well, and with what the base has of those trained whole."""
     file.check_values(base)
-    lines = [dataclasses.replace(each, base=each.read(base[each.parameter]).cpu()) for each in file.lines]
+    lines = [each.with_base(base[each.parameter]) for each in file.lines]
+    directions = [each.with_base(base[each.parameter]) for each in file.directions]
     whole = {name: _full(base[name]) for name in file.whole if name in base}
-    return dataclasses.replace(file, lines=lines, whole_base=whole)
+    return dataclasses.replace(file, lines=lines, directions=directions, whole_base=whole)
 
 
 NO_FILE = "A slice file contains what slices train, and cannot reproduce this network; save the whole model."
 
 
 @torch.no_grad()
-def _trained_lines(cursor: SliceCursor, parameter: str, layout: MatrixLayout, stored: Tensor) -> Iterable[SavedLines]:
+def _trained_lines(cursor: SliceCursor, parameter: str, layout: MatrixLayout, stored: Tensor) -> Iterator[SavedLines]:
     """The lines of one matrix that a slice has trained.
 
     Raises:
-        ValueError: The slice changes the whole matrix, or something else has changed it.
+        ValueError: Something else has changed the matrix.
     """
-    if cursor.untouched is None:
-        raise ValueError(
-            f"The slice of {parameter} lies along directions, and changes the whole matrix, so that a slice file would"
-            " be as large as the model; save the whole model, or choose basis='standard'."
-        )
-    if cursor.untouched.base is None:
-        raise ValueError(f"The slices of {parameter} were opened before the network had weights.")
+    assert cursor.untouched is not None
     trained = cursor.untouched.trained(layout.view(full_tensor(stored)))
     if trained is None:
         raise ValueError(f"{parameter} has changed outside of its slices. {NO_FILE}")
@@ -157,13 +162,43 @@ def _trained_lines(cursor: SliceCursor, parameter: str, layout: MatrixLayout, st
             yield _lines(parameter, layout, stored, cursor.slice_.shape, axis, index)
 
 
+@torch.no_grad()
+def _trained_directions(
+    cursor: DirectionCursor, parameter: str, layout: MatrixLayout, stored: Tensor
+) -> SavedDirections:
+    """The change of one matrix along the directions at which a slice has been.
+
+    Raises:
+        ValueError: There are too many directions, or something else has changed the matrix.
+    """
+    if cursor.been.dropped:
+        raise ValueError(
+            f"The slice of {parameter} has moved so often that a slice file would need more numbers for it than the"
+            " matrix has; save the whole model, or move less often (a larger interval)."
+        )
+    if isinstance(cursor.layer, SlicedLayer):  # what the layer adds to its output belongs to the matrix
+        stored = cursor.layer.slicefine_merged(layout.parameter)
+    found = cursor.been.changed(layout.view(full_tensor(stored)))
+    if found is None:
+        raise ValueError(f"{parameter} has changed outside of its slices. {NO_FILE}")
+    return SavedDirections(**_place(parameter, layout, stored), directions=found.directions, change=found.change)
+
+
 def _lines(
     parameter: str, layout: MatrixLayout, stored: Tensor, shape: tuple[int, ...], axis: Axis, index: Tensor
 ) -> SavedLines:
     lines = LocalShard.of(layout, stored).gather(axis, index, shape)
-    rows = None if layout.num_rows is None else (layout.first_row, layout.num_rows)
     values = lines_along(lines, axis).cpu().contiguous()
-    return SavedLines(parameter, axis, rows, tuple(layout.order(stored.dim())), index, values)
+    return SavedLines(**_place(parameter, layout, stored), axis=axis, index=index, values=values)
+
+
+def _place(parameter: str, layout: MatrixLayout, stored: Tensor) -> dict[str, Any]:
+    """Where a matrix lies; the arguments of :class:`SavedMatrix`."""
+    return {"parameter": parameter, "rows": _rows(layout), "order": tuple(layout.order(stored.dim()))}
+
+
+def _rows(layout: MatrixLayout) -> tuple[int, int] | None:
+    return None if layout.num_rows is None else (layout.first_row, layout.num_rows)
 
 
 def _unsliced_rows(matrices: Iterable[tuple[str, MatrixLayout]], tensors: Mapping[str, Tensor]) -> Iterator[str]:
@@ -179,18 +214,12 @@ def _unsliced_rows(matrices: Iterable[tuple[str, MatrixLayout]], tensors: Mappin
 
 
 def _whole_part(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    whole = ROWS.sub("", name)
+    whole = tensor_name(name)
     return named_part({whole: full_tensor(tensors[whole])}, name)
 
 
 def _full(stored: Tensor) -> Tensor:
     return full_tensor(stored).cpu().clone()
-
-
-def _matrix_name(parameter: str, layout: MatrixLayout) -> str:
-    if layout.num_rows is None:
-        return parameter
-    return f"{parameter}[{layout.first_row}:{layout.first_row + layout.num_rows}]"
 
 
 def _relative(name: str, prefix: str) -> str:

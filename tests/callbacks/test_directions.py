@@ -1,5 +1,7 @@
 """SliceFineCallback with slices along directions: when they move, what is refused, and exact resumption."""
 
+import copy
+
 import pytest
 import torch
 from helpers.resumable import ResumableLoader, assert_same
@@ -10,6 +12,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn, optim
 
 from slicefine_pl import SliceFineCallback, SparsityCallback
+from slicefine_pl.slicing import apply_slices
 
 STEPS = 16
 
@@ -83,6 +86,30 @@ def test_a_resumed_run_in_half_precision_equals_the_uninterrupted_run(stop, tmp_
         assert_same(rest[part], whole[part])
     assert_same(rest["callbacks"]["SliceFineCallback"], whole["callbacks"]["SliceFineCallback"])
     assert_same(module.state_dict(), whole["state_dict"])
+
+
+@pytest.mark.parametrize("basis", ["random", "gradient"])
+def test_a_resumed_run_saves_the_same_slice_file(basis, tmp_path):
+    """After the first move, with positions that only the checkpoint knows; the file gives the trained module."""
+    data = loader(STEPS).dataset
+
+    def train(folder, resume=None):
+        saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
+        callback = SliceFineCallback(**SETTINGS | {"rank": 1}, basis=basis, interval=10)
+        run = trainer(callback, saver, max_steps=STEPS, enable_checkpointing=True)
+        torch.manual_seed(0)
+        base = Module(lambda parameters: optim.AdamW(parameters, lr=1e-3))
+        module = copy.deepcopy(base)
+        run.fit(module, ResumableLoader(data, batch_size=4), ckpt_path=resume)
+        file = callback.save(folder / "a.safetensors")
+        assert {each.directions.shape[1] for each in file.directions} == {2}
+        apply_slices(base, folder / "a.safetensors")
+        for name, value in module.state_dict().items():
+            torch.testing.assert_close(base.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+    train(tmp_path / "whole")
+    train(tmp_path / "rest", tmp_path / "whole" / "step=13.ckpt")
+    assert (tmp_path / "whole" / "a.safetensors").read_bytes() == (tmp_path / "rest" / "a.safetensors").read_bytes()
 
 
 def test_averages_of_changes_in_half_precision_are_refused():

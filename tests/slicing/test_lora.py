@@ -10,36 +10,17 @@ import pytest
 import torch
 import torchvision
 import transformers
+from helpers.lora import PIXELS, SIZES, TOLERANCE, WORDS, bert, check, error, gpt2, llama, made, outputs, trained
 from huggingface_hub import ModelCard
 from peft import AutoPeftModel, PeftConfig, PeftModel
 from safetensors.torch import load_file
-from torch import nn, optim
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from slicefine_pl.slicing import SavedLines, SliceFile, SliceTasks, export_lora, slice_model
 from slicefine_pl.slicing.low_rank import LineChanges
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
-SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
-WORDS = {"input_ids": torch.randint(20, (2, 5), generator=torch.Generator().manual_seed(1))}
-PIXELS = {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))}
-
-
-def bert():
-    config = transformers.BertConfig(vocab_size=20, max_position_embeddings=8, num_labels=3, **SIZES)
-    return transformers.BertForSequenceClassification(config), WORDS, {"also_train": "classifier"}
-
-
-def gpt2():
-    config = transformers.GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=2, n_head=2)
-    return transformers.GPT2LMHeadModel(config), WORDS, {}
-
-
-def llama():
-    config = transformers.LlamaConfig(vocab_size=20, num_key_value_heads=1, tie_word_embeddings=False, **SIZES)
-    return transformers.LlamaForCausalLM(config), WORDS, {"targets": ["embed_tokens", "_proj"]}
 
 
 def vit():
@@ -67,64 +48,6 @@ SETTINGS = {
     "alternate": {"axis": "alternate"},
     "everywhere": {"rank": 3, "axis": "alternate", "interval": 1, "steps": 9},
 }
-
-
-def outputs(net, inputs):
-    """All floating-point outputs in eval mode, as one vector."""
-    with torch.no_grad():
-        found = net.eval()(**inputs)
-    values = [found] if isinstance(found, torch.Tensor) else [each for each in found.values() if torch.is_tensor(each)]
-    return torch.cat([each.flatten() for each in values])
-
-
-def made(maker, dtype=torch.float64):
-    """A base, its inputs and its settings of slices."""
-    torch.manual_seed(0)
-    base, inputs, settings = maker()
-    with torch.no_grad():
-        for parameter in base.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    inputs = {name: each.to(dtype) if each.is_floating_point() else each for name, each in inputs.items()}
-    return base.to(dtype).eval(), inputs, settings
-
-
-def trained(base, inputs, path, steps=6, interval=2, **settings):
-    """Train slices of a copy of the base with two moves, and save them."""
-    net = copy.deepcopy(base)
-    handle = slice_model(net, **{"rank": 2, **settings})
-    optimizer = optim.SGD([each for each in net.parameters() if each.requires_grad], lr=0.3)
-    net.train()
-    for step in range(steps):
-        optimizer.zero_grad()
-        found = net(**inputs)
-        values = [found] if isinstance(found, torch.Tensor) else found.values()
-        sum(each.float().square().mean() for each in values if torch.is_tensor(each)).sqrt().backward()
-        optimizer.step()
-        if interval and step % interval == interval - 1 and step < steps - 1:
-            handle.move()
-    handle.save(path, "some/base")
-    handle.close()
-    return net.eval()
-
-
-def error(found, expected):
-    return float(
-        torch.linalg.vector_norm(found.double() - expected.double()) / torch.linalg.vector_norm(expected.double())
-    )
-
-
-def check(net, base, inputs, folder, tolerance):
-    """The base with the adapter computes what was trained, and merges to its weights."""
-    adapted = PeftModel.from_pretrained(base, folder)
-    expected = outputs(net, inputs)
-    adapter = error(outputs(adapted, inputs), expected)
-    merged = adapted.merge_and_unload()
-    found = merged.state_dict()
-    assert adapter < tolerance
-    assert error(outputs(merged, inputs), expected) < tolerance
-    assert found.keys() == net.state_dict().keys()
-    for name, values in net.state_dict().items():
-        torch.testing.assert_close(found[name], values, rtol=tolerance, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -457,19 +380,23 @@ def test_ranks(tmp_path):
         assert config["r"] == config["lora_alpha"] == max(expected)
 
 
+def lines(axis, index, values, rows=None):
+    return SavedLines(parameter="w", rows=rows, order=(0, 1), axis=axis, index=index, values=values)
+
+
 def test_crossing_entries_are_counted_once():
     """Columns and rows of one part of a weight, and columns of another part."""
     torch.manual_seed(0)
     base, net = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
-    lines = [
-        SavedLines("w", "column", (0, 3), (0, 1), torch.tensor([1, 4]), net[:3, [1, 4]]),
-        SavedLines("w", "row", (0, 3), (0, 1), torch.tensor([2]), net[[2]]),
-        SavedLines("w", "row", (3, 3), (0, 1), torch.tensor([0]), net[[3]]),
+    saved = [
+        lines("column", torch.tensor([1, 4]), net[:3, [1, 4]], (0, 3)),
+        lines("row", torch.tensor([2]), net[[2]], (0, 3)),
+        lines("row", torch.tensor([0]), net[[3]], (3, 3)),
     ]
     expected = base.clone()
-    for each in lines:
+    for each in saved:
         each.write(expected, each.values)
-    found = LineChanges.of(base, lines).block(0, 6)
+    found = LineChanges.of(base, saved).block(0, 6)
     assert found.rank == 4
     torch.testing.assert_close(base + found.left @ found.right, expected, rtol=0, atol=1e-15)
 
@@ -478,11 +405,11 @@ def test_crossing_entries_are_counted_once():
 def test_the_rank_is_at_most_that_of_the_matrix(shape):
     base, net = torch.zeros(shape), torch.randn(shape)
     every = [torch.arange(size) for size in shape]
-    lines = [
-        SavedLines("w", "column", None, (0, 1), every[1], net),
-        SavedLines("w", "row", None, (0, 1), every[0], net),
+    saved = [
+        lines("column", every[1], net),
+        lines("row", every[0], net),
     ]
-    found = LineChanges.of(base, lines).block(0, shape[0])
+    found = LineChanges.of(base, saved).block(0, shape[0]).at_most_full()
     assert found.rank == 3
     assert torch.equal(found.left @ found.right, net.double())
 

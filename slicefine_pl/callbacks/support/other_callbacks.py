@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import (
 from torch import nn
 
 from slicefine_pl.slicing import SliceHandle
-from slicefine_pl.slicing.direction_slice import HALF
+from slicefine_pl.slicing.rounding import HALF
 from slicefine_pl.strategy import FullyShardedStrategy
 from slicefine_pl.trainer_callbacks import checkpoint_callbacks, trainer_callbacks
 

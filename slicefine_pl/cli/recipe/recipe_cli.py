@@ -112,11 +112,9 @@ class RecipeCLI(RecipeArguments):
                 print_result(self.trainer, self.model, scores, best, exported, slices, adapter)
 
     def _save_slices(self, path: Path) -> Path | None:
-        """Write what the slices learned; ``None`` if there are none, or if a file of lines cannot contain it."""
+        """Write what the slices learned; ``None`` if there are none, or if a file cannot contain it."""
         callback = slicefine_of(self.trainer)
         if callback is None or self._sharded or self._get(self.config_init, "sparsity") is not None:
-            return None
-        if callback.settings()["basis"] != "standard":
             return None
         path.unlink(missing_ok=True)  # of an earlier run with the same version
         with warn_on_error(path, (OSError, ValueError)):  # frozen weights changed: averages round them, for example

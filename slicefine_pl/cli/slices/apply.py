@@ -7,7 +7,8 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``slicefine apply`` and ``merge``."""
     parser.description = (
-        "Write the trained model: the base model with the trained lines of a slice file, bit for bit.\n"
+        "Write the trained model: the base model with what a slice file contains. It equals the trained model bit for\n"
+        "bit, or up to rounding where slices lay along directions.\n"
         "OUT has the form of BASE, a folder or a file, and the names of the trained model."
     )
     parser.set_defaults(run=run)
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     file.check_base(trained)
     put_in(trained, file)
     write_weights(source, trained, arguments.out)
-    print(
-        f"{arguments.out}: {len(file.lines)} matrices have trained lines, {len(file.whole)} tensors were trained whole."
-    )
+    names = {each.name for each in file.matrices}
+    kinds = "directions" if file.directions else "lines"
+    print(f"{arguments.out}: {len(names)} matrices have trained {kinds}, {len(file.whole)} tensors were trained whole.")
     return 0

@@ -7,9 +7,10 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``slicefine remove``."""
     parser.description = (
-        "Write the base model: the trained model without the lines of a slice file, bit for bit.\n"
+        "Write the base model: the trained model without what a slice file contains, bit for bit.\n"
         "The file must contain the base's values; handle.save(..., base=...) stores them. What the base did not have,\n"
-        "such as a new head, is left out."
+        "such as a new head, is left out. Where slices lay along directions, the trained model must be one that\n"
+        "slicefine apply wrote, because training rounds in another way."
     )
     parser.set_defaults(run=run)
     parser.add_argument("model", help="trained model: folder with model.safetensors, or safetensors file")
@@ -28,5 +29,5 @@ def run(arguments: argparse.Namespace) -> int:
     take_out(tensors, file)
     base = {name: tensor for name, tensor in tensors.items() if name not in file.whole.keys() - file.whole_base.keys()}
     write_weights(source, base, arguments.out)
-    print(f"{arguments.out}: the base's values are back in {len(file.lines)} sets of lines.")
+    print(f"{arguments.out}: the base's values are back in {len({each.name for each in file.matrices})} matrices.")
     return 0

@@ -2,9 +2,16 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from slicefine_pl.text_table import text_table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slicefine_pl.slicing import SliceFile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,40 +27,65 @@ def run(arguments: argparse.Namespace) -> int:
     from slicefine_pl.slicing import SliceFile
 
     file = SliceFile.read(arguments.file)
+    size = arguments.file.stat().st_size
+    print(json.dumps(_content(file, size), indent=1) if arguments.json else _table(file, size))
+    return 0
+
+
+def _content(file: "SliceFile", size: int) -> dict[str, Any]:
     lines = [
         {
             "matrix": each.name,
             "axis": each.axis,
             "lines": len(each.index),
             "shape": list(each.values.shape),
-            "type": str(each.values.dtype).removeprefix("torch."),
-            "base": each.base is not None,
+            "type": _type(each.values),
+            "base": each.has_base,
         }
         for each in file.lines
     ]
-    whole = {name: list(values.shape) for name, values in file.whole.items()}
-    facts = {
+    directions = [
+        {
+            "matrix": each.name,
+            "directions": each.directions.shape[1],
+            "shape": [len(each.change), len(each.directions)],
+            "type": _type(each.change),
+            "base": each.has_base,
+        }
+        for each in file.directions
+    ]
+    return {
         "base model": file.base_model,
         "package version": file.package_version,
-        "size in bytes": arguments.file.stat().st_size,
+        "size in bytes": size,
         "settings": file.settings,
         "extra": file.extra,
+        "lines": lines,
+        "directions": directions,
+        "whole": {name: list(values.shape) for name, values in file.whole.items()},
     }
-    if arguments.json:
-        print(json.dumps({**facts, "lines": lines, "whole": whole}, indent=1))
-        return 0
-    rows = [
-        [str(each["matrix"]), f"{each['lines']} {each['axis']}s", str(each["shape"]), str(each["type"])]
-        for each in lines
-    ]
-    rows += [
-        [name, "whole", str(shape), str(file.whole[name].dtype).removeprefix("torch.")] for name, shape in whole.items()
-    ]
+
+
+def _table(file: "SliceFile", size: int) -> str:
     settings = ", ".join(f"{name}={value}" for name, value in file.settings.items())
     title = (
         f"Base model: {file.base_model or 'not named'}. Trained with slicefine-pl {file.package_version}: {settings}."
     )
-    returns = "contains" if lines and all(each["base"] for each in lines) else "does not contain"
-    caption = f"{facts['size in bytes'] / 1e6:.2f} MB. The file {returns} the values of the base in these lines."
-    print(text_table(("tensor", "trained", "shape", "type"), [rows], title=title, caption=caption))
-    return 0
+    returns = "contains" if file.matrices and all(each.has_base for each in file.matrices) else "does not contain"
+    caption = f"{size / 1e6:.2f} MB. The file {returns} the values of the base, for slicefine remove."
+    return text_table(("tensor", "trained", "shape", "type"), [list(_rows(file))], title=title, caption=caption)
+
+
+def _rows(file: "SliceFile") -> Iterator[list[str]]:
+    for lines in file.lines:
+        trained = f"{len(lines.index)} {lines.axis}s"
+        yield [lines.name, trained, str(list(lines.values.shape)), _type(lines.values)]
+    for matrix in file.directions:
+        trained, shape = f"{matrix.directions.shape[1]} directions", [len(matrix.change), len(matrix.directions)]
+        yield [matrix.name, trained, str(shape), _type(matrix.change)]
+    for name, values in file.whole.items():
+        yield [name, "whole", str(list(values.shape)), _type(values)]
+
+
+def _type(values: "Tensor") -> str:
+    return str(values.dtype).removeprefix("torch.")

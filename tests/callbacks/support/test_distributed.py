@@ -1,5 +1,6 @@
 """Callbacks on two real processes: they agree on positions, masks and skipped steps, and an error ends both."""
 
+import copy
 import os
 import time
 
@@ -14,6 +15,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from slicefine_pl import FullyShardedStrategy, SliceFineCallback, SparsityCallback, shard_sliced_model
+from slicefine_pl.slicing import apply_slices
 
 
 def rank():
@@ -59,6 +61,28 @@ def test_processes_with_different_data_make_the_same_masks(criterion):
 def test_processes_with_different_data_take_the_same_directions(strategy):
     one, two = processes.run(sliced, 2, strategy, {"interval": 3, "basis": "gradient", "rank": 1})
     assert one == two
+
+
+def saved_along_directions(strategy, path):
+    """Every process saves, and applies the file to its base: the largest difference from what was trained."""
+    torch.manual_seed(0)
+    base = sliced_run.Module()
+    module = copy.deepcopy(base)
+    callback = SliceFineCallback(**sliced_run.SETTINGS | {"rank": 1, "basis": "gradient"}, interval=10)
+    sliced_run.trainer(callback, strategy=strategy_of(strategy), devices=2).fit(module, sliced_run.loader(24))
+    file = callback.save(path)
+    assert {each.directions.shape[1] for each in file.directions} == {2}
+    apply_slices(base, file)
+    own = base.state_dict()
+    return max((_whole(value) - own[name]).abs().max().item() for name, value in module.state_dict().items())
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_processes_with_different_data_save_the_same_directions(strategy, tmp_path):
+    differences = processes.run(saved_along_directions, 2, strategy, tmp_path / "a.safetensors")
+    assert max(differences) < 1e-6
+    assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 class Spoil(Callback):

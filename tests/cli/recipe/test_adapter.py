@@ -12,8 +12,9 @@ FOLDER = Path("runs/t/version_0")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet")]
 
 
-def test_fit_writes_an_adapter_instead_of_the_model_and_prints_code_that_loads_it(recipe, capsys):
-    recipe("fit", *SLICES, "--export", "lora")
+@pytest.mark.parametrize("basis", ["standard", "random"])
+def test_fit_writes_an_adapter_instead_of_the_model_and_prints_code_that_loads_it(recipe, capsys, basis):
+    recipe("fit", *SLICES, "--slicefine.basis", basis, "--slicefine.interval", "6", "--export", "lora")
     output = capsys.readouterr().out
     assert "LoRA adapter" in output
     assert "modules, rank" in output

@@ -178,6 +178,18 @@ def test_without_a_test_split_the_table_shows_validation_under_its_own_name(reci
     assert refused("test", "--ckpt_path", "runs/t/version_0/checkpoints/best.ckpt").endswith("'d' has no test split")
 
 
+def test_slices_along_directions_have_a_slice_file(recipe):
+    """It gives the network of the best checkpoint, which is that of an earlier step."""
+    settings = ("rank", "2"), ("basis", "random"), ("interval", "6")
+    flags = [each for name, value in settings for each in (f"--slicefine.{name}", value)]
+    recipe("fit", "--slicefine", "SliceFineCallback", *flags)
+    folder = Path("runs/t/version_0")
+    ours = TextClassifier.from_slices(folder / "slices.safetensors").state_dict()
+    best = TextClassifier.load_from_checkpoint(folder / "checkpoints" / "best.ckpt").state_dict()
+    for name, value in best.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
 @pytest.mark.parametrize("changed", [False, True])
 def test_a_slice_file_lies_beside_the_export_if_slices_explain_the_network(recipe, recwarn, monkeypatch, changed):
     """Some callbacks change frozen weights: the fit succeeds without a slice file."""

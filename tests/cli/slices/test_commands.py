@@ -29,23 +29,28 @@ SIZE = {
 @pytest.fixture
 def folders(tmp_path):
     """A base without a head, the trained network with a new head, and two slice files."""
+    return tmp_path, trained(tmp_path)
+
+
+def trained(tmp_path, moves=4, **settings):
     torch.manual_seed(0)
     bert = BertModel(BertConfig(**SIZE))
     bert.save_pretrained(tmp_path / "base")
     net = BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
     base = copy.deepcopy(net)
-    handle = slice_model(net, 2, targets="query|dense", also_train="classifier")
+    handle = slice_model(net, 2, targets="query|dense", also_train="classifier", **settings)
     optimizer = optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
-    for _ in range(4):
+    for step in range(4):
         tokens = torch.randint(30, (4, 6))
         net(tokens, labels=torch.randint(3, (4,))).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        handle.move()
+        if step < moves:
+            handle.move()
     handle.save(tmp_path / "a.safetensors", "some/bert")
     handle.save(tmp_path / "b.safetensors", base=base)
     handle.close()
-    return tmp_path, net
+    return net
 
 
 def load(folder):
@@ -141,6 +146,38 @@ def test_an_adapter_computes_what_was_trained(folders, capsys):
     torch.testing.assert_close(adapted(tokens).logits, net.eval()(tokens).logits, rtol=1e-5, atol=1e-6)
     assert main(["to-lora", *where, *name, "--max-rank", "2"]) == 0
     assert "of the change is lost" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_directions(tmp_path, capsys):
+    """apply, remove, merge into an adapter, and the content; the trained network itself cannot be turned back."""
+    net = trained(tmp_path, moves=1, basis="random")
+    root = str(tmp_path)
+    assert main(["apply", f"{root}/base", f"{root}/b.safetensors", f"{root}/trained"]) == 0
+    assert "matrices have trained directions" in capsys.readouterr().out
+    for name, value in load(tmp_path / "trained").state_dict().items():
+        torch.testing.assert_close(value, net.state_dict()[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert main(["remove", f"{root}/trained", f"{root}/b.safetensors", f"{root}/back"]) == 0
+    back = BertModel.from_pretrained(tmp_path / "back").state_dict()
+    for name, value in BertModel.from_pretrained(tmp_path / "base").state_dict().items():
+        assert torch.equal(value, back[name]), name
+    net.save_pretrained(tmp_path / "own")
+    for file, message in (("b", "differs by rounding from the one"), ("a", "use the base model, or save with base=")):
+        assert main(["remove", f"{root}/own", f"{root}/{file}.safetensors", f"{root}/out"]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["file", f"{root}/a.safetensors"]) == 0
+    assert re.search(r"query\.weight +.? *4 directions +.? *\[8, 8\]", capsys.readouterr().out)
+    assert main(["file", f"{root}/b.safetensors", "--json"]) == 0
+    [first, *_] = json.loads(capsys.readouterr().out)["directions"]
+    assert first["directions"] == 4
+    assert first["base"]
+    where = ["--base", f"{root}/base", "--class", "BertForSequenceClassification", "--labels", "3"]
+    assert main(["to-lora", f"{root}/a.safetensors", f"{root}/lora", *where]) == 0
+    assert "modules, rank 4" in capsys.readouterr().out
+    adapted = PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "lora").eval()
+    tokens = torch.randint(30, (4, 6))
+    torch.testing.assert_close(adapted(tokens).logits, net.eval()(tokens).logits, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

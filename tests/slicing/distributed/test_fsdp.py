@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Partial
 from torch.utils.checkpoint import checkpoint
 
-from slicefine_pl.slicing import slice_model
+from slicefine_pl.slicing import SliceFile, slice_model
 from slicefine_pl.slicing.distributed.fsdp import find_blocks, shard_model, sharded_bytes
 
 
@@ -220,6 +220,53 @@ def test_half_precision_weights_along_directions_learn_the_same_when_sharded():
     for weights, _ in (*found, *continued, back):
         for name, value in expected.items():
             assert numpy.array_equal(weights[name], value), name
+
+
+def saved_along_directions(sharded, dtype, path):
+    """Train eight steps along directions, with two moves, and save what was trained."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(17, 21), nn.Linear(21, 17)])}))
+    net.forward = lambda x: net[0]["layers"][1](torch.tanh(net[0]["layers"][0](x)))
+    net.to(dtype)
+    handle = slice_model(net, 2, targets="layers", also_train=[], basis="random", slice_dtype="float32")
+    handle.write_manually()
+    if sharded:
+        torch.distributed.init_process_group("gloo")
+        shard_model(net, blocks=r"0\.layers\.\d")
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.01)
+    data = torch.randn(8, 4, 17, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for step in range(8):
+        net(data[step]).float().square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        handle.write()
+        if step in (2, 5):
+            handle.move()
+    handle.save(path / "open")
+    handle.merge()
+    handle.close()
+    handle.save(path / "closed")
+
+
+def saved_along_directions_sharded(dtype, path):
+    saved_along_directions(True, dtype, path)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_sharded_network_writes_the_same_directions(count, dtype, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    saved_along_directions(False, dtype, tmp_path / "one")
+    processes.run(saved_along_directions_sharded, count, dtype, tmp_path / "two")
+    for name in ("open", "closed"):
+        one, two = (SliceFile.read(tmp_path / folder / name) for folder in ("one", "two"))
+        assert one.base == two.base
+        for ours, theirs in zip(one.directions, two.directions, strict=True):
+            assert ours.directions.shape[1] == 6
+            assert torch.equal(ours.directions, theirs.directions)
+            torch.testing.assert_close(ours.change, theirs.change, rtol=1e-5, atol=1e-6)
 
 
 OTHERS = {
