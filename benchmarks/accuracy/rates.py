@@ -44,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--methods", nargs="+", choices=studies().methods, default=studies().studies[STUDY])
     result.add_argument("--factors", nargs="+", type=float, choices=FACTORS, default=list(FACTORS))
     result.add_argument("--seeds", type=int, choices=range(1, 6), default=5, help="largest number of seeds")
-    result.add_argument("--chosen", type=Path, required=True, help="file with the searched rates of full fine-tuning")
+    rate = result.add_mutually_exclusive_group(required=True)
+    rate.add_argument("--chosen", type=Path, help="file with the searched rates of full fine-tuning")
+    rate.add_argument("--rate", type=float, help="learning rate, for tasks without such a search")
     result.add_argument("--out", type=result_path, required=True)
     return result
 
@@ -52,13 +54,14 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Make the runs that the file lacks; those at the rate of full fine-tuning first."""
     arguments = parser().parse_args()
-    rates = chosen_rates(arguments.chosen, arguments.tasks)
+    tasks, rate = arguments.tasks, arguments.rate
+    rates = chosen_rates(arguments.chosen, tasks) if rate is None else dict.fromkeys(tasks, rate)
     log = RunLog(arguments.out)
     runs = [
         (task, name, float(f"{rates[task] * factor:.3g}"), seed)
         for factor in arguments.factors
         for seed in FACTORS[factor][: arguments.seeds]
-        for task in arguments.tasks
+        for task in tasks
         for name in arguments.methods
     ]
     for task, name, rate, seed in runs:

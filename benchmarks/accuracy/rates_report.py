@@ -1,6 +1,6 @@
 """Tables and a plot of ``benchmarks.accuracy.rates``.
 
-python -m benchmarks.accuracy.rates_report RATES --searched benchmarks/results/accuracy_2026-11-26.jsonl --plot PNG
+python -m benchmarks.accuracy.rates_report FILES --searched benchmarks/results/accuracy_2026-11-26.jsonl --plot PNG
 
 The first table compares slices at the rate of full fine-tuning with the same slices at a rate that was searched for
 them; differences are paired by seed. The second shows the validation loss at half, once and double the rate. The plot
@@ -10,6 +10,7 @@ shows the validation loss over the learning rate, without scaling and with it.
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -28,10 +29,10 @@ COLORS = {8: "#56B4E9", 32: "#0072B2", 128: "#009E73"}  # by rank; Okabe and Ito
 Runs = Mapping[tuple[str, str], Mapping[float, Mapping[int, Row]]]  # by task and method, learning rate, seed
 
 
-def read_runs(path: Path) -> Runs:
-    """All runs of a file."""
+def read_runs(*paths: Path) -> Runs:
+    """All runs of files; a later file replaces runs of an earlier one."""
     runs: dict[tuple[str, str], dict[float, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
-    for row in read_rows(path):
+    for row in chain.from_iterable(map(read_rows, paths)):
         runs[row["task"], row["method"]][row["lr"]][row["seed"]] = row
     return runs
 
@@ -100,12 +101,12 @@ def draw(runs: Runs, searched: Runs, task: str, path: Path) -> None:
 def main() -> None:
     """Print the tables, and draw the plot."""
     parser = argument_parser(__doc__)
-    parser.add_argument("runs", type=Path, help="file of benchmarks.accuracy.rates")
+    parser.add_argument("runs", type=Path, nargs="+", help="files of benchmarks.accuracy.rates")
     parser.add_argument("--searched", type=Path, required=True, help="file with searched rates")
     parser.add_argument("--task", choices=TASKS, default="tweets", help="task of the plot")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
-    runs, searched = read_runs(arguments.runs), read_runs(arguments.searched)
+    runs, searched = read_runs(*arguments.runs), read_runs(arguments.searched)
     rates = chosen_rates(arguments.searched, [task for task in TASKS if any(key[0] == task for key in runs)])
     head = ["task", "method", "learning rate", "test", "minus the searched rate"]
     print(markdown_table(head, compare(runs, read_scores(arguments.searched), rates)), end="\n\n")

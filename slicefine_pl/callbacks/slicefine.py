@@ -127,10 +127,10 @@ class SliceFineCallback(ResumableCallback):
             it for networks whose layers take turns (experts, towers, LayerDrop).
         backend: ``"compact"`` computes the gradient of the slice alone; ``"mask"`` computes the dense gradient and
             keeps the slice's part; ``"auto"`` is compact for all layers that support it.
-        lr_scale: Factor of each slice's learning rate. ``"auto"`` takes I / R for columns and O / R for rows, and the
-            root of it for convolutions, so that the learning rate of full fine-tuning suits every rank
-            (docs/concepts/learning-rates.md). Weight decay then
-            pulls towards the values at the start of a visit. ``1`` trains at the optimizer's own rate.
+        lr_scale: Factor of each slice's learning rate. ``"auto"`` takes min(I, O) / R, and √(I / R) or √(O / R) for
+            convolutions, so that the learning rate of full fine-tuning suits every rank
+            (docs/concepts/learning-rates.md). Weight decay then pulls towards the values at the start of a visit.
+            ``1`` trains at the optimizer's own rate.
         basis: ``"standard"`` trains single columns or rows; ``"random"``, ``"gradient"`` and ``"pca"`` train along
             directions of the input, see :func:`slicefine_pl.slicing.slice_model`. The last two move for the first time
             after 10 optimizer steps, also with ``interval=None``.

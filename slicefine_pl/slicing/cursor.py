@@ -234,8 +234,7 @@ class SliceCursor:
         return axis, slice_indices(visits, self._settings.rank, self._orders[axis])
 
     def _move_to(self, axis: Axis, indices: Sequence[int]) -> None:
-        size = len(self.visited[axis])
-        scale = lr_scale_at(self._settings.lr_scale, self.layer, axis, size, self._settings.rank)
+        scale = lr_scale_at(self._settings.lr_scale, self.layer, axis, self.slice_.shape, self._settings.rank)
         if self.untouched is not None:
             self.untouched.leave_out(axis, indices, self._shard())
         self.slice_.move_to(axis, indices, self._shard(), scale)

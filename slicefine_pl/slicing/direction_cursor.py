@@ -174,5 +174,4 @@ class DirectionCursor(SliceCursor):
         return random_directions(self.slice_.shape[1], self._settings.rank, f"{self._key}/{self.moves}")
 
     def _counted_scale(self) -> float:
-        size = self.slice_.shape[1]
-        return lr_scale_at(self._settings.lr_scale, self.layer, "column", size, self._settings.rank)
+        return lr_scale_at(self._settings.lr_scale, self.layer, "column", self.slice_.shape, self._settings.rank)

@@ -5,7 +5,9 @@ columns therefore lowers the loss by about ``lr · Σ|g|`` over the whole matrix
 by the share of these columns, about R / I. A slice learns as fast as its layer would in full fine-tuning if its own
 learning rate is larger by the inverse of that share. The learning rate of full fine-tuning then suits every rank.
 
-The same holds for rows, and for optimizers whose steps scale with the gradient, such as SGD.
+The share is one of lines that are linearly independent. A matrix with more inputs than outputs has only O of them, so
+the factor is O / R there, also for columns: with I / R, its steps are too long. The same holds for rows, and for
+optimizers whose steps scale with the gradient, such as SGD.
 
 Convolutions are usually followed by a normalization over the batch, which makes the length of their weight irrelevant.
 What counts is the length of a step relative to it, and the rates of full fine-tuning are so high that noise dominates
@@ -15,6 +17,7 @@ Shapes:  I inputs · O outputs · R lines of the slice
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import nn
@@ -41,22 +44,25 @@ def checked_lr_scale(lr_scale: LRScale) -> LRScale:
     return lr_scale if lr_scale == "auto" else float(lr_scale)
 
 
-def lr_scale_at(lr_scale: LRScale, layer: nn.Module, axis: Axis, size: int, rank: int) -> float:
+def lr_scale_at(lr_scale: LRScale, layer: nn.Module, axis: Axis, shape: Sequence[int], rank: int) -> float:
     """The factor of one slice at its present position.
 
     Args:
         lr_scale: The setting.
         layer: The layer that owns the matrix.
         axis: Columns or rows.
-        size: How many of them the matrix has, I or O.
-        rank: How many of them are trained, R.
+        shape: Shape of the matrix, ``(O, I, ...)``.
+        rank: How many columns or rows are trained, R.
 
     Returns:
-        For ``"auto"``, ``size / rank``, and its root for convolutions; 1 for rows of an embedding, each of which is the
-        vector of one token and learns at the speed of full fine-tuning without a factor.
+        For ``"auto"``, ``min(O, I) / rank``, but at least 1; the root of ``I / rank`` or ``O / rank`` for convolutions;
+        1 for rows of an embedding, each of which is the vector of one token and learns at the speed of full
+        fine-tuning without a factor.
     """
     if lr_scale != "auto":
         return lr_scale
     if axis == "row" and isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         return 1.0
-    return math.sqrt(size / rank) if isinstance(layer, _ConvNd) else size / rank
+    if isinstance(layer, _ConvNd):
+        return math.sqrt(shape[1 if axis == "column" else 0] / rank)
+    return max(1.0, min(shape[:2]) / rank)

@@ -72,8 +72,8 @@ def slice_model(
         backend: ``"compact"`` computes the gradient of the slice only, and does not slice layers for which that is not
             implemented. ``"mask"`` computes the dense gradient of the weight and takes the slice's part. ``"auto"``
             is compact where possible.
-        lr_scale: Factor of each slice's learning rate. ``"auto"`` takes I / R for columns and O / R for rows, and the
-            root of it for convolutions, so that the learning rate of full fine-tuning suits every rank
+        lr_scale: Factor of each slice's learning rate. ``"auto"`` takes min(I, O) / R, and √(I / R) or √(O / R) for
+            convolutions, so that the learning rate of full fine-tuning suits every rank
             (docs/concepts/learning-rates.md). The slice then trains the change of its lines, and weight decay pulls
             towards their values at the start of the visit. ``1`` trains the lines themselves, at the optimizer's own
             rate.

@@ -41,7 +41,7 @@ def test_the_scale_equals_a_learning_rate_of_its_own_for_each_slice(name, axis):
     )
     handle.close()
     handle = slice_trunk(plain, axis=axis, lr_scale=1)
-    groups = [{"params": [view.parameter], "lr": lr * MATRICES[view.name][axis == "row"] / R} for view in handle]
+    groups = [{"params": [view.parameter], "lr": lr * min(MATRICES[view.name]) / R} for view in handle]
     train(plain, OPTIMIZERS[name]([*groups, {"params": list(plain[4].parameters()), "lr": lr}]), 9, handle, 4)
     handle.close()
     for ours, theirs in zip(scaled.parameters(), plain.parameters(), strict=True):
@@ -94,27 +94,33 @@ def test_weights_outside_the_slice_and_lines_without_change_are_bit_equal(lr_sca
 def test_the_factor_is_the_share_of_the_lines_that_are_trained():
     net = nn.ModuleDict({
         "linear": nn.Linear(12, 20),
-        "convolution": nn.Conv2d(16, 8, 3, groups=2),
+        "narrowing": nn.Linear(40, 12),
+        "convolution": nn.Conv2d(16, 10, 3),
+        "groups": nn.Conv2d(16, 8, 3, groups=2),
         "attention": nn.MultiheadAttention(24, 2),
         "words": nn.Embedding(50, 40),
     })  # fmt: skip
-    names = ["linear", "convolution", "in_proj_weight", "words"]
+    names = ["linear", "narrowing", "convolution", "groups", "in_proj_weight", "words"]
     factors = {}
     for axis in ("column", "row"):
         handle = slice_model(net, 4, axis, targets=names, also_train=[])
         factors[axis] = {view.name: view.scale for view in handle}
         handle.close()
-    fused = [f"attention.in_proj_weight.{part}" for part in "qkv"]
-    assert factors["column"] == {"linear": 3, "convolution": 2**0.5, **dict.fromkeys(fused, 6), "words": 10}
-    assert factors["row"] == {"linear": 5, "convolution": 2**0.5, **dict.fromkeys(fused, 6), "words": 1}
+    maps = {"linear": 3, "narrowing": 3, **dict.fromkeys([f"attention.in_proj_weight.{part}" for part in "qkv"], 6)}
+    assert factors["column"] == {**maps, "convolution": 2, "groups": 2**0.5, "words": 10}
+    assert factors["row"] == {**maps, "convolution": 2.5**0.5, "groups": 2**0.5, "words": 1}
+
+
+def test_more_columns_than_rows_are_trained_at_the_optimizers_rate():
+    [view] = slice_model(nn.Sequential(nn.Linear(12, 4)), 6, targets=".", also_train=[])
+    assert view.scale == 1
 
 
 def test_alternating_slices_change_their_factor_at_a_move():
-    net = network()
-    handle = slice_trunk(net, axis="alternate")
-    assert {view.name: view.scale for view in handle} == {"0": 10 / R, "2": 12 / R}
-    handle.move()
-    assert {view.name: view.scale for view in handle} == {"0": 12 / R, "2": 9 / R}
+    [view] = handle = slice_model(nn.Sequential(nn.Conv2d(16, 9, 1)), 4, "alternate", targets=".", also_train=[])
+    assert view.scale == 2
+    [view] = handle.move()
+    assert view.scale == 1.5
 
 
 def test_a_bfloat16_slice_keeps_updates_that_a_bfloat16_weight_would_lose():

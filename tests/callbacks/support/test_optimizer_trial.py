@@ -104,7 +104,7 @@ def dense(make, places, keep, joint, scaled=False):
     """Train the same lines in plain torch.
 
     ``joint`` if the optimizer treats all parameters as one vector; ``scaled`` if the parameter is the change of the
-    lines, which counts I / R or O / R times, with the gradient of the lines.
+    lines, which counts min(I, O) / R times, with the gradient of the lines.
     """
     module = Module(make).double()
     weight, head = module.trunk.weight.detach(), module.head.weight
@@ -115,7 +115,7 @@ def dense(make, places, keep, joint, scaled=False):
             values = lines(line)[indices].clone()
             base, factor = torch.zeros_like(values), 1.0
             if scaled:
-                base, values, factor = values, torch.zeros_like(values), len(lines(line)) / R
+                base, values, factor = values, torch.zeros_like(values), min(weight.shape) / R
             if step == 0 or not keep:
                 live = nn.Parameter(values)
                 own = make([live, head] if joint else [live])
