@@ -95,7 +95,7 @@ def measure(start: nn.Module, dtype: torch.dtype, basis: Basis, steps: int, inte
     base = copy.deepcopy(start).to(dtype)
     net = copy.deepcopy(base)
     handle = train(net, basis, steps, interval)
-    record = sum(_bytes(state["been"]) for state in handle.state_dict()["slices"].values())
+    record = sum(_bytes(state["visited_directions"]) for state in handle.state_dict()["slices"].values())
     handle.close()
     with tempfile.TemporaryDirectory() as scratch:
         plain, with_base = Path(scratch) / "plain", Path(scratch) / "with_base"

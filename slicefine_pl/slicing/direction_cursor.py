@@ -30,7 +30,7 @@ class DirectionCursor(SliceCursor):
     the last move, or new random ones.
 
     Attributes:
-        been: The directions at which the slice has been.
+        visited_directions: The directions at which the slice has been.
     """
 
     slice_: DirectionSlice
@@ -46,13 +46,13 @@ class DirectionCursor(SliceCursor):
         self.moves, self.visited = 0, {"column": torch.zeros(columns, dtype=torch.bool)}
         self._arrived = list(range(columns))  # each direction changes all columns
         self._warned = False
-        self.been = VisitedDirections(self._matrix(stored), f"{self._key}/probe")
+        self.visited_directions = VisitedDirections(self._matrix(stored), f"{self._key}/probe")
         self._turn_to(self._random(), self._counted_scale())
         self._written = self._stored_version()
 
     @property
     def base(self) -> Fingerprint | None:
-        return self.been.base
+        return self.visited_directions.base
 
     def resync(self) -> None:
         """Write what was changed. If weight averaging swapped the weight and A out and in again, both are as before."""
@@ -81,7 +81,8 @@ class DirectionCursor(SliceCursor):
 
     def _turn_to(self, directions: Tensor, scale: float) -> None:
         self.slice_.turn_to(directions, scale, self._shard())
-        self.been.arrive(self.slice_.directions, self._matrix(self._stored()))
+        if not self.visited_directions.dropped:  # collecting a sharded matrix costs communication
+            self.visited_directions.arrive(self.slice_.directions, self._matrix(self._stored()))
 
     def _warn(self, found: int) -> None:
         rank = self._settings.rank
@@ -112,12 +113,12 @@ class DirectionCursor(SliceCursor):
             "score": None if slice_.score is None else slice_.score.cpu().clone(),
             "tokens": None if slice_.tokens is None else slice_.tokens.cpu().clone(),
             "values": [each.cpu().clone() for each in full_tensors(list(slice_.parameters()))],
-            "been": self.been.state_dict(),
+            "visited_directions": self.visited_directions.state_dict(),
             **self._added(),
         }
 
     def check_state(self, state: dict[str, Any]) -> None:
-        if "been" not in state:
+        if "visited_directions" not in state:
             raise ValueError(
                 f"The saved slice of {self._name} lacks the directions at which it has been, because an earlier version"
                 " of the package saved it. Start a new run from the saved weights."
@@ -133,7 +134,7 @@ class DirectionCursor(SliceCursor):
         self.moves = state["moves"]
         self.slice_.turn_to(state["directions"], state["scale"], self._shard())
         self.visited = {axis: columns.clone() for axis, columns in state["visited"].items()}
-        self.been.load_state_dict(state["been"])
+        self.visited_directions.load_state_dict(state["visited_directions"])
         if self.slice_.score is not None and self.slice_.tokens is not None:
             self.slice_.score.copy_(state["score"])
             self.slice_.tokens.copy_(state["tokens"])

@@ -177,14 +177,14 @@ def _trained_directions(
     Raises:
         ValueError: There are too many directions, or something else has changed the matrix.
     """
-    if cursor.been.dropped:
+    if cursor.visited_directions.dropped:
         raise ValueError(
             f"The slice of {parameter} has moved so often that a slice file would need more numbers for it than the"
             " matrix has; save the whole model, or move less often (a larger interval)."
         )
     if isinstance(cursor.layer, SlicedLayer):  # what the layer adds to its output belongs to the matrix
         stored = cursor.layer.slicefine_merged(layout.parameter)
-    found = cursor.been.changed(layout.view(full_tensor(stored)))
+    found = cursor.visited_directions.changed(layout.view(full_tensor(stored)))
     if found is None:
         raise ValueError(f"{parameter} has changed outside of its slices. {NO_FILE}")
     return SavedDirections(**_place(parameter, layout, stored), directions=found.directions, change=found.change)

@@ -153,7 +153,7 @@ def test_a_resumed_run_saves_the_same_file(dtype, tmp_path):
 
 def test_a_state_of_an_earlier_version_is_refused():
     state = train(network()).state_dict()
-    del state["slices"]["first"]["been"]
+    del state["slices"]["first"]["visited_directions"]
     with pytest.raises(
         ValueError, match=r"saved slice of first lacks the directions .* Start a new run from the saved"
     ):
@@ -241,9 +241,9 @@ def test_too_many_moves_are_refused_and_forgotten(tmp_path):
     with pytest.raises(ValueError, match=message):
         handle.save(tmp_path / "b.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
-    been = handle.state_dict()["slices"]["first"]["been"]
-    assert been["directions"] is None
-    assert been["components"].numel() == 0
+    visited = handle.state_dict()["slices"]["first"]["visited_directions"]
+    assert visited["directions"] is None
+    assert visited["components"].numel() == 0
     wide = slice_model(network(), 20, targets="first", also_train=[], basis="random")
     assert wide.save(tmp_path / "wide.safetensors").directions[0].directions.shape == (I, 20)
 
@@ -252,12 +252,12 @@ def test_too_many_moves_are_refused_and_forgotten(tmp_path):
 def test_directions_that_return_add_nothing(dtype):
     torch.manual_seed(0)
     matrix, directions = torch.randn(O, I, dtype=dtype), torch.linalg.qr(torch.randn(I, 4, dtype=dtype)).Q
-    been = VisitedDirections(matrix, "key")
-    been.arrive(directions, matrix)
+    visited = VisitedDirections(matrix, "key")
+    visited.arrive(directions, matrix)
     trained = matrix + torch.randn(O, 4, dtype=dtype) @ directions.t()
-    been.arrive(directions[:, [2, 0]], trained)
-    been.arrive(torch.linalg.qr(directions @ torch.randn(4, 2, dtype=dtype)).Q, trained)
-    found = been.changed(trained)
+    visited.arrive(directions[:, [2, 0]], trained)
+    visited.arrive(torch.linalg.qr(directions @ torch.randn(4, 2, dtype=dtype)).Q, trained)
+    found = visited.changed(trained)
     assert found.directions.shape == (I, 4)
     torch.testing.assert_close(found.change @ found.directions.t(), trained - matrix)
 
@@ -268,12 +268,12 @@ def test_directions_close_to_earlier_ones_are_not_counted_twice(distance):
     matrix, old, new = (torch.randn(*shape, dtype=torch.float64) for shape in ((O, I), (I, 2), (I, 2)))
     old = torch.linalg.qr(old).Q
     close = torch.linalg.qr(old + distance * new).Q
-    been = VisitedDirections(matrix, "key")
-    been.arrive(old, matrix)
+    visited = VisitedDirections(matrix, "key")
+    visited.arrive(old, matrix)
     trained = matrix + torch.randn(O, 2, dtype=torch.float64) @ old.t()
-    been.arrive(close, trained)
+    visited.arrive(close, trained)
     trained = trained + torch.randn(O, 2, dtype=torch.float64) @ close.t()
-    found = been.changed(trained)
+    found = visited.changed(trained)
     torch.testing.assert_close(found.directions.t() @ found.directions, torch.eye(4, dtype=torch.float64))
     torch.testing.assert_close(found.change @ found.directions.t(), trained - matrix, rtol=1e-12, atol=1e-12)
 
