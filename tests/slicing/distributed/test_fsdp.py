@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from slicefine_pl.slicing import SliceFile, slice_model
 from slicefine_pl.slicing.distributed.fsdp import find_blocks, shard_model, sharded_bytes
+from slicefine_pl.slicing.distributed.shards import full_tensor
 
 
 class Experts(nn.Module):
@@ -222,40 +223,50 @@ def test_half_precision_weights_along_directions_learn_the_same_when_sharded():
             assert numpy.array_equal(weights[name], value), name
 
 
-def saved_along_directions(sharded, dtype, path):
-    """Train eight steps along directions, with two moves, and save what was trained."""
+def saved_along_directions(sharded, dtype, path, begin=0):
+    """Train eight steps along directions, with two moves, and save what was trained; or continue after five steps."""
     torch.manual_seed(3)
     net = nn.Sequential(nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(17, 21), nn.Linear(21, 17)])}))
     net.forward = lambda x: net[0]["layers"][1](torch.tanh(net[0]["layers"][0](x)))
     net.to(dtype)
     handle = slice_model(net, 2, targets="layers", also_train=[], basis="random", slice_dtype="float32")
     handle.write_manually()
+    if begin:
+        weights, state = torch.load(path / "state")
+        net.load_state_dict(weights)
+        handle.load_state_dict(state)
     if sharded:
         torch.distributed.init_process_group("gloo")
         shard_model(net, blocks=r"0\.layers\.\d")
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.01)
     data = torch.randn(8, 4, 17, generator=torch.Generator().manual_seed(1)).to(dtype)
-    for step in range(8):
+    for step in range(begin, 8):
         net(data[step]).float().square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
         handle.write()
         if step in (2, 5):
             handle.move()
+        if step == 4 and not begin:
+            weights = {name: full_tensor(value).clone() for name, value in net.state_dict().items()}
+            state = handle.state_dict()
+            if not sharded or torch.distributed.get_rank() == 0:
+                torch.save((weights, state), path / "state")
     handle.save(path / "open")
     handle.merge()
     handle.close()
     handle.save(path / "closed")
 
 
-def saved_along_directions_sharded(dtype, path):
-    saved_along_directions(True, dtype, path)
+def saved_along_directions_sharded(dtype, path, begin=0):
+    saved_along_directions(True, dtype, path, begin)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_sharded_network_writes_the_same_directions(count, dtype, tmp_path):
+    """As one process; and a resumed run writes the same file, bit for bit."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     saved_along_directions(False, dtype, tmp_path / "one")
@@ -267,6 +278,9 @@ def test_a_sharded_network_writes_the_same_directions(count, dtype, tmp_path):
             assert ours.directions.shape[1] == 6
             assert torch.equal(ours.directions, theirs.directions)
             torch.testing.assert_close(ours.change, theirs.change, rtol=1e-5, atol=1e-6)
+    files = [(tmp_path / "two" / name).read_bytes() for name in ("open", "closed")]
+    processes.run(saved_along_directions_sharded, count, dtype, tmp_path / "two", 5)
+    assert [(tmp_path / "two" / name).read_bytes() for name in ("open", "closed")] == files
 
 
 OTHERS = {
