@@ -62,7 +62,7 @@ SliceDtype = Literal["float64", "float32", "bfloat16", "float16"]
 
 
 class SliceFineCallback(ResumableCallback):
-    r"""Train one narrow slice of each chosen weight, and move it every ``interval`` optimizer steps.
+    r"""Train one narrow slice of each chosen weight; with ``interval``, move it every so many optimizer steps.
 
     Works with any LightningModule whose optimizer takes ``self.parameters()``, those that require a gradient, or groups
     of them. After ``fit`` the module is the same dense model as before, with trained weights and no new parameters.
@@ -102,7 +102,7 @@ class SliceFineCallback(ResumableCallback):
         axis: ``"column"`` trains inputs, ``"row"`` trains outputs, ``"alternate"`` switches at each move. Columns also
             save activation memory, because only R input columns are stored for the backward pass.
         interval: Optimizer steps between two moves; ``None`` never moves. Moving trains more of the weights than R
-            lines, but has not improved the accuracy in runs of up to 724 steps (docs/benchmarks/accuracy.md).
+            lines, but did not improve the accuracy in runs of up to 724 steps (docs/experiments/moving.md).
         order: ``"sweep"``, ``"random"`` or ``"importance"``, see :func:`slicefine_pl.slicing.slice_model`. No order is
             shown to be better than another (docs/experiments/slice-order.md).
         targets: Regular expressions searched in module names. ``None`` slices every linear layer, convolution and
@@ -143,7 +143,7 @@ class SliceFineCallback(ResumableCallback):
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[SliceFineCallback(rank=32, interval=100)], logger=False)
+        >>> trainer = Trainer(callbacks=[SliceFineCallback(rank=32)], logger=False)
     """
 
     missing = "the optimizer's state of slices"
@@ -152,7 +152,7 @@ class SliceFineCallback(ResumableCallback):
         self,
         rank: int = 32,
         axis: AxisSchedule = "column",
-        interval: int | None = 100,
+        interval: int | None = None,
         order: Order = "random",
         targets: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
@@ -177,6 +177,8 @@ class SliceFineCallback(ResumableCallback):
         check_count("max_steps_without_grad", max_steps_without_grad, "optimizer steps")
         for name, patterns in {"targets": targets, "exclude": exclude, "also_train": also_train}.items():
             compile_patterns(name, [] if patterns is None else patterns)
+        if axis == "alternate" and interval is None:
+            raise ValueError("axis='alternate' switches when slices move; set interval as well, such as interval=100.")
         if axis == "alternate" and optimizer_state == "keep":
             raise ValueError(
                 "optimizer_state='keep' does not work with axis='alternate', because the moments of a column mean"

@@ -69,10 +69,11 @@ def test_moves_follow_optimizer_steps_not_batches():
     assert [watch.places[i] == watch.places[i - 1] for i in range(1, 8)] == [True, True, True, False, True, True, True]
 
 
-def test_interval_none_never_moves():
+def test_interval_none_never_moves_and_is_the_default():
     watch = Watch()
     trainer(SliceFineCallback(**SETTINGS, interval=None), watch).fit(Module(), loader())
     assert len(set(watch.places)) == 1
+    assert SliceFineCallback(rank=2).settings()["interval"] is None
 
 
 @pytest.mark.parametrize("optimizer", [
@@ -675,7 +676,8 @@ def test_gradient_checkpointing_of_transformers(reentrant):
         ({"exclude": "("}, r"exclude='\(' is not a regular expression: missing \)"),
         ({"also_train": [1]}, r"also_train=\[1\] is not a regular expression"),
         ({"backend": "sparse"}, "backend='sparse' is unknown; choose one of 'auto', 'compact', 'mask'"),
-        ({"axis": "alternate", "optimizer_state": "keep"}, "choose optimizer_state='reset'"),
+        ({"axis": "alternate"}, "axis='alternate' switches when slices move; set interval as well"),
+        ({"axis": "alternate", "interval": 5, "optimizer_state": "keep"}, "choose optimizer_state='reset'"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_runs(settings, message):

@@ -121,7 +121,7 @@ def drawn(number):
     if chosen["schedule"] is not None:
         chosen["checkpoint"] = "model"  # pruning is refused otherwise
     if chosen["axis"] == "alternate":
-        chosen["optimizer_state"] = "reset"
+        chosen["optimizer_state"], chosen["interval"] = "reset", chosen["interval"] or 3
     if chosen["optimizer"] in ("adafactor", "lbfgs"):
         chosen["lr_scale"] = 1.0  # others are refused
     if chosen["optimizer"] == "adafactor":
