@@ -165,10 +165,12 @@ class SliceTasks:
 
     Raises:
         FileNotFoundError: A file does not exist.
-        ValueError: A file is damaged, or belongs to another base.
+        ValueError: There are no files, or one is damaged or belongs to another base.
     """
 
     def __init__(self, net: nn.Module, files: Mapping[str, str | Path | SliceFile]) -> None:
+        if not files:
+            raise ValueError("files={} names no task; give slice files by name, such as {'reviews': 'a.safetensors'}.")
         self._net = net
         self.current: str | None = None
         device = next(net.parameters()).device  # switching then copies within one device

@@ -370,6 +370,8 @@ def test_tasks_with_different_heads_are_exchanged(tmp_path):
     assert_same(net, base)
     with pytest.raises(ValueError, match="task='three' is unknown; choose one of 'one', 'two', or None"):
         tasks.use("three")
+    with pytest.raises(ValueError, match="names no task"):
+        SliceTasks(net, {})
     optim.SGD(net.linear.parameters(), lr=0.1).step()  # without gradients: nothing changes
     tasks.use("two")
     with torch.no_grad():
