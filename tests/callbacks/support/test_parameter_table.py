@@ -58,7 +58,7 @@ def fit(module: Module, *callbacks: Callback, **settings) -> Look:
 @pytest.mark.parametrize("axis", ["column", "row", "alternate"])
 def test_slices_count_as_entries_of_their_weights(axis):
     """Alternating slices are padded; the padding does not count as trained."""
-    slicing = SliceFineCallback(rank=2, axis=axis, targets=["trunk", "matrix"], also_train="head")
+    slicing = SliceFineCallback(rank=2, axis=axis, interval=100, targets=["trunk", "matrix"], also_train="head")
     look = fit(Module(), slicing, enable_model_summary=False)
     lines = 2 * ((8 + 8 + 8) if axis != "row" else (6 + 8 + 8))
     assert look.totals == [(TOTAL, lines + OWN["head"])] * 2
