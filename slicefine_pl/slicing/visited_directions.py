@@ -36,7 +36,7 @@ class ThinChange(NamedTuple):
 class VisitedDirections:
     """An orthonormal basis of all directions at which a slice has been, with the base's components along it.
 
-    It is dropped when it becomes as large as the matrix.
+    It is dropped when it becomes larger than the matrix; a file then contains the matrix itself.
 
     Args:
         matrix: The matrix before training, shape ``(O, I)``.
@@ -86,7 +86,7 @@ class VisitedDirections:
             matrix: The whole matrix, shape ``(O, I)``, at present.
 
         Returns:
-            The factors; ``None`` if the matrix has changed outside of these directions, or they were dropped.
+            The factors; ``None`` if the matrix has changed outside of these directions, or these were dropped.
         """
         if self._directions is None:
             return None
