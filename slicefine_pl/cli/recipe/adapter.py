@@ -12,10 +12,12 @@ ExportKind = Literal["model", "lora"]
 
 
 class NoAdapterError(ValueError):
-    """peft cannot express what was trained. The slice file contains it."""
+    """There is no adapter: peft cannot express what was trained, or there is no slice file."""
 
 
-def check_adapter(module: LightningModule, slices: SliceFineCallback | None, pruned: bool, sharded: bool) -> None:
+def check_adapter(
+    module: LightningModule, slices: SliceFineCallback | None, *, pruned: bool, sharded: bool, other_base: bool
+) -> None:
     """Check, before training, that the result can be an adapter.
 
     Args:
@@ -23,6 +25,7 @@ def check_adapter(module: LightningModule, slices: SliceFineCallback | None, pru
         slices: The callback that slices it, if there is one.
         pruned: Whether the run prunes.
         sharded: Whether weights are sharded.
+        other_base: Whether training starts from what a slice file trained.
 
     Raises:
         ValueError: It cannot.
@@ -32,23 +35,29 @@ def check_adapter(module: LightningModule, slices: SliceFineCallback | None, pru
         "this run trains all weights": slices is None,
         "this run prunes, which changes all weights": pruned,
         "weights are sharded": sharded,
+        "the base is that of --model.slices, which peft does not have": other_base,
         "the base has random weights, which nobody else has": getattr(module, "has_random_weights", False),
     }
     if found := [reason for reason, applies in reasons.items() if applies]:
         raise ValueError(f"--export lora writes what slices train of a pretrained model, and {found[0]}; leave it out.")
 
 
-def write_adapter(module: Any, slices: Path, out: Path) -> LoraExport:
+def write_adapter(module: Any, slices: Path | None, out: Path) -> LoraExport:
     """Write a slice file as a LoRA adapter.
 
     Args:
         module: The module that was trained; the base is built again as it was built.
-        slices: The slice file.
+        slices: The slice file; ``None`` if it could not be written.
         out: Folder to write.
 
     Raises:
-        NoAdapterError: peft cannot express what was trained.
+        NoAdapterError: peft cannot express what was trained, or there is no slice file.
     """
+    if slices is None:
+        raise NoAdapterError(
+            "There is no slice file to make an adapter from; the warning above says why. The best checkpoint contains"
+            " the trained model."
+        )
     module_class = type(module)
     base = module_class(**module_class.settings_of_slices(slices)).model
     try:
