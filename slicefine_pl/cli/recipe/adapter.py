@@ -1,11 +1,13 @@
 """``fit --export lora``: a LoRA adapter in place of the whole trained model."""
 
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 
 from slicefine_pl.callbacks import SliceFineCallback
+from slicefine_pl.pretrained import RANDOM
 from slicefine_pl.slicing import LoraExport, export_lora
 
 ExportKind = Literal["model", "lora"]
@@ -30,13 +32,16 @@ def check_adapter(
     Raises:
         ValueError: It cannot.
     """
+    random_weights = getattr(module, "has_random_weights", False) or str(getattr(module, "backbone", "")).endswith(
+        RANDOM
+    )
     reasons = {
         f"{type(module).__name__} has no from_slices()": not hasattr(module, "from_slices"),
         "this run trains all weights": slices is None,
         "this run prunes, which changes all weights": pruned,
         "weights are sharded": sharded,
         "the base is that of --model.slices, which peft does not have": other_base,
-        "the base has random weights, which nobody else has": getattr(module, "has_random_weights", False),
+        "the base has random weights, which nobody else has": random_weights,
     }
     if found := [reason for reason, applies in reasons.items() if applies]:
         raise ValueError(f"--export lora writes what slices train of a pretrained model, and {found[0]}; leave it out.")
@@ -63,8 +68,11 @@ def write_adapter(module: Any, slices: Path | None, out: Path) -> LoraExport:
     try:
         return export_lora(slices, base, out)
     except ValueError as error:
-        command = f"slicefine to-lora {slices} {out} --store-whole"
-        raise NoAdapterError(f"{error} Nothing is lost: {command!r} stores such modules whole.") from None
+        command = shlex.join(("slicefine", "to-lora", str(slices), str(out), "--store-whole"))
+        raise NoAdapterError(
+            f"{error} The slice file contains what was trained; `{command}` stores modules whole that peft cannot"
+            " express."
+        ) from None
 
 
 def adapter_example(module_class: type[LightningModule], slices: Path | None, folder: Path) -> str:

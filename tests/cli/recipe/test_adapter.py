@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from slicefine_pl.callbacks import SliceFineCallback
-from slicefine_pl.modules import TextClassifier
+from slicefine_pl.cli.recipe.adapter import check_adapter
+from slicefine_pl.modules import ImageClassifier, TextClassifier
 
 SLICES = ("--slicefine", "SliceFineCallback", "--slicefine.rank", "2")
 FOLDER = Path("runs/t/version_0")
@@ -69,3 +70,9 @@ def test_without_a_slice_file_there_is_an_error(refused, monkeypatch):
     message = refused("fit", *SLICES, "--export", "lora")
     assert "There is no slice file to make an adapter from" in message
     assert (FOLDER / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_an_image_network_with_random_weights_is_refused():
+    module = ImageClassifier("timm/test_vit@random", num_classes=3)
+    with pytest.raises(ValueError, match="the base has random weights"):
+        check_adapter(module, SliceFineCallback(), pruned=False, sharded=False, other_base=False)
