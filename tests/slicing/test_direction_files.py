@@ -212,6 +212,20 @@ def test_other_changes_are_found_before_anything_is_written(change, message, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_other_row_is_found(dtype):
+    """Half of a row's norm, in each row in turn."""
+    torch.manual_seed(0)
+    matrix = torch.randn(200, I).to(dtype)
+    visited = VisitedDirections(matrix, "key")
+    visited.arrive(torch.linalg.qr(torch.randn(I, R)).Q.to(dtype), matrix)
+    assert visited.changed(matrix) is not None
+    for row in range(len(matrix)):
+        other = matrix.clone()
+        other[row] /= 2
+        assert visited.changed(other) is None
+
+
 def test_a_network_in_another_type_is_not_saved(tmp_path):
     net = network()
     handle = train(net)
