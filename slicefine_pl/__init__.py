@@ -1,5 +1,4 @@
-"""Fine-tune a network in PyTorch Lightning by training a small, moving slice of its weights, or prune it while it
-trains.
+"""Fine-tune a network in PyTorch Lightning by training a small slice of its weights, or prune it while it trains.
 
 ``SliceFineCallback`` and ``SparsityCallback`` do this for any LightningModule. With FSDP2, use
 ``FullyShardedStrategy``.

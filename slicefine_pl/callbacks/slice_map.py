@@ -1,4 +1,4 @@
-"""The callback that draws which lines of each matrix moving slices have trained, and by how much they changed."""
+"""The callback that draws which lines of each matrix slices have trained, and by how much they changed."""
 
 from pathlib import Path
 from typing import Any

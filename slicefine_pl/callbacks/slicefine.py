@@ -54,6 +54,7 @@ from slicefine_pl.slicing.lr_scale import LRScale, checked_lr_scale
 from slicefine_pl.trainer_callbacks import trainer_callbacks
 
 FIRST_MOVE = 10  # optimizer steps after which slices leave random directions for those that the batches showed
+AT_MOVES = {"axis": "alternate", "order": "importance", "optimizer_state": "keep"}  # they need an interval
 
 OptimizerState = Literal["reset", "keep"]
 NonFinite = Literal["raise", "skip"]
@@ -102,7 +103,8 @@ class SliceFineCallback(ResumableCallback):
         axis: ``"column"`` trains inputs, ``"row"`` trains outputs, ``"alternate"`` switches at each move. Columns also
             save activation memory, because only R input columns are stored for the backward pass.
         interval: Optimizer steps between two moves; ``None`` never moves. Moving trains more of the weights than R
-            lines, but did not improve the accuracy in runs of up to 724 steps (docs/experiments/moving.md).
+            lines, but did not improve the accuracy in runs of up to 724 steps (docs/experiments/moving.md). Needed for
+            ``axis="alternate"``, ``order="importance"`` and ``optimizer_state="keep"``, which take effect at moves.
         order: ``"sweep"``, ``"random"`` or ``"importance"``, see :func:`slicefine_pl.slicing.slice_model`. No order is
             shown to be better than another (docs/experiments/slice-order.md).
         targets: Regular expressions searched in module names. ``None`` slices every linear layer, convolution and
@@ -177,8 +179,6 @@ class SliceFineCallback(ResumableCallback):
         check_count("max_steps_without_grad", max_steps_without_grad, "optimizer steps")
         for name, patterns in {"targets": targets, "exclude": exclude, "also_train": also_train}.items():
             compile_patterns(name, [] if patterns is None else patterns)
-        if axis == "alternate" and interval is None:
-            raise ValueError("axis='alternate' switches when slices move; set interval as well, such as interval=100.")
         if axis == "alternate" and optimizer_state == "keep":
             raise ValueError(
                 "optimizer_state='keep' does not work with axis='alternate', because the moments of a column mean"
@@ -194,6 +194,8 @@ class SliceFineCallback(ResumableCallback):
                 "checkpoint='slices' does not work with directions: their change gives a weight back up to rounding,"
                 " and a run resumes bit for bit. Choose checkpoint='model', or basis='standard'."
             )
+        if interval is None:
+            _check_without_moves(axis=axis, order=order, optimizer_state=optimizer_state)
         super().__init__()
         self._checkpoint = checkpoint
         self._interval = interval
@@ -392,6 +394,13 @@ class SliceFineCallback(ResumableCallback):
     def per_rank_sums(self, state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
         """Yield the importance of lines, which each process sums over its own examples."""
         return ((each, "score") for each in state["slices"]["slices"].values() if each["score"] is not None)
+
+
+def _check_without_moves(**settings: str) -> None:
+    """Refuse settings that take effect at moves only, where there are none."""
+    for name, value in settings.items():
+        if AT_MOVES[name] == value:
+            raise ValueError(f"{name}={value!r} takes effect when slices move; set interval, such as interval=100.")
 
 
 def _settings_of(module: nn.Module) -> dict[str, Any]:

@@ -202,6 +202,7 @@ class SliceCursor:
             "moves": self.moves,
             "axis": slice_.axis,
             "index": slice_.index.cpu().clone(),
+            "scale": slice_.scale,
             "visited": {axis: lines.clone() for axis, lines in self.visited.items()},
             "score": None if slice_.score is None else slice_.score.cpu().clone(),
             "values": values,
@@ -209,17 +210,22 @@ class SliceCursor:
         }
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Check that the weight is the one with which a state was saved, where the state depends on it.
+        """Check that a state is complete, and that the weight is the one with which it was saved, if that matters.
 
         Raises:
-            ValueError: It is another one.
+            ValueError: An earlier version saved it, or the weight is another one.
         """
+        if "scale" not in state:
+            raise ValueError(
+                "The saved slices lack the factors of their learning rates, because an earlier version of the package"
+                " saved them. Start a new run from the saved weights."
+            )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the position and history of a saved slice. The weight must have been restored before."""
         self.moves = state["moves"]
         self.visited = {axis: lines.clone() for axis, lines in state["visited"].items()}
-        self._move_to(state["axis"], state["index"].tolist())
+        self._move_to(state["axis"], state["index"].tolist(), state["scale"])
         if self.untouched is not None:
             self.untouched.load_state_dict(state["untouched"])
         if self.slice_.score is not None:
@@ -233,8 +239,9 @@ class SliceCursor:
         visits = visits_before(self.moves, self._settings.axis)
         return axis, slice_indices(visits, self._settings.rank, self._orders[axis])
 
-    def _move_to(self, axis: Axis, indices: Sequence[int]) -> None:
-        scale = lr_scale_at(self._settings.lr_scale, self.layer, axis, self.slice_.shape, self._settings.rank)
+    def _move_to(self, axis: Axis, indices: Sequence[int], scale: float | None = None) -> None:
+        if scale is None:
+            scale = lr_scale_at(self._settings.lr_scale, self.layer, axis, self.slice_.shape, self._settings.rank)
         if self.untouched is not None:
             self.untouched.leave_out(axis, indices, self._shard())
         self.slice_.move_to(axis, indices, self._shard(), scale)

@@ -176,8 +176,8 @@ class SliceHandle:
 
         The file contains the trained lines, and the parameters that were trained whole. :func:`apply_slices` makes the
         base model equal to the trained one, bit for bit. For slices along directions, the file contains the change of
-        each matrix as two thin factors, and the base becomes equal up to rounding. Where FSDP2 shards weights, every
-        process calls this.
+        each matrix as two thin factors, and the base becomes equal up to rounding; or all rows of the matrix, where
+        these are fewer numbers. Where FSDP2 shards weights, every process calls this.
 
         Args:
             path: File to write, usually ``*.safetensors``.
@@ -191,9 +191,8 @@ class SliceHandle:
 
         Raises:
             OSError: The file cannot be written.
-            ValueError: Weights outside of the slices have changed, for example by pruning; a slice moved to so many
-                directions that the file would be as large as the matrix; or a value is not finite. Nothing is written
-                then.
+            ValueError: Weights outside of the slices have changed, for example by pruning; or a value is not finite.
+                Nothing is written then.
         """
         if not self.closed:
             self.write()

@@ -103,10 +103,12 @@ class TrainingRecord:
             if cursor.base is None:
                 raise ValueError(f"The slices of {parameter} were opened before the network had weights.")
             prints[name_of_rows(parameter, _rows(layout))] = cursor.base
-            if isinstance(cursor, DirectionCursor):
-                directions.append(_trained_directions(cursor, parameter, layout, tensors[stored]))
-            else:
+            if not isinstance(cursor, DirectionCursor):
                 lines += _trained_lines(cursor, parameter, layout, tensors[stored])
+            elif cursor.visited_directions.dropped:
+                lines.append(_whole_matrix(cursor, parameter, layout, tensors[stored]))
+            else:
+                directions.append(_trained_directions(cursor, parameter, layout, tensors[stored]))
         for name in (*self._whole, *self._changed_buffers(tensors, prefix)):
             whole[_relative(name, prefix)] = _full(tensors[name])
         frozen = {name.removeprefix(prefix): each for name, each in self._base.items() if name.startswith(prefix)}
@@ -175,19 +177,26 @@ def _trained_directions(
     """The change of one matrix along the directions at which a slice has been.
 
     Raises:
-        ValueError: There are too many directions, or something else has changed the matrix.
+        ValueError: Something else has changed the matrix.
     """
-    if cursor.visited_directions.dropped:
-        raise ValueError(
-            f"The slice of {parameter} has moved so often that a slice file would need more numbers for it than the"
-            " matrix has; save the whole model, or move less often (a larger interval)."
-        )
-    if isinstance(cursor.layer, SlicedLayer):  # what the layer adds to its output belongs to the matrix
-        stored = cursor.layer.slicefine_merged(layout.parameter)
-    found = cursor.visited_directions.changed(layout.view(full_tensor(stored)))
+    found = cursor.visited_directions.changed(_merged(cursor, layout, stored))
     if found is None:
         raise ValueError(f"{parameter} has changed outside of its slices. {NO_FILE}")
     return SavedDirections(**_place(parameter, layout, stored), directions=found.directions, change=found.change)
+
+
+@torch.no_grad()
+def _whole_matrix(cursor: DirectionCursor, parameter: str, layout: MatrixLayout, stored: Tensor) -> SavedLines:
+    """All rows of a matrix; they are fewer numbers than the directions at which its slice has been."""
+    matrix = _merged(cursor, layout, stored).detach().cpu().clone(memory_format=torch.contiguous_format)
+    return SavedLines(**_place(parameter, layout, stored), axis="row", index=torch.arange(len(matrix)), values=matrix)
+
+
+def _merged(cursor: DirectionCursor, layout: MatrixLayout, stored: Tensor) -> Tensor:
+    """The whole matrix ``(O, I)``, with what its layer adds to the output."""
+    if isinstance(cursor.layer, SlicedLayer):
+        stored = cursor.layer.slicefine_merged(layout.parameter)
+    return layout.view(full_tensor(stored))
 
 
 def _lines(

@@ -18,6 +18,7 @@ from slicefine_pl.slicing.fingerprint import Fingerprint
 from slicefine_pl.slicing.rounding import HALF
 from slicefine_pl.slicing.thin_products import along
 
+PROBES = 8  # one alone misses a change that happens to be orthogonal to it
 SMALLEST = 1e-13  # length of a direction that adds something; shorter ones are rounding errors of float64
 
 
@@ -36,11 +37,11 @@ class ThinChange(NamedTuple):
 class VisitedDirections:
     """An orthonormal basis of all directions at which a slice has been, with the base's components along it.
 
-    It is dropped when it becomes as large as the matrix.
+    It is dropped when it becomes larger than the matrix; a file then contains the matrix itself.
 
     Args:
         matrix: The matrix before training, shape ``(O, I)``.
-        key: Seed of a random vector. The base's component along it shows changes outside of the directions.
+        key: Seed of random vectors. The base's components along them show changes outside of the directions.
 
     Attributes:
         base: Fingerprint of the matrix before training; ``None`` if it had no values yet.
@@ -49,7 +50,7 @@ class VisitedDirections:
     def __init__(self, matrix: Tensor, key: str) -> None:
         self.base = None if matrix.is_meta else Fingerprint.of(matrix)
         outputs, inputs = matrix.shape
-        self._probe = random_matrix(inputs, 1, key)
+        self._probe = random_matrix(inputs, PROBES, key)
         self._probed = torch.zeros(0) if matrix.is_meta else along(matrix, self._probe)
         factors = torch.promote_types(matrix.dtype, torch.float32)
         self._directions: Tensor | None = torch.zeros(inputs, 0, dtype=factors)
@@ -86,7 +87,7 @@ class VisitedDirections:
             matrix: The whole matrix, shape ``(O, I)``, at present.
 
         Returns:
-            The factors; ``None`` if the matrix has changed outside of these directions, or they were dropped.
+            The factors; ``None`` if the matrix has changed outside of these directions, or these were dropped.
         """
         if self._directions is None:
             return None
@@ -105,7 +106,7 @@ class VisitedDirections:
         rest = along(matrix, self._probe) - self._probed - change @ (directions.double().t() @ self._probe)
         rounding = torch.finfo(matrix.dtype).eps * (2**4 if matrix.dtype in HALF else 2**13)
         length = matrix.detach().float().norm(dim=1).cpu() + change.norm(dim=1)
-        fits = rest.flatten().abs() <= rounding * length
+        fits = rest.norm(dim=1) <= rounding * length * PROBES**0.5
         return bool(fits.all()) or not bool(change.isfinite().all())  # the file refuses what is not finite
 
     def state_dict(self) -> dict[str, Any]:

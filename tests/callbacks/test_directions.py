@@ -133,5 +133,5 @@ def test_an_optimizer_that_scales_with_size_is_refused_at_any_scale():
 def test_wrong_settings_are_refused_before_anything_runs():
     with pytest.raises(ValueError, match=r"axis='row' is for single columns or rows"):
         SliceFineCallback(basis="pca", axis="row")
-    with pytest.raises(ValueError, match=r"optimizer_state='keep'"):
+    with pytest.raises(ValueError, match=r"optimizer_state='keep' does not work with directions"):
         SliceFineCallback(basis="pca", optimizer_state="keep")

@@ -676,7 +676,9 @@ def test_gradient_checkpointing_of_transformers(reentrant):
         ({"exclude": "("}, r"exclude='\(' is not a regular expression: missing \)"),
         ({"also_train": [1]}, r"also_train=\[1\] is not a regular expression"),
         ({"backend": "sparse"}, "backend='sparse' is unknown; choose one of 'auto', 'compact', 'mask'"),
-        ({"axis": "alternate"}, "axis='alternate' switches when slices move; set interval as well"),
+        ({"axis": "alternate"}, "axis='alternate' takes effect when slices move; set interval"),
+        ({"order": "importance"}, "order='importance' takes effect when slices move; set interval"),
+        ({"optimizer_state": "keep"}, "optimizer_state='keep' takes effect when slices move; set interval"),
         ({"axis": "alternate", "interval": 5, "optimizer_state": "keep"}, "choose optimizer_state='reset'"),
     ],
 )
@@ -807,7 +809,7 @@ def test_a_head_outside_the_optimizer_is_an_error():
 
 def test_a_skipped_step_keeps_the_scores_finite():
     module = broken_at(5, "loss")
-    callback = SliceFineCallback(**SETTINGS, interval=None, order="importance", nonfinite="skip")
+    callback = SliceFineCallback(**SETTINGS, interval=100, order="importance", nonfinite="skip")
     with pytest.warns(UserWarning, match="skipped"):
         trainer(callback).fit(module, loader())
     assert all(torch.isfinite(track["score"]).all() for track in callback.training_state()["slices"]["slices"].values())

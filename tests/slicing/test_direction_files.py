@@ -212,6 +212,20 @@ def test_other_changes_are_found_before_anything_is_written(change, message, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_other_row_is_found(dtype):
+    """Half of a row's norm, in each row in turn."""
+    torch.manual_seed(0)
+    matrix = torch.randn(200, I).to(dtype)
+    visited = VisitedDirections(matrix, "key")
+    visited.arrive(torch.linalg.qr(torch.randn(I, R)).Q.to(dtype), matrix)
+    assert visited.changed(matrix) is not None
+    for row in range(len(matrix)):
+        other = matrix.clone()
+        other[row] /= 2
+        assert visited.changed(other) is None
+
+
 def test_a_network_in_another_type_is_not_saved(tmp_path):
     net = network()
     handle = train(net)
@@ -231,19 +245,35 @@ def test_values_that_are_not_finite_are_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_too_many_moves_are_refused_and_forgotten(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_matrix_whose_directions_are_more_numbers_is_stored_whole(dtype, tmp_path):
     """A matrix (O, I) has room for five positions of two directions; the first one counts in any case."""
-    net = network()
-    handle = train(net, steps=9, interval=2, targets="first")
-    handle.save(tmp_path / "a.safetensors")
+    base = network(dtype)
+    net = copy.deepcopy(base)
+    handle = train(net, steps=9, interval=2, targets=["first", "gpt"])
+    assert not handle.save(tmp_path / "a.safetensors").lines
     advance(net, handle, range(9, 12))
-    message = r"The slice of first\.weight has moved so often .* save the whole model, or move less often"
-    with pytest.raises(ValueError, match=message):
-        handle.save(tmp_path / "b.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    advance(net, handle, [12], interval=0)
+    file = handle.save(tmp_path / "b.safetensors", base=base)
     visited = handle.state_dict()["slices"]["first"]["visited_directions"]
     assert visited["directions"] is None
     assert visited["components"].numel() == 0
+    handle.close()
+    assert not file.directions
+    assert [(each.name, each.axis, len(each.index)) for each in file.lines] == [
+        ("first.weight", "row", O),
+        ("gpt.weight", "row", I),
+    ]
+    fresh = copy.deepcopy(base)
+    applied = apply_slices(fresh, tmp_path / "b.safetensors")
+    assert_same(fresh, net)
+    applied.remove()
+    assert_same(fresh, base)
+    take_out(net, SliceFile.read(tmp_path / "b.safetensors"))
+    assert_same(net, base)
+
+
+def test_directions_at_the_first_position_may_be_many(tmp_path):
     wide = slice_model(network(), 20, targets="first", also_train=[], basis="random")
     assert wide.save(tmp_path / "wide.safetensors").directions[0].directions.shape == (I, 20)
 

@@ -67,6 +67,17 @@ def test_parts_of_a_fused_parameter(targets, tmp_path):
     check(net, base, inputs, tmp_path / "adapter", 1e-12)
 
 
+def test_matrices_that_are_stored_whole(tmp_path):
+    """Three positions of two directions are more numbers than a matrix of 8 x 8 or 8 x 12 has."""
+    base, inputs, own = made(bert)
+    net = trained(base, inputs, tmp_path / "a.safetensors", basis="random", **own)
+    file = SliceFile.read(tmp_path / "a.safetensors")
+    assert file.lines
+    assert not file.directions
+    export_lora(file, base, tmp_path / "adapter")
+    check(net, base, inputs, tmp_path / "adapter", TOLERANCE[torch.float64])
+
+
 def test_modules_that_lora_cannot_express_are_stored_whole(tmp_path):
     base, inputs, _ = made(lambda: (Attention(), {"x": torch.randn(2, 5, 24)}, {}))
     settings = {"targets": ["out_proj", "head"], "also_train": [], "basis": "random"}

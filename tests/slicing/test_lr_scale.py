@@ -197,3 +197,22 @@ def test_the_tracker_of_updates_records_the_change_of_the_weight():
 def test_bad_scales_are_refused(bad):
     with pytest.raises(ValueError, match=r"lr_scale=.* choose 'auto', 1 \(no scaling\), or another number"):
         slice_trunk(network(), lr_scale=bad)
+
+
+def test_a_saved_state_keeps_its_factors(monkeypatch):
+    """What was trained is stored without its factor, so another one would change the weights."""
+    net = network()
+    handle = slice_trunk(net)
+    train(net, optim.AdamW(trainable(net), 0.01), 3)
+    state, weights = handle.state_dict(), copy.deepcopy(net.state_dict())
+    monkeypatch.setattr("slicefine_pl.slicing.cursor.lr_scale_at", lambda *_: 100.0)
+    other = network()
+    again = slice_trunk(other)
+    other.load_state_dict(weights)
+    again.load_state_dict(state)
+    assert [view.scale for view in again] == [view.scale for view in handle]
+    again.write()
+    assert all(torch.equal(values, weights[name]) for name, values in other.state_dict().items())
+    del state["slices"]["0"]["scale"]
+    with pytest.raises(ValueError, match=r"lack the factors of their learning rates, because an earlier version"):
+        again.load_state_dict(state)

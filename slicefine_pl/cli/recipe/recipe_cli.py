@@ -64,7 +64,8 @@ class RecipeCLI(RecipeArguments):
         """Check and claim the output folder; score the pretrained network if requested."""
         if self._exports_adapter:
             slicefine, sparsity = (self._get(self.config_init, name) for name in ("slicefine", "sparsity"))
-            check_adapter(self.model, slicefine, sparsity is not None, self._sharded)
+            pruned, other_base = sparsity is not None, self._slices is not None
+            check_adapter(self.model, slicefine, pruned=pruned, sharded=self._sharded, other_base=other_base)
         size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
         needed = 4 * size  # best and last checkpoint, export, and one being written
         check_output_folder(self._folder.path, needed, FOLDER_SETTING)
@@ -106,7 +107,7 @@ class RecipeCLI(RecipeArguments):
                 if not self._exports_adapter:
                     exported = self._export(best, folder)
                 slices = self._save_slices(self._folder.path / "slices.safetensors")
-                if self._exports_adapter and slices is not None:
+                if self._exports_adapter:
                     adapter = write_adapter(self.model, slices, self._folder.path / "lora")
             finally:  # scores and checkpoints are shown even if the export fails
                 print_result(self.trainer, self.model, scores, best, exported, slices, adapter)

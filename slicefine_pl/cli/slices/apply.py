@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     put_in(trained, file)
     write_weights(source, trained, arguments.out)
     names = {each.name for each in file.matrices}
-    kinds = "directions" if file.directions else "lines"
-    print(f"{arguments.out}: {len(names)} matrices have trained {kinds}, {len(file.whole)} tensors were trained whole.")
+    print(
+        f"{arguments.out}: {len(names)} matrices contain what slices trained, {len(file.whole)} tensors were replaced."
+    )
     return 0

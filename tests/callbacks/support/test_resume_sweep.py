@@ -129,6 +129,8 @@ def drawn(number):
         chosen["precision"] = {"16-true": "bf16-true"}.get(
             chosen["precision"], chosen["precision"]
         )  # squares overflow in float16
+    if chosen["interval"] is None:  # what takes effect at moves is refused
+        chosen["order"], chosen["optimizer_state"] = chosen["order"].replace("importance", "random"), "reset"
     return chosen
 
 

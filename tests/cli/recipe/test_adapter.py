@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from slicefine_pl.modules import TextClassifier
+from slicefine_pl.callbacks import SliceFineCallback
+from slicefine_pl.cli.recipe.adapter import check_adapter
+from slicefine_pl.modules import ImageClassifier, TextClassifier
 
 SLICES = ("--slicefine", "SliceFineCallback", "--slicefine.rank", "2")
 FOLDER = Path("runs/t/version_0")
@@ -50,3 +52,27 @@ def test_what_peft_cannot_express_is_one_sentence_and_the_slice_file_is_there(re
     assert "slicefine to-lora" in message
     assert (FOLDER / "slices.safetensors").is_file()
     assert not (FOLDER / "lora").exists()
+
+
+def test_training_on_top_of_a_slice_file_is_refused_before_it_trains(recipe, refused):
+    """The adapter would be one of the base, without what the first file contains."""
+    recipe("fit", *SLICES)
+    message = refused("fit", "--model.slices", str(FOLDER / "slices.safetensors"), *SLICES, "--export", "lora")
+    assert "the base is that of --model.slices" in message
+    assert not FOLDER.with_name("version_1").exists()
+
+
+def test_without_a_slice_file_there_is_an_error(refused, monkeypatch):
+    def save(*_):
+        raise ValueError("a frozen weight has changed")
+
+    monkeypatch.setattr(SliceFineCallback, "save", save)
+    message = refused("fit", *SLICES, "--export", "lora")
+    assert "There is no slice file to make an adapter from" in message
+    assert (FOLDER / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_an_image_network_with_random_weights_is_refused():
+    module = ImageClassifier("timm/test_vit@random", num_classes=3)
+    with pytest.raises(ValueError, match="the base has random weights"):
+        check_adapter(module, SliceFineCallback(), pruned=False, sharded=False, other_base=False)

@@ -67,7 +67,7 @@ def test_a_folder_is_turned_into_the_trained_network_and_back(folders, capsys):
     assert all(
         torch.equal(value, back[name]) for name, value in BertModel.from_pretrained(root / "base").state_dict().items()
     )
-    assert "matrices have trained lines" in capsys.readouterr().out
+    assert "matrices contain what slices trained" in capsys.readouterr().out
 
 
 def test_a_single_file_and_parts(folders):
@@ -154,7 +154,7 @@ def test_directions(tmp_path, capsys):
     net = trained(tmp_path, moves=1, basis="random")
     root = str(tmp_path)
     assert main(["apply", f"{root}/base", f"{root}/b.safetensors", f"{root}/trained"]) == 0
-    assert "matrices have trained directions" in capsys.readouterr().out
+    assert "matrices contain what slices trained" in capsys.readouterr().out
     for name, value in load(tmp_path / "trained").state_dict().items():
         torch.testing.assert_close(value, net.state_dict()[name], rtol=1e-5, atol=1e-6, msg=name)
     assert main(["remove", f"{root}/trained", f"{root}/b.safetensors", f"{root}/back"]) == 0
