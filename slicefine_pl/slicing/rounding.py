@@ -43,7 +43,7 @@ class Remainder(NamedTuple):
         error = MARGIN * torch.outer(change.norm(dim=0), directions.norm(dim=1))
         lost = torch.zeros_like(matrix, dtype=torch.bool)
         for bound in (restored - error, restored + error):
-            lost |= bound.to(matrix.dtype) != matrix
+            lost |= differ(bound.to(matrix.dtype), matrix)
         rows, columns = lost.nonzero(as_tuple=True)
         return cls(rows, columns, matrix[rows, columns])
 
@@ -59,6 +59,11 @@ class Remainder(NamedTuple):
         inside = (along >= offset) & (along < offset + shape[dim])
         rows, columns = self.rows[inside], self.columns[inside]
         return Remainder(*((rows - offset, columns) if dim == 0 else (rows, columns - offset)), self.values[inside])
+
+
+def differ(found: Tensor, expected: Tensor) -> Tensor:
+    """Where values have other bits; 0 and -0 do, which are equal."""
+    return (found != expected) | (found.signbit() != expected.signbit())
 
 
 def subtract(merged: Tensor, product: Tensor, remainder: Remainder) -> None:

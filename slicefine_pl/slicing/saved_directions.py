@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from slicefine_pl.slicing.fingerprint import Fingerprint
+from slicefine_pl.slicing.rounding import differ
 from slicefine_pl.slicing.saved_matrix import SavedMatrix, parse_place
 from slicefine_pl.slicing.thin_products import add_product, in_double
 
@@ -98,7 +99,7 @@ class SavedDirections(SavedMatrix):
         restored = trained.addmm_(change, directions.t(), alpha=-1)
         lost = torch.zeros(base.shape, dtype=torch.bool, device=restored.device)
         for bound in (restored - error, restored + error):
-            lost |= bound.to(base.dtype) != base.to(lost.device)
+            lost |= differ(bound.to(base.dtype), base.to(lost.device))
         index = lost.flatten().nonzero().flatten()
         values = base.flatten()[index.to(base.device)].cpu()
         small = torch.int32 if base.numel() <= torch.iinfo(torch.int32).max else torch.int64

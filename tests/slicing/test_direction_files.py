@@ -368,6 +368,21 @@ def test_with_the_base_an_applied_file_is_taken_out_again(lr, dtype, tmp_path):
     assert_same(net, base)
 
 
+def test_negative_zeros_come_back(tmp_path):
+    """Pruning leaves them. Where nothing was learned, adding zero makes them positive."""
+    base = network()
+    with torch.no_grad():
+        base.last.weight[3] = -0.0
+        base.last.bias[3] = -1000.0  # tanh is flat there
+    file = train(copy.deepcopy(base), targets="last").save(tmp_path / "a.safetensors", base=base)
+    assert not file.directions[0].change[3].any()
+    net = copy.deepcopy(base)
+    apply_slices(net, file)
+    take_out(net, file)
+    assert_same(net, base)
+    assert torch.equal(net.last.weight.signbit(), base.last.weight.signbit())
+
+
 def test_a_sum_that_another_machine_rounds_to_the_other_side_is_stored(tmp_path):
     """Products in another order may round a tie to the other neighbor."""
     base = network()
