@@ -55,6 +55,7 @@ class VisitedDirections:
         factors = torch.promote_types(matrix.dtype, torch.float32)
         self._directions: Tensor | None = torch.zeros(inputs, 0, dtype=factors)
         self._components = torch.zeros(outputs, 0, dtype=torch.float64)
+        self._arrivals = 0
 
     def arrive(self, directions: Tensor, matrix: Tensor) -> None:
         """Note directions at which a slice arrives, before it is trained there.
@@ -66,6 +67,7 @@ class VisitedDirections:
         before = self._directions
         if before is None or matrix.is_meta:
             return
+        self._arrivals += 1
         new = _beyond(before, directions.cpu())
         count = before.shape[1] + new.shape[1]
         if before.shape[1] and count * sum(matrix.shape) > matrix.numel():
@@ -100,11 +102,14 @@ class VisitedDirections:
         return ThinChange(self._directions[:, kept], change[:, kept].to(self._directions.dtype))
 
     def _explains(self, matrix: Tensor, change: Tensor, directions: Tensor) -> bool:
-        """Whether the matrix is the base with a change, up to the rounding of many steps, row by row."""
+        """Whether the matrix is the base with a change, row by row.
+
+        That is up to rounding: in half precision once for each position, otherwise at many steps.
+        """
         if self.base is None or str(matrix.dtype).removeprefix("torch.") != self.base.dtype:
             return False
         rest = along(matrix, self._probe) - self._probed - change @ (directions.double().t() @ self._probe)
-        rounding = torch.finfo(matrix.dtype).eps * (2**4 if matrix.dtype in HALF else 2**13)
+        rounding = torch.finfo(matrix.dtype).eps * (4 * self._arrivals**0.5 if matrix.dtype in HALF else 2**13)
         length = matrix.detach().float().norm(dim=1).cpu() + change.norm(dim=1)
         fits = rest.norm(dim=1) <= rounding * length * PROBES**0.5
         return bool(fits.all()) or not bool(change.isfinite().all())  # the file refuses what is not finite
@@ -116,12 +121,14 @@ class VisitedDirections:
             "probed": self._probed.clone(),
             "directions": None if self._directions is None else self._directions.clone(),
             "components": self._components.clone(),
+            "arrivals": self._arrivals,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
         self.base = None if state["base"] is None else Fingerprint(*state["base"])
         self._probed, self._components = state["probed"].clone(), state["components"].clone()
+        self._arrivals = state["arrivals"]
         self._directions = None if state["directions"] is None else state["directions"].clone()
 
 

@@ -226,6 +226,22 @@ def test_any_other_row_is_found(dtype):
         assert visited.changed(other) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("moves", [1, 400])
+def test_half_precision_is_told_from_other_changes(moves, dtype):
+    """Each move rounds the matrix once; another fine-tuning changes all rows by some percent."""
+    torch.manual_seed(0)
+    matrix = torch.randn(300, I).to(dtype)
+    visited, directions = VisitedDirections(matrix, "key"), torch.linalg.qr(torch.randn(I, R)).Q
+    for _ in range(moves):
+        visited.arrive(directions.to(dtype), matrix)
+        matrix = (matrix.double() + 0.05 * torch.randn(300, R).double() @ directions.to(dtype).double().t()).to(dtype)
+    assert visited.changed(matrix) is not None
+    other = torch.randn(300, I)
+    other *= 0.06 * moves**0.5 * matrix.float().norm(dim=1, keepdim=True) / other.norm(dim=1, keepdim=True)
+    assert visited.changed((matrix.float() + other).to(dtype)) is None
+
+
 def test_a_network_in_another_type_is_not_saved(tmp_path):
     net = network()
     handle = train(net)
