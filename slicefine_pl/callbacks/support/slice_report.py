@@ -30,9 +30,9 @@ def report_run(handle: SliceHandle, steps: int, seconds: float) -> None:
         return
     counts = handle.counts()
     times = "once" if handle.moves == 1 else f"{handle.moves} times"
-    moved = f"the slices moved {times}" if handle.moves else "the slices did not move"
+    moved = f"the slices moved {times}; " if handle.moves else ""
     rank_zero_info(
-        f"SliceFine: {moved}; {counts.coverage:.1%} of the {counts.sliced:,} weights in sliced layers were trained;"
+        f"SliceFine: {moved}{counts.coverage:.1%} of the {counts.sliced:,} weights in sliced layers were trained;"
         f" {counts.trained:,} of {counts.total:,} parameters were trained at a time;"
         f" {1e3 * seconds / steps:.0f} ms per optimizer step."
     )
