@@ -16,7 +16,7 @@ from torch import Tensor
 from slicefine_pl.slicing.fingerprint import Fingerprint
 from slicefine_pl.slicing.rounding import differ
 from slicefine_pl.slicing.saved_matrix import SavedMatrix, parse_place
-from slicefine_pl.slicing.thin_products import add_product, in_double
+from slicefine_pl.slicing.thin_products import add_product, in_double, row_blocks
 
 MARGIN = 1e-13  # error of a sum in float64, relative to the lengths of the factors; depends on how it is computed
 FACTOR_TYPES = (torch.float32, torch.float64)
@@ -91,16 +91,20 @@ class SavedDirections(SavedMatrix):
         return add_product(self.matrix(stored), self.change, self.directions)
 
     def with_base(self, stored: Tensor) -> Self:
-        base = self.read(stored)
-        trained = in_double(self.trained(stored), base)
+        base, trained = self.read(stored), self.trained(stored)
         change, directions = in_double(self.change, base), in_double(self.directions, base)
-        # Another machine may add in another order, and then round a sum between two numbers to the other one.
-        error = MARGIN * (torch.outer(change.norm(dim=1), directions.norm(dim=1)) + trained.abs())
-        restored = trained.addmm_(change, directions.t(), alpha=-1)
-        lost = torch.zeros(base.shape, dtype=torch.bool, device=restored.device)
-        for bound in (restored - error, restored + error):
-            lost |= differ(bound.to(base.dtype), base.to(lost.device))
-        index = lost.flatten().nonzero().flatten()
+        lengths, found = directions.norm(dim=1), list[Tensor]()
+        for rows in row_blocks(base):
+            restored = in_double(trained[rows], base)
+            # Another machine may add in another order, and then round a sum between two numbers to the other one.
+            error = MARGIN * (torch.outer(change[rows].norm(dim=1), lengths) + restored.abs())
+            restored.addmm_(change[rows], directions.t(), alpha=-1)
+            expected = base[rows].to(restored.device)
+            lost = torch.zeros_like(expected, dtype=torch.bool)
+            for bound in (restored - error, restored + error):
+                lost |= differ(bound.to(base.dtype), expected)
+            found.append(lost.flatten().nonzero().flatten() + rows.start * base.shape[1])
+        index = torch.cat(found)
         values = base.flatten()[index.to(base.device)].cpu()
         small = torch.int32 if base.numel() <= torch.iinfo(torch.int32).max else torch.int64
         return replace(self, lost=LostEntries(index.cpu().to(small), values))

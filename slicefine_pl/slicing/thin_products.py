@@ -14,7 +14,7 @@ BLOCK = 1 << 22  # entries of a matrix that are in float64 at a time
 def along(matrix: Tensor, directions: Tensor) -> Tensor:
     """The components of a matrix ``(O, I)`` along directions ``(I, n)``, shape ``(O, n)``, float64, in CPU memory."""
     directions = in_double(directions, matrix)
-    return torch.cat([(in_double(rows, matrix) @ directions).cpu() for rows in _blocks(matrix)])
+    return torch.cat([(in_double(matrix[rows], matrix) @ directions).cpu() for rows in row_blocks(matrix)])
 
 
 def add_product(matrix: Tensor, change: Tensor, directions: Tensor, factor: int = 1) -> Tensor:
@@ -28,12 +28,9 @@ def add_product(matrix: Tensor, change: Tensor, directions: Tensor, factor: int 
     """
     change, directions = in_double(change, matrix), in_double(directions, matrix)
     sums = torch.empty_like(matrix, memory_format=torch.contiguous_format)
-    start = 0
-    for rows in _blocks(matrix):
-        stop = start + len(rows)
-        product = torch.addmm(in_double(rows, matrix), change[start:stop], directions.t(), alpha=factor)
-        sums[start:stop].copy_(product)
-        start = stop
+    for rows in row_blocks(matrix):
+        product = torch.addmm(in_double(matrix[rows], matrix), change[rows], directions.t(), alpha=factor)
+        sums[rows].copy_(product)
     return sums
 
 
@@ -42,5 +39,7 @@ def in_double(values: Tensor, like: Tensor) -> Tensor:
     return values.detach().to("cpu" if like.device.type == "mps" else like.device, torch.float64)
 
 
-def _blocks(matrix: Tensor) -> Iterator[Tensor]:
-    yield from torch.split(matrix.detach(), max(1, BLOCK // max(1, matrix.shape[1])))
+def row_blocks(matrix: Tensor) -> Iterator[slice]:
+    """Ranges of rows of a matrix that are in float64 at a time."""
+    size = max(1, BLOCK // max(1, matrix.shape[1]))
+    yield from (slice(start, start + size) for start in range(0, len(matrix), size))

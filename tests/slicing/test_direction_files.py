@@ -171,6 +171,18 @@ def test_large_matrices_are_multiplied_in_blocks(monkeypatch):
         assert torch.equal(thin_products.add_product(matrix, change, directions, factor), expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_entries_of_the_base_are_found_in_blocks(dtype, monkeypatch, tmp_path):
+    base = network(dtype)
+    own = train(copy.deepcopy(base), targets="first").save(tmp_path / "a.safetensors").directions[0]
+    whole = own.with_base(base.first.weight).lost
+    monkeypatch.setattr(thin_products, "BLOCK", 7 * I)
+    in_blocks = own.with_base(base.first.weight).lost
+    assert len(whole.indices)
+    assert torch.equal(in_blocks.indices, whole.indices)
+    assert torch.equal(in_blocks.values, whole.values)
+
+
 def test_weights_of_an_earlier_step_give_the_file_of_that_step(tmp_path):
     """As after a fit that loads its best checkpoint."""
     base = network()
