@@ -6,8 +6,8 @@ by the share of these columns, about R / I. A slice learns as fast as its layer 
 learning rate is larger by the inverse of that share. The learning rate of full fine-tuning then suits every rank.
 
 The share is one of lines that are linearly independent. A matrix with more inputs than outputs has only O of them, so
-the factor is O / R there, also for columns: with I / R, its steps are too long. The same holds for rows, and for
-optimizers whose steps scale with the gradient, such as SGD.
+the factor is O / R there, also for columns: with I / R, its steps are too long. Rows are counted in the same way. So
+are slices of other optimizers, such as SGD, where the argument holds with ``Σ g²``. Columns and AdamW were measured.
 
 Convolutions are usually followed by a normalization over the batch, which makes the length of their weight irrelevant.
 What counts is the length of a step relative to it, and the rates of full fine-tuning are so high that noise dominates
