@@ -12,7 +12,6 @@ What happens in one optimizer step, in this order, and which module of ``support
 Source:  Kowsher et al., SliceFine, arXiv:2510.08513.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch.optim import Optimizer
 
 from slicefine_pl.arguments import check_choice, check_count
 from slicefine_pl.callbacks.support.distributed import check_slicing_strategy
+from slicefine_pl.callbacks.support.module_settings import settings_of
 from slicefine_pl.callbacks.support.optimizer_trial import OptimizerRequirements
 from slicefine_pl.callbacks.support.other_callbacks import (
     check_before_weight_averaging,
@@ -37,6 +37,7 @@ from slicefine_pl.callbacks.support.parameter_table import patch_model_summary, 
 from slicefine_pl.callbacks.support.random_state import TrainingRandomState
 from slicefine_pl.callbacks.support.resume import ResumableCallback
 from slicefine_pl.callbacks.support.slice_report import report_run, report_short_run, slice_metrics
+from slicefine_pl.callbacks.support.slice_settings import check_compatible
 from slicefine_pl.callbacks.support.slice_steps import SliceSteps
 from slicefine_pl.callbacks.support.small_checkpoints import (
     check_can_save_slices,
@@ -54,7 +55,6 @@ from slicefine_pl.slicing.lr_scale import LRScale, checked_lr_scale
 from slicefine_pl.trainer_callbacks import trainer_callbacks
 
 FIRST_MOVE = 10  # optimizer steps after which slices leave random directions for those that the batches showed
-AT_MOVES = {"axis": "alternate", "order": "importance", "optimizer_state": "keep"}  # they need an interval
 
 OptimizerState = Literal["reset", "keep"]
 NonFinite = Literal["raise", "skip"]
@@ -179,23 +179,14 @@ class SliceFineCallback(ResumableCallback):
         check_count("max_steps_without_grad", max_steps_without_grad, "optimizer steps")
         for name, patterns in {"targets": targets, "exclude": exclude, "also_train": also_train}.items():
             compile_patterns(name, [] if patterns is None else patterns)
-        if axis == "alternate" and optimizer_state == "keep":
-            raise ValueError(
-                "optimizer_state='keep' does not work with axis='alternate', because the moments of a column mean"
-                " nothing for a row; choose optimizer_state='reset'."
-            )
-        if basis != "standard" and optimizer_state == "keep":
-            raise ValueError(
-                "optimizer_state='keep' does not work with directions, because moments along one direction mean nothing"
-                " along another; choose optimizer_state='reset', or basis='standard'."
-            )
-        if basis != "standard" and checkpoint == "slices":
-            raise ValueError(
-                "checkpoint='slices' does not work with directions: their change gives a weight back up to rounding,"
-                " and a run resumes bit for bit. Choose checkpoint='model', or basis='standard'."
-            )
-        if interval is None:
-            _check_without_moves(axis=axis, order=order, optimizer_state=optimizer_state)
+        check_compatible(
+            axis=axis,
+            interval=interval,
+            order=order,
+            optimizer_state=optimizer_state,
+            basis=basis,
+            checkpoint=checkpoint,
+        )
         super().__init__()
         self._checkpoint = checkpoint
         self._interval = interval
@@ -282,7 +273,7 @@ class SliceFineCallback(ResumableCallback):
         handle = self._handle or self._closed
         if handle is None:
             raise RuntimeError("Nothing was trained with this callback yet; call save() during or after a fit.")
-        return handle.save(path, base_model, None, base, _settings_of(handle.network))
+        return handle.save(path, base_model, None, base, settings_of(handle.network))
 
     def summary(self) -> SliceSummary:
         """Return a table of how each matrix is trained, or why it is not, while a fit is running."""
@@ -394,26 +385,6 @@ class SliceFineCallback(ResumableCallback):
     def per_rank_sums(self, state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
         """Yield the importance of lines, which each process sums over its own examples."""
         return ((each, "score") for each in state["slices"]["slices"].values() if each["score"] is not None)
-
-
-def _check_without_moves(**settings: str) -> None:
-    """Refuse settings that take effect at moves only, where there are none."""
-    for name, value in settings.items():
-        if AT_MOVES[name] == value:
-            raise ValueError(f"{name}={value!r} takes effect when slices move; set interval, such as interval=100.")
-
-
-def _settings_of(module: nn.Module) -> dict[str, Any]:
-    """What builds the module again: class, hyperparameters and the record of its input, as JSON stores them."""
-    settings = {"module": type(module).__name__, "hyper_parameters": dict(getattr(module, "hparams", {}))}
-    stored: dict[str, Any] = json.loads(
-        json.dumps(settings | getattr(module, "input_record", {}), default=_no_json, skipkeys=True)
-    )
-    return stored
-
-
-def _no_json(value: object) -> None:
-    """Objects that JSON cannot store become ``null``."""
 
 
 def slicefine_of(trainer: Trainer) -> SliceFineCallback | None:
