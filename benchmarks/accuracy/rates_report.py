@@ -88,7 +88,8 @@ def draw(runs: Runs, searched: Runs, task: str, path: Path) -> None:
     ):
         for rank, color in COLORS.items():
             found = losses(source.get((task, f"column r={rank} place=random{suffix}"), {}))
-            axis.plot(list(found), list(found.values()), "o-", color=color, label=f"{rank} columns")
+            if found:
+                axis.plot(list(found), list(found.values()), "o-", color=color, label=f"{rank} columns")
         full = losses(searched.get((task, "full"), {}))
         axis.plot(list(full), list(full.values()), "s--", color="black", label="full fine-tuning")
         axis.set(xscale="log", xlabel="learning rate of the optimizer", title=title)
