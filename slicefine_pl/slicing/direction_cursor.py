@@ -97,11 +97,15 @@ class DirectionCursor(SliceCursor):
             )
 
     def _measured_scale(self, share: Tensor) -> float:
-        """The factor of the learning rate, from sums of inputs and of their components."""
+        """The factor of the learning rate, from sums of inputs and of their components.
+
+        As for columns, a matrix with more inputs than outputs counts its outputs.
+        """
         if self._settings.lr_scale != "auto":
             return self._settings.lr_scale
         inputs, components = share.tolist()
-        return inputs / components if components > 0 else self._counted_scale()
+        outputs, size = self.slice_.shape
+        return min(1, outputs / size) * inputs / components if components > 0 else self._counted_scale()
 
     def state_dict(self) -> dict[str, Any]:
         slice_ = self.slice_

@@ -147,6 +147,18 @@ def test_directions_are_those_of_a_singular_value_decomposition(basis):
     )
 
 
+@pytest.mark.parametrize("outputs", [4, 16, 40])
+def test_measured_factors_count_the_smaller_size_of_the_matrix(outputs):
+    """As those of columns do."""
+    net = nn.Sequential(nn.Linear(16, outputs)).double()
+    [view] = handle = slice_model(net, 2, targets=".", also_train=[], basis="gradient")
+    x = torch.randn(12, 16, dtype=torch.float64)
+    net(x).square().sum().backward()
+    [view] = handle.move()
+    measured = float(x.abs().sum() / (x @ view.directions).abs().sum())
+    assert view.scale == pytest.approx(min(1, outputs / 16) * measured, rel=1e-5)
+
+
 def test_a_sketch_finds_most_of_a_gradient_with_a_slow_decay():
     """At least three quarters of what the best directions catch; random ones catch 8 / 60 of the whole."""
     torch.manual_seed(2)
