@@ -101,7 +101,8 @@ class DirectionCursor(SliceCursor):
         if self._settings.lr_scale != "auto":
             return self._settings.lr_scale
         inputs, components = share.tolist()
-        return inputs / components if components > 0 else self._counted_scale()
+        outputs, size = self.slice_.shape
+        return min(1, outputs / size) * inputs / components if components > 0 else self._counted_scale()
 
     def state_dict(self) -> dict[str, Any]:
         slice_ = self.slice_
