@@ -41,10 +41,7 @@ class Remainder(NamedTuple):
         change, directions = change.float(), directions.float()
         restored = merged.float() - change.t() @ directions.t()
         error = MARGIN * torch.outer(change.norm(dim=0), directions.norm(dim=1))
-        lost = torch.zeros_like(matrix, dtype=torch.bool)
-        for bound in (restored - error, restored + error):
-            lost |= differ(bound.to(matrix.dtype), matrix)
-        rows, columns = lost.nonzero(as_tuple=True)
+        rows, columns = may_differ(restored, error, matrix).nonzero(as_tuple=True)
         return cls(rows, columns, matrix[rows, columns])
 
     def within(self, shape: torch.Size, dim: int, offset: int) -> "Remainder":
@@ -61,9 +58,14 @@ class Remainder(NamedTuple):
         return Remainder(*((rows - offset, columns) if dim == 0 else (rows, columns - offset)), self.values[inside])
 
 
-def differ(found: Tensor, expected: Tensor) -> Tensor:
-    """Where values have other bits; 0 and -0 do, which are equal."""
-    return (found != expected) | (found.signbit() != expected.signbit())
+def may_differ(restored: Tensor, error: Tensor, expected: Tensor) -> Tensor:
+    """Where values that have an error, rounded to the type of the expected ones, may have other bits than those.
+
+    0 and -0 have other bits, although they are equal.
+    """
+    bounds = [bound.to(expected.dtype) for bound in (restored - error, restored + error)]
+    low, high = ((each != expected) | (each.signbit() != expected.signbit()) for each in bounds)
+    return low | high
 
 
 def subtract(merged: Tensor, product: Tensor, remainder: Remainder) -> None:

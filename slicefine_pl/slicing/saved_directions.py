@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slicefine_pl.slicing.fingerprint import Fingerprint
-from slicefine_pl.slicing.rounding import differ
+from slicefine_pl.slicing.rounding import may_differ
 from slicefine_pl.slicing.saved_matrix import SavedMatrix, parse_place
 from slicefine_pl.slicing.thin_products import add_product, in_double, row_blocks
 
@@ -99,10 +99,7 @@ class SavedDirections(SavedMatrix):
             # Another machine may add in another order, and then round a sum between two numbers to the other one.
             error = MARGIN * (torch.outer(change[rows].norm(dim=1), lengths) + restored.abs())
             restored.addmm_(change[rows], directions.t(), alpha=-1)
-            expected = base[rows].to(restored.device)
-            lost = torch.zeros_like(expected, dtype=torch.bool)
-            for bound in (restored - error, restored + error):
-                lost |= differ(bound.to(base.dtype), expected)
+            lost = may_differ(restored, error, base[rows].to(restored.device))
             found.append(lost.flatten().nonzero().flatten() + rows.start * base.shape[1])
         index = torch.cat(found)
         values = base.flatten()[index.to(base.device)].cpu()
