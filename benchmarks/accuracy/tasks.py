@@ -67,9 +67,9 @@ def answers(seed: int, lr: float, head_lr: float) -> tuple[Module, LightningData
     return CausalLanguageModel(SMOLLM, lr=lr, samples=0), data
 
 
-def film(seed: int, lr: float, head_lr: float) -> tuple[Module, LightningDataModule]:
+def film(batch_size: int, seed: int, lr: float, head_lr: float) -> tuple[Module, LightningDataModule]:
     data = InstructionDataModule(
-        source=str(sentences()), max_length=64, packing=True, batch_size=4, eval_examples=256, seed=seed
+        source=str(sentences()), max_length=64, packing=True, batch_size=batch_size, eval_examples=256, seed=seed
     )
     return CausalLanguageModel(SMOLLM, lr=lr, samples=0), data
 
@@ -84,5 +84,8 @@ TASKS: dict[str, Task] = {  # 150 to 235 steps each; 40 and 100 for the language
     "digits": Task(digits, "EfficientNet-Lite0", epochs=5),
     "cells": Task(cells, "EfficientNet-Lite0", epochs=3),
     "answers": Task(answers, "SmolLM2-135M", epochs=1, score="perplexity", batches=40),
-    "film sentences": Task(film, "SmolLM2-135M", epochs=1, score="perplexity", batches=100, averaged=False),
+    "film sentences": Task(partial(film, 4), "SmolLM2-135M", epochs=1, score="perplexity", batches=100, averaged=False),
+    "film sentences, batches of 8": Task(
+        partial(film, 8), "SmolLM2-135M", epochs=1, score="perplexity", batches=100, averaged=False
+    ),
 }
