@@ -51,7 +51,7 @@ class DirectionSlice(Slice):
         outputs, inputs = layout.view(like).shape
         super().__init__(layout, rank, outputs, like, dtype)
         self.base = nn.Parameter(torch.zeros_like(self.trainable), requires_grad=False)
-        self.directions = like.new_zeros(inputs, rank)
+        self.directions = like.new_zeros(rank, inputs).t()  # for R < 8, products are faster with this order in memory
         self.factor = torch.ones((), device=like.device)
         self.index.copy_(torch.arange(rank))
         self.basis: Basis = basis

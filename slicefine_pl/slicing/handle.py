@@ -119,11 +119,25 @@ class SliceHandle:
             listener.before_move([self._view(name) for name in moved])
         for name in moved:
             self._cursors[name].move()
+            self._cursors[name].slice_.stays = False
             self._cursors[name].slice_.trainable.grad = None
         slices = [self._view(name) for name in moved]
         for listener in self._listeners:
             listener.after_move(slices)
         return slices
+
+    def stay(self, names: Iterable[str] | None = None) -> None:
+        """Expect that slices do not move again: backward passes stop adding up what chooses the next position.
+
+        That saves time and memory with ``order="importance"``, ``basis="gradient"`` and ``basis="pca"``. Compiled code
+        goes on adding, because it would be compiled again otherwise. A move still works, but knows nothing of the
+        steps since this call; backward passes add up again after it.
+
+        Args:
+            names: Names of the slices that stay; ``None`` takes all.
+        """
+        for name in self._chosen(names):
+            self._cursors[name].slice_.stays = True
 
     def add_move_listener(self, listener: MoveListener) -> None:
         """Call ``listener`` before and after every move from now on, in every process."""

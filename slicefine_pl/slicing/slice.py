@@ -56,6 +56,7 @@ class Slice(nn.Module):
         score: Importance of every line that the next slice may take, shape ``(I,)`` or ``(O,)``, float32; ``None``
             unless slices move by importance.
         score_axis: Whether ``score`` ranks columns or rows.
+        stays: Whether the slice is not expected to move again.
         basis: Along what the slice lies: ``"standard"`` for columns or rows.
         probe: For slices along directions only, as ``tokens``: see :class:`DirectionSlice`.
         tokens: See ``probe``.
@@ -89,6 +90,7 @@ class Slice(nn.Module):
         self.axis: Axis = "column"
         self.score: Tensor | None = None
         self.score_axis: Axis = "column"
+        self.stays = False
         self.basis: Basis = "standard"
         self.probe: Tensor | None = None
         self.tokens: Tensor | None = None
@@ -106,6 +108,14 @@ class Slice(nn.Module):
     def selection(self) -> Tensor:
         """What a layer needs to select this slice's part of its input or output: here the indices, ``(R,)``."""
         return self.index
+
+    @property
+    def needed_score(self) -> Tensor | None:
+        """The score, if backward passes are to add to it: those of compiled code always do.
+
+        Code that was compiled with a score would be compiled again without it.
+        """
+        return self.score if torch.compiler.is_compiling() or not self.stays else None
 
     @property
     def line_shape(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from torch import nn, optim
 
 from slicefine_pl import SliceFineCallback, SparsityCallback
 from slicefine_pl.slicing import apply_slices
+from slicefine_pl.slicing.slice import Slice
 
 STEPS = 16
 
@@ -41,6 +42,28 @@ def test_directions_that_batches_show_are_taken_after_ten_steps(basis, interval,
     trainer(callback, turns).fit(module, loader(STEPS))
     assert turns.steps == moves
     assert all(type(child) in (Module, nn.Sequential, nn.Linear, nn.Tanh) for child in module.modules())
+
+
+@pytest.mark.parametrize(("interval", "stop", "stays"), [(None, 9, False), (None, 10, True), (16, 12, False)])
+def test_sketches_end_with_the_last_move(interval, stop, stays, tmp_path):
+    """Also in a run that resumes after it."""
+    seen = {}
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, module, *_):
+            slices = [child for child in module.modules() if isinstance(child, Slice)]
+            seen[trainer.global_step] = {slice_.stays for slice_ in slices}
+
+    def train(steps, resume=None):
+        callback = SliceFineCallback(**SETTINGS, basis="gradient", interval=interval)
+        run = trainer(callback, Watch(), max_steps=steps, max_epochs=2)
+        run.fit(Module(lambda parameters: optim.AdamW(parameters, lr=1e-3)), loader(STEPS), ckpt_path=resume)
+        return run
+
+    train(stop).save_checkpoint(tmp_path / "stopped.ckpt")
+    assert seen[stop - 1] == {False}
+    train(stop + 1, tmp_path / "stopped.ckpt")
+    assert seen[stop] == {stays}
 
 
 @pytest.mark.parametrize("basis", ["random", "gradient", "pca"])

@@ -209,6 +209,32 @@ def test_a_sample_of_tokens_does_not_keep_the_whole_input(settings):
     assert activations.bytes < 0.2 * x.nbytes
 
 
+@pytest.mark.parametrize("settings", [{"basis": "gradient"}, {"basis": "pca"}, {"order": "importance"}], ids=str)
+@pytest.mark.filterwarnings("ignore:The (gradient|inputs) of 0 showed 0 directions")  # of the second move
+@pytest.mark.parametrize("make", [lambda: nn.Linear(64, 8), lambda: nn.Conv1d(64, 8, 1)], ids=["linear", "convolution"])
+def test_slices_that_stay_save_and_add_up_nothing_for_the_next_move(settings, make):
+    if "basis" in settings and isinstance(make(), nn.Conv1d):
+        pytest.skip("convolutions have no directions")
+    net = nn.Sequential(make())
+    handle = slice_model(net, 4, targets="0", also_train=[], **settings)
+    x = torch.randn(50, 64, 1) if isinstance(net[0], nn.Conv1d) else torch.randn(50, 64)
+
+    def step():
+        with count_activations() as activations:
+            y = net(x.requires_grad_())
+        y.square().sum().backward()
+        return activations.bytes
+
+    saved = step()
+    handle.move()
+    handle.stay()
+    assert step() < saved
+    assert not any(view.score.any() for view in net[0].slicefine_slices())
+    handle.move()
+    assert step() == saved
+    assert all(view.score.any() for view in net[0].slicefine_slices())
+
+
 @pytest.mark.parametrize("basis", BASES)
 def test_a_resumed_run_equals_the_uninterrupted_run(basis):
     net = network()
@@ -299,7 +325,7 @@ def test_a_move_does_not_compile_again():
     for handle in handles:
         handle.write_manually()
     compiled = torch.compile(net, backend=counter)
-    for step in range(4):
+    for step in range(5):
         x, y = batch(step)
         for model, handle in zip((compiled, eager), handles, strict=True):
             nn.functional.cross_entropy(model(x), y).backward()
@@ -308,6 +334,8 @@ def test_a_move_does_not_compile_again():
             model.zero_grad()
             if step % 2:
                 handle.move()
+            if step == 3:
+                handle.stay()
         if step == 0:
             graphs = counter.frame_count
     assert counter.frame_count == graphs

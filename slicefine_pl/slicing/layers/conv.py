@@ -145,7 +145,7 @@ def sliced_conv(
         Output, shape ``(B, O, ...)``.
     """
     result: Tensor = _SlicedConv.apply(
-        x, weight, bias, slice_.trainable, slice_.index, geometry, slice_.axis, slice_.score, slice_.score_axis
+        x, weight, bias, slice_.trainable, slice_.index, geometry, slice_.axis, slice_.needed_score, slice_.score_axis
     )
     return result
 

@@ -92,7 +92,8 @@ def _select(x: Tensor, selection: Tensor) -> Tensor:
         selection: Indices ``(R,)``, or directions ``(n, R)``.
     """
     if selection.is_floating_point():
-        return x @ selection.to(x.dtype)
+        tokens = x.reshape(-1, x.shape[-1])  # R first: on CPU this is several times faster than the (T, R) product
+        return (selection.to(x.dtype).t() @ tokens.t()).t().view(*x.shape[:-1], -1)
     return x.gather(-1, selection.expand(*x.shape[:-1], -1))  # a copy: a view would keep all of x alive until backward
 
 
@@ -146,7 +147,7 @@ def sliced_linear(x: Tensor, weight: Tensor, bias: Tensor | None, slice_: Slice)
         slice_.trainable,
         slice_.selection,
         slice_.axis,
-        slice_.score,
+        slice_.needed_score,
         slice_.score_axis,
         slice_.probe,
         slice_.tokens,

@@ -32,7 +32,7 @@ class _Read(torch.autograd.Function):
         dense = slice_.layout.view(gradient.to_dense() if gradient.is_sparse else gradient)
         if not torch.compiler.is_compiling():
             slice_.read_directly = True
-        if slice_.score is not None:
+        if slice_.needed_score is not None:
             slice_.add_gradient(dense)
         grad_slice = slice_gradient(slice_.select_lines(dense), trainable)
         return (gradient if ctx.needs_input_grad[0] else None), grad_slice, None
