@@ -13,10 +13,10 @@ from torch import Tensor
 from slicefine_pl.slicing.cursor import SliceCursor, SliceSettings
 from slicefine_pl.slicing.direction_slice import DirectionSlice
 from slicefine_pl.slicing.directions import input_share, leading_directions, random_directions
-from slicefine_pl.slicing.distributed.shards import full_tensors, local_slice_of, to_local
+from slicefine_pl.slicing.distributed.shards import full_tensor, full_tensors, local_slice_of, to_local
 from slicefine_pl.slicing.fingerprint import Fingerprint, sum_of_bits
 from slicefine_pl.slicing.layers.base import SlicedLayer, child_name
-from slicefine_pl.slicing.layout import MatrixLayout
+from slicefine_pl.slicing.layout import MatrixLayout, flatten_kernel, unflatten_kernel
 from slicefine_pl.slicing.lr_scale import lr_scale_at
 from slicefine_pl.slicing.rounding import Remainder, subtract
 from slicefine_pl.slicing.slice import gather_lines
@@ -64,7 +64,7 @@ class DirectionCursor(SliceCursor):
     def move(self) -> None:
         self.moves += 1
         slice_ = self.slice_
-        if slice_.score is None or slice_.tokens is None:
+        if slice_.score is None:
             self._turn_to(self._random(), self._counted_scale())
             return
         together = dist.is_available() and dist.is_initialized()
@@ -72,11 +72,9 @@ class DirectionCursor(SliceCursor):
             dist.all_reduce(slice_.score)  # processes see different data, and must take the same directions
         directions, found = leading_directions(slice_.score, self._settings.rank, self._random())
         self._warn(found)
-        share = input_share(slice_.tokens, directions)
         if together:
             dist.broadcast(directions, 0)  # libraries may differ in rounding and sign
-            dist.all_reduce(share)
-        self._turn_to(directions, self._measured_scale(share))
+        self._turn_to(directions, self._counted_scale() if slice_.tokens is None else self._measured_scale(directions))
         slice_.score.zero_()
 
     def _turn_to(self, directions: Tensor, scale: float) -> None:
@@ -96,13 +94,17 @@ class DirectionCursor(SliceCursor):
                 stacklevel=4,
             )
 
-    def _measured_scale(self, share: Tensor) -> float:
-        """The factor of the learning rate, from sums of inputs and of their components.
+    def _measured_scale(self, directions: Tensor) -> float:
+        """The factor of the learning rate, from sums of inputs and of their components along new directions.
 
         As for columns, a matrix with more inputs than outputs counts its outputs.
         """
+        assert self.slice_.tokens is not None
         if self._settings.lr_scale != "auto":
             return self._settings.lr_scale
+        share = input_share(self.slice_.tokens, directions)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(share)
         inputs, components = share.tolist()
         outputs, size = self.slice_.shape
         return min(1, outputs / size) * inputs / components if components > 0 else self._counted_scale()
@@ -139,8 +141,9 @@ class DirectionCursor(SliceCursor):
         self.slice_.turn_to(state["directions"], state["scale"], self._shard())
         self.visited = {axis: columns.clone() for axis, columns in state["visited"].items()}
         self.visited_directions.load_state_dict(state["visited_directions"])
-        if self.slice_.score is not None and self.slice_.tokens is not None:
+        if self.slice_.score is not None:
             self.slice_.score.copy_(state["score"])
+        if self.slice_.tokens is not None:
             self.slice_.tokens.copy_(state["tokens"])
         for values, saved in zip(self.slice_.parameters(), state["values"], strict=True):
             to_local(values).copy_(local_slice_of(saved, values))
@@ -160,20 +163,22 @@ class DirectionCursor(SliceCursor):
         parameter = self.slice_.layout.parameter
         before, merged = (self._matrix(each) for each in (self._stored(), self.layer.slicefine_merged(parameter)))
         [lines] = gather_lines([self.slice_])
-        remainder = Remainder.of(before, merged, lines, self.slice_.directions)
+        remainder = Remainder.of(flatten_kernel(before), flatten_kernel(merged), lines, self.slice_.directions)
         bits = sum_of_bits(merged) if lines.any() else None
         return {"remainder": tuple(each.cpu() for each in remainder), "merged": bits}
 
     def _matrix(self, stored: Tensor) -> Tensor:
-        """The whole matrix, shape ``(O, I)``, in a parameter that may be sharded."""
-        return self.slice_.layout.view(full_tensors([stored])[0])
+        """The whole matrix, shape ``(O, I, ...)``, in a parameter that may be sharded."""
+        return self.slice_.layout.view(full_tensor(stored))
 
     def _take_out(self, remainder: Remainder) -> None:
         """Take the change out of the weight, which was saved with it, because the layer adds it to its output."""
         shard = self._shard()
         [lines] = gather_lines([self.slice_])
-        own = remainder.within(shard.values.shape, shard.dim, shard.offset)
-        subtract(shard.values, shard.product(lines, self.slice_.directions), own)
+        rows = flatten_kernel(shard.values).clone()
+        own = remainder.within(rows.shape, shard.dim, shard.offset * (shard.kernel_size if shard.dim == 0 else 1))
+        subtract(rows, shard.product(lines, self.slice_.directions), own)
+        shard.values.copy_(unflatten_kernel(rows, shard.values.shape))
 
     def _random(self) -> Tensor:
         return random_directions(self.slice_.shape[1], self._settings.rank, f"{self._key}/{self.moves}")

@@ -1,8 +1,10 @@
 """A slice along directions of a layer's input.
 
-Shapes:  I inputs · O outputs · R directions · K columns of a sketch · t tokens of a sample
+Shapes:  I inputs · O outputs · K entries of a convolution's kernel · R directions · C columns of a sketch · t tokens of
+a sample
 """
 
+import math
 from collections.abc import Callable
 from typing import Self
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from slicefine_pl.slicing.directions import OVERSAMPLING, SKETCHED, Basis, random_matrix
 from slicefine_pl.slicing.distributed.shards import LocalShard, to_local
-from slicefine_pl.slicing.layout import MatrixLayout
+from slicefine_pl.slicing.layout import MatrixLayout, lines_along
 from slicefine_pl.slicing.rounding import HALF
 from slicefine_pl.slicing.scores import zero_nonfinite
 from slicefine_pl.slicing.slice import Slice
@@ -20,7 +22,9 @@ SAMPLED_TOKENS = 16  # of the last batch; they measure what share of the inputs 
 
 
 class DirectionSlice(Slice):
-    """A trainable matrix A (R, O) that changes a weight W (O, I) by ``scale · Aᵀ Pᵀ``.
+    """A trainable matrix A (R, O · K) that changes a weight W (O, I, ...) by ``scale · Aᵀ Pᵀ``.
+
+    A convolution with groups has one set of directions for the inputs of all groups.
 
     ``trainable`` is A. It starts at zero, and ``base`` is its value when it was last added to the weight, which was the
     trained dense weight then. All entries of the weight change.
@@ -40,26 +44,29 @@ class DirectionSlice(Slice):
     Attributes:
         directions: P, orthonormal columns, shape ``(I, R)``, in the type of the weight.
         factor: ``scale`` as a tensor, for compiled code: a number would be part of it.
-        score: The sketch, shape ``(I, K)``, float32; ``None`` for random directions.
-        probe: Ω, the random matrix of the sketch, shape ``(O, K)`` for gradients and ``(I, K)`` for inputs.
-        tokens: Some inputs of the last backward pass, shape ``(t, I)``, with zeros where there were fewer.
+        score: The sketch, shape ``(I, C)``, float32; ``None`` for random directions.
+        probe: Ω, the random matrix of the sketch, shape ``(O · K, C)`` for gradients and ``(I, C)`` for inputs.
+        tokens: Some inputs of the last backward pass, shape ``(t, I)``, with zeros where there were fewer; ``None`` for
+            random directions and for convolutions.
     """
 
     def __init__(
         self, layout: MatrixLayout, rank: int, like: Tensor, dtype: torch.dtype | None, basis: Basis, key: str
     ) -> None:
-        outputs, inputs = layout.view(like).shape
-        super().__init__(layout, rank, outputs, like, dtype)
+        outputs, inputs, *kernel = layout.view(like).shape
+        length = outputs * math.prod(kernel)
+        super().__init__(layout, rank, length, like, dtype)
         self.base = nn.Parameter(torch.zeros_like(self.trainable), requires_grad=False)
         self.directions = like.new_zeros(rank, inputs).t()  # for R < 8, products are faster with this order in memory
         self.factor = torch.ones((), device=like.device)
         self.index.copy_(torch.arange(rank))
         self.basis: Basis = basis
         if basis in SKETCHED:
-            size = outputs if basis == "gradient" else inputs
+            size = length if basis == "gradient" else inputs
             self.probe = random_matrix(size, rank + OVERSAMPLING, f"{key}/sketch").to(like.device, torch.float32)
             self.score = torch.zeros(inputs, rank + OVERSAMPLING, device=like.device)
-            self.tokens = torch.zeros(SAMPLED_TOKENS, inputs, device=like.device)
+            if len(self.shape) == 2:
+                self.tokens = torch.zeros(SAMPLED_TOKENS, inputs, device=like.device)
 
     @property
     def kind(self) -> str:
@@ -77,7 +84,7 @@ class DirectionSlice(Slice):
         return self._pending() * self.factor if self.adds_to_output else None
 
     def lines(self) -> Tensor:
-        """The change of the weight along each direction that is not in the weight yet, shape ``(R, O)``."""
+        """The change of the weight along each direction that is not in the weight yet, shape ``(R, O · K)``."""
         return self._pending() * self.scale
 
     def _pending(self) -> Tensor:
@@ -90,7 +97,7 @@ class DirectionSlice(Slice):
 
         Args:
             shard: The part of the matrix that this process stores.
-            lines: The change, shape ``(R, O)``, from :func:`gather_lines`.
+            lines: The change, shape ``(R, O · K)``, from :func:`gather_lines`.
         """
         if self.adds_to_output:
             self._mark_synced()
@@ -129,12 +136,12 @@ class DirectionSlice(Slice):
         self.read(shard)
 
     def select_lines(self, dense: Tensor) -> Tensor:
-        return self.directions.to(dense.dtype).t() @ dense.t()
+        return self.directions.to(dense.dtype).t() @ lines_along(dense, "column").flatten(1)
 
     def add_gradient(self, dense: Tensor) -> None:
-        """Add a dense gradient ``(O, I)`` to the sketch."""
+        """Add a dense gradient ``(O, I, ...)`` to the sketch."""
         if self.basis == "gradient" and self.score is not None and self.probe is not None:
-            self.score += zero_nonfinite(dense.float().t() @ self.probe)
+            self.score += zero_nonfinite(lines_along(dense.float(), "column").flatten(1) @ self.probe)
 
     def move_tensors_to(self, device: torch.device | str) -> None:
         super().move_tensors_to(device)

@@ -4,9 +4,10 @@ A slice is a set of rows or columns of a matrix ``(O, I, ...)``. A parameter may
 several matrices one below the other, or hold a stack of matrices. :class:`MatrixLayout` describes these cases once, so
 that the rest of the package sees rows and columns only.
 
-Shapes:  O outputs · I inputs · ... kernel dimensions of a convolution
+Shapes:  O outputs · I inputs · ... kernel dimensions of a convolution · K entries of the kernel
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -48,6 +49,20 @@ class MatrixLayout:
         first, second, *kernel = range(self.stack, ndim)
         matrix = [second, first] if self.transposed else [first, second]
         return [*matrix, *kernel, *range(self.stack)]
+
+
+def flatten_kernel(matrix: Tensor) -> Tensor:
+    """A matrix ``(O, I, ...)`` with one row for each output and kernel position, shape ``(O · K, I)``.
+
+    A view where the matrix has no kernel, and a copy otherwise.
+    """
+    return matrix.movedim(1, -1).flatten(0, -2)
+
+
+def unflatten_kernel(rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """The opposite of :func:`flatten_kernel`, as a view; ``shape`` is that of the matrix."""
+    outputs, inputs, *kernel = shape
+    return rows.view(outputs, *kernel, inputs).movedim(-1, 1)
 
 
 def lines_along(matrix: Tensor, axis: Axis) -> Tensor:

@@ -85,9 +85,10 @@ class LoraAdapter:
         lines = LineChanges.of(stored, [each for each in self._file.lines if each.parameter == name])
         size = len(stored) // groups
         blocks = [lines.block(group * size, size) for group in range(groups)]
-        for each in self._file.directions:  # of linear maps only
+        for each in self._file.directions:
             if each.parameter == name:
-                blocks = [blocks[0] + change_along(stored, each)]
+                change = change_along(stored, each)
+                blocks = [block + change.rows(group * size, size) for group, block in enumerate(blocks)]
         return [each.at_most_full() for each in blocks]
 
     def _type(self, name: str, stored: Tensor) -> torch.dtype:

@@ -50,6 +50,10 @@ class LowRank:
         best = LowRank(outer @ u[:, :rank] * root, root[:, None] * (v[:rank] @ inner.T))
         return best, float(values[rank:].square().sum())
 
+    def rows(self, start: int, count: int) -> "LowRank":
+        """Some rows of the matrix."""
+        return LowRank(self.left[start : start + count], self.right)
+
     def padded(self, rank: int) -> "LowRank":
         """The same matrix with a larger rank."""
         more = max(rank - self.rank, 0)
@@ -124,10 +128,18 @@ class LineChanges:
 
 
 def change_along(stored: Tensor, directions: SavedDirections) -> LowRank:
-    """The change of a parameter ``(O, I)`` or ``(I, O)`` along directions, of which it may be some rows."""
+    """The change of a parameter ``(O, I, ...)`` or ``(I, O)`` along directions, of which it may be some rows.
+
+    In a convolution each direction counts once for each entry of the kernel.
+    """
     left, right = directions.change.double(), directions.directions.double().T
     if directions.order == (1, 0):
         left, right = right.T, left.T
+    elif (kernel := stored.shape[2:].numel()) > 1:
+        left = left.view(-1, kernel * left.shape[1])
+        of_entries = right.new_zeros(kernel, *right.shape, kernel)
+        of_entries[range(kernel), :, :, range(kernel)] = right
+        right = of_entries.flatten(2).flatten(0, 1)
     start, count = directions.rows or (0, len(stored))
     before_and_after = (0, 0, start, len(stored) - start - count)
     return LowRank(torch.nn.functional.pad(left, before_and_after), right)

@@ -10,6 +10,7 @@ from slicefine_pl.network.layers import tied_parameters
 from slicefine_pl.network.names import NamePatterns
 from slicefine_pl.slicing.directions import Basis
 from slicefine_pl.slicing.layers.attention import SlicedMultiheadAttention
+from slicefine_pl.slicing.layers.conv import SlicedConv
 from slicefine_pl.slicing.layers.linear import SlicedLinear
 from slicefine_pl.slicing.layers.masked import MaskedLayer
 from slicefine_pl.slicing.layers.registry import COMPACT_LAYERS, Backend, SliceableMatrix
@@ -110,7 +111,7 @@ class Obstacles:
 def no_directions(matrix: SliceableMatrix) -> str | None:
     """Why a slice of a matrix cannot lie along directions of the input; ``None`` if it can."""
     implementation = matrix.implementation
-    linear = issubclass(implementation, SlicedLinear | SlicedMultiheadAttention)
-    if not linear or matrix.layout not in implementation.slicefine_layouts(matrix.module):
-        return "directions need a linear map whose inputs are seen; basis='standard' slices its columns"
+    sees_inputs = issubclass(implementation, SlicedLinear | SlicedConv | SlicedMultiheadAttention)
+    if not sees_inputs or matrix.layout not in implementation.slicefine_layouts(matrix.module):
+        return "directions need a linear map or convolution whose inputs are seen; basis='standard' slices its columns"
     return None

@@ -80,7 +80,8 @@ def slice_model(
         basis: ``"standard"`` trains single columns or rows. ``"random"``, ``"gradient"`` and ``"pca"`` train along R
             orthonormal directions of the input instead, which change every column a little: random ones, the leading
             directions of the weight's gradient, or the principal axes of the inputs. The last two are found from the
-            batches since the last move, and the first position is random. Linear maps only; others stay frozen.
+            batches since the last move, and the first position is random. The input of a convolution is its channels.
+            Other matrices than those of linear maps and convolutions stay frozen.
 
     Returns:
         The handle that moves and closes the slices.

@@ -3,7 +3,8 @@
 All entries of the matrix change, by the product of two thin factors. Adding it to the base rounds once, and training
 rounded at every step, so the result equals the trained matrix up to rounding.
 
-Shapes:  O outputs · I inputs · n directions · k entries that subtracting does not give back
+Shapes:  O outputs · I inputs · K entries of a convolution's kernel · n directions · k entries that subtracting does not
+give back
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from slicefine_pl.slicing.fingerprint import Fingerprint
+from slicefine_pl.slicing.layout import flatten_kernel, unflatten_kernel
 from slicefine_pl.slicing.rounding import may_differ
 from slicefine_pl.slicing.saved_matrix import SavedMatrix, parse_place
 from slicefine_pl.slicing.thin_products import add_product, in_double, row_blocks
@@ -27,7 +29,7 @@ class LostEntries(NamedTuple):
     """The entries of the base's matrix that subtracting the change from the trained one might not give back.
 
     Attributes:
-        indices: Their places in the flattened matrix ``(O, I)``, ascending, shape ``(k,)``, int32 or int64.
+        indices: Their places in the flattened matrix ``(O · K, I)``, ascending, shape ``(k,)``, int32 or int64.
         values: Their values in the base, shape ``(k,)``, in the type of the matrix.
     """
 
@@ -42,7 +44,7 @@ class SavedDirections(SavedMatrix):
     Attributes:
         directions: Orthonormal directions of the input, at all positions of the slice, shape ``(I, n)``, float32, or
             float64 for a matrix in float64.
-        change: The change of the matrix along each, shape ``(O, n)``, in the type of ``directions``.
+        change: The change of the matrix along each, shape ``(O · K, n)``, in the type of ``directions``.
         lost: The entries of the base that subtracting the change does not give back, if they were saved.
     """
 
@@ -69,7 +71,7 @@ class SavedDirections(SavedMatrix):
 
     def check_shape(self, stored: Tensor) -> None:
         matrix, here = self._viewed(stored), (len(self.change), len(self.directions))
-        if matrix.shape != here:
+        if flatten_kernel(matrix).shape != here:
             raise ValueError(
                 f"{self.name} has the shape {tuple(matrix.shape)} here, which does not fit a change of shape {here}"
             )
@@ -88,10 +90,15 @@ class SavedDirections(SavedMatrix):
         self.matrix(stored.data).copy_(part)
 
     def trained(self, stored: Tensor) -> Tensor:
-        return add_product(self.matrix(stored), self.change, self.directions)
+        return self._added(stored, 1)
+
+    def _added(self, stored: Tensor, factor: int) -> Tensor:
+        """The matrix of a parameter plus the change times a factor, 1 or -1."""
+        matrix = self.matrix(stored)
+        return unflatten_kernel(add_product(flatten_kernel(matrix), self.change, self.directions, factor), matrix.shape)
 
     def with_base(self, stored: Tensor) -> Self:
-        base, trained = self.read(stored), self.trained(stored)
+        base, trained = flatten_kernel(self.read(stored)), flatten_kernel(self.trained(stored))
         change, directions = in_double(self.change, base), in_double(self.directions, base)
         lengths, found = directions.norm(dim=1), list[Tensor]()
         for rows in row_blocks(base):
@@ -108,8 +115,9 @@ class SavedDirections(SavedMatrix):
 
     def taken_out(self, stored: Tensor, base: Fingerprint) -> Tensor | None:
         assert self.lost is not None
-        restored = add_product(self.matrix(stored), self.change, self.directions, -1)
-        restored.view(-1)[self.lost.indices.to(restored.device).long()] = self.lost.values.to(restored.device)
+        restored = self._added(stored, -1)
+        rows = flatten_kernel(restored)  # a view: restored is stored in this order
+        rows.view(-1)[self.lost.indices.to(rows.device).long()] = self.lost.values.to(rows.device)
         return restored if base.fits(restored) else None
 
 
@@ -123,8 +131,8 @@ def parse_directions(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     place = parse_place(entry)
     name, order = place["parameter"], place["order"]
     directions, change = tensors[entry["directions"]], tensors[entry["change"]]
-    if sorted(order) != [0, 1]:
-        raise ValueError(f"has directions of {name} with the order {order}; a matrix has two dimensions.")
+    if len(order) < 2 or sorted(order) != list(range(len(order))):
+        raise ValueError(f"has directions of {name} with the order {order}, which is no order of dimensions.")
     if directions.dtype not in FACTOR_TYPES or change.dtype != directions.dtype:
         raise ValueError(f"has directions of {name} in {directions.dtype} and their change in {change.dtype}.")
     if directions.dim() != 2 or change.dim() != 2 or directions.shape[1] != change.shape[1]:

@@ -4,7 +4,8 @@ The base is not needed for that, only its components along the directions, which
 change at the end is the difference of the components then and now. So it is always the change of the weights that the
 network has, also after those of an earlier checkpoint were loaded.
 
-Shapes:  O outputs · I inputs · R directions of a slice · n directions of all its positions
+Shapes:  O outputs · I inputs · K entries of a convolution's kernel · R directions of a slice · n directions of all its
+positions
 """
 
 from dataclasses import astuple
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from slicefine_pl.slicing.directions import random_matrix
 from slicefine_pl.slicing.fingerprint import Fingerprint
+from slicefine_pl.slicing.layout import flatten_kernel
 from slicefine_pl.slicing.rounding import HALF
 from slicefine_pl.slicing.thin_products import along
 
@@ -27,7 +29,7 @@ class ThinChange(NamedTuple):
 
     Attributes:
         directions: Orthonormal directions, shape ``(I, n)``, float32, or float64 for a matrix in float64.
-        change: The change along each, shape ``(O, n)``, of the same type.
+        change: The change along each, shape ``(O · K, n)``, of the same type.
     """
 
     directions: Tensor
@@ -40,7 +42,7 @@ class VisitedDirections:
     It is dropped when it becomes larger than the matrix; a file then contains the matrix itself.
 
     Args:
-        matrix: The matrix before training, shape ``(O, I)``.
+        matrix: The matrix before training, shape ``(O, I, ...)``.
         key: Seed of random vectors. The base's components along them show changes outside of the directions.
 
     Attributes:
@@ -49,9 +51,9 @@ class VisitedDirections:
 
     def __init__(self, matrix: Tensor, key: str) -> None:
         self.base = None if matrix.is_meta else Fingerprint.of(matrix)
-        outputs, inputs = matrix.shape
+        outputs, inputs = flatten_kernel(matrix).shape
         self._probe = random_matrix(inputs, PROBES, key)
-        self._probed = torch.zeros(0) if matrix.is_meta else along(matrix, self._probe)
+        self._probed = torch.zeros(0) if matrix.is_meta else along(flatten_kernel(matrix), self._probe)
         factors = torch.promote_types(matrix.dtype, torch.float32)
         self._directions: Tensor | None = torch.zeros(inputs, 0, dtype=factors)
         self._components = torch.zeros(outputs, 0, dtype=torch.float64)
@@ -62,9 +64,9 @@ class VisitedDirections:
 
         Args:
             directions: Shape ``(I, R)``.
-            matrix: The whole matrix, shape ``(O, I)``, with all that was trained so far.
+            matrix: The whole matrix, shape ``(O, I, ...)``, with all that was trained so far.
         """
-        before = self._directions
+        before, matrix = self._directions, flatten_kernel(matrix)
         if before is None or matrix.is_meta:
             return
         self._arrivals += 1
@@ -86,13 +88,14 @@ class VisitedDirections:
         """The change of the matrix since the beginning: of all products of these directions, the nearest one.
 
         Args:
-            matrix: The whole matrix, shape ``(O, I)``, at present.
+            matrix: The whole matrix, shape ``(O, I, ...)``, at present.
 
         Returns:
             The factors; ``None`` if the matrix has changed outside of these directions, or these were dropped.
         """
         if self._directions is None:
             return None
+        matrix = flatten_kernel(matrix)
         change = along(matrix, self._directions) - self._components
         if not self._explains(matrix, change, self._directions):
             return None

@@ -213,8 +213,6 @@ def test_a_sample_of_tokens_does_not_keep_the_whole_input(settings):
 @pytest.mark.filterwarnings("ignore:The (gradient|inputs) of 0 showed 0 directions")  # of the second move
 @pytest.mark.parametrize("make", [lambda: nn.Linear(64, 8), lambda: nn.Conv1d(64, 8, 1)], ids=["linear", "convolution"])
 def test_slices_that_stay_save_and_add_up_nothing_for_the_next_move(settings, make):
-    if "basis" in settings and isinstance(make(), nn.Conv1d):
-        pytest.skip("convolutions have no directions")
     net = nn.Sequential(make())
     handle = slice_model(net, 4, targets="0", also_train=[], **settings)
     x = torch.randn(50, 64, 1) if isinstance(net[0], nn.Conv1d) else torch.randn(50, 64)
@@ -351,14 +349,14 @@ def test_a_move_does_not_compile_again():
         ({"axis": "alternate"}, "axis='alternate'"),
         ({"order": "sweep"}, "order='sweep'"),
         ({"rank": 13}, "10 columns are fewer than rank=13"),
-        ({"targets": "words"}, "directions need a linear map whose inputs are seen"),
+        ({"targets": "words"}, "directions need a linear map or convolution whose inputs are seen"),
         ({"targets": "conv"}, "directions need a linear map"),
         ({"backend": "mask"}, "directions need a linear map"),
     ],
 )
 def test_what_directions_cannot_do_is_refused(settings, message):
     net = nn.ModuleDict({
-        "0": nn.Linear(I, O), "words": nn.Embedding(50, 20), "conv": nn.Conv2d(16, 16, 3),
+        "0": nn.Linear(I, O), "words": nn.Embedding(50, 20), "conv": nn.ConvTranspose2d(16, 16, 3),
     })  # fmt: skip
     with pytest.raises(ValueError, match=message):
         slice_model(net, **{"rank": R, "targets": "^0$", "also_train": [], "basis": "random", **settings})

@@ -5,9 +5,10 @@ a sharded tensor they communicate: every process has to call them, in the same o
 
 Lines are never assigned to a DTensor by index, because ``dtensor[a:b] = values`` writes wrong numbers without an error.
 
-Shapes:  O outputs · I inputs · R lines of a slice · L numbers of a line
+Shapes:  O outputs · I inputs · K entries of a convolution's kernel · R lines of a slice · L numbers of a line
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeGuard, cast
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
-from slicefine_pl.slicing.layout import MatrixLayout, lines_along
+from slicefine_pl.slicing.layout import MatrixLayout, flatten_kernel, lines_along, unflatten_kernel
 from slicefine_pl.slicing.schedule import Axis
 
 
@@ -107,29 +108,39 @@ class LocalShard(NamedTuple):
             own.index_copy_(0, index, lines.narrow(dim, self.offset, own.shape[dim]))
 
     def add_product(self, change: Tensor, directions: Tensor) -> None:
-        """Add ``changeᵀ directionsᵀ`` to the matrix ``(O, I)``; every process adds its own part.
+        """Add ``changeᵀ directionsᵀ`` to the matrix ``(O, I, ...)``; every process adds its own part.
 
         Args:
-            change: Shape ``(R, O)``, equal on all processes.
+            change: Shape ``(R, O · K)``, equal on all processes.
             directions: Shape ``(I, R)``, equal on all processes.
         """
         left, right = self._factors(change, directions)
-        if left.dtype == self.values.dtype:
-            self.values.addmm_(left, right)
+        if left.dtype == self.values.dtype and self.kernel_size == 1:
+            flatten_kernel(self.values).addmm_(left, right)
+        elif left.dtype == self.values.dtype:  # (I, O · K): on CPU faster to add than (O · K, I)
+            outputs, inputs, *kernel = self.values.shape
+            self.values.add_((right.t() @ left.t()).view(inputs, outputs, *kernel).transpose(0, 1))
         else:  # rounded once
-            self.values.copy_(torch.addmm(self.values.to(left.dtype), left, right))
+            added = torch.addmm(flatten_kernel(self.values).to(left.dtype), left, right)
+            self.values.copy_(unflatten_kernel(added, self.values.shape))
 
     def product(self, change: Tensor, directions: Tensor) -> Tensor:
-        """What :meth:`add_product` adds, shape of ``values``, at least in float32."""
+        """What :meth:`add_product` adds to the rows of :func:`flatten_kernel`, at least in float32."""
         left, right = self._factors(change, directions)
         return left @ right
+
+    @property
+    def kernel_size(self) -> int:
+        """Entries of a convolution's kernel (K); 1 for other matrices."""
+        return math.prod(self.values.shape[2:])
 
     def _factors(self, change: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """The factors of this process's part of the product, at least in float32."""
         dtype = torch.promote_types(self.values.dtype, torch.float32)
         left, right = (each.t().to(self.values.device, dtype) for each in (change, directions))
         if self.sharding is not None and self.dim == 0:
-            left = left.narrow(0, min(self.offset, len(left)), len(self.values))
+            kernel_size = self.kernel_size
+            left = left.narrow(0, min(self.offset * kernel_size, len(left)), len(self.values) * kernel_size)
         elif self.sharding is not None:
             right = right.narrow(1, min(self.offset, right.shape[1]), self.values.shape[1])
         return left, right

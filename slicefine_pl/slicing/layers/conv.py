@@ -1,9 +1,11 @@
 """Sliced convolutions: the ordinary dense forward pass, and the weight gradient of some channels only.
 
 A column is an input channel and a row is an output channel, each with the whole kernel. With groups, the weight has as
-many columns as one group has input channels, and column j means the j-th channel of every group.
+many columns as one group has input channels, and column j means the j-th channel of every group. In the same way, one
+set of directions of the input channels serves all groups.
 
-Shapes:  B batch · G groups · O output channels · I input channels per group · K kernel size · R lines of the slice
+Shapes:  B batch · G groups · O output channels · I input channels per group · K kernel size · R lines of the slice ·
+C columns of a sketch
 Source:  Kowsher et al., SliceFine, arXiv:2510.08513. Channels as the rows and columns of a convolution are our choice.
 """
 
@@ -17,10 +19,11 @@ from slicefine_pl.slicing.layers.base import SlicedLayer
 from slicefine_pl.slicing.layers.gradients import refuse_double_backward, slice_gradient
 from slicefine_pl.slicing.layout import MatrixLayout, lines_along
 from slicefine_pl.slicing.schedule import Axis
-from slicefine_pl.slicing.scores import line_norms
+from slicefine_pl.slicing.scores import line_norms, zero_nonfinite
 from slicefine_pl.slicing.slice import Slice
 
 SCORE_EXAMPLES = 1  # examples whose weight gradient ranks the channels
+SKETCHED_POSITIONS = 64  # about as many output positions, of whole examples, add to the sketch of a batch
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}  # by spatial dimensions; autocast ignores torch.convolution
 
 
@@ -43,37 +46,88 @@ class _SlicedConv(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         trainable: Tensor,
-        index: Tensor,
+        selection: Tensor,
         geometry: Geometry,
         axis: Axis,
         score: Tensor | None,
         score_axis: Axis,
+        probe: Tensor | None,
+        of_inputs: bool,
+        change: Tensor | None,
     ) -> Tensor:
-        y = CONVOLUTIONS[len(geometry.stride)](x, weight, bias, *geometry)
-        channels = _channels(index, weight, geometry.groups, axis)
-        # index_select copies: a view would keep all of x alive until backward.
-        kept = x if channels is None else x.index_select(1, channels)
-        sample = None if score is None else x[:SCORE_EXAMPLES].to(y.dtype, copy=True)
-        ctx.save_for_backward(kept.to(y.dtype), weight, trainable, index, sample)
+        convolution = CONVOLUTIONS[len(geometry.stride)]
+        y = convolution(x, weight, bias, *geometry)
+        ctx.own_groups = False
+        if selection.is_floating_point():
+            kept = _along(x, selection, geometry.groups)
+        else:
+            channels = _channels(selection, weight, geometry.groups, axis)
+            # index_select copies: a view would keep all of x alive until backward.
+            kept = x if channels is None else x.index_select(1, channels)
+            ctx.own_groups = axis == "row" and geometry.groups > 1 and channels is not None
+        if change is not None:
+            change = _lines_as_weight(change, weight).to(y.dtype)
+            y += convolution(kept.to(y.dtype), change, None, *geometry)
+        examples = SCORE_EXAMPLES if probe is None else -(-SKETCHED_POSITIONS // max(1, y.shape[2:].numel()))
+        sample = None if score is None else x[:examples].to(y.dtype, copy=True)
+        ctx.save_for_backward(kept.to(y.dtype), weight, trainable, selection, sample, change)
         ctx.geometry, ctx.axis, ctx.score, ctx.score_axis, ctx.shape = geometry, axis, score, score_axis, x.shape
-        ctx.own_groups = axis == "row" and geometry.groups > 1 and channels is not None
+        ctx.probe, ctx.of_inputs = probe, of_inputs
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight, trainable, index, sample = ctx.saved_tensors
+        kept, weight, trainable, selection, sample, change = ctx.saved_tensors
         refuse_double_backward()
         needs_x, _, needs_bias, needs_slice, *_ = ctx.needs_input_grad
         grad_x = _input_gradient(grad_y, ctx.shape, weight, ctx.geometry) if needs_x else None
+        if grad_x is not None and change is not None:
+            components = _input_gradient(grad_y, kept.shape, change, ctx.geometry)
+            grad_x += _along(components, selection.t(), ctx.geometry.groups)
         grad_bias = grad_y.transpose(0, 1).flatten(1).sum(1) if needs_bias else None
         grad_slice = None
         if needs_slice:
-            block = _block_gradient(ctx, grad_y, kept, weight, index)  # (O, R, K) or (R, I, K)
+            block = _block_gradient(ctx, grad_y, kept, weight, selection)  # (O, R, K) or (R, I, K)
             grad_slice = slice_gradient(lines_along(block, ctx.axis), trainable)
-        if ctx.score is not None:
+        if ctx.score is not None and ctx.probe is None:
             full = _weight_gradient(grad_y[:SCORE_EXAMPLES], sample, weight, ctx.geometry)
             ctx.score += line_norms(full, ctx.score_axis)
-        return grad_x, None, grad_bias, grad_slice, *[None] * 5
+        elif ctx.score is not None:
+            ctx.score += zero_nonfinite(_sketch(ctx, grad_y[: len(sample)].float(), sample.float(), weight))
+        return grad_x, None, grad_bias, grad_slice, *[None] * 8  # the gradients of what follows trainable
+
+
+def _along(x: Tensor, directions: Tensor, groups: int) -> Tensor:
+    """The components ``(B, G · R, ...)`` of channels ``(B, G · I, ...)`` along directions ``(I, R)``."""
+    components = directions.to(x.dtype).t() @ _by_group(x, groups)
+    return components.reshape(len(x), groups * directions.shape[1], *x.shape[2:])
+
+
+def _by_group(x: Tensor, groups: int) -> Tensor:
+    """Channels ``(B, G · I, ...)`` as ``(B, G, I, positions)``."""
+    return x.reshape(len(x), groups, x.shape[1] // groups, x.shape[2:].numel())
+
+
+def _lines_as_weight(lines: Tensor, weight: Tensor) -> Tensor:
+    """Lines ``(R, O · K)`` as the weight ``(O, R, ...)`` of a convolution of components."""
+    return lines.reshape(len(lines), len(weight), *weight.shape[2:]).transpose(0, 1)
+
+
+def _sketch(ctx: Any, grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """What some examples add to a sketch, shape ``(I, C)``.
+
+    The gradient of the weight is not computed: its product with Ω is that of the inputs with the gradient that they
+    would have if Ω were the weight.
+    """
+    groups = ctx.geometry.groups
+    if ctx.of_inputs:
+        projected = _along(x, ctx.probe, groups)
+    else:
+        shape = torch.Size([len(x), groups * ctx.probe.shape[1], *x.shape[2:]])
+        projected = _input_gradient(grad_y, shape, _lines_as_weight(ctx.probe.t(), weight), ctx.geometry)
+    inputs, projected = _by_group(x, groups), _by_group(projected, groups)
+    sums: Tensor = torch.tensordot(inputs, projected, dims=([0, 1, 3], [0, 1, 3]))
+    return sums
 
 
 def _channels(index: Tensor, weight: Tensor, groups: int, axis: Axis) -> Tensor | None:
@@ -145,7 +199,18 @@ def sliced_conv(
         Output, shape ``(B, O, ...)``.
     """
     result: Tensor = _SlicedConv.apply(
-        x, weight, bias, slice_.trainable, slice_.index, geometry, slice_.axis, slice_.needed_score, slice_.score_axis
+        x,
+        weight,
+        bias,
+        slice_.trainable,
+        slice_.selection,
+        geometry,
+        slice_.axis,
+        slice_.needed_score,
+        slice_.score_axis,
+        slice_.probe,
+        slice_.basis == "pca",
+        slice_.output_change(),
     )
     return result
 

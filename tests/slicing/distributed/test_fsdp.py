@@ -127,7 +127,7 @@ def test_replicas_start_and_stay_equal():
     check(train("row", sharded=False), processes.run(replicated, 2))
 
 
-DIRECTIONS = {"basis": "gradient", "targets": ["layers", "attention"]}
+DIRECTIONS = {"basis": "gradient", "targets": ["stem", "layers", "attention"]}
 
 
 def along_directions():
@@ -177,8 +177,9 @@ def test_a_sharded_network_writes_the_same_slice_file(axis, tmp_path):
 def in_half(sharded, saved=None):
     """Train bfloat16 weights along directions for eight steps; stop after five of them and save, or begin there."""
     torch.manual_seed(3)
-    net = nn.Sequential(nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(7, 5), nn.Linear(5, 3)])}))
-    net.forward = lambda x: net[0]["layers"][1](torch.tanh(net[0]["layers"][0](x)))
+    layers = nn.ModuleList([nn.Linear(7, 5), nn.Linear(5, 3), nn.Conv1d(3, 5, 2)])
+    net = nn.Sequential(nn.ModuleDict({"layers": layers}))
+    net.forward = lambda x: layers[2](layers[1](torch.tanh(layers[0](x))).unsqueeze(2).repeat(1, 1, 3))
     net.bfloat16()
     handle = slice_model(net, 2, targets="layers", also_train=[], basis="random", slice_dtype="float32")
     handle.write_manually()
