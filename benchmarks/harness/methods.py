@@ -224,7 +224,8 @@ METHODS = {
     "slice, column": Method(slices("column"), moves=True, stores_network=True),
     "slice, row": Method(slices("row"), moves=True, stores_network=True),
     "slice, alternate": Method(slices("alternate"), moves=True, stores_network=True),
-    "slice, directions": Method(slices("column", basis="gradient"), moves=True, stores_network=True),
+    "slice, directions": Method(slices("column", basis="random"), stores_network=True),  # those of any basis that stay
+    "slice, moving directions": Method(slices("column", basis="gradient"), moves=True, stores_network=True),
     "slice, static": Method(slices("column"), stores_network=True),  # PaCA's setting; peft 0.21 does not offer PaCA
     "lora": Method(lora),
     "lora, q and v": Method(lora_query_value),

@@ -10,6 +10,7 @@ LABELS = {
     "slice, row": "SliceFine, rows",
     "slice, alternate": "SliceFine, alternating",
     "slice, directions": "SliceFine, directions",
+    "slice, moving directions": "SliceFine, moving directions",
     "slice, static": "static columns (PaCA's setting)",
     "lora": "LoRA",
     "lora, q and v": "LoRA, queries and values",
