@@ -93,6 +93,8 @@ def replace_link(link: Path, target: Path) -> None:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Fill a new folder that replaces ``path`` when the block ends. If the block raises, ``path`` does not change.
 
+    Its files become as readable as the folder: safetensors writes them for their owner alone.
+
     Yields:
         A path next to ``path`` that does not exist yet; the block makes the folder there.
     """
@@ -101,6 +103,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=target.parent) as scratch:
         new = Path(scratch) / "new"
         yield new
+        for file in new.rglob("*"):
+            if file.is_file():
+                file.chmod(new.stat().st_mode & 0o666)
         replace_folder(new, target)
 
 

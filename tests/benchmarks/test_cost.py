@@ -132,7 +132,7 @@ def test_the_whole_comparison(monkeypatch):
     assert set(result["rows"]) == set(METHODS)
     assert result["rows"]["lora"]["saved_vs_baseline"] > 1
     assert {name for name, row in result["rows"].items() if "move_ms" in row} == {
-        f"slice, {kind}" for kind in ("column", "row", "alternate", "directions")
+        f"slice, {kind}" for kind in ("column", "row", "alternate", "moving directions")
     }
     for text in (table(result), thresholds(result)):
         assert "nan" not in text

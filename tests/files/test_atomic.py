@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from slicefine_pl.files import atomic
 from slicefine_pl.files.atomic import atomic_folder, open_atomic, warn_on_error, write_atomic
@@ -118,6 +120,21 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         write("half")
     assert (target / "deep" / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_in_a_folder_are_as_readable_as_the_folder(umask, mode, tmp_path):
+    """Safetensors writes files for their owner alone, or with the umask, depending on the version."""
+    before = os.umask(umask)
+    try:
+        with atomic_folder(tmp_path / "model") as folder:
+            (folder / "inner").mkdir(parents=True)
+            save_file({"a": torch.zeros(1)}, folder / "inner" / "model.safetensors")
+            (folder / "inner" / "model.safetensors").chmod(0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model" / "inner" / "model.safetensors").stat().st_mode & 0o777 == mode
 
 
 def test_a_folder_that_cannot_be_put_in_place_keeps_the_old_one(tmp_path, monkeypatch):
