@@ -2,13 +2,14 @@
 
 A slice of R columns changes a weight W (O, I) to W + Aᵀ Eᵀ, where E (I, R) picks columns and A (R, O) is trained. Here
 E is replaced by a matrix P (I, R) with orthonormal columns, fixed between moves. The forward pass stays one dense
-product, and only x P, R numbers of a token, is saved for backward.
+product, and only x P, R numbers of a token, is saved for backward. A convolution is treated alike: its inputs are
+channels, its tokens positions, and A has a number for each output and each entry of the kernel.
 
 Which directions are best is found with a thin sketch that ordinary backward passes add up: Xᵀ G Ω for the leading
 directions of the weight's gradient, or Xᵀ X Ω for the principal axes of the inputs, where Ω is random and has a few
 columns more than R. Neither the gradient nor the covariance is ever formed.
 
-Shapes:  T tokens · I inputs · O outputs · R directions · K = R + 8 columns of a sketch
+Shapes:  T tokens · I inputs · O outputs · R directions · C = R + 8 columns of a sketch
 Sources:  Halko, Martinsson and Tropp, arXiv:0909.4061 (randomized range finder). LoRA uses principal axes of inputs in
 EVA (arXiv:2410.07170), and the first gradient in LoRA-GA (arXiv:2407.05000) and LoRA-One (arXiv:2502.01235).
 """
@@ -39,7 +40,7 @@ def random_directions(size: int, rank: int, key: str) -> Tensor:
 
 
 def leading_directions(sketch: Tensor, rank: int, others: Tensor) -> tuple[Tensor, int]:
-    """The leading left singular vectors of a sketch ``(I, K)``.
+    """The leading left singular vectors of a sketch ``(I, C)``.
 
     Args:
         sketch: The sketch.

@@ -18,14 +18,14 @@ entry, because safetensors stores several in any order. The hash is that of the 
 A matrix (O, I, ...) is the parameter, narrowed to ``rows`` = [first, count] if that is not null, with its dimensions
 permuted to ``order``. Columns are stored as (O, n, ...), rows as (n, I, ...), with their indices (n,) beside them.
 
-A matrix (O, I) with directions is, after training, ``matrix + change @ directions.T``, computed in float64 and rounded
-to the type of the matrix; ``directions`` (I, n) and ``change`` (O, n) are float32, or float64 for a float64 matrix. The
-base is the trained matrix minus the same product, apart from the entries ``lost`` (k,) at ``lost_index`` (k,) of the
-flattened matrix.
+A matrix with directions is read as one row for each output and entry of the kernel (K), (O · K, I). After training it
+is ``matrix + change @ directions.T``, computed in float64 and rounded to the type of the matrix; ``directions`` (I, n)
+and ``change`` (O · K, n) are float32, or float64 for a float64 matrix. The base is the trained matrix minus the same
+product, apart from the entries ``lost`` (k,) at ``lost_index`` (k,) of the flattened matrix.
 
 Version 1 had no directions. A reader of version 1 refuses a file of version 2, because it would leave them out.
 
-Shapes:  O outputs · I inputs · n lines or directions · k entries
+Shapes:  O outputs · I inputs · K entries of a convolution's kernel · n lines or directions · k lost entries
 """
 
 import hashlib
