@@ -22,7 +22,7 @@ class SliceMap(Callback):
     ``slices.png`` has one row for each sliced matrix, over the relative position along the sliced axis. Columns and
     rows that alternate have a panel each. The color is the root mean square (RMS) of a line's change, relative to the
     RMS of all visited lines of the matrix before training. Lines that were never visited are gray. ``slices.csv``
-    contains both numbers for every visited line.
+    contains both numbers for every visited line. Slices along directions change all columns.
 
     **When.** The changes of slices are added up before each move. At the end of training both files are written to the
     run's log folder, and the picture is sent to every logger that accepts images (TensorBoard). If a run in one
@@ -31,7 +31,8 @@ class SliceMap(Callback):
     **Repeated visits.** For a line that was visited once, the change is exactly that of the stored weight. For a line
     that was visited several times, it is the root of the sum of the squared changes of all visits. The difference to
     the initial weight would need a copy of all weights.
-    **Memory.** As many numbers as are trained at a time, and two for each line, in the CPU's memory.
+    **Memory.** As many numbers as are trained at a time, and two for each line, in the CPU's memory; with directions
+    three numbers for each column.
     **Checkpoint.** Contains these numbers, so the picture of a resumed run equals that of an uninterrupted run. If a
     checkpoint was written without this callback, the picture begins there, and its title says so.
     **Limits.** Needs a SliceFineCallback before or after it in the list, and must come before weight averaging. It

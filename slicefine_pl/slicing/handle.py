@@ -98,6 +98,7 @@ class SliceHandle:
             directions=slice_.directions if isinstance(slice_, DirectionSlice) else None,
             shape=slice_.shape,
             stored=layer.slicefine_stored(slice_.layout.parameter),
+            layout=slice_.layout,
         )
 
     def move(self, names: Iterable[str] | None = None) -> list[SliceView]:

@@ -1,21 +1,38 @@
 """Record how much training has changed every line of the sliced matrices, without a second copy of the weights.
 
-Shapes:  R lines of a slice · L numbers of a line, with padding · n lines of a matrix along one axis
+A slice along directions changes all columns of its matrix. How much each has changed follows from two thin factors.
+
+Shapes:  R lines of a slice · L numbers of a line, with padding · n lines of a matrix along one axis · I columns
 """
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from slicefine_pl.slicing.distributed.shards import full_tensors
+from slicefine_pl.slicing.distributed.shards import full_tensor, full_tensors
 from slicefine_pl.slicing.handle import SliceHandle
+from slicefine_pl.slicing.layout import lines_along
 from slicefine_pl.slicing.schedule import Axis
 from slicefine_pl.slicing.view import SliceView
+
+
+class Visit(NamedTuple):
+    """What one visit of a slice has changed.
+
+    Attributes:
+        lines: The lines that it changed, shape ``(m,)``.
+        before: Their squared norms at its start, shape ``(m,)``, float64.
+        change: The squared norm of the change of each, shape ``(m,)``, float64.
+    """
+
+    lines: Tensor
+    before: Tensor
+    change: Tensor
 
 
 @dataclass
@@ -43,18 +60,11 @@ class LineUpdates:
         empty = torch.full((size,), torch.nan, dtype=torch.float64)
         return cls(view.name, view.axis, others * math.prod(kernel), empty, empty.clone())
 
-    def add(self, indices: Tensor, before: Tensor, after: Tensor) -> None:
-        """Add one visit.
-
-        Args:
-            indices: The visited lines, shape ``(R,)``.
-            before: Their values at the start of the visit, shape ``(R, L)``.
-            after: Their values at its end, shape ``(R, L)``.
-        """
-        place, before = indices.cpu(), before.double()
-        known = self.squares[place]
-        self.before[place] = torch.where(known.isnan(), before.square().sum(1), self.before[place])
-        self.squares[place] = known.nan_to_num() + (after.double() - before).square().sum(1)
+    def add(self, visit: Visit) -> None:
+        """Add one visit."""
+        known = self.squares[visit.lines]
+        self.before[visit.lines] = torch.where(known.isnan(), visit.before, self.before[visit.lines])
+        self.squares[visit.lines] = known.nan_to_num() + visit.change
 
     @property
     def visited(self) -> Tensor:
@@ -79,7 +89,8 @@ class UpdateTracker:
     visits it is the root of the sum of squared changes per visit: the length of the path, not the distance from the
     start.
 
-    **Memory.** The values of all slices at their last move, and two numbers per line, in CPU memory.
+    **Memory.** The values of all slices at their last move, and two numbers per line, in CPU memory. With directions
+    three numbers per column.
     **Several processes.** Where weights are sharded, every method is a collective call.
 
     Args:
@@ -95,14 +106,18 @@ class UpdateTracker:
 
     def before_move(self, slices: Sequence[SliceView]) -> None:
         """Add the visits that end."""
-        for view, values in zip(slices, _stored_values(slices), strict=True):
-            self._updates[view.axis, view.name].add(view.indices, self._start[view.name], values)
+        for view, visit in zip(slices, self._visits(slices), strict=True):
+            self._updates[view.axis, view.name].add(visit)
 
     def after_move(self, slices: Sequence[SliceView]) -> None:
-        """Keep the values at the start of the new visits."""
-        for view, values in zip(slices, _stored_values(slices), strict=True):
-            self._views[view.name], self._start[view.name] = view, values
+        """Keep what the new visits begin with."""
+        for view in slices:
+            self._views[view.name] = view
             self._updates.setdefault((view.axis, view.name), LineUpdates.unvisited(view))
+        new = [
+            each for each in slices if each.directions is None or not self._updates[each.axis, each.name].visited.any()
+        ]
+        self._start |= {view.name: start for view, start in zip(new, _starts(new), strict=True)}
 
     def lines(self) -> list[LineUpdates]:
         """What has changed so far: columns before rows, each in the order of the network.
@@ -111,9 +126,9 @@ class UpdateTracker:
         """
         updates = copy.deepcopy(self._updates)
         views = list(self._views.values())
-        for view, values in zip(views, _stored_values(views), strict=True):
-            if not torch.equal(values, self._start[view.name]):
-                updates[view.axis, view.name].add(view.indices, self._start[view.name], values)
+        for view, visit in zip(views, self._visits(views), strict=True):
+            if visit.change.any():
+                updates[view.axis, view.name].add(visit)
         axes: tuple[Axis, ...] = ("column", "row")
         return [updates[axis, name] for axis in axes for name in self._views if (axis, name) in updates]
 
@@ -126,6 +141,34 @@ class UpdateTracker:
         self._start = dict(state["start"])
         lines = [LineUpdates(**saved) for saved in copy.deepcopy(state["lines"])]
         self._updates = {(each.axis, each.name): each for each in lines}
+
+    def _visits(self, slices: Sequence[SliceView]) -> Iterator[Visit]:
+        """The visits of slices so far."""
+        along = any(view.directions is not None for view in slices)
+        values = full_tensors([view.parameter for view in slices]) if along else _stored_values(slices)
+        for view, trained in zip(slices, values, strict=True):
+            start = self._start[view.name].double()
+            if view.directions is None:
+                yield Visit(view.indices.cpu(), start.square().sum(1), (trained.double() - start).square().sum(1))
+            else:
+                yield Visit(torch.arange(len(start)), start, _change_of_columns(trained, view.directions, view.scale))
+
+
+def _starts(slices: Sequence[SliceView]) -> list[Tensor]:
+    """The values of slices; for directions, the squared norms of all columns of their matrices, shape ``(I,)``."""
+    if all(view.directions is None for view in slices):
+        return _stored_values(slices)
+    matrices = (view.layout.view(full_tensor(view.stored)) for view in slices)
+    return [
+        torch.linalg.vector_norm(lines_along(each, "column").flatten(1), dim=1, dtype=torch.float64).square().cpu()
+        for each in matrices
+    ]
+
+
+def _change_of_columns(trained: Tensor, directions: Tensor, scale: float) -> Tensor:
+    """The squared norms of the columns of ``scale · Aᵀ Pᵀ``, shape ``(I,)``, of A ``(R, L)`` and P ``(I, R)``."""
+    trained, directions = scale * trained.detach().cpu().double(), directions.cpu().double()
+    return (directions @ (trained @ trained.t()) * directions).sum(1).clamp_min(0)
 
 
 def _stored_values(slices: Sequence[SliceView]) -> list[Tensor]:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from slicefine_pl.slicing.layout import MatrixLayout
 from slicefine_pl.slicing.schedule import Axis
 from slicefine_pl.slicing.slice import trained_lines
 
@@ -27,6 +28,7 @@ class SliceView:
             ``None`` for columns and rows.
         shape: Shape of the matrix in which the slice lies, ``(O, I, ...)``.
         stored: The frozen parameter that stores that matrix, and maybe others, as in fused attention weights.
+        layout: How it stores the matrix.
     """
 
     name: str
@@ -38,6 +40,7 @@ class SliceView:
     directions: Tensor | None
     shape: tuple[int, ...]
     stored: nn.Parameter
+    layout: MatrixLayout
 
     def lines(self) -> Tensor:
         """The present values of the lines, shape ``(R, L)``, outside autograd; sharded as ``parameter`` is.
@@ -47,8 +50,8 @@ class SliceView:
         """
         if self.directions is not None:
             raise ValueError(
-                f"The slice of {self.name} lies along directions and changes all columns, so that no lines can be"
-                " shown. Use basis='standard' with UpdateTracker and SliceMap."
+                f"The slice of {self.name} lies along directions and changes all columns, so it has no lines. Read its"
+                " parameter, scale and directions."
             )
         return trained_lines(self.parameter, self.base, self.scale)
 

@@ -194,12 +194,28 @@ def test_tensorboard_receives_the_same_picture(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(image.encoded_image_string))), written)
 
 
-def on_two(folder, strategy, resume=None):
+def test_directions_change_all_columns(tmp_path):
+    module = Module()
+    before = copy.deepcopy(module.state_dict())
+    trainer(SliceMap(), SliceFineCallback(**SETTINGS, basis="random"), default_root_dir=tmp_path).fit(module, loader(8))
+    expected = columns_that_changed(before, module.state_dict())
+    assert len(expected) == sum(layer.in_features for layer in module.trunk if isinstance(layer, torch.nn.Linear))
+    assert_numbers(numbers(tmp_path), expected)
+    assert (tmp_path / "slices.png").read_bytes().startswith(b"\x89PNG")
+
+
+def on_two(folder, strategy, resume=None, **slicing):
     """Train on two processes with one example per step, different on each."""
     name = {"fsdp2": FullyShardedStrategy(process_group_backend="gloo")}.get(strategy, strategy)
     saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=5, save_top_k=-1)
     settings = {"strategy": name, "devices": 2, "max_epochs": -1, "max_steps": 8, "enable_checkpointing": True}
-    run = trainer(SliceMap(), SliceFineCallback(**SETTINGS, interval=3), saver, default_root_dir=folder, **settings)
+    run = trainer(
+        SliceMap(),
+        SliceFineCallback(**SETTINGS, **{"interval": 3} | slicing),
+        saver,
+        default_root_dir=folder,
+        **settings,
+    )
     run.fit(Module(), loader(2), ckpt_path=resume)  # an epoch is one step
     run.save_checkpoint(folder / "end.ckpt")
 
@@ -214,6 +230,22 @@ def test_several_processes_write_the_numbers_of_their_checkpoint(strategy, tmp_p
     assert len(found) == 12
     assert_numbers(found, columns_that_changed(before, after))
     processes.run(on_two, 2, tmp_path / "rest", strategy, str(tmp_path / "whole" / "step=5.ckpt"))
+    for name in FILES:
+        assert (tmp_path / "rest" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def along_directions(folder, strategy, resume=None):
+    on_two(folder, strategy, resume, basis="random", interval=None)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_several_processes_write_the_same_for_directions(strategy, tmp_path):
+    before = Module().state_dict()
+    processes.run(along_directions, 2, tmp_path / "whole", strategy)
+    after = torch.load(tmp_path / "whole" / "end.ckpt")["state_dict"]
+    assert_numbers(numbers(tmp_path / "whole"), columns_that_changed(before, after))
+    processes.run(along_directions, 2, tmp_path / "rest", strategy, str(tmp_path / "whole" / "step=5.ckpt"))
     for name in FILES:
         assert (tmp_path / "rest" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

@@ -125,6 +125,32 @@ def test_several_visits_add_up_their_squares_and_keep_the_first_values():
     assert any((each.squares > 0).all() for each in found.values())  # some were visited completely
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_directions_change_all_columns(dtype):
+    """Each visit by the columns of its product; the change of one visit is that of the stored weight."""
+    net = Net().to(dtype)
+    start = matrices(net)
+    settings = {"targets": TARGETS[:-1], "also_train": [], "basis": "random", "slice_dtype": torch.float64}
+    handle = slice_model(net, rank=2, **settings)
+    change = UpdateTracker(handle)
+    train(handle, net, 3)
+    once = {each.name: each for each in change.lines()}
+    after = matrices(net)
+    handle.move()
+    train(handle, net, 2)
+    twice, last = change.lines(), matrices(net)
+    assert once.keys() == {name for name in MATRICES if name != "read"}
+    close = {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 0.3, "atol": 1e-3}
+    for each in twice:
+        first, length = line_squares(after[each.name] - start[each.name], "column")
+        second, _ = line_squares(last[each.name] - after[each.name], "column")
+        assert (each.axis, each.length) == ("column", length)
+        assert each.visited.all()
+        torch.testing.assert_close(once[each.name].squares, first, **close)
+        torch.testing.assert_close(each.squares, first + second, **close)
+        torch.testing.assert_close(each.before, line_squares(start[each.name], "column")[0], rtol=1e-9, atol=1e-12)
+
+
 def test_a_slice_that_has_just_moved_was_not_visited_yet():
     net = Net()
     handle = slice_model(net, rank=2, targets=TARGETS, also_train=[])
@@ -147,17 +173,19 @@ def test_lines_works_after_closing_and_changes_nothing():
         assert torch.equal(each.squares.nan_to_num(-1), again.squares.nan_to_num(-1))
 
 
-def test_a_saved_state_continues(tmp_path):
+@pytest.mark.parametrize("settings", [{"axis": "alternate"}, {"basis": "gradient", "targets": TARGETS[:-1]}], ids=str)
+def test_a_saved_state_continues(settings, tmp_path):
     """In the middle of a visit, into a new network with new slices."""
     net, other = Net(), Net()
-    handle = slice_model(net, rank=2, targets=TARGETS, also_train=[], axis="alternate")
+    settings = {"rank": 2, "targets": TARGETS, "also_train": [], **settings}
+    handle = slice_model(net, **settings)
     change = UpdateTracker(handle)
     train(handle, net, 2)
     handle.move()
     train(handle, net, 1)
     torch.save({"weights": net.state_dict(), "slices": handle.state_dict(), "change": change.state_dict()},
                tmp_path / "saved.pt")  # fmt: skip
-    again = slice_model(other, rank=2, targets=TARGETS, also_train=[], axis="alternate")
+    again = slice_model(other, **settings)
     resumed = UpdateTracker(again)
     saved = torch.load(tmp_path / "saved.pt", weights_only=True)
     other.load_state_dict(saved["weights"])
