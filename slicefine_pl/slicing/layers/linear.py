@@ -22,6 +22,7 @@ from slicefine_pl.slicing.scores import zero_nonfinite
 from slicefine_pl.slicing.slice import Slice
 
 SCORE_TOKENS = 64  # tokens whose gradients rank the lines; more tokens cost more and rank no better
+SKETCHED_TOKENS = 256  # tokens that add to a sketch; on a language model, more gave better directions
 
 
 class _SlicedLinear(torch.autograd.Function):
@@ -48,9 +49,10 @@ class _SlicedLinear(torch.autograd.Function):
         if change is not None:
             change = change.to(y.dtype)
             y += kept.to(y.dtype) @ change
-        sample = None if score is None else _sample(x).to(y.dtype, copy=True)  # a view would keep all of x alive
+        count = SCORE_TOKENS if probe is None else SKETCHED_TOKENS
+        sample = None if score is None else _sample(x, count).to(y.dtype, copy=True)  # a view would keep all of x alive
         ctx.save_for_backward(kept.to(y.dtype), weight, trainable, selection, sample, change)
-        ctx.axis, ctx.score, ctx.score_axis = axis, score, score_axis
+        ctx.axis, ctx.score, ctx.score_axis, ctx.count = axis, score, score_axis, count
         ctx.probe, ctx.tokens, ctx.of_inputs = probe, tokens, of_inputs
         return y.detach()  # torch 2.11 returns a view here, which an in-place activation may not overwrite
 
@@ -75,7 +77,7 @@ class _SlicedLinear(torch.autograd.Function):
             grad_slice = inputs.t() @ outputs if ctx.axis == "column" else _select(outputs, selection).t() @ inputs
             grad_slice = slice_gradient(grad_slice, trainable)
         if ctx.score is not None:
-            inputs, outputs = sample.float(), _sample(outputs).float()
+            inputs, outputs = sample.float(), _sample(outputs, ctx.count).float()
             if ctx.probe is None:
                 ctx.score += zero_nonfinite(_line_norms(inputs, outputs, ctx.score_axis))
             else:
@@ -106,13 +108,13 @@ def _keep(inputs: Tensor, tokens: Tensor) -> None:
     tokens[:count] = zero_nonfinite(inputs[:count])
 
 
-def _sample(x: Tensor) -> Tensor:
-    """About ``SCORE_TOKENS`` of the tokens, evenly spaced, shape ``(t, I)``.
+def _sample(x: Tensor, count: int) -> Tensor:
+    """About ``count`` of the tokens, evenly spaced, shape ``(t, I)``.
 
     The stride is odd. With sequences of even length, an even stride would take the same positions of each.
     """
     tokens = x.reshape(-1, x.shape[-1])
-    return tokens[:: tokens.shape[0] // SCORE_TOKENS | 1]
+    return tokens[:: tokens.shape[0] // count | 1]
 
 
 def _line_norms(inputs: Tensor, outputs: Tensor, axis: Axis) -> Tensor:
