@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -93,7 +93,7 @@ def replace_link(link: Path, target: Path) -> None:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Fill a new folder that replaces ``path`` when the block ends. If the block raises, ``path`` does not change.
 
-    Its files become as readable as the folder: safetensors writes them for their owner alone.
+    Safetensors writes files for their owner alone. They become as readable as the folder, if the disk knows modes.
 
     Yields:
         A path next to ``path`` that does not exist yet; the block makes the folder there.
@@ -103,9 +103,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=target.parent) as scratch:
         new = Path(scratch) / "new"
         yield new
-        for file in new.rglob("*"):
-            if file.is_file():
-                file.chmod(new.stat().st_mode & 0o666)
+        for file in new.rglob("*.safetensors"):
+            if not file.is_symlink():
+                with suppress(OSError):
+                    file.chmod(file.stat().st_mode | new.stat().st_mode & 0o666)
         replace_folder(new, target)
 
 

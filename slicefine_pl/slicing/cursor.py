@@ -178,7 +178,8 @@ class SliceCursor:
         if self.slice_.score is not None:
             if dist.is_available() and dist.is_initialized():
                 dist.all_reduce(self.slice_.score)  # processes see different data, and must move to the same lines
-            indices = sorted(self.slice_.score.topk(self._settings.rank).indices.tolist())
+            if self.slice_.score.any():
+                indices = sorted(self.slice_.score.topk(self._settings.rank).indices.tolist())
         self._move_to(axis, indices)
 
     def visited_numel(self) -> int:
@@ -203,6 +204,7 @@ class SliceCursor:
             "axis": slice_.axis,
             "index": slice_.index.cpu().clone(),
             "scale": slice_.scale,
+            "stays": slice_.stays,
             "visited": {axis: lines.clone() for axis, lines in self.visited.items()},
             "score": None if slice_.score is None else slice_.score.cpu().clone(),
             "values": values,
@@ -226,6 +228,7 @@ class SliceCursor:
         self.moves = state["moves"]
         self.visited = {axis: lines.clone() for axis, lines in state["visited"].items()}
         self._move_to(state["axis"], state["index"].tolist(), state["scale"])
+        self.slice_.stays = state.get("stays", False)  # earlier versions did not know it
         if self.untouched is not None:
             self.untouched.load_state_dict(state["untouched"])
         if self.slice_.score is not None:

@@ -71,7 +71,8 @@ class DirectionCursor(SliceCursor):
         if together:
             dist.all_reduce(slice_.score)  # processes see different data, and must take the same directions
         directions, found = leading_directions(slice_.score, self._settings.rank, self._random())
-        self._warn(found)
+        if not slice_.stays:
+            self._warn(found)
         if together:
             dist.broadcast(directions, 0)  # libraries may differ in rounding and sign
         self._turn_to(directions, self._counted_scale() if slice_.tokens is None else self._measured_scale(directions))
@@ -115,6 +116,7 @@ class DirectionCursor(SliceCursor):
             "moves": self.moves,
             "directions": slice_.directions.cpu().clone(),
             "scale": slice_.scale,
+            "stays": slice_.stays,
             "visited": {axis: columns.clone() for axis, columns in self.visited.items()},
             "score": None if slice_.score is None else slice_.score.cpu().clone(),
             "tokens": None if slice_.tokens is None else slice_.tokens.cpu().clone(),
@@ -139,6 +141,7 @@ class DirectionCursor(SliceCursor):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.moves = state["moves"]
         self.slice_.turn_to(state["directions"], state["scale"], self._shard())
+        self.slice_.stays = state.get("stays", False)  # earlier versions did not know it
         self.visited = {axis: columns.clone() for axis, columns in state["visited"].items()}
         self.visited_directions.load_state_dict(state["visited_directions"])
         if self.slice_.score is not None:

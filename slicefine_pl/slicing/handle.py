@@ -131,8 +131,8 @@ class SliceHandle:
         """Expect that slices do not move again: backward passes stop adding up what chooses the next position.
 
         That saves time and memory with ``order="importance"``, ``basis="gradient"`` and ``basis="pca"``. Compiled code
-        goes on adding, because it would be compiled again otherwise. A move still works, but knows nothing of the
-        steps since this call; backward passes add up again after it.
+        goes on adding, because it would be compiled again otherwise. A later move takes random lines or directions,
+        unless backward passes have added up something before this call, and they add up again after it.
 
         Args:
             names: Names of the slices that stay; ``None`` takes all.

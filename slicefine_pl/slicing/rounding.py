@@ -3,7 +3,7 @@
 Rounding the sum loses digits of the matrix, so that subtracting the change does not always give the matrix back. What
 it does not give back, a few percent of the entries at most where changes are small, is kept as a :class:`Remainder`.
 
-Shapes:  O outputs · I inputs · R directions
+Shapes:  O outputs · I inputs · K entries of a convolution's kernel · R directions
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ MARGIN = 1e-5  # error of a product in float32, relative to the lengths of its f
 
 
 class Remainder(NamedTuple):
-    """The entries of a matrix ``(O, I)`` that subtracting a change might not give back.
+    """The entries of a matrix ``(O · K, I)`` that subtracting a change might not give back.
 
     Attributes:
         rows: Their rows, shape ``(n,)``, int64.
@@ -33,9 +33,9 @@ class Remainder(NamedTuple):
         """Find the entries that another process, or another number of processes, might not give back.
 
         Args:
-            matrix: Before the change was added, shape ``(O, I)``, bfloat16 or float16.
+            matrix: Before the change was added, shape ``(O · K, I)``, bfloat16 or float16.
             merged: After it was added.
-            change: Shape ``(R, O)``; ``changeᵀ directionsᵀ`` was added.
+            change: Shape ``(R, O · K)``; ``changeᵀ directionsᵀ`` was added.
             directions: Shape ``(I, R)``.
         """
         change, directions = change.float(), directions.float()

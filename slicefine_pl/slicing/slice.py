@@ -160,7 +160,10 @@ class Slice(nn.Module):
         return False
 
     def output_change(self) -> Tensor | None:
-        """What the layer adds to its output for each component of its input along the slice, shape ``(R, O)``."""
+        """What the layer adds to its output for each component of its input along the slice.
+
+        Shape ``(R, O)``, and ``(R, O · K)`` for a convolution.
+        """
         return None
 
     @torch.no_grad()

@@ -154,7 +154,8 @@ def _frozen_notice(selection: TargetSelection, settings: TargetSettings) -> str 
     if not any(matrix.lines is not None and not matrix.expected for matrix in report.matrices):
         return str(report)
     other = "row" if "column" in settings.axes else "column"
-    return f"{report}\nA smaller rank, axis={other!r}, or also_train would train the matrices with too few lines."
+    advice = f"axis={other!r}" if settings.basis == "standard" else "basis='standard' with axis='row'"
+    return f"{report}\nA smaller rank, {advice}, or also_train would train the matrices with too few lines."
 
 
 def _with_reasons(reasons: Mapping[str, str]) -> str:

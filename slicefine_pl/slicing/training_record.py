@@ -36,7 +36,7 @@ class TrainingRecord:
         self, net: nn.Module, chosen: Iterable[SliceableMatrix], whole: Iterable[str], settings: Mapping[str, Any]
     ) -> None:
         self._net = net
-        self._whole = {plain_name(name) for name in whole}
+        self._whole = dict.fromkeys(map(plain_name, whole))  # in one order, in which all processes collect them
         self._settings = dict(settings)
         names = {id(module): name for name, module in net.named_modules()}
         self._matrices = {
@@ -193,7 +193,7 @@ def _whole_matrix(cursor: DirectionCursor, parameter: str, layout: MatrixLayout,
 
 
 def _merged(cursor: DirectionCursor, layout: MatrixLayout, stored: Tensor) -> Tensor:
-    """The whole matrix ``(O, I)``, with what its layer adds to the output."""
+    """The whole matrix ``(O, I, ...)``, with what its layer adds to the output."""
     if isinstance(cursor.layer, SlicedLayer):
         stored = cursor.layer.slicefine_merged(layout.parameter)
     return layout.view(full_tensor(stored))

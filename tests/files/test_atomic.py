@@ -132,9 +132,13 @@ def test_files_in_a_folder_are_as_readable_as_the_folder(umask, mode, tmp_path):
             (folder / "inner").mkdir(parents=True)
             save_file({"a": torch.zeros(1)}, folder / "inner" / "model.safetensors")
             (folder / "inner" / "model.safetensors").chmod(0o600)
+            (folder / "script").touch(0o700)
+            (tmp_path / "private.safetensors").touch(0o600)
+            (folder / "link.safetensors").symlink_to(tmp_path / "private.safetensors")
     finally:
         os.umask(before)
-    assert (tmp_path / "model" / "inner" / "model.safetensors").stat().st_mode & 0o777 == mode
+    modes = {each.name: each.stat().st_mode & 0o777 for each in (tmp_path / "model").rglob("*") if each.is_file()}
+    assert modes == {"model.safetensors": mode, "script": 0o700, "link.safetensors": 0o600}
 
 
 def test_a_folder_that_cannot_be_put_in_place_keeps_the_old_one(tmp_path, monkeypatch):

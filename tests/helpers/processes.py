@@ -14,20 +14,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = ["torch", "lightning.pytorch", "transformers", "slicefine_pl.callbacks", "torch.distributed.fsdp"]
 
 
-def run(function: Callable[..., Any], processes: int, *args: Any, timeout: float = 120) -> list[Any]:
-    """Call ``function(*args)`` in each of ``processes``; a test fails with the first error, or after ``timeout`` s."""
+def run(
+    function: Callable[..., Any], processes: int, *args: Any, timeout: float = 120, own_hash_seeds: bool = False
+) -> list[Any]:
+    """Call ``function(*args)`` in each of ``processes``; a test fails with the first error, or after ``timeout`` s.
+
+    With ``own_hash_seeds`` they are started as separate programs are: sets of strings have another order in each.
+    """
     CONTEXT.set_forkserver_preload(PRELOADED)
+    context = multiprocessing.get_context("spawn") if own_hash_seeds else CONTEXT
     port = _free_port()
     started, results = [], []
     for rank in range(processes):
-        here, there = CONTEXT.Pipe(duplex=False)
+        here, there = context.Pipe(duplex=False)
         source = (str(Path(function.__code__.co_filename)), function.__name__)
-        process = CONTEXT.Process(target=_child, args=(there, *source, args, rank, processes, port))
-        process.start()
+        process = context.Process(target=_child, args=(there, *source, args, rank, processes, port))
+        with pytest.MonkeyPatch.context() as patch:
+            if own_hash_seeds:
+                patch.setenv("PYTHONHASHSEED", str(rank + 1))
+            process.start()
         there.close()
         started.append((process, here))
     try:

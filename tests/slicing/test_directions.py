@@ -210,7 +210,6 @@ def test_a_sample_of_tokens_does_not_keep_the_whole_input(settings):
 
 
 @pytest.mark.parametrize("settings", [{"basis": "gradient"}, {"basis": "pca"}, {"order": "importance"}], ids=str)
-@pytest.mark.filterwarnings("ignore:The (gradient|inputs) of 0 showed 0 directions")  # of the second move
 @pytest.mark.parametrize("make", [lambda: nn.Linear(64, 8), lambda: nn.Conv1d(64, 8, 1)], ids=["linear", "convolution"])
 def test_slices_that_stay_save_and_add_up_nothing_for_the_next_move(settings, make):
     net = nn.Sequential(make())
@@ -231,6 +230,37 @@ def test_slices_that_stay_save_and_add_up_nothing_for_the_next_move(settings, ma
     handle.move()
     assert step() == saved
     assert all(view.score.any() for view in net[0].slicefine_slices())
+
+
+@pytest.mark.parametrize("shape", [(0, I), (3, 0, I)])
+def test_an_expert_that_sees_no_token_trains_nothing(shape):
+    net = nn.Sequential(nn.Linear(I, O))
+    [view] = slice_model(net, R, targets="0", also_train=[], basis="gradient")
+    y = net(torch.randn(shape))
+    y.sum().backward()
+    assert y.shape == (*shape[:-1], O)
+    assert not view.parameter.grad.any()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("settings", [{"basis": "gradient"}, {"order": "importance"}], ids=str)
+def test_a_move_after_staying_takes_random_places_also_in_a_resumed_run(settings):
+    net = network()
+    handle = slice_trunk(net, **settings)
+    loss(net, 0).backward()
+    handle.move()
+    handle.stay()
+    loss(net, 1).backward()
+    again = slice_trunk(network(), **settings)
+    again.load_state_dict(copy.deepcopy(handle.state_dict()))
+    for each in (handle, again):
+        before = [copy.deepcopy((view.indices, view.directions)) for view in each]
+        each.move()
+        for view, (indices, directions) in zip(each, before, strict=True):
+            assert not torch.equal(view.indices, indices) or not torch.equal(view.directions, directions)
+    for ours, theirs in zip(handle, again, strict=True):
+        assert torch.equal(ours.indices, theirs.indices)
+        assert ours.directions is None or torch.equal(ours.directions, theirs.directions)
 
 
 @pytest.mark.parametrize("basis", BASES)

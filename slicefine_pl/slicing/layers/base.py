@@ -93,9 +93,10 @@ class SlicedLayer(nn.Module):
                 LocalShard.of(slice_.layout, stored).add_product(lines, slice_.selection)
         return stored
 
-    def slicefine_added_to_output(self) -> set[str]:
-        """Names of the parameters that lack what the layer adds to its output."""
-        return {slice_.layout.parameter for slice_ in self.slicefine_slices() if slice_.adds_to_output}
+    def slicefine_added_to_output(self) -> list[str]:
+        """Names of the parameters that lack what the layer adds to its output, each once."""
+        names = (slice_.layout.parameter for slice_ in self.slicefine_slices() if slice_.adds_to_output)
+        return list(dict.fromkeys(names))  # in one order, in which all processes collect them
 
     def slicefine_is_sharded(self) -> bool:
         """Whether FSDP2 manages this layer. It replaces the layer's parameters before and after each use."""

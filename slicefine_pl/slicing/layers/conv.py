@@ -23,7 +23,7 @@ from slicefine_pl.slicing.scores import line_norms, zero_nonfinite
 from slicefine_pl.slicing.slice import Slice
 
 SCORE_EXAMPLES = 1  # examples whose weight gradient ranks the channels
-SKETCHED_POSITIONS = 64  # about as many output positions, of whole examples, add to the sketch of a batch
+SKETCHED_POSITIONS = 64  # at least as many input positions, of whole examples, add to the sketch of a batch
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}  # by spatial dimensions; autocast ignores torch.convolution
 
 
@@ -68,7 +68,7 @@ class _SlicedConv(torch.autograd.Function):
         if change is not None:
             change = _lines_as_weight(change, weight).to(y.dtype)
             y += convolution(kept.to(y.dtype), change, None, *geometry)
-        examples = SCORE_EXAMPLES if probe is None else -(-SKETCHED_POSITIONS // max(1, y.shape[2:].numel()))
+        examples = SCORE_EXAMPLES if probe is None else -(-SKETCHED_POSITIONS // max(1, x.shape[2:].numel()))
         sample = None if score is None else x[:examples].to(y.dtype, copy=True)
         ctx.save_for_backward(kept.to(y.dtype), weight, trainable, selection, sample, change)
         ctx.geometry, ctx.axis, ctx.score, ctx.score_axis, ctx.shape = geometry, axis, score, score_axis, x.shape

@@ -95,7 +95,7 @@ def _select(x: Tensor, selection: Tensor) -> Tensor:
     """
     if selection.is_floating_point():
         tokens = x.reshape(-1, x.shape[-1])  # R first: on CPU this is several times faster than the (T, R) product
-        return (selection.to(x.dtype).t() @ tokens.t()).t().view(*x.shape[:-1], -1)
+        return (selection.to(x.dtype).t() @ tokens.t()).t().view(*x.shape[:-1], selection.shape[1])
     return x.gather(-1, selection.expand(*x.shape[:-1], -1))  # a copy: a view would keep all of x alive until backward
 
 

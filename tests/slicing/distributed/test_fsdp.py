@@ -174,6 +174,39 @@ def test_a_sharded_network_writes_the_same_slice_file(axis, tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
+def saved_with_many_names(sharded, path):
+    """Parameters trained whole, and an attention whose matrices are separate parameters of a half-precision type."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.MultiheadAttention(8, 1, kdim=6, vdim=4), nn.LayerNorm(8), nn.LayerNorm(8)).bfloat16()
+    for number, parameter in enumerate(net[1:].parameters()):
+        parameter.data.fill_(number)
+    settings = {"targets": "proj_weight", "also_train": ["^1", "^2"], "basis": "random", "slice_dtype": "float32"}
+    handle = slice_model(net, 2, **settings)
+    handle.write_manually()
+    for number, view in enumerate(handle):
+        view.parameter.data.fill_(number + 1)
+    if sharded:
+        torch.distributed.init_process_group("gloo")
+        shard_model(net, blocks="0")
+    handle.save(path)
+    return whole(net)
+
+
+def saved_with_many_names_sharded(path):
+    return saved_with_many_names(True, path)
+
+
+@pytest.mark.distributed
+def test_separate_programs_collect_parameters_in_the_same_order(tmp_path):
+    expected = saved_with_many_names(False, tmp_path / "one")
+    found = processes.run(saved_with_many_names_sharded, 2, tmp_path / "two", own_hash_seeds=True)
+    one, two = (SliceFile.read(tmp_path / name) for name in ("one", "two"))
+    assert one.whole.keys() == two.whole.keys()
+    assert all(torch.equal(value, two.whole[name]) for name, value in one.whole.items())
+    for weights in found:
+        assert all(numpy.allclose(weights[name], value, atol=0.02) for name, value in expected.items())
+
+
 def in_half(sharded, saved=None):
     """Train bfloat16 weights along directions for eight steps; stop after five of them and save, or begin there."""
     torch.manual_seed(3)
