@@ -85,7 +85,9 @@ class DirectionCursor(SliceCursor):
 
     def _warn(self, found: int) -> None:
         rank = self._settings.rank
-        if found < rank and not self._warned:
+        outputs = self.slice_.trainable.shape[1]  # a gradient has no more directions than these
+        possible = min(rank, outputs) if self._settings.basis == "gradient" else rank
+        if found < possible and not self._warned:
             self._warned = True
             seen = {"gradient": "gradient", "pca": "inputs"}[self._settings.basis]  # random directions have no sketch
             warnings.warn(

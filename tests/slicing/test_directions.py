@@ -410,6 +410,15 @@ def test_too_few_directions_are_completed_by_random_ones_with_one_warning(basis)
     assert along == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_gradient_has_no_more_directions_than_outputs():
+    net = nn.Sequential(nn.Linear(16, 3))
+    handle = slice_model(net, 8, targets="0", also_train=[], basis="gradient")
+    net(torch.randn(20, 16)).square().sum().backward()
+    [view] = handle.move()
+    torch.testing.assert_close(view.directions.t() @ view.directions, torch.eye(8))
+
+
 def test_large_features_do_not_hide_the_others():
     net = nn.Sequential(nn.Linear(64, 32)).double()
     [view] = handle = slice_model(net, 8, targets=".", also_train=[], basis="pca")
