@@ -185,8 +185,8 @@ def sliced_conv(
 ) -> Tensor:
     """Compute ``F.conv1d``, ``F.conv2d`` or ``F.conv3d``, with a weight gradient for some channels only.
 
-    The backward pass saves the input channels that the slice reads. For rows that is the whole input, unless there are
-    more groups than lines.
+    The backward pass saves the input channels that the slice reads, or the components along its directions. For rows
+    that is the whole input, unless there are more groups than lines.
 
     Args:
         x: Input, shape ``(B, G · I, ...)``.
