@@ -22,7 +22,7 @@ from slicefine_pl.slicing.scores import zero_nonfinite
 from slicefine_pl.slicing.slice import Slice
 
 SCORE_TOKENS = 64  # tokens whose gradients rank the lines; more tokens cost more and rank no better
-SKETCHED_TOKENS = 256  # tokens that add to a sketch; on a language model, more gave better directions
+SKETCHED_TOKENS = 256  # tokens that add to a sketch; a language model learned a little more than with 64
 
 
 class _SlicedLinear(torch.autograd.Function):
