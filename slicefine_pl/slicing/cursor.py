@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from slicefine_pl.arguments import check_choice, check_seed
@@ -30,6 +29,7 @@ from slicefine_pl.slicing.schedule import (
     visiting_order,
     visits_before,
 )
+from slicefine_pl.slicing.scores import sum_over_processes
 from slicefine_pl.slicing.untouched import Untouched
 
 SLICE_TYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -176,8 +176,7 @@ class SliceCursor:
         self.moves += 1
         axis, indices = self._scheduled()
         if self.slice_.score is not None:
-            if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(self.slice_.score)  # processes see different data, and must move to the same lines
+            sum_over_processes(self.slice_.score)  # they see different data, and must move to the same lines
             if self.slice_.score.any():
                 indices = sorted(self.slice_.score.topk(self._settings.rank).indices.tolist())
         self._move_to(axis, indices)

@@ -19,6 +19,7 @@ from slicefine_pl.slicing.layers.base import SlicedLayer, child_name
 from slicefine_pl.slicing.layout import MatrixLayout, flatten_kernel, unflatten_kernel
 from slicefine_pl.slicing.lr_scale import lr_scale_at
 from slicefine_pl.slicing.rounding import Remainder, subtract
+from slicefine_pl.slicing.scores import sum_over_processes
 from slicefine_pl.slicing.slice import gather_lines
 from slicefine_pl.slicing.visited_directions import VisitedDirections
 
@@ -67,15 +68,13 @@ class DirectionCursor(SliceCursor):
         if slice_.score is None:
             self._turn_to(self._random(), self._counted_scale())
             return
-        together = dist.is_available() and dist.is_initialized()
-        if together:
-            dist.all_reduce(slice_.score)  # processes see different data, and must take the same directions
+        sum_over_processes(slice_.score)  # they see different data, and must take the same directions
         directions, found = leading_directions(slice_.score, self._settings.rank, self._random())
         if not slice_.stays:
             self._warn(found)
-        if together:
+        if dist.is_available() and dist.is_initialized():
             dist.broadcast(directions, 0)  # libraries may differ in rounding and sign
-        self._turn_to(directions, self._counted_scale() if slice_.tokens is None else self._measured_scale(directions))
+        self._turn_to(directions, self._measured_scale(directions))
         slice_.score.zero_()
 
     def _turn_to(self, directions: Tensor, scale: float) -> None:
@@ -100,14 +99,12 @@ class DirectionCursor(SliceCursor):
     def _measured_scale(self, directions: Tensor) -> float:
         """The factor of the learning rate, from sums of inputs and of their components along new directions.
 
-        As for columns, a matrix with more inputs than outputs counts its outputs.
+        As for columns, a matrix with more inputs than outputs counts its outputs. Convolutions count only.
         """
-        assert self.slice_.tokens is not None
-        if self._settings.lr_scale != "auto":
-            return self._settings.lr_scale
+        if self._settings.lr_scale != "auto" or self.slice_.tokens is None:
+            return self._counted_scale()
         share = input_share(self.slice_.tokens, directions)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(share)
+        sum_over_processes(share)
         inputs, components = share.tolist()
         outputs, size = self.slice_.shape
         return min(1, outputs / size) * inputs / components if components > 0 else self._counted_scale()

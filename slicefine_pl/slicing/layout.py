@@ -54,7 +54,7 @@ class MatrixLayout:
 def flatten_kernel(matrix: Tensor) -> Tensor:
     """A matrix ``(O, I, ...)`` with one row for each output and kernel position, shape ``(O · K, I)``.
 
-    A view where the matrix has no kernel, and a copy otherwise.
+    A view where the kernel has one entry, or the matrix none, and a copy otherwise.
     """
     return matrix.movedim(1, -1).flatten(0, -2)
 

@@ -51,9 +51,10 @@ class VisitedDirections:
 
     def __init__(self, matrix: Tensor, key: str) -> None:
         self.base = None if matrix.is_meta else Fingerprint.of(matrix)
-        outputs, inputs = flatten_kernel(matrix).shape
+        rows = flatten_kernel(matrix)
+        outputs, inputs = rows.shape
         self._probe = random_matrix(inputs, PROBES, key)
-        self._probed = torch.zeros(0) if matrix.is_meta else along(flatten_kernel(matrix), self._probe)
+        self._probed = torch.zeros(0) if matrix.is_meta else along(rows, self._probe)
         factors = torch.promote_types(matrix.dtype, torch.float32)
         self._directions: Tensor | None = torch.zeros(inputs, 0, dtype=factors)
         self._components = torch.zeros(outputs, 0, dtype=torch.float64)

@@ -70,7 +70,6 @@ class SliceSteps:
         """
         for number, optimizer in enumerate(self._optimizers):
             optimizer.start(steps_before.get(number, 0))
-            self._stay_after_first(optimizer)
         self._started = True
         self.check_same_lines()
 
@@ -111,10 +110,6 @@ class SliceSteps:
             if not self._keep_state:
                 own.reset_state(view.parameter for view in moved)
             self.check_same_lines()
-            self._stay_after_first(own)
+            if self._interval is None:  # the first move was the only one; a resumed run has it in its state
+                self._handle.stay(own.names)
             self.moved = True
-
-    def _stay_after_first(self, own: OptimizerSlices) -> None:
-        """Let the slices of an optimizer stay, if the first move was the only one."""
-        if self._interval is None and self._first_move is not None and own.steps >= self._first_move:
-            self._handle.stay(own.names)
