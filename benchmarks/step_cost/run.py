@@ -2,6 +2,7 @@
 
 python -m benchmarks.step_cost.run --network minilm --rank 8 --rounds 15 --out benchmarks/results/cost_minilm_r8.json
 python -m benchmarks.step_cost.run --network llama --batch 2 --tokens 256 --compile
+python -m benchmarks.step_cost.run --network resnet50 --methods "slice, column" "slice, directions"
 
 All methods train the same network (random weights, no dropout) on the same batch with AdamW. In each round every
 method takes one step, in a new random order, so that a machine that slows down slows all of them. The frozen baseline
@@ -25,13 +26,14 @@ import argparse
 import copy
 import statistics
 import sys
+from collections.abc import Mapping
 
 import torch
 
 from benchmarks.harness.checks import check_against_full_training, check_changes
 from benchmarks.harness.machine import Clock, machine, percentiles
 from benchmarks.harness.memory import memory_of
-from benchmarks.harness.methods import COMPILED, METHODS
+from benchmarks.harness.methods import COMPILED, METHODS, Method
 from benchmarks.harness.networks import NETWORKS, Workload, build
 from benchmarks.harness.results import Row, argument_parser, result_path, write_result
 from benchmarks.harness.rounds import interleaved
@@ -43,12 +45,12 @@ REFERENCES = {"baseline": BASELINE, "lora": "lora"}  # what times and saved byte
 
 
 def prepare_all(
-    workload: Workload, rank: int, device: str, compiled: bool
+    workload: Workload, methods: Mapping[str, Method], rank: int, device: str
 ) -> tuple[dict[str, TrainingRun], dict[str, str]]:
-    """Prepare and check all methods; returns the runs, and why other methods are left out."""
+    """Prepare and check methods; returns the runs, and why other methods are left out."""
     prepare(copy.deepcopy(workload), METHODS["full"], rank, device)  # start-up time of the process counts for no method
     runs, left_out = {}, {}
-    for name, method in (METHODS | COMPILED if compiled else METHODS).items():
+    for name, method in methods.items():
         print(f"{name}: first step", file=sys.stderr)
         try:
             runs[name] = prepare(copy.deepcopy(workload), method, rank, device)
@@ -87,7 +89,9 @@ def measure(arguments: argparse.Namespace) -> Row:
     workload = build(arguments.network, device=device, **sizes)
     check_against_full_training(workload.to(device, torch.float32))
     workload.to(device, getattr(torch, arguments.dtype))
-    runs, left_out = prepare_all(workload, rank, device, arguments.compile)
+    wanted = {*arguments.methods, *REFERENCES.values(), *(COMPILED if arguments.compile else ())}
+    methods = {name: method for name, method in (METHODS | COMPILED).items() if name in wanted}
+    runs, left_out = prepare_all(workload, methods, rank, device)
     memory = {name: memory_of(run, device) for name, run in runs.items()}
     rounds = list(interleaved(list(runs), lambda name, _: timed_step(runs[name], device), arguments.rounds))
     rows: dict[str, Row] = {}
@@ -126,6 +130,7 @@ def _ratio(value: float | None, other: float | None) -> float | None:
 def parse_arguments() -> argparse.Namespace:
     parser = argument_parser(__doc__)
     parser.add_argument("--network", choices=NETWORKS, default="minilm")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="beside baseline and LoRA")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batch", type=int, help="examples; the default depends on network and device")

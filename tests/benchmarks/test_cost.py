@@ -126,7 +126,8 @@ def test_the_whole_comparison(monkeypatch):
     """Every method is prepared, timed and reported; LoRA on every map saves more than the frozen baseline."""
     monkeypatch.setitem(networks.NETWORKS, "tiny", Network(tiny_bert, cpu=(2, 6), cuda=(2, 6)))
     sizes = {"network": "tiny", "rank": 2, "rounds": 1, "batch": 3, "tokens": None, "device": "cpu"}
-    result = measure(argparse.Namespace(**sizes, dtype="float32", compile=False, rss=False))
+    arguments = argparse.Namespace(**sizes, dtype="float32", compile=False, rss=False, methods=list(METHODS))
+    result = measure(arguments)
     assert json.loads(json.dumps(result)) == result
     assert result["batch"]["input_ids"] == [3, 6]
     assert set(result["rows"]) == set(METHODS)
@@ -137,6 +138,9 @@ def test_the_whole_comparison(monkeypatch):
     for text in (table(result), thresholds(result)):
         assert "nan" not in text
     assert all(f"| {name} |" in table(result) for name in METHODS)
+
+    chosen = measure(argparse.Namespace(**{**vars(arguments), "methods": ["slice, directions"]}))
+    assert set(chosen["rows"]) == {"frozen baseline", "slice, directions", "lora"}
 
 
 def test_thresholds_are_met_at_their_limits_and_missed_beyond():
