@@ -133,6 +133,32 @@ def test_only_components_along_the_directions_are_saved():
     assert activations.bytes == 4 * (2 * 4 * 10 * 10 + 64 * 4)  # x P, and P itself
 
 
+@pytest.mark.parametrize("basis", ["gradient", "pca"])
+def test_a_sketch_saves_few_positions_of_a_large_image(basis):
+    """Of one image with 6,400 positions, it saves fewer than a tenth."""
+    net = nn.Sequential(nn.Conv2d(64, 8, 3))
+    handle = slice_model(net, 4, targets="0", also_train=[], basis=basis)
+    x = torch.randn(1, 64, 80, 80, requires_grad=True)
+    with count_activations() as sketching:
+        net(x)
+    handle.stay()
+    with count_activations() as staying:
+        net(x)
+    assert 0 < sketching.bytes - staying.bytes < x.nbytes / 10
+
+
+@pytest.mark.parametrize("basis", ["gradient", "pca"])
+def test_sampled_positions_of_a_large_image_find_the_space_of_its_channels(basis):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(32, 8, 3, padding=1))
+    handle = slice_model(net, R, targets="0", also_train=[], basis=basis)
+    space = torch.linalg.qr(torch.randn(32, R)).Q
+    for _ in range(3):
+        net((space @ torch.randn(1, R, 56 * 56)).view(1, 32, 56, 56)).square().sum().backward()
+    [view] = handle.move()
+    torch.testing.assert_close(view.directions @ view.directions.t(), space @ space.t(), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", HALF)
 def test_output_and_gradients_in_half_precision_are_those_of_the_weight_with_the_change(name, dtype):
     net, dense = layer(name, dtype), layer(name)[0]

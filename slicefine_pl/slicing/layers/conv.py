@@ -23,7 +23,8 @@ from slicefine_pl.slicing.scores import line_norms, zero_nonfinite
 from slicefine_pl.slicing.slice import Slice
 
 SCORE_EXAMPLES = 1  # examples whose weight gradient ranks the channels
-SKETCHED_POSITIONS = 64  # at least as many input positions, of whole examples, add to the sketch of a batch
+SKETCHED_POSITIONS = 256  # about so many input positions of a batch add to a sketch
+SKETCHED_EXAMPLES = 4  # of so many examples, or of more where these have fewer positions
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}  # by spatial dimensions; autocast ignores torch.convolution
 
 
@@ -68,8 +69,9 @@ class _SlicedConv(torch.autograd.Function):
         if change is not None:
             change = _lines_as_weight(change, weight).to(y.dtype)
             y += convolution(kept.to(y.dtype), change, None, *geometry)
-        examples = SCORE_EXAMPLES if probe is None else -(-SKETCHED_POSITIONS // max(1, x.shape[2:].numel()))
-        sample = None if score is None else x[:examples].to(y.dtype, copy=True)
+        sample = None
+        if score is not None:
+            sample = (x[:SCORE_EXAMPLES] if probe is None else _sample(x)).to(y.dtype, copy=True)
         ctx.save_for_backward(kept.to(y.dtype), weight, trainable, selection, sample, change)
         ctx.geometry, ctx.axis, ctx.score, ctx.score_axis, ctx.shape = geometry, axis, score, score_axis, x.shape
         ctx.probe, ctx.of_inputs = probe, of_inputs
@@ -113,8 +115,18 @@ def _lines_as_weight(lines: Tensor, weight: Tensor) -> Tensor:
     return lines.reshape(len(lines), len(weight), *weight.shape[2:]).transpose(0, 1)
 
 
+def _sample(x: Tensor) -> Tensor:
+    """Some positions of the first examples, evenly spaced, shape ``(examples, channels, positions)``.
+
+    The stride is odd. With an even width, an even stride would take the same columns of each line.
+    """
+    count = max(1, x.shape[2:].numel())
+    examples = min(len(x), max(SKETCHED_EXAMPLES, -(-SKETCHED_POSITIONS // count)))
+    return x[:examples].flatten(2)[..., :: count * examples // SKETCHED_POSITIONS | 1]
+
+
 def _sketch(ctx: Any, grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """What some examples add to a sketch, shape ``(I, C)``.
+    """What a sample of inputs ``(examples, G · I, positions)`` adds to a sketch, shape ``(I, C)``.
 
     The gradient of the weight is not computed: its product with Ω is that of the inputs with the gradient that they
     would have if Ω were the weight.
@@ -123,8 +135,8 @@ def _sketch(ctx: Any, grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     if ctx.of_inputs:
         projected = _along(x, ctx.probe, groups)
     else:
-        shape = torch.Size([len(x), groups * ctx.probe.shape[1], *x.shape[2:]])
-        projected = _input_gradient(grad_y, shape, _lines_as_weight(ctx.probe.t(), weight), ctx.geometry)
+        shape = torch.Size([len(x), groups * ctx.probe.shape[1], *ctx.shape[2:]])
+        projected = _sample(_input_gradient(grad_y, shape, _lines_as_weight(ctx.probe.t(), weight), ctx.geometry))
     inputs, projected = _by_group(x, groups), _by_group(projected, groups)
     sums: Tensor = torch.tensordot(inputs, projected, dims=([0, 1, 3], [0, 1, 3]))
     return sums
