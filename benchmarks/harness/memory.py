@@ -1,9 +1,9 @@
 """Memory and disk space of a training run, in bytes.
 
-Counted from tensors, so that the figures are the same on every machine: parameters and buffers, gradients, AdamW's
-state, and what autograd saves between forward and backward. Their sum is an upper estimate of the peak, because
-saved tensors are freed while gradients appear. On a GPU the allocator reports the peak itself; for a CPU see
-``rss.py``.
+Counted from tensors, so that the figures are the same on every machine: parameters and buffers, what slices hold,
+gradients, AdamW's state, and what autograd saves between forward and backward. Their sum is an upper estimate of the
+peak, because saved tensors are freed while gradients appear. On a GPU the allocator reports the peak itself; for a CPU
+see ``rss.py``.
 """
 
 import weakref
@@ -44,7 +44,7 @@ class _Saved:
 
 
 def saved_bytes(run: TrainingRun) -> int:
-    """Bytes that autograd holds once the loss is computed, beyond parameters and buffers.
+    """Bytes that autograd holds once the loss is computed, beyond what the network holds between steps.
 
     Tensors that autograd has released by then do not count, such as those of DoRA's weight norms.
     """
@@ -71,11 +71,14 @@ def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
 
 
 def _state(run: TrainingRun) -> list[Tensor]:
-    return [*run.workload.net.parameters(), *run.workload.net.buffers()]
+    """Parameters, buffers, and what slices keep from step to step, such as their directions."""
+    net = run.workload.net
+    kept = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return [*net.parameters(), *net.buffers(), *kept]
 
 
 def parameter_bytes(run: TrainingRun) -> int:
-    """Parameters and buffers, adapters and slices included."""
+    """What the network holds between steps: parameters and buffers, adapters and slices included."""
     return sum(storages(_state(run)).values())
 
 
