@@ -74,7 +74,7 @@ def film(batch_size: int, seed: int, lr: float, head_lr: float) -> tuple[Module,
     return CausalLanguageModel(SMOLLM, lr=lr, samples=0), data
 
 
-TASKS: dict[str, Task] = {  # 150 to 235 steps each; 40 and 100 for the language model, 724 for the long run
+TASKS: dict[str, Task] = {  # 150 to 235 steps each; 40 to 300 for the language model, 724 for four epochs
     "tweets": Task(partial(texts, "tweets"), "MiniLM", epochs=1),
     "tweets, 4 epochs": Task(partial(texts, "tweets"), "MiniLM", epochs=4, averaged=False),
     "products": Task(partial(texts, "products"), "MiniLM", epochs=1),
@@ -87,5 +87,8 @@ TASKS: dict[str, Task] = {  # 150 to 235 steps each; 40 and 100 for the language
     "film sentences": Task(partial(film, 4), "SmolLM2-135M", epochs=1, score="perplexity", batches=100, averaged=False),
     "film sentences, batches of 8": Task(
         partial(film, 8), "SmolLM2-135M", epochs=1, score="perplexity", batches=100, averaged=False
+    ),
+    "film sentences, 300 steps": Task(
+        partial(film, 4), "SmolLM2-135M", epochs=1, score="perplexity", batches=300, averaged=False
     ),
 }
