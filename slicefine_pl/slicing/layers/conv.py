@@ -23,8 +23,8 @@ from slicefine_pl.slicing.scores import line_norms, zero_nonfinite
 from slicefine_pl.slicing.slice import Slice
 
 SCORE_EXAMPLES = 1  # examples whose weight gradient ranks the channels
-SKETCHED_POSITIONS = 256  # about so many input positions of a batch add to a sketch
-SKETCHED_EXAMPLES = 4  # of so many examples, or of more where these have fewer positions
+SKETCHED_POSITIONS = 256  # about how many input positions of a batch add to a sketch
+SKETCHED_EXAMPLES = 4  # how many examples they come from; more, if these have too few positions
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}  # by spatial dimensions; autocast ignores torch.convolution
 
 
