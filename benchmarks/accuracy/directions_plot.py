@@ -1,10 +1,11 @@
-"""Draw what columns and directions learn, by rank.
+"""Draw what columns, directions and LoRA learn from as many trained numbers.
 
-python -m benchmarks.accuracy.directions_plot FILES --searched FILE --plot docs/images/directions.png
+python -m benchmarks.accuracy.directions_plot FILES --searched FILE --lora FILES --plot docs/images/directions.png
 
-FILES are of ``benchmarks.accuracy.rates``; ``--searched`` is of ``benchmarks.accuracy.run`` and has full fine-tuning.
-One panel for each task: the mean validation loss over R, with one point for each seed. Only runs at the rate of full
-fine-tuning count. Of runs with the same settings, those of the file that is named last are taken.
+FILES are of ``benchmarks.accuracy.rates``; the others are of ``benchmarks.accuracy.run``. ``--searched`` has full
+fine-tuning. One panel for each task: the mean validation loss over R, with one point for each seed. LoRA of rank r is
+drawn at R = 2r. Slices are those at the rate of full fine-tuning, LoRA is at the rate that its search chose. Of runs
+with the same settings, those of the file that is named last are taken.
 """
 
 import statistics
@@ -23,6 +24,7 @@ from benchmarks.harness.results import argument_parser
 from slicefine_pl.analysis.plots import save_figure
 
 KINDS = {"standard": ("columns", "#0072B2", "o"), "gradient": ("directions of the gradient", "#D55E00", "s")}
+LORA = ("LoRA, r = R / 2", "#009E73", "^")
 
 
 def by_rank(runs: Runs, task: str, rate: float, basis: str) -> dict[int, list[float]]:
@@ -41,10 +43,19 @@ def _compared(method: MethodConfig, basis: str) -> bool:
     return (method.kind, method.lr_scale, method.basis) == ("column", "auto", basis) and stays
 
 
-def draw(axes: Axes, task: str, rate: float, runs: Runs, full: list[float]) -> None:
+def lora_by_rank(runs: Runs, task: str) -> dict[int, list[float]]:
+    """Validation losses of LoRA in all layers by 2r, at the rate with the most seeds: the search chose it."""
+    found = {}
+    for name, method in sorted(studies().methods.items(), key=lambda item: item[1].rank):
+        if (method.kind, method.layers) == ("lora", "all") and (by_rate := runs.get((task, name))):
+            found[2 * method.rank] = [row["val_loss"] for row in max(by_rate.values(), key=len).values()]
+    return found
+
+
+def draw(axes: Axes, task: str, rate: float, runs: Runs, lora: Runs, full: list[float]) -> None:
     """Draw one task."""
-    for basis, (label, color, marker) in KINDS.items():
-        found = by_rank(runs, task, rate, basis)
+    curves = [(by_rank(runs, task, rate, basis), look) for basis, look in KINDS.items()]
+    for found, (label, color, marker) in [*curves, (lora_by_rank(lora, task), LORA)]:
         axes.plot(list(found), [statistics.fmean(each) for each in found.values()], "-", color=color, label=label)
         for rank, losses in found.items():
             axes.plot([rank] * len(losses), losses, marker, color=color, markersize=3, alpha=0.6)
@@ -55,12 +66,12 @@ def draw(axes: Axes, task: str, rate: float, runs: Runs, full: list[float]) -> N
     open_frame(axes, "both")
 
 
-def plot(runs: Runs, searched: Runs, rates: Mapping[str, float], path: Path) -> None:
+def plot(runs: Runs, lora: Runs, searched: Runs, rates: Mapping[str, float], path: Path) -> None:
     """Draw all tasks."""
     figure = Figure(figsize=(11, 6), layout="constrained", dpi=DPI)
     panels = figure.subplots(2, -(-len(rates) // 2), squeeze=False)
     for axes, (task, rate) in zip(panels.flat, rates.items(), strict=False):
-        draw(axes, task, rate, runs, [row["val_loss"] for row in searched[task, "full"][rate].values()])
+        draw(axes, task, rate, runs, lora, [row["val_loss"] for row in searched[task, "full"][rate].values()])
     for axes in panels[-1]:
         axes.set_xlabel("R")
     for axes in panels[:, 0]:
@@ -74,12 +85,13 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="files of benchmarks.accuracy.rates")
     parser.add_argument("--searched", type=Path, required=True, help="file with searched rates of full fine-tuning")
+    parser.add_argument("--lora", type=Path, nargs="+", default=[], help="files with LoRA of several ranks")
     parser.add_argument("--plot", type=Path, required=True)
     arguments = parser.parse_args()
     runs, averaged = read_runs(*arguments.runs), [task for task, each in TASKS.items() if each.averaged]
     with_directions = {task for task, name in runs if studies().methods[name].basis == "gradient"}
     rates = chosen_rates(arguments.searched, [task for task in averaged if task in with_directions])
-    plot(runs, read_runs(arguments.searched), rates, arguments.plot)
+    plot(runs, read_runs(*arguments.lora), read_runs(arguments.searched), rates, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import json
 
-from benchmarks.accuracy.directions_plot import by_rank, plot
+from benchmarks.accuracy.directions_plot import by_rank, lora_by_rank, plot
 from benchmarks.accuracy.rates_report import read_runs
 
 
@@ -30,5 +30,13 @@ def test_only_slices_that_stay_and_scale_their_rate_are_compared(tmp_path):
     assert by_rank(runs, "tweets", 1e-4, "standard") == {8: [0.3, 0.5]}
     assert by_rank(runs, "tweets", 1e-4, "gradient") == {2: [0.4]}
     searched = read_runs(written(tmp_path / "full.jsonl", row("full", 1e-4, 0, 0.2)))
-    plot(runs, searched, {"tweets": 1e-4}, tmp_path / "plot.png")
+    lora = read_runs(written(
+        tmp_path / "lora.jsonl",
+        row("lora r=4", 1e-3, 0, 0.1),  # at the rate that was not chosen
+        row("lora r=4", 2e-3, 0, 0.2),
+        row("lora r=4", 2e-3, 1, 0.4),
+        row("lora r=16 on=qv", 1e-3, 0, 0.1),  # fewer layers
+    ))  # fmt: skip
+    assert lora_by_rank(lora, "tweets") == {8: [0.2, 0.4]}
+    plot(runs, lora, searched, {"tweets": 1e-4}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
