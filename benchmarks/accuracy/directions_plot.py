@@ -44,11 +44,12 @@ def _compared(method: MethodConfig, basis: str) -> bool:
 
 
 def lora_by_rank(runs: Runs, task: str) -> dict[int, list[float]]:
-    """Validation losses of LoRA in all layers by 2r, at the rate with the most seeds: the search chose it."""
+    """Validation losses of LoRA in all layers by 2r, at the best of the rates with the most seeds: the chosen one."""
     found = {}
     for name, method in sorted(studies().methods.items(), key=lambda item: item[1].rank):
         if (method.kind, method.layers) == ("lora", "all") and (by_rate := runs.get((task, name))):
-            found[2 * method.rank] = [row["val_loss"] for row in max(by_rate.values(), key=len).values()]
+            losses = [[row["val_loss"] for row in rows.values()] for rows in by_rate.values()]
+            found[2 * method.rank] = max(losses, key=lambda each: (len(each), -statistics.fmean(each)))
     return found
 
 
