@@ -21,7 +21,7 @@ from peft import PeftModel
 
 from benchmarks.accuracy.preparation import slice_callback
 from benchmarks.accuracy.rates import chosen_rates
-from benchmarks.accuracy.run import SEEDS
+from benchmarks.accuracy.run import SEEDS, score
 from benchmarks.accuracy.studies import SLICES, MethodConfig, studies
 from benchmarks.accuracy.tasks import TASKS, Task
 from benchmarks.harness.lightning import QUIET
@@ -51,14 +51,8 @@ def score_adapter(task: Task, trained: Callable[[], Trained], rank: int | None) 
     with tempfile.TemporaryDirectory() as folder:
         export = export_lora(slices, base, folder, max_rank=rank)
         module.model = PeftModel.from_pretrained(deepcopy(base), folder).merge_and_unload()
-    trainer = Trainer(**QUIET)
-    [val] = trainer.validate(module, data, verbose=False)
-    [test] = trainer.test(module, data, verbose=False)
     return {
-        "val_loss": val["val/loss"],
-        "val": val[f"val/{task.score}"],
-        "test": test[f"test/{task.score}"],
-        "test_loss": test["test/loss"],
+        **score(task, module, data, Trainer(**QUIET)),
         "adapter_bytes": export.num_bytes,
         "lost": export.total_lost,
     }

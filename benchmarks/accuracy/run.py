@@ -25,11 +25,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
 from benchmarks.accuracy.preparation import NotApplicableError, prepare, randomize
 from benchmarks.accuracy.studies import MethodConfig, studies
-from benchmarks.accuracy.tasks import TASKS, Task
+from benchmarks.accuracy.tasks import TASKS, Module, Task
 from benchmarks.harness.lightning import QUIET
 from benchmarks.harness.results import Row, RunLog, argument_parser, result_path
 from slicefine_pl.callbacks.linear_probe import LinearProbe
@@ -55,6 +55,16 @@ def train(task: Task, method: MethodConfig, rate: float, seed: int) -> Row:
     seconds = time.perf_counter() - start
     groups = trainer.optimizers[0].param_groups
     trained = sum(value.numel() for group in groups for value in group["params"] if value.requires_grad)
+    return {
+        **score(task, module, data, trainer),
+        "steps": trainer.global_step,
+        "trained": trained,
+        "seconds": round(seconds, 1),
+    }
+
+
+def score(task: Task, module: Module, data: LightningDataModule, trainer: Trainer) -> Row:
+    """Losses and scores of a trained module."""
     [val] = trainer.validate(module, data, verbose=False)
     [test] = trainer.test(module, data, verbose=False)
     return {
@@ -62,9 +72,6 @@ def train(task: Task, method: MethodConfig, rate: float, seed: int) -> Row:
         "val": val[f"val/{task.score}"],
         "test": test[f"test/{task.score}"],
         "test_loss": test["test/loss"],
-        "steps": trainer.global_step,
-        "trained": trained,
-        "seconds": round(seconds, 1),
     }
 
 
