@@ -9,7 +9,6 @@ network is scored. Each score is a line of the file.
 
 import argparse
 import tempfile
-import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from functools import cache, partial
@@ -21,7 +20,7 @@ from peft import PeftModel
 
 from benchmarks.accuracy.preparation import slice_callback
 from benchmarks.accuracy.rates import chosen_rates
-from benchmarks.accuracy.run import SEEDS, score
+from benchmarks.accuracy.run import SEEDS, fit, score
 from benchmarks.accuracy.studies import SLICES, MethodConfig, studies
 from benchmarks.accuracy.tasks import TASKS, Task
 from benchmarks.harness.lightning import QUIET
@@ -37,10 +36,7 @@ def train_slices(task: Task, method: MethodConfig, rate: float, seed: int) -> Tr
     module, data = task.build(seed, rate, task.head_lr)
     base = deepcopy(module.model)
     slices = slice_callback(method, seed, None)
-    trainer = Trainer(**QUIET, max_epochs=task.epochs, limit_train_batches=task.batches, callbacks=[slices])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Left frozen")  # stems with three channels, depthwise convolutions
-        trainer.fit(module, data)
+    fit(task, module, data, [slices])
     with tempfile.TemporaryDirectory() as folder:
         return module, data, slices.save(Path(folder) / "slices.safetensors"), base
 

@@ -22,10 +22,11 @@ Every run appends a JSON line to the file. A run that is in the file is not repe
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 
 from benchmarks.accuracy.preparation import NotApplicableError, prepare, randomize
 from benchmarks.accuracy.studies import MethodConfig, studies
@@ -46,12 +47,10 @@ def train(task: Task, method: MethodConfig, rate: float, seed: int) -> Row:
     """One run; returns its scores, trained parameters and time."""
     seed_everything(seed, verbose=False)
     module, data = task.build(seed, rate, task.head_lr)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Left frozen")  # stems with three channels, depthwise convolutions
+    with expected_frozen():
         callbacks = prepare(method, module, seed)
-        trainer = Trainer(**QUIET, max_epochs=task.epochs, limit_train_batches=task.batches, callbacks=callbacks)
-        start = time.perf_counter()
-        trainer.fit(module, data)
+    start = time.perf_counter()
+    trainer = fit(task, module, data, callbacks)
     seconds = time.perf_counter() - start
     groups = trainer.optimizers[0].param_groups
     trained = sum(value.numel() for group in groups for value in group["params"] if value.requires_grad)
@@ -61,6 +60,22 @@ def train(task: Task, method: MethodConfig, rate: float, seed: int) -> Row:
         "trained": trained,
         "seconds": round(seconds, 1),
     }
+
+
+def fit(task: Task, module: Module, data: LightningDataModule, callbacks: list[Callback]) -> Trainer:
+    """Train a prepared module as long as the task says; returns the trainer."""
+    trainer = Trainer(**QUIET, max_epochs=task.epochs, limit_train_batches=task.batches, callbacks=callbacks)
+    with expected_frozen():
+        trainer.fit(module, data)
+    return trainer
+
+
+@contextmanager
+def expected_frozen() -> Iterator[None]:
+    """Silence the warning that lists what slices leave frozen: stems of three channels, depthwise convolutions."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Left frozen")
+        yield
 
 
 def score(task: Task, module: Module, data: LightningDataModule, trainer: Trainer) -> Row:
